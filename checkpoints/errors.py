@@ -1,0 +1,102 @@
+"""The error tree: every error that Holdfast raises on purpose descends from `HoldfastError`.
+
+The docstring of a class is its message: fields in braces are filled from the keyword arguments,
+which stay readable as attributes. `exit_code` is what the command line exits with.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+
+class HoldfastError(Exception):
+    """Holdfast could not go on: {reason}."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        for name, value in fields.items():
+            setattr(self, name, value)
+        super().__init__(self.message())
+
+    def message(self) -> str:
+        """Return the class docstring with this error's fields filled in."""
+        template = " ".join(inspect.getdoc(type(self)).split())  # type: ignore[union-attr]
+        try:
+            return template.format(**self.fields)
+        except (KeyError, IndexError):
+            return f"{template} {self.fields}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.fields)
+
+
+def _rebuild(kind: type[HoldfastError], fields: dict[str, Any]) -> HoldfastError:
+    return kind(**fields)
+
+
+class UsageError(HoldfastError, ValueError):
+    """{field}: {problem}. {hint}"""
+
+    exit_code = 2
+
+
+class InvalidName(HoldfastError, ValueError):
+    """{field} is {value!r}: {problem}. Use letters, digits, '.', '_' and '-', starting with a
+    letter or digit, at most 100 characters."""
+
+    exit_code = 2
+
+
+class StorageError(HoldfastError, OSError):
+    """Storage failed to {action} {path!r}: {reason}. Nothing that was committed is lost."""
+
+    exit_code = 74
+
+
+class StorageFull(StorageError):
+    """No space left to {action} {path!r}: {reason}. Free some space or lower --keep; what was
+    committed before stays good."""
+
+
+class NotFound(StorageError, FileNotFoundError):
+    """{path!r} does not exist in {root!r}."""
+
+
+class AlreadyExists(StorageError, FileExistsError):
+    """{path!r} exists already in {root!r}: somebody else was first."""
+
+
+class CommitUnknown(StorageError):
+    """The answer to writing {path!r} was lost ({reason}): it may or may not be committed. It is
+    looked for again at the next start and never deleted."""
+
+
+class FormatError(HoldfastError, ValueError):
+    """{path!r} is not what Holdfast writes: {reason}."""
+
+    exit_code = 65
+
+
+class FormatTooNew(FormatError):
+    """{path!r} has format {found}, this Holdfast reads up to {known}. Install a newer Holdfast."""
+
+
+class CheckpointDamaged(HoldfastError, ValueError):
+    """Checkpoint {checkpoint} is damaged: {file}: {reason}."""
+
+    exit_code = 65
+
+
+class NoCheckpoint(HoldfastError, LookupError):
+    """There is no {wanted} checkpoint in {root!r}. `holdfast checkpoints` lists what there is."""
+
+    exit_code = 66
+
+
+class Superseded(HoldfastError):
+    """Attempt {attempt} was superseded by attempt {by}: it stops and commits nothing more."""
+
+    exit_code = 76
