@@ -1,0 +1,33 @@
+# The image of Holdfast: the command line and everything a training needs, without compilers,
+# tests or caches. deploy/README.md says how it is run.
+FROM python:3.11-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/holdfast
+ENV PATH=/opt/holdfast/bin:$PATH
+WORKDIR /src
+
+# Dependencies first: this layer, nearly all of the image, changes only with these two files.
+COPY pyproject.toml constraints.txt ./
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb")); \
+print(*project["build-system"]["requires"], *project["project"]["dependencies"], \
+*project["project"]["optional-dependencies"]["plot"], sep="\n")' > /tmp/requirements.txt \
+ && pip install --no-cache-dir --requirement /tmp/requirements.txt --constraint constraints.txt
+
+COPY README.md LICENSE ./
+COPY checkpoints checkpoints
+COPY service service
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
+
+FROM python:3.11-slim-bookworm
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin holdfast \
+ && install --directory --owner holdfast --group holdfast /jobs /work
+COPY --from=build /opt/holdfast /opt/holdfast
+ENV PATH=/opt/holdfast/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    HOLDFAST_ROOT=/jobs \
+    MPLCONFIGDIR=/tmp/matplotlib
+USER 10001:10001
+VOLUME ["/jobs"]
+WORKDIR /work
+ENTRYPOINT ["holdfast"]
+CMD ["--help"]

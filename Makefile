@@ -1,0 +1,53 @@
+# `make demo` and `make test` set everything up themselves; nothing is installed outside .venv.
+# Another interpreter: make PYTHON=python3.12 test. Fewer or more test processes: make JOBS=1 test.
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench constraints clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(STAMP) ## build .venv with everything that demo, test and lint need
+
+# The stamp is written last: an installation that was cut short is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Holdfast needs Python 3.11 or newer, $(PYTHON) is not. Try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) (the first time this fetches TensorFlow, some hundred megabytes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation --editable '.[test,lint]'
+	@touch $@
+
+demo: $(STAMP) ## train, be killed twice, resume, prove the end equal to an untouched training
+	@$(BIN)/python -m service.cli demo
+
+test: $(STAMP) lint ## lint, then all tests
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+lint: $(STAMP) ## ruff, mypy --strict, the layers
+	@$(BIN)/python -m ruff check --quiet .
+	@$(BIN)/python -m mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## rewrite the code in the one format
+	@$(BIN)/python -m ruff check --quiet --fix-only .
+	@$(BIN)/python -m ruff format .
+
+bench: $(STAMP) ## the benchmarks (not part of the tests)
+	@$(BIN)/python -m pytest tests/benchmarks --override-ini=python_files='bench_*.py' -s
+
+constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
+	@$(BIN)/python -m pip list --format=freeze --exclude holdfast --exclude pip
+
+clean: ## remove .venv and everything that is built
+	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +
