@@ -1,0 +1,117 @@
+"""Fixtures of all tests: job roots, required tools, and the check that no process stays behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+# A developer's own settings do not reach the tests.
+for _name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
+    if _name != "HOLDFAST_REQUIRE":
+        del os.environ[_name]
+os.environ["MPLBACKEND"] = "agg"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Every process started from here inherits this, so that also one that has left our process tree
+# (a detached supervisor) is known to be ours.
+_MARK = f"TESTS_OF_HOLDFAST={uuid.uuid4().hex}"
+os.environ.update([_MARK.split("=")])
+
+# Helpers of multiprocessing live as long as the test process itself.
+_LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+# How long an ending process may take until it is gone; no test waits for it when all is well.
+_PARTING_SECONDS = 20
+
+
+@pytest.fixture
+def job_root(tmp_path: Path) -> Path:
+    """An empty folder for jobs."""
+    root = tmp_path / "jobs"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def weird_root(tmp_path: Path) -> Path:
+    """An empty folder for jobs whose path has what careless code trips over."""
+    root = tmp_path / "it's a \"wéird\" $(path) #1%20 ☂ 数" / "-jobs*"
+    root.mkdir(parents=True)
+    return root
+
+
+@pytest.fixture(scope="session")
+def require() -> Callable[[str], str]:
+    """Return a function that finds a tool's path by its name.
+
+    Without the tool the test is skipped; with HOLDFAST_REQUIRE=all it fails instead.
+    """
+
+    def require(tool: str) -> str:
+        beside_python = Path(sys.executable).parent / tool
+        found = str(beside_python) if beside_python.exists() else shutil.which(tool)
+        if found is None:
+            reason = f"{tool} is not installed (.ci/run installs what the tests need)"
+            if os.environ.get("HOLDFAST_REQUIRE") == "all":
+                pytest.fail(reason, pytrace=False)
+            pytest.skip(reason)
+        return found
+
+    return require
+
+
+def _is_ours(process: psutil.Process, descendants: set[int]) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False  # it has ended
+        if any(lasting in part for part in process.cmdline() for lasting in _LASTING):
+            return False
+        if process.pid in descendants:
+            return True
+        name, value = _MARK.split("=")
+        return process.environ().get(name) == value
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return f"{process.pid}: {' '.join(process.cmdline())[:200]}"
+    except psutil.Error:
+        return str(process.pid)
+
+
+@pytest.fixture(autouse=True)
+def no_process_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a process running, and end that process."""
+    before = set(psutil.pids())
+    yield
+    new = set(psutil.pids()) - before
+    if not new:
+        return
+    descendants = {child.pid for child in psutil.Process().children(recursive=True)}
+    left = []
+    for pid in new:
+        try:
+            process = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            continue
+        if _is_ours(process, descendants):
+            left.append(process)
+    _, alive = psutil.wait_procs(left, timeout=_PARTING_SECONDS)
+    alive = [process for process in alive if _is_ours(process, descendants)]
+    if not alive:
+        return
+    stories = [_describe(process) for process in alive]
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    pytest.fail("processes left behind:\n  " + "\n  ".join(stories), pytrace=False)
