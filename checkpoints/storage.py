@@ -1,0 +1,166 @@
+"""What a place to keep files must be able to do, and how to open one.
+
+The local implementation is in `storage_local`, every other kind of URL goes through fsspec in
+`storage_remote`; both are imported when first opened, so that this file stays light.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from checkpoints.errors import AlreadyExists, NotFound, StorageError, StorageFull, UsageError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a storage can promise; asked of the storage, not assumed from its URL.
+
+    exclusive_create: of several creators of one path exactly one wins (fencing needs it).
+    append: `appender` works. local: files are on a file system of this machine.
+    in_process: the content is gone when this process ends (memory://).
+    """
+
+    exclusive_create: bool
+    append: bool
+    local: bool
+    in_process: bool
+
+
+class Appender(Protocol):
+    """An open file that only grows. A write that failed leaves nothing: repeat it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far, in whole writes."""
+
+    def write(self, data: bytes) -> None:
+        """Add `data` at the end, all of it or (raising) none of it."""
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+
+    def close(self) -> None:
+        """Close the file without syncing it."""
+
+
+class Storage(Protocol):
+    """A folder of finished files. Paths are relative, with "/", and never contain "..".
+
+    Every method raises `StorageError` (`StorageFull`, `NotFound`, `AlreadyExists`) and nothing
+    else for what goes wrong outside of this process.
+    """
+
+    @property
+    def root(self) -> str:
+        """The folder or URL that paths are relative to."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this storage can promise."""
+
+    def read(self, path: str) -> bytes:
+        """Return the whole content. Raises `NotFound`."""
+
+    def read_range(self, path: str, start: int, end: int | None) -> bytes:
+        """Return the bytes from `start` to before `end` (None: to the end), or what there is."""
+
+    def size(self, path: str) -> int:
+        """Return the size in bytes. Raises `NotFound`."""
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is a file or a folder at `path`."""
+
+    def create(self, path: str, data: bytes) -> None:
+        """Publish a new durable file, finished or not at all. Raises `AlreadyExists`.
+
+        After any other error the file may or may not be there: look.
+        """
+
+    def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a file over an older one in one step; `durable=False` skips the syncs."""
+
+    def list(self, folder: str) -> list[str]:
+        """Return the base names in a folder, sorted; [] when there is no such folder."""
+
+    def delete(self, path: str) -> None:
+        """Delete one file, durably; nothing happens when it is gone already."""
+
+    def delete_tree(self, folder: str) -> None:
+        """Delete a folder and all in it; nothing happens when it is gone already."""
+
+    def stage(self, path: str) -> AbstractContextManager[Path]:
+        """Give a local path to write a large new file to; durable at `path` on a clean exit.
+
+        The path given does not exist yet. After an error in the body nothing is left behind.
+        Raises `AlreadyExists`.
+        """
+
+    def fetch(self, path: str) -> AbstractContextManager[Path]:
+        """Give a local path to read the file from, valid inside the `with`. Raises `NotFound`."""
+
+    def appender(self, path: str) -> Appender:
+        """Open a file to grow. Only where `capabilities.append`."""
+
+    def local_path(self, path: str) -> Path | None:
+        """Return where the file is on this machine, or None when it is not."""
+
+    def sub(self, folder: str) -> Storage:
+        """Return the storage whose root is a folder of this one."""
+
+
+def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
+    """Open a folder (`runs/a`, `file:///…`) or any URL that fsspec knows (`memory://…`).
+
+    options: passed to fsspec's file system. Raises `UsageError` for a URL nobody knows.
+    """
+    text = os.fspath(url)
+    if not text:
+        raise UsageError(field="storage", problem="the folder is empty", hint="Name a folder.")
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme in ("file", "local"):
+        text, separator = rest, ""
+    if not separator:
+        from checkpoints.storage_local import LocalStorage
+
+        return LocalStorage(Path(text))
+    from checkpoints.storage_remote import FsspecStorage
+
+    return FsspecStorage.open(text, options)
+
+
+def check_path(path: str) -> str:
+    """Return `path` when it stays below a root. Raises `UsageError`."""
+    if path.startswith("/") or "\0" in path or any(p in ("", ".", "..") for p in path.split("/")):
+        raise UsageError(field="path", problem=f"{path!r} leaves the storage", hint="")
+    return path
+
+
+def join(root: str, path: str) -> str:
+    """Return the full name of `path` below `root`, for people."""
+    return f"{root.rstrip('/')}/{path}" if path else root
+
+
+def storage_error(error: Exception, action: str, path: str, root: str) -> StorageError:
+    """Return what an error of a file system means, naming the path it happened at."""
+    if isinstance(error, StorageError):
+        return error
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, FileNotFoundError):
+        return NotFound(path=path, root=root, errno=errno.ENOENT)
+    if isinstance(error, FileExistsError):
+        return AlreadyExists(path=path, root=root, errno=errno.EEXIST)
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    kind = StorageFull if number in _FULL else StorageError
+    return kind(
+        action=action,
+        path=join(root, path),
+        reason=reason or type(error).__name__,
+        errno=number,
+    )

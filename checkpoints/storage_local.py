@@ -1,0 +1,281 @@
+"""Files on this machine, written so that what was finished survives a power loss.
+
+The recipe: content is synced under a temporary name, `link`ed to its own name (which fails when
+somebody was first, on NFS and Lustre as well), then the folder is synced. Temporary names start
+with ".tmp-" and are invisible to readers; a crash leaves at most one of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from checkpoints.errors import AlreadyExists, NotFound, StorageError
+from checkpoints.storage import Appender, Capabilities, check_path, storage_error
+
+_TEMPORARY = ".tmp-"
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+
+
+class LocalStorage:
+    """A folder of this machine. It is made when the first file is written."""
+
+    capabilities = Capabilities(exclusive_create=True, append=True, local=True, in_process=False)
+
+    def __init__(self, root: Path) -> None:
+        self._root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100  (keeps symlinks)
+        self.root = str(self._root)
+        self._durable: set[Path] = set()
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({self.root!r})"
+
+    def read(self, path: str) -> bytes:
+        with self._errors("read", path):
+            return self._at(path).read_bytes()
+
+    def read_range(self, path: str, start: int, end: int | None) -> bytes:
+        with self._errors("read", path), self._at(path).open("rb") as file:
+            file.seek(start)
+            return file.read() if end is None else file.read(max(0, end - start))
+
+    def size(self, path: str) -> int:
+        with self._errors("look at", path):
+            return self._at(path).stat().st_size
+
+    def exists(self, path: str) -> bool:
+        try:
+            with self._errors("look at", path):
+                self._at(path).stat()
+        except NotFound:
+            return False
+        return True
+
+    def create(self, path: str, data: bytes) -> None:
+        target = self._at(path)
+        with self._errors("create", path):
+            self._make_folder(target.parent)
+            if os.path.lexists(target):
+                # Whoever repeats a create whose answer was lost needs to know it is durable.
+                _sync_folder(target.parent)
+                raise AlreadyExists(path=path, root=self.root)
+            temporary = _write_temporary(target, data, durable=True)
+            try:
+                _link(temporary, target)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink()
+            _sync_folder(target.parent)
+
+    def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        target = self._at(path)
+        with self._errors("write", path):
+            if durable:
+                self._make_folder(target.parent)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _write_temporary(target, data, durable=durable)
+            try:
+                temporary.replace(target)
+            except OSError:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+            if durable:
+                _sync_folder(target.parent)
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            with self._errors("list", folder):
+                at = self._at(folder) if folder else self._root
+                names = [entry.name for entry in at.iterdir()]
+        except NotFound:
+            return []
+        return sorted(name for name in names if not name.startswith(_TEMPORARY))
+
+    def delete(self, path: str) -> None:
+        target = self._at(path)
+        with suppress(NotFound), self._errors("delete", path):
+            target.unlink()
+            # Synced, so that "manifest first" holds across a power loss as well.
+            _sync_folder(target.parent)
+
+    def delete_tree(self, folder: str) -> None:
+        target = self._at(folder)
+        with suppress(NotFound), self._errors("delete", folder):
+            shutil.rmtree(target)
+        with self._lock:
+            self._durable = {p for p in self._durable if p != target and target not in p.parents}
+
+    @contextmanager
+    def stage(self, path: str) -> Iterator[Path]:
+        target = self._at(path)
+        with self._errors("write", path):
+            self._make_folder(target.parent)
+            if os.path.lexists(target):
+                raise AlreadyExists(path=path, root=self.root)
+            try:
+                yield target
+                _sync_file(target)
+                _sync_folder(target.parent)
+            except BaseException:
+                with suppress(OSError):
+                    target.unlink()
+                raise
+
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[Path]:
+        target = self._at(path)
+        if not self.exists(path):
+            raise NotFound(path=path, root=self.root)
+        yield target
+
+    def appender(self, path: str) -> Appender:
+        with self._errors("open", path):
+            target = self._at(path)
+            self._make_folder(target.parent)
+            return _LocalAppender(target, path, self.root)
+
+    def local_path(self, path: str) -> Path | None:
+        return self._at(path) if path else self._root
+
+    def sub(self, folder: str) -> LocalStorage:
+        return LocalStorage(self._at(folder))
+
+    def _at(self, path: str) -> Path:
+        return self._root / check_path(path)
+
+    @contextmanager
+    def _errors(self, action: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, action, path, self.root) from error
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder durable: itself and every folder above it up to the root's parent.
+
+        A folder that exists already may have been made by a process that died before it synced
+        the parent, so the first use of each folder in this process syncs as well.
+        """
+        with self._lock:
+            if folder in self._durable and folder.is_dir():
+                return
+            self._durable.discard(folder)
+        chain = [folder]
+        for above in folder.parents:
+            if above != self._root and self._root not in above.parents and above.exists():
+                break
+            chain.append(above)
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in reversed(chain):
+            with self._lock:
+                known = made in self._durable
+            if not known:
+                _sync_folder(made.parent)
+                with self._lock:
+                    self._durable.add(made)
+
+
+class _LocalAppender:
+    """Writes at an offset of its own, so that what a failed write left is written over."""
+
+    def __init__(self, target: Path, path: str, root: str) -> None:
+        self._target, self._path, self._root = target, path, root
+        self._file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._size = os.fstat(self._file).st_size
+        self._named = False
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def write(self, data: bytes) -> None:
+        try:
+            _write_all(self._file, data, self._size)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise storage_error(error, "append to", self._path, self._root) from error
+        self._size += len(data)
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self._file)
+            if not self._named:
+                _sync_folder(self._target.parent)
+                self._named = True
+        except OSError as error:
+            raise storage_error(error, "sync", self._path, self._root) from error
+
+    def close(self) -> None:
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            os.close(file)
+
+
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
+    temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _write_all(file, data, 0)
+            if durable:
+                os.fsync(file)
+        finally:
+            os.close(file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return temporary
+
+
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        with suppress(OSError):
+            # Over NFS the answer to a link that worked may be lost: the count tells.
+            if temporary.stat().st_nlink == 2:
+                return
+        if error.errno in _NO_LINKS:
+            reason = "this file system has no hard links, which committing needs; use another one"
+            raise OSError(error.errno, reason) from error
+        raise
+
+
+def _sync_file(path: Path) -> None:
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC_FOLDERS:
+            raise
+    finally:
+        os.close(file)

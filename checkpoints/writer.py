@@ -1,0 +1,148 @@
+"""Writes snapshots in the background: at most one at a time, freed as soon as it is written."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from checkpoints.errors import HoldfastError
+from checkpoints.manifest import HistoryMark, Manifest
+from checkpoints.retention import Keep
+from checkpoints.snapshot import Snapshot
+from checkpoints.store import CheckpointStore
+
+
+class Writer:
+    """Commits snapshots on a thread of its own; the error of one comes out at the next call.
+
+    history_sync: makes the history durable up to a mark; called before each commit.
+    keep: what to prune to after each commit; None: prune nothing.
+    on_event: told "saved", "save_failed", "pruned" and "prune_failed" on the writing thread,
+    with what there is to say about it. It must not raise.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        history_sync: Callable[[HistoryMark], None] | None = None,
+        keep: Keep | None = None,
+        on_event: Callable[[str, dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._history_sync = history_sync
+        self._keep = keep
+        self._on_event = on_event
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._last: Manifest | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a write is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def last(self) -> Manifest | None:
+        """The newest checkpoint that was committed."""
+        return self._last
+
+    def submit(
+        self,
+        snapshot: Snapshot,
+        reason: str,
+        history_mark: HistoryMark | None = None,
+        *,
+        held_ms: float = 0.0,
+    ) -> None:
+        """Start writing a snapshot; waits while another is in flight, and raises its error.
+
+        When it raises, the snapshot given was not taken. held_ms: noted in the manifest.
+        """
+        self.wait()
+        self._raise_error()
+        waiting = [(snapshot, reason, history_mark, held_ms)]
+        # A thread for each write: none lives on to keep the interpreter from ending, and one
+        # that is writing when it ends is waited for.
+        self._thread = threading.Thread(
+            target=self._write, args=(waiting,), name="holdfast-writer", daemon=False
+        )
+        self._thread.start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is in flight, at most `timeout` seconds; return whether it is so."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout)
+        return not self.busy
+
+    def take_error(self) -> BaseException | None:
+        """Return the error of a write that has ended, and forget it."""
+        error, self._error = self._error, None
+        return error
+
+    def close(self) -> None:
+        """Wait for the write in flight and raise its error."""
+        self.wait()
+        self._thread = None
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        error = self.take_error()
+        if error is not None:
+            raise error
+
+    def _write(self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]) -> None:
+        try:
+            manifest, seconds = self._save(waiting)
+        except BaseException as error:  # noqa: BLE001  (comes out at the next call)
+            _release(error)
+            self._error = error
+            self._tell("save_failed", error=error)
+            return
+        self._last = manifest
+        self._tell(
+            "saved",
+            checkpoint=manifest.checkpoint,
+            reason=manifest.reason,
+            size=manifest.size,
+            seconds=seconds,
+        )
+        if self._keep is None:
+            return
+        try:
+            pruned = self._store.prune(self._keep)
+        except HoldfastError as error:
+            # What is too many does no harm; the next commit tries again.
+            self._tell("prune_failed", error=error)
+        else:
+            if pruned:
+                self._tell("pruned", checkpoints=pruned)
+
+    def _save(
+        self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]
+    ) -> tuple[Manifest, float]:
+        snapshot, reason, mark, held_ms = waiting.pop()
+        start = time.monotonic()
+        if mark is not None and self._history_sync is not None:
+            self._history_sync(mark)
+        manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
+        return manifest, time.monotonic() - start
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if self._on_event is not None:
+            self._on_event(event, fields)
+
+
+def _release(error: BaseException) -> None:
+    """Let go of the arrays that the frames of a traceback hold; the traceback itself stays."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        at = waiting.pop()
+        if at is not None and id(at) not in seen:
+            seen.add(id(at))
+            traceback.clear_frames(at.__traceback__)
+            waiting += [at.__cause__, at.__context__]
