@@ -1,0 +1,7 @@
+"""The batch loop: the only room that imports Keras and TensorFlow."""
+
+from __future__ import annotations
+
+from service.training.fit import fit
+
+__all__ = ["fit"]

@@ -1,0 +1,128 @@
+"""`fit`: Keras' fit with a job behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from keras.callbacks import History
+
+from checkpoints.errors import UsageError
+from service.training import arrays
+from service.training.errors import NotSupported
+from service.training.job import TrainingJob
+from service.training.permutation import Shuffle
+from service.training.trainer import Plan, Trainer
+
+
+def fit(
+    model: Any,
+    x: Any = None,
+    y: Any = None,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    verbose: str | int = "auto",
+    callbacks: Any = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: Shuffle = True,
+    class_weight: dict[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int | list[int] = 1,
+    *,
+    seed: int | None = None,
+    job_dir: str | Path | None = None,
+    save_every: str | int | None = None,
+    keep: str | int | None = None,
+    name: str | None = None,
+) -> History:
+    """Train a compiled Keras model so that the training survives; same arguments as `Model.fit`.
+
+    Run again after any kind of death, in the same script, it goes on from the very batch after
+    the last one saved, and ends with the same bytes as a training that was never touched. Called
+    more than once in a script, each call is a phase; a finished phase gives back its result.
+
+    Args beyond `keras.Model.fit` (Keras 3):
+        seed: seed of the order of samples, an integer. Default: derived from python's `random`
+            generator (without disturbing it), so `keras.utils.set_random_seed` decides it.
+        job_dir: folder or URL of the job; needed in a script started without `holdfast run`,
+            where the job decides this, `save_every` and `keep`.
+        save_every: when to save: steps (100), time ("30s", "5m"), "epoch", or several with
+            commas. Default "epoch,60s".
+        keep: which checkpoints to keep: a number of newest ones, or
+            "last:3,every:1000,best:val_loss". Default "last:3".
+        name: name of the phase; default: told apart by their order in the script.
+
+    `verbose="auto"` is a progress bar on a terminal and one line an epoch elsewhere.
+
+    Returns: a `keras.callbacks.History`, complete over all attempts.
+
+    Raises:
+        UsageError: an argument is wrong (its name is in the message).
+        NotSupported: data or an argument that cannot be resumed yet.
+        StateMismatch: the checkpoint does not fit the model; names the first difference.
+        JobBusy: another process trains this job.
+        StateSaved (a SystemExit with code 75): a stop was asked for and the state is safe.
+    """
+    _check(epochs, initial_epoch, validation_split, validation_freq, shuffle, batch_size)
+    if steps_per_epoch is not None:
+        raise NotSupported(
+            field="steps_per_epoch",
+            problem="arrays are trained whole each epoch",
+            hint="Leave it out, or call model.fit.",
+        )
+    arrays.check_arrays(x, y, sample_weight)
+    model._assert_compile_called("fit")
+    job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=seed)
+    plan = Plan(
+        x=x,
+        y=y,
+        sample_weight=sample_weight,
+        batch_size=batch_size,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        verbose=verbose,
+        callbacks=callbacks,
+        validation_split=validation_split,
+        validation_data=validation_data,
+        validation_steps=validation_steps,
+        validation_batch_size=validation_batch_size,
+        validation_freq=validation_freq,
+        shuffle=shuffle,
+        class_weight=class_weight,
+        seed=seed,
+        name=name,
+    )
+    return Trainer(model, plan, job).run()
+
+
+def _check(
+    epochs: Any,
+    initial_epoch: Any,
+    validation_split: Any,
+    validation_freq: Any,
+    shuffle: Any,
+    batch_size: Any,
+) -> None:
+    def fail(field: str, problem: str, hint: str) -> None:
+        raise UsageError(field=field, problem=problem, hint=hint)
+
+    def is_count(value: Any, least: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    if not is_count(epochs, 0):
+        fail("epochs", f"{epochs!r} is no number of epochs", "Give an integer, 0 or more.")
+    if not is_count(initial_epoch, 0):
+        fail("initial_epoch", f"{initial_epoch!r} is no epoch", "Give an integer, 0 or more.")
+    if batch_size is not None and not is_count(batch_size, 1):
+        fail("batch_size", f"{batch_size!r} is no batch size", "Give an integer, 1 or more.")
+    if not isinstance(validation_split, int | float) or not 0 <= validation_split < 1:
+        fail("validation_split", f"{validation_split!r} is no share", "Give 0 <= share < 1.")
+    if not (is_count(validation_freq, 1) or isinstance(validation_freq, list | tuple | set)):
+        fail("validation_freq", f"{validation_freq!r}", "Give an integer or a list of epochs.")
+    if shuffle not in (True, False, "batch"):
+        fail("shuffle", f"{shuffle!r}", 'Give True, False or "batch".')

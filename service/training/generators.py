@@ -1,0 +1,76 @@
+"""The random generators outside the model: python, numpy, TensorFlow's and Keras' global ones."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context as tf_context
+from tensorflow.python.ops import stateful_random_ops
+
+from keras.src.backend.common import global_state
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+
+
+def enable_determinism() -> None:
+    """Make TensorFlow's ops deterministic, seeding its global generator first when nobody has.
+
+    With op determinism on, an unseeded random op raises; so the seed is drawn from python's
+    generator without disturbing it.
+    """
+    if tf_context.global_seed() is None:
+        tf.random.set_seed(derived_seed() % 2**31)
+    tf.config.experimental.enable_op_determinism()
+
+
+def derived_seed() -> int:
+    """Return a seed drawn from python's generator, which is left as it was."""
+    twin = random.Random()
+    twin.setstate(random.getstate())
+    return twin.getrandbits(53)
+
+
+def global_variables() -> list[Any]:
+    """The variables that hold the state of the global generators that exist by now."""
+    found = []
+    keras_global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if keras_global is not None:
+        found.append(keras_global.state)
+    if stateful_random_ops.global_generator is not None:
+        found.append(stateful_random_ops.global_generator.state)
+    return found
+
+
+def capture() -> dict[str, Any]:
+    """Return the state of python's, numpy's and TensorFlow's eager generators as plain data."""
+    return {
+        "python": _pack(random.getstate()),
+        "numpy": np.random.get_state(legacy=False),
+        "tensorflow": _pack(_eager().getstate()) if _eager() is not None else None,
+    }
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Put back what `capture` returned."""
+    random.setstate(_unpack(state["python"]))
+    np.random.set_state(state["numpy"])
+    eager = _eager()
+    if state["tensorflow"] is not None and eager is not None:
+        eager.setstate(_unpack(state["tensorflow"]))
+
+
+def _eager() -> random.Random | None:
+    # The generator from which eager TensorFlow draws the op seeds that make a program with a
+    # global seed repeatable (tf.random.set_seed); it has no public accessor.
+    return getattr(tf_context.context(), "_rng", None)
+
+
+def _pack(state: tuple[Any, ...]) -> dict[str, Any]:
+    version, words, gauss = state
+    return {"version": version, "words": np.array(words, np.uint32), "gauss": gauss}
+
+
+def _unpack(state: dict[str, Any]) -> tuple[Any, ...]:
+    return (state["version"], tuple(int(w) for w in state["words"]), state["gauss"])

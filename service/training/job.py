@@ -1,0 +1,151 @@
+"""A job as seen from inside its attempt: the checkpoint to go on from, and the phases in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from checkpoints.errors import UsageError
+from checkpoints.history import HistoryWriter
+from checkpoints.layout import CheckpointId
+from checkpoints.manifest import Manifest
+from checkpoints.retention import Keep
+from checkpoints.store import CheckpointStore, Loaded
+from checkpoints.writer import Writer
+from service import context
+from service.context import AttemptContext
+from service.training.errors import StateMismatch
+
+_jobs: dict[int, TrainingJob] = {}
+
+
+class TrainingJob:
+    """One for each attempt context: store, writer and history, shared by all phases.
+
+    Making it finds the newest good checkpoint and names what was found damaged on the way.
+    """
+
+    def __init__(self, ctx: AttemptContext) -> None:
+        self.ctx = ctx
+        self.store = CheckpointStore(ctx.storage, attempt=ctx.attempt, fence=ctx.fence)
+        self.newest, damages = self.store.begin()
+        for damage in damages:
+            ctx.log.error(
+                "checkpoint_damaged",
+                checkpoint=str(damage.checkpoint),
+                file=damage.file,
+                reason=damage.reason,
+                then="the next older one is used",
+            )
+        if self.newest is not None:
+            ctx.status.restored_from = self.newest.checkpoint
+            ctx.status.last_checkpoint = self.newest.checkpoint
+            ctx.status.last_checkpoint_at_step = self.newest.progress.step
+        self.finished = self.store.finished_phases()
+        self.history = HistoryWriter(ctx.storage, ctx.attempt)
+        self.writer = Writer(
+            self.store,
+            history_sync=self.history.sync,
+            keep=Keep.parse(ctx.spec.keep),
+            on_event=self._on_event,
+        )
+        self._entered: list[str | None] = []
+        self._names = {
+            p: self.store.manifest(c).progress.phase_name for p, c in self.finished.items()
+        }
+        if self.newest is not None:
+            self._names[self.newest.progress.phase] = self.newest.progress.phase_name
+
+    @classmethod
+    def current(
+        cls,
+        job_dir: str | Path | None,
+        *,
+        save_every: Any = None,
+        keep: Any = None,
+        seed: int | None = None,
+    ) -> TrainingJob:
+        """Return the job of this process: the supervised one, or that of `job_dir`.
+
+        Raises `UsageError` (field job_dir) when there is neither, `JobBusy` when another process
+        runs it.
+        """
+        ctx = context.current()
+        if ctx is None or (not ctx.supervised and job_dir is not None):
+            if job_dir is None:
+                raise UsageError(
+                    field="job_dir",
+                    problem="it says where the job's checkpoints live, and none is given",
+                    hint="Pass job_dir='my-job', or start the script with `holdfast run`.",
+                )
+            ctx = context.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
+        if id(ctx) not in _jobs:
+            _jobs[id(ctx)] = cls(ctx)
+        job = _jobs[id(ctx)]
+        if ctx.supervised:
+            job._say_what_the_job_decides(job_dir, save_every, keep)
+        return job
+
+    def enter_phase(self, name: str | None) -> int:
+        """Return the index of the phase that starts now: by its name, else by its turn."""
+        if name is not None and name in self._entered:
+            raise UsageError(
+                field="name",
+                problem=f"{name!r} names an earlier phase of this script",
+                hint="Give each fit a name of its own.",
+            )
+        known = [p for p, n in self._names.items() if name is not None and n == name]
+        index = known[0] if known else len(self._entered)
+        stored = self._names.get(index)
+        if index in self._names and stored != name:
+            raise StateMismatch(
+                checkpoint=f"of phase {index}",
+                what="name",
+                problem=f"the checkpoint's phase is named {stored!r}, the script's {name!r}",
+            )
+        self._entered.append(name)
+        return index
+
+    def checkpoint_of(self, phase: int) -> CheckpointId | None:
+        """Return the checkpoint that the phase goes on from, None when it starts anew."""
+        if self.newest is None:
+            return None
+        if self.newest.progress.phase == phase:
+            return CheckpointId.parse(self.newest.checkpoint)
+        if self.newest.progress.phase > phase:
+            if phase not in self.finished:
+                raise StateMismatch(
+                    checkpoint=self.newest.checkpoint,
+                    what=f"phase {phase}",
+                    problem="a later phase has begun, but this one has no final checkpoint",
+                )
+            return self.finished[phase]
+        return None
+
+    def load(self, checkpoint: CheckpointId) -> Loaded:
+        return self.store.load(checkpoint)
+
+    def _say_what_the_job_decides(self, job_dir: Any, save_every: Any, keep: Any) -> None:
+        given = {"job_dir": job_dir, "save_every": save_every, "keep": keep}
+        for field, value in given.items():
+            if value is not None:
+                self.ctx.log.info(
+                    "argument_left_out", field=field, value=str(value), why="the job decides it"
+                )
+
+    def _on_event(self, event: str, fields: dict[str, Any]) -> None:
+        manifest = fields.get("manifest")
+        if isinstance(manifest, Manifest):
+            status = self.ctx.status
+            status.last_checkpoint = manifest.checkpoint
+            status.last_checkpoint_at_step = manifest.progress.step
+            status.tick()
+            fields = {
+                "checkpoint": manifest.checkpoint,
+                "reason": manifest.reason,
+                "step": manifest.progress.step,
+                "bytes": sum(f.size for f in manifest.files),
+                **{k: v for k, v in fields.items() if k != "manifest"},
+            }
+        level = self.ctx.log.warning if "error" in fields else self.ctx.log.info
+        level(event, **fields)

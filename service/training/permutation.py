@@ -1,0 +1,31 @@
+"""The order of samples in an epoch: a pure function of seed and epoch, so resuming costs nothing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Shuffle = bool | Literal["batch"]
+
+
+def epoch_order(
+    samples: int, batch_size: int, shuffle: Shuffle, seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """Return the sample indices of an epoch in training order, shape (samples,), int64.
+
+    shuffle: False keeps the order; True permutes all samples; "batch" permutes the samples inside
+    each batch and keeps the batches in order, which is what Keras' ArrayDataAdapter does.
+    The generator is Philox (Salmon et al., 2011), keyed by seed and epoch: counter-based, so no
+    state has to be carried from one epoch to the next.
+    """
+    order = np.arange(samples, dtype=np.int64)
+    if not shuffle:
+        return order
+    generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch]))
+    if shuffle == "batch":
+        for start in range(0, samples, batch_size):
+            generator.shuffle(order[start : start + batch_size])
+        return order
+    return generator.permutation(order)

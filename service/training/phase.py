@@ -1,0 +1,262 @@
+"""One phase in progress: when to save, what to tell, when to leave. Knows nothing of models."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoints.errors import HoldfastError, StorageError, Superseded
+from checkpoints.layout import Stage
+from checkpoints.manifest import HistoryMark
+from checkpoints.snapshot import Progress, Snapshot
+from service.cadence import SaveEvery
+from service.exit_codes import RESUMABLE
+from service.training.errors import Diverged, StateSaved
+from service.training.job import TrainingJob
+
+HISTORY_FLUSH_S = 1.0
+CALL_TARGET_S = 0.1  # a stop request waits at most about one call
+
+
+@dataclass(frozen=True)
+class Held:
+    """A snapshot with the history's length at that very place."""
+
+    snapshot: Snapshot
+    mark: HistoryMark
+    held_ms: float
+
+
+class Phase:
+    """The running phase; `take` makes a snapshot of the training at a given progress."""
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        index: int,
+        name: str | None,
+        *,
+        epochs: int | None,
+        steps_per_epoch: int | None,
+        seed: int,
+        take: Callable[[Progress], Snapshot],
+    ) -> None:
+        self.job = job
+        self.index = index
+        self.name = name
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self.step = 0
+        self._take = take
+        self._cadence = SaveEvery.parse(job.ctx.spec.save_every)
+        self._last_save = self._last_flush = time.monotonic()
+        self._last_step_saved = -1
+        self._pace: float | None = None
+        self.log = job.ctx.log.bind(phase=index)
+        status = job.ctx.status
+        status.phase, status.phase_name = index, name
+        status.epochs, status.steps_per_epoch = epochs, steps_per_epoch
+
+    # -- how far the next call may go ------------------------------------------------------
+
+    def steps_allowed(self, limit: int) -> int:
+        """Return how many steps the next call may take: to the next save, and about 0.1 s."""
+        fitting = 1 if self._pace is None else max(1, int(CALL_TARGET_S / self._pace))
+        return self._cadence.steps_until_due(self.step, min(limit, fitting))
+
+    # -- what happened ---------------------------------------------------------------------
+
+    def record_steps(
+        self,
+        epoch: int,
+        batch: int,
+        rows: list[dict[str, float]],
+        own: list[float | None],
+        seconds: float,
+    ) -> None:
+        """Write the rows of the steps just done; `batch` is the first one's index in its epoch."""
+        now = time.time()
+        for i, (logs, own_loss) in enumerate(zip(rows, own, strict=True)):
+            self.step += 1
+            row: dict[str, Any] = {
+                "kind": "step",
+                "phase": self.index,
+                "step": self.step,
+                "epoch": epoch,
+                "batch": batch + i,
+                "time": now,
+                "logs": logs,
+            }
+            if own_loss is not None:
+                row["batch_loss"] = own_loss
+            self.job.history.append(row)
+            self._check_finite(epoch, own_loss if own_loss is not None else logs.get("loss"))
+        pace = seconds / len(rows)
+        self._pace = pace if self._pace is None else 0.5 * self._pace + 0.5 * pace
+        self._show(epoch, batch + len(rows), rows[-1])
+
+    def record_epoch(self, epoch: int, logs: dict[str, float]) -> None:
+        """Write the row of an epoch's end, with val_*."""
+        self.job.history.append(
+            {
+                "kind": "epoch",
+                "phase": self.index,
+                "step": self.step,
+                "epoch": epoch,
+                "time": time.time(),
+                "logs": logs,
+            }
+        )
+        self.job.ctx.status.logs = {k: v for k, v in logs.items() if isinstance(v, float)}
+        self.job.ctx.status.tick()
+
+    def record_start(self, params: dict[str, Any]) -> None:
+        """Write the row of a phase's start."""
+        self.job.history.append(
+            {
+                "kind": "phase",
+                "phase": self.index,
+                "step": 0,
+                "name": self.name,
+                "params": params,
+                "time": time.time(),
+            }
+        )
+
+    def _check_finite(self, epoch: int, loss: float | None) -> None:
+        if (
+            self.job.ctx.spec.on_nan == "stop"
+            and isinstance(loss, float)
+            and not math.isfinite(loss)
+        ):
+            raise Diverged(value=loss, step=self.step, epoch=epoch)
+
+    def _show(self, epoch: int, batch: int, logs: dict[str, float]) -> None:
+        status = self.job.ctx.status
+        status.activity = "training"
+        status.step, status.epoch, status.batch = self.step, epoch, batch
+        if self.epochs is not None and self.steps_per_epoch is not None:
+            ahead = (self.epochs - epoch) * self.steps_per_epoch - batch
+            status.total_steps = self.step + ahead
+        status.logs = {k: v for k, v in logs.items() if isinstance(v, float)}
+        status.steps_per_second = None if not self._pace else 1.0 / self._pace
+        status.tick()
+
+    def resumed(self) -> None:
+        """Note that the state is that of the checkpoint gone on from: it needs no save."""
+        self._last_step_saved = self.step
+        self._last_save = time.monotonic()
+        self.job.ctx.status.step = self.step
+        self.job.ctx.status.tick()
+
+    # -- saving and leaving ----------------------------------------------------------------
+
+    def hold(self, epoch: int, batch: int, stage: Stage) -> Held:
+        """Hold the complete state at this place; costs no copy of the variables."""
+        started = time.perf_counter()
+        progress = Progress(
+            phase=self.index,
+            phase_name=self.name,
+            step=self.step,
+            epoch=epoch,
+            batch=batch,
+            stage=stage,
+            epochs=self.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            seed=self.seed,
+        )
+        snapshot = self._take(progress)
+        mark = self.job.history.mark()
+        return Held(snapshot, mark, (time.perf_counter() - started) * 1e3)
+
+    def at_border(self, epoch: int, batch: int) -> None:
+        """Between two calls: save when due, or save and leave when asked to."""
+        self._raise_pending()
+        stop = self.job.ctx.stop
+        if stop.reason is not None:
+            self.leave(self.hold(epoch, batch, Stage.STEP))
+        if stop.save_and_go_on:
+            stop.save_and_go_on = False
+            self.commit(self.hold(epoch, batch, Stage.STEP), "signal")
+            return
+        self._flush_history()
+        due = self._cadence.step_due(self.step)
+        late = (
+            self._cadence.steps is not None
+            and self.step - max(self._last_step_saved, 0) >= self._cadence.steps
+        )
+        timed = self._cadence.time_due(time.monotonic() - self._last_save)
+        # A save that falls due while one is being written waits for the first step border at
+        # which the writer is free: the loop never stands still for it and writes never pile up.
+        if (due or late or timed) and not self.job.writer.busy:
+            reason = "step" if due or late else "time"
+            self.commit(self.hold(epoch, batch, Stage.STEP), reason)
+
+    def at_epoch_end(self, epoch: int) -> None:
+        """After validation and the epoch-end callbacks; the next epoch has not begun."""
+        if self._cadence.epoch:
+            self.commit(self.hold(epoch + 1, 0, Stage.EPOCH), "epoch")
+
+    def commit(self, held: Held, reason: str) -> None:
+        """Hand the held state to the writer; waits only while an earlier write is in flight."""
+        self._last_save = time.monotonic()
+        self._last_step_saved = held.snapshot.progress.step
+        self.log.debug("snapshot_held", reason=reason, step=self.step, ms=round(held.held_ms, 2))
+        try:
+            self.job.writer.submit(held.snapshot, reason, held.mark)
+        except HoldfastError as error:
+            self._save_failed(error)
+            self.job.writer.submit(held.snapshot, reason, held.mark)
+
+    def commit_now(self, held: Held, reason: str) -> None:
+        """Save and wait until it is durable; a failure is raised, after one more try."""
+        self.job.ctx.status.activity = "saving"
+        self.commit(held, reason)
+        self.job.writer.wait()
+        error = self.job.writer.take_error()
+        if error is not None:
+            self._save_failed(error)
+            self.job.writer.submit(held.snapshot, reason, held.mark)
+            self.job.writer.wait()
+            error = self.job.writer.take_error()
+        if error is not None:
+            raise error
+
+    def leave(self, held: Held) -> None:
+        """Save what is held and leave the script: always raises."""
+        reason = self.job.ctx.stop.reason or "stop"
+        if reason == "superseded":
+            self.job.ctx.fence()
+        self.commit_now(held, "stop")
+        self.log.info("state_saved", step=held.snapshot.progress.step, why=reason)
+        self.job.ctx.exit_code = RESUMABLE
+        if reason == "SIGINT" and not self.job.ctx.supervised:
+            raise KeyboardInterrupt
+        raise StateSaved(reason)
+
+    def _raise_pending(self) -> None:
+        error = self.job.writer.take_error()
+        if error is not None:
+            self._save_failed(error)
+
+    def _save_failed(self, error: BaseException) -> None:
+        # Superseded and bugs end the attempt; storage errors do so only when that is the policy:
+        # the older checkpoints stay good, and the next save tries again.
+        if isinstance(error, Superseded) or not isinstance(error, StorageError):
+            raise error
+        if self.job.ctx.spec.on_save_error == "stop":
+            raise error
+        self.log.warning("save_failed", error=str(error), then="training goes on; tried again")
+
+    def _flush_history(self) -> None:
+        now = time.monotonic()
+        if now - self._last_flush >= HISTORY_FLUSH_S:
+            self._last_flush = now
+            try:
+                self.job.history.flush()
+            except StorageError as error:
+                self._save_failed(error)

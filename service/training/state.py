@@ -1,0 +1,151 @@
+"""The complete state of a model in training: held for a snapshot, checked and put back.
+
+Weights and optimizer stand in `model.weights.h5` in Keras' layout; what Keras does not save there
+(seed generators, metrics, variables that only the train step touches) stands in `state.h5`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from checkpoints.snapshot import ArrayFile
+from service.training import walk
+from service.training.errors import StateMismatch
+
+
+def raw(variable: Any) -> Any:
+    """Return the tf.Variable behind a Keras variable (without autocasting), or the one given."""
+    return getattr(variable, "_value", variable)
+
+
+def hold(variable: Any) -> Any:
+    """Return the variable's present value without a copy, as a numpy view where the CPU allows.
+
+    `read_value` gives a tensor that shares the variable's buffer; the next in-place update writes
+    to a new buffer and leaves the held one intact (copy-on-write). TensorFlow documents no such
+    guarantee, so tests/unit/test_hold.py keeps watching it.
+    """
+    tensor = raw(variable).read_value()
+    try:
+        return np.asarray(memoryview(tensor))
+    except (TypeError, ValueError, BufferError):  # bfloat16 and accelerators have no buffer
+        return tensor.numpy()
+
+
+class LiveState:
+    """A model's variables by their place in the checkpoint's two array files.
+
+    model: a built Keras model with a built optimizer. extra: further variables that training
+    changes (seed generators in closures, say). Variables already in the layout are not repeated.
+    """
+
+    def __init__(self, model: Any, extra: Iterable[Any] = ()) -> None:
+        self.layout = walk.weights_layout(model)
+        known = {id(raw(v)) for v in self.layout.variables.values()}
+        self.rest: list[Any] = []
+        for variable in [*walk.all_variables(model), *extra]:
+            if id(raw(variable)) not in known and raw(variable).dtype != tf.string:
+                known.add(id(raw(variable)))
+                self.rest.append(variable)
+
+    def weights(self) -> ArrayFile:
+        """Hold everything that `model.weights.h5` contains."""
+        arrays = {path: hold(v) for path, v in self.layout.variables.items()}
+        for group, saveable in self.layout.computed.items():
+            for key, value in walk.stored_values(saveable).items():
+                arrays[f"{group}/{key}"] = np.array(value)
+        return ArrayFile(arrays, self.layout.group_attributes)
+
+    def others(self) -> dict[str, Any]:
+        """Hold the variables that stand in `state.h5`, by "variables/<index>"."""
+        return {f"variables/{i:06d}": hold(v) for i, v in enumerate(self.rest)}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a restore compares beyond names and shapes: classes and variable paths."""
+        return {
+            "names": {
+                group: re.sub(r"_\d+$", "", attributes["name"])
+                for group, attributes in self.layout.group_attributes.items()
+                if group.startswith("optimizer") and "name" in attributes
+            },
+            "rest": [_path(v) for v in self.rest],
+        }
+
+    def check(
+        self,
+        checkpoint: str,
+        weights: Mapping[str, Any],
+        others: Mapping[str, Any],
+        description: Mapping[str, Any],
+    ) -> None:
+        """Raise `StateMismatch` naming the first difference; change nothing."""
+
+        def fail(what: str, problem: str) -> None:
+            raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
+
+        for group, name in self.describe()["names"].items():
+            stored = description["names"].get(group)
+            if stored is not None and stored != name:
+                fail(group, f"the checkpoint has {stored!r}, the script has {name!r}")
+        self._check_weights(weights, fail)
+        mine = self.describe()["rest"]
+        for i, variable in enumerate(self.rest):
+            stored = others.get(f"variables/{i:06d}")
+            if stored is None:
+                fail(mine[i], "the script has it, the checkpoint does not")
+            _check_one(mine[i], stored, variable, fail)
+        if len(others) > len(self.rest):
+            fail(description["rest"][len(self.rest)], "the checkpoint has it, the script does not")
+
+    def _check_weights(self, weights: Mapping[str, Any], fail: Any) -> None:
+        groups = set(self.layout.computed)
+        names = set(self.layout.variables) | {n for n in weights if n.rsplit("/", 1)[0] in groups}
+        for name in sorted({*names, *weights}, key=_natural):
+            if name not in weights:
+                fail(name, "the script has it, the checkpoint does not")
+            if name not in names:
+                fail(name, "the checkpoint has it, the script does not")
+            if name in self.layout.variables:
+                _check_one(name, weights[name], self.layout.variables[name], fail)
+
+    def assign(self, weights: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+        """Put checked values into the live variables."""
+        for path, variable in self.layout.variables.items():
+            raw(variable).assign(weights[path])
+        for group, saveable in self.layout.computed.items():
+            prefix = f"{group}/"
+            saveable.load_own_variables(
+                {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+            )
+        for i, variable in enumerate(self.rest):
+            raw(variable).assign(others[f"variables/{i:06d}"])
+
+
+def _check_one(name: str, stored: Any, variable: Any, fail: Any) -> None:
+    live = raw(variable)
+    if tuple(stored.shape) != tuple(live.shape):
+        fail(
+            f"{name} ({_path(variable)})",
+            f"the checkpoint has shape {tuple(stored.shape)}, the script {tuple(live.shape)}",
+        )
+    if stored.dtype != live.dtype.as_numpy_dtype:
+        fail(
+            f"{name} ({_path(variable)})",
+            f"the checkpoint has {stored.dtype}, the script {live.dtype.name}",
+        )
+
+
+def _path(variable: Any) -> str:
+    return str(getattr(variable, "path", None) or variable.name)
+
+
+def _natural(name: str) -> list[Any]:
+    # Model before optimizer, and vars/10 after vars/9: the first difference a person would name.
+    parts = re.split(r"(\d+)", name)
+    numbered = [int(p) if i % 2 else p for i, p in enumerate(parts)]
+    return [name.startswith("optimizer"), *numbered]

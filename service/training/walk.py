@@ -1,0 +1,95 @@
+"""Which variable stands where in Keras' own `.weights.h5` layout.
+
+Follows `keras.src.saving.saving_lib._save_state` (Keras 3): the layers of a Sequential or
+Functional model under "layers/<snake_class[_n]>", then every attribute that is a saveable or a
+container of saveables. Where Keras writes a value, this walk notes the live variable instead, so
+that a snapshot can hold it without a copy and a restore can assign to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from keras import Variable, optimizers
+from keras.src.saving import saving_lib
+from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.utils import naming
+
+
+@dataclass
+class Layout:
+    """Variables by dataset path, groups' attributes, and saveables that compute what they store."""
+
+    variables: dict[str, Any] = field(default_factory=dict)
+    group_attributes: dict[str, dict[str, str]] = field(default_factory=dict)
+    computed: dict[str, Any] = field(default_factory=dict)  # "<path>/vars" -> saveable
+
+
+def weights_layout(model: Any) -> Layout:
+    """Return the layout of everything that `model.save_weights` would write."""
+    layout = Layout()
+    _visit(model, "", layout, set())
+    return layout
+
+
+def stored_values(saveable: Any) -> dict[str, Any]:
+    """Return what the saveable's own `save_own_variables` stores, by key."""
+    if (
+        isinstance(saveable, optimizers.Optimizer)
+        and type(saveable).save_own_variables is optimizers.Optimizer.save_own_variables
+    ):
+        # Keras' own method copies every slot with .numpy(); the variables are the same ones.
+        return {str(i): variable for i, variable in enumerate(saveable.variables)}
+    store: dict[str, Any] = {}
+    saveable.save_own_variables(store)
+    return store
+
+
+def _visit(saveable: Any, path: str, layout: Layout, visited: set[int]) -> None:
+    if id(saveable) in visited:
+        return
+    if hasattr(saveable, "save_own_variables"):
+        group = f"{path}/vars" if path else "vars"
+        name = getattr(saveable, "name", None)
+        if isinstance(name, str):
+            layout.group_attributes[group] = {"name": name}
+        values = stored_values(saveable)
+        if all(isinstance(v, Variable) for v in values.values()):
+            for key, variable in values.items():
+                layout.variables[f"{group}/{key}"] = variable
+        else:
+            layout.computed[group] = saveable
+    visited.add(id(saveable))
+    for attribute, child in saving_lib._walk_saveable(saveable):
+        child_path = f"{path}/{attribute}" if path else attribute
+        if isinstance(child, KerasSaveable):
+            _visit(child, child_path, layout, visited)
+        elif isinstance(child, list | dict | tuple):
+            _visit_container(child, child_path, layout, visited, set())
+
+
+def _visit_container(
+    container: Any, path: str, layout: Layout, visited: set[int], containers: set[int]
+) -> None:
+    if id(container) in containers:
+        return
+    containers.add(id(container))
+    used: dict[str, int] = {}
+    for child in container.values() if isinstance(container, dict) else container:
+        if isinstance(child, KerasSaveable):
+            name = saving_lib._get_unique_name(naming.to_snake_case(type(child).__name__), used)
+            _visit(child, f"{path}/{name}", layout, visited)
+        elif isinstance(child, list | dict | tuple):
+            name = saving_lib._get_unique_name("container", used)
+            _visit_container(child, f"{path}/{name}", layout, visited, containers)
+
+
+def all_variables(model: Any) -> Iterator[Any]:
+    """Yield the model's, its metrics' and its optimizer's variables; some may come twice."""
+    yield from model.variables
+    yield from model.metrics_variables
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is not None:
+        yield from optimizer.variables
