@@ -83,7 +83,7 @@ def wants_batches(callback: Any) -> bool:
 
 def _put_back(callback: Any, name: str, value: Any) -> None:
     # Containers are filled in place, since the script may hold the same list or dict itself.
-    present = getattr(callback, name, None)
+    present: Any = getattr(callback, name, None)
     if type(present) is not type(value) or not isinstance(value, list | dict | set | deque):
         setattr(callback, name, value)
         return

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import context as tf_context
-from tensorflow.python.ops import stateful_random_ops
-
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from tensorflow.python.eager import context as tf_context
+from tensorflow.python.ops import stateful_random_ops
 
 
 def enable_determinism() -> None:
@@ -45,10 +44,11 @@ def global_variables() -> list[Any]:
 
 def capture() -> dict[str, Any]:
     """Return the state of python's, numpy's and TensorFlow's eager generators as plain data."""
+    eager = _eager()
     return {
         "python": _pack(random.getstate()),
         "numpy": np.random.get_state(legacy=False),
-        "tensorflow": _pack(_eager().getstate()) if _eager() is not None else None,
+        "tensorflow": _pack(eager.getstate()) if eager is not None else None,
     }
 
 

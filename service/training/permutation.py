@@ -1,4 +1,4 @@
-"""The order of samples in an epoch: a pure function of seed and epoch, so resuming costs nothing."""
+"""The order of samples in an epoch, a pure function of seed and epoch: resuming costs nothing."""
 
 from __future__ import annotations
 

@@ -18,8 +18,18 @@ import tensorflow as tf
 from keras import tree
 
 STATEFUL_RANDOM = frozenset(
-    "RandomUniform RandomUniformInt RandomStandardNormal TruncatedNormal ParameterizedTruncatedNormal"
-    " RandomShuffle Multinomial RandomGamma RandomPoisson RandomPoissonV2".split()
+    {
+        "Multinomial",
+        "ParameterizedTruncatedNormal",
+        "RandomGamma",
+        "RandomPoisson",
+        "RandomPoissonV2",
+        "RandomShuffle",
+        "RandomStandardNormal",
+        "RandomUniform",
+        "RandomUniformInt",
+        "TruncatedNormal",
+    }
 )
 
 
@@ -100,7 +110,7 @@ class CompiledSteps:
         self.arrays = arrays
         self.eager = bool(model.run_eagerly)
         self._names: list[str] = []
-        self._call: Callable[[Any], Any] | None = None
+        self._call: Any = None
         self._graph: Any = None
 
     def trace(self) -> None:
@@ -163,7 +173,7 @@ class CompiledSteps:
             owns.append(self.own_loss.after(sums, logs))
             rows.append({k: np.asarray(v) for k, v in logs.items()})
         values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        own = None if owns[0] is None else np.array([float(o) for o in owns])
+        own = np.array([float(o) for o in owns if o is not None]) if None not in owns else None
         return StepLogs(values, own)
 
     def _gather(self, indices: Any) -> Any:

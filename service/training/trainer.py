@@ -204,7 +204,8 @@ class Trainer:
 
     def _restore(self) -> None:
         """Put the whole state back; nothing is changed when any of it does not fit."""
-        assert self.loaded is not None and self.progress is not None
+        assert self.loaded is not None
+        assert self.progress is not None
         started = time.perf_counter()
         plain, variables = self._plain()
         weights = self.loaded.files[WEIGHTS_FILE]

@@ -11,7 +11,7 @@ from keras.src.trainers.data_adapters import data_adapter_utils
 from service.context import AttemptContext
 
 
-class StopProbe(Callback):
+class StopProbe(Callback):  # type: ignore[misc]
     """Ends evaluate early when a stop was asked for, and shows that validation moves."""
 
     async_safe = True
