@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 from checkpoints.errors import UsageError
 from checkpoints.history import HistoryWriter
 from checkpoints.layout import CheckpointId
-from checkpoints.manifest import Manifest
 from checkpoints.retention import Keep
 from checkpoints.store import CheckpointStore, Loaded
 from checkpoints.writer import Writer
 from service import context
 from service.context import AttemptContext
+from service.spec import version
 from service.training.errors import StateMismatch
 
 _jobs: dict[int, TrainingJob] = {}
@@ -27,7 +30,16 @@ class TrainingJob:
 
     def __init__(self, ctx: AttemptContext) -> None:
         self.ctx = ctx
-        self.store = CheckpointStore(ctx.storage, attempt=ctx.attempt, fence=ctx.fence)
+        self.store = CheckpointStore(
+            ctx.storage,
+            attempt=ctx.attempt,
+            fence=ctx.fence,
+            writer={
+                "holdfast": version(),
+                "keras": keras.__version__,
+                "tensorflow": tf.__version__,
+            },
+        )
         self.newest, damages = self.store.begin()
         for damage in damages:
             ctx.log.error(
@@ -134,18 +146,16 @@ class TrainingJob:
                 )
 
     def _on_event(self, event: str, fields: dict[str, Any]) -> None:
-        manifest = fields.get("manifest")
-        if isinstance(manifest, Manifest):
-            status = self.ctx.status
-            status.last_checkpoint = manifest.checkpoint
-            status.last_checkpoint_at_step = manifest.progress.step
+        """Log what the writer did; runs on the writing thread."""
+        status = self.ctx.status
+        if event == "saved":
+            saved = CheckpointId.parse(fields["checkpoint"])
+            assert saved is not None
+            status.last_checkpoint = str(saved)
+            status.last_checkpoint_at_step = saved.step
             status.tick()
-            fields = {
-                "checkpoint": manifest.checkpoint,
-                "reason": manifest.reason,
-                "step": manifest.progress.step,
-                "bytes": sum(f.size for f in manifest.files),
-                **{k: v for k, v in fields.items() if k != "manifest"},
-            }
-        level = self.ctx.log.warning if "error" in fields else self.ctx.log.info
-        level(event, **fields)
+            fields["seconds"] = round(fields["seconds"], 4)
+        if "error" in fields:
+            self.ctx.log.warning(event, **{**fields, "error": str(fields["error"])})
+        else:
+            self.ctx.log.info(event, **fields)

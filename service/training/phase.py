@@ -207,10 +207,10 @@ class Phase:
         self._last_step_saved = held.snapshot.progress.step
         self.log.debug("snapshot_held", reason=reason, step=self.step, ms=round(held.held_ms, 2))
         try:
-            self.job.writer.submit(held.snapshot, reason, held.mark)
+            self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)
         except HoldfastError as error:
             self._save_failed(error)
-            self.job.writer.submit(held.snapshot, reason, held.mark)
+            self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)
 
     def commit_now(self, held: Held, reason: str) -> None:
         """Save and wait until it is durable; a failure is raised, after one more try."""
@@ -220,7 +220,7 @@ class Phase:
         error = self.job.writer.take_error()
         if error is not None:
             self._save_failed(error)
-            self.job.writer.submit(held.snapshot, reason, held.mark)
+            self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)
             self.job.writer.wait()
             error = self.job.writer.take_error()
         if error is not None:
