@@ -1,0 +1,253 @@
+"""What the training in this process belongs to: an attempt of a job.
+
+Under `holdfast run` the attempt sets the context before the script starts. A bare script
+(`python train.py`) gets one from `open_bare` when it first names its `job_dir`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from checkpoints import layout
+from checkpoints.errors import AlreadyExists, HoldfastError, NotFound, Superseded
+from checkpoints.storage import Storage, open_storage
+from service import exit_codes, identity, preemption, succession
+from service import spec as specs
+from service.errors import InvalidTransition
+from service.heartbeat import HeartbeatWriter, Status
+from service.journal import Journal
+from service.lifecycle import (
+    Ended,
+    Job,
+    Launched,
+    Outcome,
+    Released,
+    Resumed,
+    Started,
+    State,
+    Submitted,
+    judge,
+)
+from service.logs import LogFile, make_logger
+from service.preemption import StopFlag
+from service.spec import JobSpec
+
+
+@dataclass
+class AttemptContext:
+    """The attempt that this process is.
+
+    storage: the job's folder. stop: read it between two compiled calls. status: set it, the
+    heartbeat tells it. log: bound to job and attempt. fence: raises `Superseded` when a newer
+    attempt was claimed. supervised: under a supervisor. local_dir: the job's folder on this
+    machine, None when it is elsewhere. exit_code: what this process is about to exit with.
+    """
+
+    storage: Storage
+    spec: JobSpec
+    attempt: int
+    stop: StopFlag
+    status: Status
+    log: FilteringBoundLogger
+    fence: Callable[[], None]
+    supervised: bool
+    local_dir: Path | None
+    exit_code: int | None = field(default=None)
+
+    def leave(self, code: int = exit_codes.RESUMABLE) -> NoReturn:
+        """Leave the script with its state saved (75), past any `except Exception` of its own."""
+        self.exit_code = code
+        raise SystemExit(code)
+
+
+_current: AttemptContext | None = None
+_bare: dict[str, _Bare] = {}
+
+
+def current() -> AttemptContext | None:
+    """Return the attempt that this process is, None in a bare script that has opened no job."""
+    return _current
+
+
+def set_current(context: AttemptContext | None) -> None:
+    """Make `context` what `current` returns."""
+    global _current
+    _current = context
+
+
+def open_bare(
+    job_dir: str | os.PathLike[str],
+    *,
+    save_every: str | int | None = None,
+    keep: str | int | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+) -> AttemptContext:
+    """Return this process' attempt of the job in `job_dir`, started without `holdfast run`.
+
+    The first call makes the job when there is none, writes off a predecessor that is gone, claims
+    the next attempt, starts the heartbeat and takes over SIGTERM, SIGINT, SIGUSR1 and SIGUSR2
+    (the third Ctrl-C interrupts at once). Later calls with the same folder return the same
+    context. What is given here goes before what the job's spec says.
+    Raises `JobBusy`, `SpecInvalid`, `StorageError`.
+    """
+    storage = open_storage(job_dir)
+    bare = _bare.get(storage.root)
+    if bare is None or bare.closed:
+        given: dict[str, Any] = {} if seed is None else {"seed": seed}
+        for key, value in {"save_every": save_every, "keep": keep}.items():
+            if value is not None:
+                given[key] = str(value)
+        spec = _spec_of(storage, name, given)
+        bare = _Bare(storage, spec)
+        _bare[storage.root] = bare
+    return bare.context
+
+
+def close_bare(context: AttemptContext, code: int = exit_codes.DONE) -> None:
+    """End a bare attempt before its process ends, as a notebook does. code: as an exit code."""
+    for bare in list(_bare.values()):
+        if bare.context is context:
+            bare.close(code)
+
+
+def _spec_of(storage: Storage, name: str | None, given: dict[str, Any]) -> JobSpec:
+    try:
+        stored = specs.decode(storage.read(layout.SPEC))
+    except NotFound:
+        script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+        is_file = script is not None and script.is_file()
+        folder = re.sub(r"[^A-Za-z0-9._-]+", "-", storage.root.rstrip("/").rpartition("/")[2])
+        values: dict[str, Any] = {
+            "job": name or folder.strip("-._")[:100] or "job",
+            "script": str(script.absolute()) if script is not None and is_file else None,
+            "args": sys.argv[1:] if is_file else [],
+            "cwd": str(Path.cwd()),
+            "created": time.time(),
+        }
+        stored = JobSpec(**{**values, **given})
+        try:
+            storage.create(layout.SPEC, specs.encode(stored))
+        except AlreadyExists:  # another process was first: its spec is the job's
+            return _spec_of(storage, name, given)
+    return msgspec.structs.replace(stored, **given)
+
+
+class _Bare:
+    """A process that is supervisor and attempt in one: no retry, and nobody watches it."""
+
+    def __init__(self, storage: Storage, spec: JobSpec) -> None:
+        self.closed = False
+        self._pid = os.getpid()
+        self._journal = Journal(storage)
+        job = self._claim(storage, spec)
+        self._file = LogFile(storage, layout.attempt_log(job.attempt))
+        status = Status()
+        stop = StopFlag()
+        self.context = AttemptContext(
+            storage=storage,
+            spec=spec,
+            attempt=job.attempt,
+            stop=stop,
+            status=status,
+            log=make_logger(self._file, status=status, job=spec.job, attempt=job.attempt),
+            fence=lambda: self._journal.fence(job.attempt),
+            supervised=False,
+            local_dir=storage.local_path(""),
+        )
+        self._heartbeat = HeartbeatWriter(
+            storage,
+            job.attempt,
+            status,
+            spec.heartbeat_every,
+            self._superseded,
+            fence=self.context.fence,
+            on_beat=self._file.flush,
+        )
+        self._heartbeat.start()
+        self._journal.append(Started(attempt=job.attempt))
+        self._handlers = preemption.install(stop, patience=2)
+        self._excepthook = sys.excepthook
+        sys.excepthook = self._on_uncaught
+        atexit.register(self._at_exit)
+        set_current(self.context)
+        self.context.log.info("attempt started", pid=self._pid, supervised=False)
+
+    def _claim(self, storage: Storage, spec: JobSpec) -> Job:
+        if self._journal.job() is None:
+            with suppress(InvalidTransition):  # another process was first
+                self._journal.append(Submitted(max_retries=spec.max_retries))
+        job = succession.free(storage, self._journal, spec)
+        owner = identity.here()
+        try:
+            if job.state.final:
+                self._journal.append(Resumed(by=str(owner)))
+            job, _ = self._journal.claim(owner)
+            return self._journal.append(Launched(attempt=job.attempt))
+        except InvalidTransition:
+            raise succession.busy(spec.job, self._journal.existing_job()) from None
+
+    def close(self, code: int, error: str | None = None) -> None:
+        """Tell the journal how this process ends; whoever comes next need not wait."""
+        if self.closed or os.getpid() != self._pid:
+            return
+        self.closed = True
+        context = self.context
+        if self._handlers is not None:
+            self._handlers.restore()
+        if sys.excepthook == self._on_uncaught:
+            sys.excepthook = self._excepthook
+        atexit.unregister(self._at_exit)
+        if current() is context:
+            set_current(None)
+        context.status.error = error or context.status.error
+        self._heartbeat.stop(code)
+        outcome, reason = judge(code, None, context.status.error)
+        context.log.info("attempt ended", outcome=outcome.value, reason=reason)
+        self._file.close()
+        checkpoint = succession.new_checkpoint(context.storage, context.attempt)
+        ended = Ended(
+            attempt=context.attempt,
+            outcome=Outcome.STOPPED if outcome is Outcome.PREEMPTED else outcome,
+            reason=reason,
+            exit_code=code,
+            advanced=checkpoint is not None,
+            checkpoint=checkpoint,
+        )
+        with suppress(InvalidTransition):  # superseded: the job is somebody else's now
+            if self._journal.append(ended).state is State.WAITING:
+                self._journal.append(Released(reason="nobody supervises it"))
+
+    def _at_exit(self) -> None:
+        code = self.context.exit_code
+        try:
+            self.close(exit_codes.DONE if code is None else code)
+        except HoldfastError as error:
+            sys.stderr.write(f"holdfast: {error}\n")
+
+    def _on_uncaught(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        code = error.exit_code if isinstance(error, HoldfastError) else exit_codes.FAILED
+        if isinstance(error, KeyboardInterrupt):
+            code = exit_codes.INTERRUPTED
+        self.context.exit_code = code
+        self.context.status.error = f"{kind.__name__}: {error}"
+        self._excepthook(kind, error, trace)
+
+    def _superseded(self, error: Superseded) -> None:
+        self.context.log.error("superseded", by=error.fields.get("by"))
+        self.context.stop.request("superseded")

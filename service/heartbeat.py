@@ -1,0 +1,224 @@
+"""An attempt's sign of life: one small object, overwritten every few seconds."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from checkpoints import layout
+from checkpoints.errors import HoldfastError, NotFound, Superseded
+from checkpoints.storage import Storage
+from service import identity
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt says of itself.
+
+    count: beats so far. progress: grows with any sign of progress (a step, a save). activity:
+    what it does, for people. step, epoch, batch: done so far in the phase. steps_per_second:
+    over the last seconds. ended: the exit code, once it is known; error: what it died of.
+    at: unix seconds by the writer's clock, for people only.
+    """
+
+    attempt: int
+    count: int = 0
+    pid: int = 0
+    host: str = ""
+    boot_id: str = ""
+    process_start: int | None = None
+    activity: str = "starting"
+    phase: int | None = None
+    phase_name: str | None = None
+    step: int = 0
+    epoch: int = 0
+    epochs: int | None = None
+    batch: int = 0
+    steps_per_epoch: int | None = None
+    total_steps: int | None = None
+    logs: dict[str, float | None] = {}
+    steps_per_second: float | None = None
+    last_checkpoint: str | None = None
+    last_checkpoint_at_step: int | None = None
+    restored_from: str | None = None
+    progress: int = 0
+    ended: int | None = None
+    error: str | None = None
+    at: float = 0.0
+
+
+class Status:
+    """The beat in the making: the training sets its attributes, the heartbeat thread reads them.
+
+    Each attribute is set in one go, so a reader on another thread sees old or new, never half.
+    """
+
+    def __init__(self) -> None:
+        self.activity = "starting"
+        self.phase: int | None = None
+        self.phase_name: str | None = None
+        self.step = 0
+        self.epoch = 0
+        self.epochs: int | None = None
+        self.batch = 0
+        self.steps_per_epoch: int | None = None
+        self.total_steps: int | None = None
+        self.logs: dict[str, float] = {}
+        self.steps_per_second: float | None = None
+        self.last_checkpoint: str | None = None
+        self.last_checkpoint_at_step: int | None = None
+        self.restored_from: str | None = None
+        self.progress = 0
+        self.ended: int | None = None
+        self.error: str | None = None
+
+    def tick(self) -> None:
+        """Show a sign of progress: the stall watchdog starts to count anew."""
+        self.progress += 1
+
+    def beat(self, attempt: int, count: int, who: identity.Identity) -> Beat:
+        values: dict[str, Any] = dict(vars(self))
+        # JSON knows no NaN; null is "not a finite number"
+        values["logs"] = {
+            name: float(value) if math.isfinite(value) else None
+            for name, value in dict(self.logs).items()
+        }
+        return Beat(
+            attempt=attempt,
+            count=count,
+            pid=who.pid,
+            host=who.host,
+            boot_id=who.boot_id,
+            process_start=who.start,
+            at=time.time(),
+            **values,
+        )
+
+
+class HeartbeatWriter:
+    """Writes the beat of `status` every `every` seconds from a thread of its own.
+
+    fence: called before each beat; when it raises `Superseded`, `on_superseded` is called once
+    and no more beats are written. on_beat: called on the thread after each beat (every second at
+    the least), for whatever else has to be looked at in time. A beat that cannot be written is
+    left out: the next one tells the same.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        attempt: int,
+        status: Status,
+        every: float,
+        on_superseded: Callable[[Superseded], None] | None = None,
+        *,
+        fence: Callable[[], None] | None = None,
+        on_beat: Callable[[], None] | None = None,
+    ) -> None:
+        self._storage = storage
+        self._attempt = attempt
+        self._status = status
+        self._every = every
+        self._fence = fence
+        self._on_superseded = on_superseded
+        self._on_beat = on_beat
+        self._count = 0
+        self._who = identity.here()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.last_error: HoldfastError | None = None
+
+    def start(self) -> None:
+        """Write the first beat, so that the start is seen at once, and go on in a thread."""
+        self._write()
+        self._thread = threading.Thread(target=self._run, name="holdfast-heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self, exit_code: int | None = None) -> None:
+        """End the thread and, with an exit code, write the last beat that tells it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if exit_code is not None:
+            self._status.ended = exit_code
+            self._write()
+
+    def _run(self) -> None:
+        silent = False
+        due = time.monotonic() + self._every
+        while not self._stop.wait(max(0.0, min(1.0, due - time.monotonic()))):
+            if time.monotonic() >= due:
+                due = time.monotonic() + self._every
+                if not silent:
+                    silent = self._superseded()
+                if not silent:
+                    self._write()
+            if self._on_beat is not None:
+                self._on_beat()
+
+    def _superseded(self) -> bool:
+        if self._fence is None:
+            return False
+        try:
+            self._fence()
+        except Superseded as error:
+            if self._on_superseded is not None:
+                self._on_superseded(error)
+            return True
+        except HoldfastError as error:  # storage out of reach: not known, so not superseded
+            self.last_error = error
+        return False
+
+    def _write(self) -> None:
+        self._count += 1
+        beat = self._status.beat(self._attempt, self._count, self._who)
+        try:
+            self._storage.replace(
+                layout.heartbeat(self._attempt), msgspec.json.encode(beat), durable=False
+            )
+        except HoldfastError as error:
+            self.last_error = error
+
+
+def read(storage: Storage, attempt: int) -> Beat | None:
+    """Return the newest beat of an attempt, None when there is none that can be read."""
+    try:
+        return msgspec.json.decode(storage.read(layout.heartbeat(attempt)), type=Beat)
+    except (NotFound, msgspec.DecodeError):
+        return None
+
+
+class Unchanged(NamedTuple):
+    """For how many seconds the observer has seen no new beat, and no progress."""
+
+    beat: float
+    progress: float
+
+
+class Watch:
+    """How long an attempt has been silent, by the observer's own monotonic clock.
+
+    Clocks of two machines are never compared: only *changes* of what the beat says count.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._count: tuple[int, int] | None = None
+        self._progress: tuple[int, int] | None = None
+        self._beat_at = now
+        self._progress_at = now
+
+    def observe(self, beat: Beat | None, now: float) -> Unchanged:
+        """Take in the newest beat seen at `now` (monotonic seconds)."""
+        if beat is not None:
+            if (beat.attempt, beat.count) != self._count:
+                self._count = (beat.attempt, beat.count)
+                self._beat_at = now
+            if (beat.attempt, beat.progress) != self._progress:
+                self._progress = (beat.attempt, beat.progress)
+                self._progress_at = now
+        return Unchanged(now - self._beat_at, now - self._progress_at)

@@ -1,0 +1,200 @@
+"""A job's event log on storage: one immutable file an event, created exclusively.
+
+The number is in the file's name and nothing else is, so that two writers of event 7 collide and
+exactly one of them wins: appending is a compare-and-swap on the job's state.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from typing import Final
+
+import msgspec
+
+from checkpoints import layout
+from checkpoints.errors import (
+    AlreadyExists,
+    CommitUnknown,
+    FormatError,
+    FormatTooNew,
+    NotFound,
+    Superseded,
+)
+from checkpoints.storage import Storage
+from service import identity
+from service.errors import InvalidTransition, JobUnknown
+from service.identity import Identity
+from service.lifecycle import Action, Claimed, Event, Job, State, transition
+
+FORMAT: Final = 1
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One event as it is stored.
+
+    state, attempt: the job's after the event, so that one file tells them. at: unix seconds by
+    the writer's clock, for people. by: the writer. nonce: tells a write whose answer was lost
+    from somebody else's.
+    """
+
+    seq: int
+    event: Event
+    state: State
+    attempt: int
+    at: float
+    by: Identity
+    nonce: str = ""
+    format: int = FORMAT
+
+
+class Journal:
+    """The events of the job in `storage`, read once each and folded as they come."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._lock = threading.RLock()  # the loop, the writer and the heartbeat all ask the fence
+        self._entries: list[Entry] = []
+        self._jobs: list[Job] = []
+
+    def read(self) -> list[Entry]:
+        """Return all events, oldest first; only those not seen before are read.
+
+        Raises `FormatError` for one that cannot be read or does not follow from those before.
+        """
+        with self._lock:
+            while (entry := self._load(len(self._entries) + 1)) is not None:
+                self._take(entry)
+            return list(self._entries)
+
+    def job(self) -> Job | None:
+        """Return the job as of now, None when nothing was ever submitted."""
+        self.read()
+        return self._jobs[-1] if self._jobs else None
+
+    def existing_job(self) -> Job:
+        """Return the job as of now. Raises `JobUnknown`."""
+        job = self.job()
+        if job is None:
+            raise JobUnknown(root=self._storage.root)
+        return job
+
+    def job_after(self, seq: int) -> Job:
+        """Return the job as it was after event `seq` (from 1)."""
+        return self._jobs[seq - 1]
+
+    def append(self, event: Event) -> Job:
+        """Add an event and return the job after it.
+
+        When somebody else was first, theirs is read and the event tried again on top of it.
+        Raises `InvalidTransition` with the story when it does not fit (any more).
+        """
+        return self.act(event)[0]
+
+    def act(self, event: Event) -> tuple[Job, tuple[Action, ...]]:
+        """Like `append`, and return also what is to be done about it."""
+        with self._lock:
+            while (done := self._try(event)) is None:
+                pass
+            return done
+
+    def _try(self, event: Event) -> tuple[Job, tuple[Action, ...]] | None:
+        """Append once; None when somebody else's event took the number."""
+        job, actions = self._transition(self.job(), event)
+        entry = Entry(
+            seq=len(self._entries) + 1,
+            event=event,
+            state=job.state,
+            attempt=job.attempt,
+            at=time.time(),
+            by=identity.here(),
+            nonce=secrets.token_hex(8),
+        )
+        path = layout.journal_event(entry.seq)
+        data = msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n"
+        try:
+            self._storage.create(path, data)
+        except AlreadyExists:
+            if not self._is_mine(entry):
+                return None
+        except CommitUnknown:
+            # look again, never assume: the file that is there says whose it is
+            if not self._is_mine(entry):
+                return None
+        self._entries.append(entry)
+        self._jobs.append(job)
+        return job, actions
+
+    def newest(self) -> Entry | None:
+        """Return the newest event by one listing and one read; None for no job."""
+        seq = self._newest_seq()
+        return self._load(seq) if seq else None
+
+    def latest_attempt(self) -> int:
+        """Return the newest claim's attempt, 0 before the first. Cheap when nothing is new."""
+        with self._lock:
+            if self._newest_seq() > len(self._entries):
+                self.read()
+            return self._jobs[-1].attempt if self._jobs else 0
+
+    def fence(self, attempt: int) -> None:
+        """Raise `Superseded` when a newer attempt than `attempt` was claimed."""
+        newest = self.latest_attempt()
+        if newest > attempt:
+            raise Superseded(attempt=attempt, by=newest)
+
+    def claim(self, owner: Identity) -> tuple[Job, tuple[Action, ...]]:
+        """Claim the next attempt for `owner`. Raises `InvalidTransition` when it is taken."""
+        return self.act(Claimed(attempt=self.existing_job().attempt + 1, owner=owner))
+
+    def _newest_seq(self) -> int:
+        found = map(layout.parse_journal_event, self._storage.list(layout.JOURNAL))
+        return max((seq for seq in found if seq is not None), default=0)
+
+    def _is_mine(self, entry: Entry) -> bool:
+        there = self._load(entry.seq)
+        return there is not None and there.nonce == entry.nonce
+
+    def _take(self, entry: Entry) -> None:
+        try:
+            job, _ = self._transition(self._jobs[-1] if self._jobs else None, entry.event)
+        except InvalidTransition as error:
+            raise FormatError(path=layout.journal_event(entry.seq), reason=str(error)) from error
+        self._entries.append(entry)
+        self._jobs.append(job)
+
+    def _transition(self, job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
+        try:
+            return transition(job, event)
+        except InvalidTransition as error:
+            raise InvalidTransition(**{**error.fields, "story": self._story()}) from None
+
+    def _story(self, last: int = 8) -> str:
+        lines = [
+            f"{entry.seq} {entry.event.__struct_config__.tag} -> {entry.state.value}"
+            f" (attempt {entry.attempt}, by {entry.by})"
+            for entry in self._entries[-last:]
+        ]
+        return " So far: " + "; ".join(lines) if lines else ""
+
+    def _load(self, seq: int) -> Entry | None:
+        path = layout.journal_event(seq)
+        try:
+            data = self._storage.read(path)
+        except NotFound:
+            return None
+        try:
+            found = msgspec.json.decode(data, type=_Format).format
+            if found > FORMAT:
+                raise FormatTooNew(path=path, found=found, known=FORMAT)
+            entry = msgspec.json.decode(data, type=Entry)
+        except msgspec.DecodeError as error:
+            raise FormatError(path=path, reason=str(error)) from None
+        if entry.seq != seq:
+            raise FormatError(path=path, reason=f"it says that it is event {entry.seq}")
+        return entry
+
+
+class _Format(msgspec.Struct):
+    format: int = FORMAT
