@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,9 @@ def read_arrays(path: Path) -> dict[str, Any]:
     Links, filters and external or virtual storage are refused, and sizes are checked against the
     file's own before memory is taken.
     """
-    size = path.stat().st_size
     arrays = {}
-    with _open(path) as file:
+    with _reading(path) as file:
+        size = path.stat().st_size
         for name, node in _walk(file, path):
             if isinstance(node, h5py.Dataset):
                 arrays[name] = _read(node, name, path, size)
@@ -78,10 +79,10 @@ def read_arrays(path: Path) -> dict[str, Any]:
 def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     """Return the text attributes of every group that has some, by the group's path."""
     found = {}
-    with _open(path) as file:
+    with _reading(path) as file:
         for name, node in _walk(file, path):
             if isinstance(node, h5py.Group) and len(node.attrs):
-                found[name] = {key: _text(value, name, path) for key, value in node.attrs.items()}
+                found[name] = {key: _text(node, key, name, path) for key in node.attrs}
     return found
 
 
@@ -206,12 +207,15 @@ def _write_all(file: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(file, view) :]
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _reading(path: Path) -> Iterator[Any]:
+    """Open a file to read; whatever HDF5 stumbles over is an error of the file's format."""
     try:
-        return h5py.File(path, "r", locking=False)
-    except FileNotFoundError:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (FileNotFoundError, FormatError):
         raise
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise FormatError(path=str(path), reason=str(error)) from error
 
 
@@ -247,7 +251,7 @@ def _read(node: Any, name: str, path: Path, file_size: int) -> np.ndarray[Any, A
     ):
         raise FormatError(path=str(path), reason=f"{name} is not stored plainly")
     dtype = node.dtype
-    named = _text(node.attrs["dtype"], name, path) if "dtype" in node.attrs else None
+    named = _text(node, "dtype", name, path) if "dtype" in node.attrs else None
     wanted = _OWN_DTYPES.get(named, dtype) if named is not None else dtype
     if node.shape is None or wanted.itemsize != dtype.itemsize:
         raise FormatError(path=str(path), reason=f"{name} has no usable shape or type")
@@ -262,7 +266,10 @@ def _read(node: Any, name: str, path: Path, file_size: int) -> np.ndarray[Any, A
     return array.view(wanted)
 
 
-def _text(value: Any, name: str, path: Path) -> str:
-    if not isinstance(value, str):
-        raise FormatError(path=str(path), reason=f"an attribute of {name or '/'} is no text")
-    return value
+def _text(node: Any, key: str, name: str, path: Path) -> str:
+    attribute = node.attrs.get_id(key)
+    if isinstance(attribute.get_type(), h5py.h5t.TypeStringID) and attribute.shape == ():
+        value = node.attrs[key]
+        if isinstance(value, str):
+            return value
+    raise FormatError(path=str(path), reason=f"attribute {key} of {name or '/'} is no text")

@@ -111,48 +111,48 @@ class Lineage:
         return [(attempt, self._marks[attempt]) for attempt in reversed(self._marks)]
 
 
-def read_lineage(storage: Storage) -> tuple[Lineage, list[FormatError]]:
-    """Return the lineage of a job, and which of its origins are damaged.
+def read_lineage(
+    storage: Storage, known: dict[int, Origin] | None = None
+) -> tuple[Lineage, list[FormatError]]:
+    """Return the lineage of a job, and which of its origins are damaged or missing.
 
-    A damaged origin is put together again from the manifests of its attempt. An attempt that
-    has none committed nothing that anybody could miss, and is passed over.
+    An origin that cannot be read is put together again from the manifests of its attempt. An
+    attempt without any committed nothing that anybody could miss, and is passed over.
+    known: origins read before, by attempt; they never change, so each is read only once.
     """
-    origins: list[Origin] = []
+    known = {} if known is None else known
+    rebuilt: list[Origin] = []
     unknown: list[int] = []
     damaged: list[FormatError] = []
-    for name in storage.list(layout.ATTEMPTS):
-        attempt = layout.parse_attempt(name)
-        if attempt is None:
-            continue
+    found = sorted(filter(None, map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))))
+    attempts = {layout.parse_attempt(name) for name in storage.list(layout.ATTEMPTS)}
+    for attempt in sorted({*(filter(None, attempts)), *(at.attempt for at in found)} - {*known}):
         path = layout.origin(attempt)
         try:
-            origin = decode(storage.read(path), path)
-            if origin.attempt != attempt:
-                raise FormatError(path=path, reason=f"it is that of attempt {origin.attempt}")
-        except NotFound:
-            continue  # the attempt died before its first step
+            known[attempt] = _read_origin(storage, attempt)
         except FormatTooNew:
             raise
-        except FormatError as error:
-            damaged.append(error)
-            oldest = _oldest_manifest(storage, attempt)
-            rebuilt = _rebuild(storage, attempt, oldest) if oldest else None
-            if rebuilt is not None:
-                origins.append(rebuilt)
-            elif oldest is not None:
+        except (NotFound, FormatError) as error:
+            own = (_manifest(storage, at) for at in found if at.attempt == attempt)
+            oldest = next(filter(None, own), None)
+            if oldest is None:
+                continue
+            reason = "it is missing" if isinstance(error, NotFound) else error.fields["reason"]
+            damaged.append(FormatError(path=path, reason=reason))
+            origin = _rebuild(storage, attempt, oldest)
+            if origin is not None:
+                rebuilt.append(origin)
+            else:
                 unknown.append(attempt)
-        else:
-            origins.append(origin)
-    return Lineage.of(origins, unknown), damaged
+    return Lineage.of([*known.values(), *rebuilt], unknown), damaged
 
 
-def _oldest_manifest(storage: Storage, attempt: int) -> Manifest | None:
-    names = map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))
-    for found in sorted(own for own in names if own is not None and own.attempt == attempt):
-        manifest = _manifest(storage, found)
-        if manifest is not None:
-            return manifest
-    return None
+def _read_origin(storage: Storage, attempt: int) -> Origin:
+    path = layout.origin(attempt)
+    origin = decode(storage.read(path), path)
+    if origin.attempt != attempt:
+        raise FormatError(path=path, reason=f"it is that of attempt {origin.attempt}")
+    return origin
 
 
 def _rebuild(storage: Storage, attempt: int, oldest: Manifest) -> Origin | None:

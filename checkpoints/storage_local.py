@@ -30,7 +30,9 @@ class LocalStorage:
     capabilities = Capabilities(exclusive_create=True, append=True, local=True, in_process=False)
 
     def __init__(self, root: Path) -> None:
-        self._root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100  (keeps symlinks)
+        if root.parts[:1] == ("~",):
+            root = root.expanduser()
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100  (not resolve(): symlinks stay)
         self.root = str(self._root)
         self._durable: set[Path] = set()
         self._lock = threading.Lock()

@@ -32,6 +32,7 @@ _FINAL = (
     NotADirectoryError,
 )
 _TRIES = 4
+_SPEC = fsspec.AbstractFileSystem
 
 # memory:// looks, then writes; within the one process that can see it a lock makes that one step.
 _memory_lock = threading.Lock()
@@ -210,13 +211,16 @@ class FsspecStorage:
         )
         try:
             return retrying(call, at)
+        except StorageError:
+            raise
         except Exception as error:
             raise storage_error(error, action, path, self.root) from error
 
     def _probe_exclusive_create(self) -> bool:
         """Ask the store itself: some servers accept the condition and ignore it."""
-        if type(self._fs).pipe_file is fsspec.AbstractFileSystem.pipe_file:
-            return False  # fsspec's own default looks first, then writes
+        own = self._fs.async_impl or type(self._fs).pipe_file is not _SPEC.pipe_file
+        if not own:
+            return False  # fsspec's default looks first, then writes
         path = f".probe-{secrets.token_hex(8)}"
         try:
             self.create(path, b"1")

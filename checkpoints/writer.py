@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from checkpoints.errors import HoldfastError
+from checkpoints.errors import HoldfastError, StorageFull
 from checkpoints.manifest import HistoryMark, Manifest
 from checkpoints.retention import Keep
 from checkpoints.snapshot import Snapshot
@@ -66,10 +66,11 @@ class Writer:
         waiting = [(snapshot, reason, history_mark, held_ms)]
         # A thread for each write: none lives on to keep the interpreter from ending, and one
         # that is writing when it ends is waited for.
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._write, args=(waiting,), name="holdfast-writer", daemon=False
         )
-        self._thread.start()
+        thread.start()
+        self._thread = thread
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until nothing is in flight, at most `timeout` seconds; return whether it is so."""
@@ -110,16 +111,7 @@ class Writer:
             size=manifest.size,
             seconds=seconds,
         )
-        if self._keep is None:
-            return
-        try:
-            pruned = self._store.prune(self._keep)
-        except HoldfastError as error:
-            # What is too many does no harm; the next commit tries again.
-            self._tell("prune_failed", error=error)
-        else:
-            if pruned:
-                self._tell("pruned", checkpoints=pruned)
+        self._prune()
 
     def _save(
         self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]
@@ -128,8 +120,27 @@ class Writer:
         start = time.monotonic()
         if mark is not None and self._history_sync is not None:
             self._history_sync(mark)
-        manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
+        try:
+            manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
+        except StorageFull:
+            # What crashed attempts left behind may be all that is in the way.
+            if not self._prune():
+                raise
+            manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
         return manifest, time.monotonic() - start
+
+    def _prune(self) -> list[str]:
+        if self._keep is None:
+            return []
+        try:
+            pruned = self._store.prune(self._keep)
+        except HoldfastError as error:
+            # What is too many does no harm; the next commit tries again.
+            self._tell("prune_failed", error=error)
+            return []
+        if pruned:
+            self._tell("pruned", checkpoints=pruned)
+        return pruned
 
     def _tell(self, event: str, **fields: Any) -> None:
         if self._on_event is not None:
