@@ -124,9 +124,12 @@ def read_lineage(
     rebuilt: list[Origin] = []
     unknown: list[int] = []
     damaged: list[FormatError] = []
-    found = sorted(filter(None, map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))))
-    attempts = {layout.parse_attempt(name) for name in storage.list(layout.ATTEMPTS)}
-    for attempt in sorted({*(filter(None, attempts)), *(at.attempt for at in found)} - {*known}):
+    names = map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))
+    found = sorted(checkpoint for checkpoint in names if checkpoint is not None)
+    numbers = {layout.parse_attempt(name) for name in storage.list(layout.ATTEMPTS)}
+    attempts = {number for number in numbers if number is not None}
+    attempts |= {checkpoint.attempt for checkpoint in found}
+    for attempt in sorted(attempts - set(known)):
         path = layout.origin(attempt)
         try:
             known[attempt] = _read_origin(storage, attempt)

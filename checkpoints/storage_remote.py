@@ -205,7 +205,7 @@ class FsspecStorage:
         at = self._at(path)
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(_TRIES),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0),
+            wait=tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0, 0.1),
             retry=tenacity.retry_if_exception(_may_pass),
             reraise=True,
         )
@@ -218,8 +218,10 @@ class FsspecStorage:
 
     def _probe_exclusive_create(self) -> bool:
         """Ask the store itself: some servers accept the condition and ignore it."""
-        own = self._fs.async_impl or type(self._fs).pipe_file is not _SPEC.pipe_file
-        if not own:
+        inmost = self._fs
+        while isinstance(getattr(inmost, "fs", None), _SPEC):
+            inmost = inmost.fs
+        if not inmost.async_impl and type(inmost).pipe_file is _SPEC.pipe_file:
             return False  # fsspec's default looks first, then writes
         path = f".probe-{secrets.token_hex(8)}"
         try:

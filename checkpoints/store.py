@@ -128,8 +128,9 @@ class CheckpointStore:
         verify: read and hash every file; else a readable manifest is enough.
         """
         damages = [
-            Damage(*error.fields["path"].rsplit("/", 1), error.fields["reason"])
+            Damage(folder, file, error.fields["reason"])
             for error in lineage.read_lineage(self.storage, self._origins)[1]
+            for folder, _, file in [error.fields["path"].rpartition("/")]
         ]
         for checkpoint in reversed(self.ids()):
             found = self.verify(checkpoint) if verify else self._verify_manifest(checkpoint)

@@ -1,0 +1,63 @@
+"""Every storage does the same: the conformance suite on each of them, in odd places too."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from checkpoints.storage import Storage, open_storage
+from checkpoints.testing import FaultyStorage, StorageConformance
+
+ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数'
+
+
+class TestFolder(StorageConformance):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Storage:
+        return open_storage(tmp_path / "root")
+
+
+class TestFileUrl(StorageConformance):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Storage:
+        return open_storage(f"file://{tmp_path}/root")
+
+
+class TestOddFolder(StorageConformance):
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Storage:
+        return open_storage(tmp_path / ODD / "-jobs*")
+
+
+class TestMemory(StorageConformance):
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return open_storage(f"memory://{uuid.uuid4().hex}/root")
+
+
+class TestOddMemory(StorageConformance):
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return open_storage(f"memory://{uuid.uuid4().hex}/{ODD}/-jobs*")
+
+
+class TestAnyFsspec(StorageConformance):
+    """A file system of fsspec that nothing was made for: what a new scheme starts from."""
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Storage:
+        (tmp_path / "root").mkdir()
+        return open_storage(f"dir::file://{tmp_path}/root", file={"auto_mkdir": True})
+
+    def test_one_of_many_creators_wins(self, storage: Storage) -> None:
+        assert not storage.capabilities.exclusive_create, "it looks, then writes"
+
+
+class TestWithoutFaults(StorageConformance):
+    """What injects faults changes nothing else."""
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> Storage:
+        return FaultyStorage(open_storage(tmp_path))
