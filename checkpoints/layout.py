@@ -15,6 +15,7 @@ SPEC = "spec.json"
 JOURNAL = "journal"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
+SUPERVISOR_OUTPUT = "supervisor.log"  # what a detached supervisor itself says
 
 WEIGHTS_FILE = "model.weights.h5"
 STATE_FILE = "state.h5"

@@ -16,10 +16,10 @@ import msgspec
 from checkpoints import layout
 from checkpoints.errors import (
     AlreadyExists,
-    CommitUnknown,
     FormatError,
     FormatTooNew,
     NotFound,
+    StorageError,
     Superseded,
 )
 from checkpoints.storage import Storage
@@ -57,6 +57,7 @@ class Journal:
         self._lock = threading.RLock()  # the loop, the writer and the heartbeat all ask the fence
         self._entries: list[Entry] = []
         self._jobs: list[Job] = []
+        self._actions: list[tuple[Action, ...]] = []
 
     def read(self) -> list[Entry]:
         """Return all events, oldest first; only those not seen before are read.
@@ -80,9 +81,20 @@ class Journal:
             raise JobUnknown(root=self._storage.root)
         return job
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, seq: int) -> Entry:
+        """Return event `seq` (from 1) of those that were read."""
+        return self._entries[seq - 1]
+
     def job_after(self, seq: int) -> Job:
         """Return the job as it was after event `seq` (from 1)."""
         return self._jobs[seq - 1]
+
+    def actions_after(self, seq: int) -> tuple[Action, ...]:
+        """Return what was to be done about event `seq` (from 1)."""
+        return self._actions[seq - 1]
 
     def append(self, event: Event) -> Job:
         """Add an event and return the job after it.
@@ -118,12 +130,11 @@ class Journal:
         except AlreadyExists:
             if not self._is_mine(entry):
                 return None
-        except CommitUnknown:
-            # look again, never assume: the file that is there says whose it is
+        except StorageError:
+            # it may be there all the same; the file itself says whose it is
             if not self._is_mine(entry):
-                return None
-        self._entries.append(entry)
-        self._jobs.append(job)
+                raise
+        self._keep(entry, job, actions)
         return job, actions
 
     def newest(self) -> Entry | None:
@@ -158,11 +169,15 @@ class Journal:
 
     def _take(self, entry: Entry) -> None:
         try:
-            job, _ = self._transition(self._jobs[-1] if self._jobs else None, entry.event)
+            job, actions = self._transition(self._jobs[-1] if self._jobs else None, entry.event)
         except InvalidTransition as error:
             raise FormatError(path=layout.journal_event(entry.seq), reason=str(error)) from error
+        self._keep(entry, job, actions)
+
+    def _keep(self, entry: Entry, job: Job, actions: tuple[Action, ...]) -> None:
         self._entries.append(entry)
         self._jobs.append(job)
+        self._actions.append(actions)
 
     def _transition(self, job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
         try:

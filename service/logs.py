@@ -126,6 +126,16 @@ def make_logger(
     return logger
 
 
+def silent_logger() -> FilteringBoundLogger:
+    """Return a logger that says nothing, for when there is no log yet."""
+
+    def drop(logger: Any, method: str, row: MutableMapping[str, Any]) -> Any:
+        raise structlog.DropEvent
+
+    logger: FilteringBoundLogger = structlog.wrap_logger(None, processors=[drop])
+    return logger
+
+
 def level_number(level: str) -> int:
     """Return the rank of a level's name. Raises `UsageError`."""
     try:

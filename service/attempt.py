@@ -1,0 +1,257 @@
+"""One process life of a job: `python -m service.attempt JOB_URL ATTEMPT` runs the user's script.
+
+It knows its supervisor only by files, signals and exit codes, and never imports TensorFlow: that
+is the script's to do, after it has set its variables.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import io
+import os
+import runpy
+import signal as signals
+import sys
+import time
+import traceback
+from contextlib import suppress
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Final
+
+from checkpoints import layout
+from checkpoints.errors import HoldfastError, NotFound, Superseded
+from checkpoints.storage import Storage, open_storage
+from service import context, exit_codes, preemption, seeding
+from service import spec as specs
+from service.backends.local import SUPERVISOR_PID
+from service.context import AttemptContext
+from service.errors import JobUnknown, ScriptRejected
+from service.heartbeat import HeartbeatWriter, Status
+from service.journal import Journal
+from service.logs import LogFile, make_logger
+from service.preemption import StopFlag
+from service.spec import JobSpec
+
+DEBUG: Final = "HOLDFAST_DEBUG"  # set: tracebacks with Holdfast's own frames
+_OWN: Final = (str(Path(__file__).resolve().parent), "<frozen runpy>", "<frozen importlib")
+
+
+class Attempt:
+    """This process as an attempt: context, signals, heartbeat, and who has to leave when."""
+
+    def __init__(self, storage: Storage, spec: JobSpec, attempt: int) -> None:
+        self._storage = storage
+        self._parent = int(os.environ.get(SUPERVISOR_PID, "0"))
+        self._code = exit_codes.FAILED
+        self._superseded: Superseded | None = None
+        self._leave_by: float | None = None
+        self._file = LogFile(storage, layout.attempt_log(attempt))
+        journal = Journal(storage)
+        status = Status()
+        self.context = AttemptContext(
+            storage=storage,
+            spec=spec,
+            attempt=attempt,
+            stop=StopFlag(),
+            status=status,
+            log=make_logger(self._file, status=status, job=spec.job, attempt=attempt),
+            fence=lambda: journal.fence(attempt),
+            supervised=True,
+            local_dir=storage.local_path(""),
+        )
+        self._heartbeat = HeartbeatWriter(
+            storage,
+            attempt,
+            status,
+            spec.heartbeat_every,
+            self._on_superseded,
+            fence=self.context.fence,
+            on_beat=self._look_around,
+        )
+
+    def run(self) -> int:
+        """Run the script and return the exit code; the last heartbeat tells it as well."""
+        # the first to register is the last to be called: after the script's own handlers
+        atexit.register(self._finish)
+        faulthandler.enable()
+        faulthandler.register(signals.SIGQUIT, all_threads=True)
+        preemption.install(self.context.stop)
+        self._heartbeat.start()
+        context.set_current(self.context)
+        self.context.log.info(
+            "attempt started", pid=os.getpid(), supervised=True, runs=self.context.spec.runs
+        )
+        self.context.status.activity = "importing"
+        self._code = self._run_script()
+        if self._superseded is not None:
+            self._code = exit_codes.SUPERSEDED
+        return self._code
+
+    def _run_script(self) -> int:
+        spec = self.context.spec
+        try:
+            self.context.fence()
+            seeding.seed_everything(spec.seed, deterministic=spec.deterministic)
+            if spec.module is not None:
+                run_module(spec.module, spec.args)
+            else:
+                run_script(spec)
+        except SystemExit as left:
+            return self._exit_code(left)
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it has an exit code)
+            return self._judge(error)
+        return exit_codes.DONE
+
+    def _exit_code(self, left: SystemExit) -> int:
+        if left.code is None:
+            return exit_codes.DONE
+        if isinstance(left.code, int):
+            return left.code & 0xFF
+        sys.stderr.write(f"{left.code}\n")
+        self.context.status.error = str(left.code)
+        return exit_codes.FAILED
+
+    def _judge(self, error: BaseException) -> int:
+        """Show what happened, put it into the heartbeat, and return the exit code for it."""
+        trace = user_frames(error.__traceback__)
+        where = _where(trace, error)
+        self.context.status.error = f"{type(error).__name__}: {_short(str(error))}{where}"
+        if isinstance(error, HoldfastError) and DEBUG not in os.environ:
+            # on purpose and explained: the message says more than the frames
+            sys.stderr.write(f"holdfast: {error}{where}\n")
+            self.context.log.error("script failed", error=self.context.status.error)
+        else:
+            frames = "".join(traceback.format_exception(type(error), error, trace))
+            sys.stderr.write(frames)
+            self.context.log.error(
+                "script failed", error=self.context.status.error, exception=frames.rstrip()
+            )
+        if isinstance(error, HoldfastError):
+            return error.exit_code
+        if isinstance(error, ImportError | SyntaxError) and self.context.status.phase is None:
+            return exit_codes.REJECTED
+        return exit_codes.FAILED
+
+    def _finish(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        self.context.log.info(
+            "attempt ends",
+            exit_code=self._code,
+            meaning=exit_codes.MEANINGS.get(self._code, "the script's own"),
+        )
+        self._file.close()
+        self._heartbeat.stop(self._code)
+
+    def _on_superseded(self, error: Superseded) -> None:
+        self._superseded = error
+        self._leave_soon("superseded", exit_codes.SUPERSEDED)
+
+    def _look_around(self) -> None:
+        """Called about every second on the heartbeat's thread."""
+        self._file.flush()
+        if self._parent and os.getppid() != self._parent:
+            self._leave_soon("orphaned", exit_codes.RESUMABLE)
+        saving = self.context.status.activity == "saving" and self._superseded is None
+        if self._leave_by is not None and time.monotonic() > self._leave_by and not saving:
+            # the script does not look at the flag, and nobody is there to kill it
+            self.context.status.ended = self._code
+            self.context.log.error("left by force", why=self.context.stop.reason)
+            self._file.close()
+            os._exit(self._code)
+
+    def _leave_soon(self, reason: str, code: int) -> None:
+        if self._leave_by is None:
+            self._leave_by = time.monotonic() + self.context.spec.grace
+            self._code = code
+            self.context.log.warning("asked to leave", why=reason)
+            self.context.stop.request(reason)
+
+
+def run_script(spec: JobSpec) -> None:
+    """Run the job's script as `python SCRIPT ARGS` would. Raises `ScriptRejected`."""
+    path = specs.script_path(spec)
+    if path is None or spec.script is None:
+        raise ScriptRejected(script="", problem="the job names no script to run")
+    sys.argv = [spec.script, *spec.args]
+    if path.is_dir() or path.suffix in (".zip", ".pyz"):
+        runpy.run_path(str(path), run_name="__main__")
+        return
+    try:
+        with io.open_code(str(path.absolute())) as file:
+            source = file.read()
+    except OSError as error:
+        problem = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ScriptRejected(script=str(path), problem=problem) from error
+    name = str(path)
+    sys.path.insert(0, str(path.resolve().parent))
+    module = ModuleType("__main__")
+    module.__file__ = name
+    module.__loader__ = SourceFileLoader("__main__", name)
+    module.__dict__.update(__builtins__=__builtins__, __spec__=None, __cached__=None)
+    sys.modules["__main__"] = module
+    exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
+
+
+def run_module(name: str, args: list[str]) -> None:
+    """Run a module as `python -m NAME ARGS` would. Raises `ScriptRejected`."""
+    sys.argv = [name, *args]
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except ImportError as error:
+        # runpy's own refusal has none of the user's frames
+        if user_frames(error.__traceback__) is None:
+            raise ScriptRejected(script=f"-m {name}", problem=str(error)) from error
+        raise
+
+
+def user_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the first frame that is neither ours nor runpy's."""
+    if DEBUG in os.environ:
+        return trace
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN):
+        trace = trace.tb_next
+    return trace
+
+
+def _where(trace: TracebackType | None, error: BaseException) -> str:
+    """Return " (train.py, line 12)": the innermost line of the user's own code."""
+    if isinstance(error, SyntaxError):
+        return ""  # its message says so itself
+    found = ""
+    for frame in traceback.extract_tb(trace):
+        own = frame.filename.startswith(_OWN) or "-packages" in frame.filename
+        if not own and not frame.filename.startswith("<"):
+            found = f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return found
+
+
+def _short(text: str, limit: int = 500) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def main(argv: list[str]) -> int:
+    """Run attempt ARGV[1] of the job in ARGV[0]; return the exit code."""
+    url, attempt = argv
+    try:
+        storage = open_storage(url)
+        try:
+            spec = specs.decode(storage.read(layout.SPEC))
+        except NotFound as error:
+            raise JobUnknown(root=storage.root) from error
+        return Attempt(storage, spec, int(attempt)).run()
+    except HoldfastError as error:
+        sys.stderr.write(f"holdfast: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    from service.attempt import main as run_main  # not as __main__, which is the script's name
+
+    sys.exit(run_main(sys.argv[1:]))

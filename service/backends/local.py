@@ -1,0 +1,158 @@
+"""Attempts as child processes of this machine, each in a session of its own.
+
+Own session: Ctrl-C on the terminal reaches the supervisor only, and all that an attempt started
+can be killed with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal as signals
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from checkpoints import layout
+from checkpoints.errors import AlreadyExists
+from checkpoints.storage import Storage
+from service import identity
+from service.backends.base import Exit, Handle
+from service.errors import BackendFailed, SpecInvalid
+from service.identity import Identity
+from service.spec import JobSpec, interpreter
+
+SUPERVISOR_PID: Final = "HOLDFAST_SUPERVISOR_PID"
+_PACKAGES: Final = ("site-packages", "dist-packages")
+
+
+class LocalBackend:
+    """Runs attempts on this machine."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
+        if storage.capabilities.in_process:
+            raise SpecInvalid(
+                field="root",
+                problem=f"{storage.root} lives in one process only, so an attempt in another one "
+                "would not see it. Use a folder or a bucket.",
+            )
+        output = _output_path(storage, attempt)
+        command = [interpreter(spec), "-P", "-m", "service.attempt", storage.root, str(attempt)]
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with output.open("ab") as file:
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    cwd=spec.cwd or None,
+                    env=_environment(spec, os.environ),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise BackendFailed(
+                backend="local", action=f"start {command[0]!r} in {spec.cwd!r}", reason=str(error)
+            ) from error
+        self._children[child.pid] = child
+        who = identity.of_process(child.pid)
+        return {
+            "pid": who.pid,
+            "start": who.start,
+            "host": who.host,
+            "boot_id": who.boot_id,
+            "output": str(output),
+        }
+
+    def poll(self, handle: Handle) -> Exit | None:
+        child = self._children.get(handle["pid"])
+        if child is None:
+            return Exit() if _identity(handle).gone() else None
+        if child.returncode is None:
+            # Looked at without reaping: until then the pid, and so the group, is certainly ours
+            seen = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if seen is None:
+                return None
+            if seen.si_code != os.CLD_EXITED or seen.si_status != 0:
+                _kill_group(child.pid)  # what a dead attempt started must not outlive it
+            child.wait()
+        code = child.returncode
+        return Exit(code=code) if code >= 0 else Exit(signal=-code)
+
+    def signal(self, handle: Handle, signum: int) -> None:
+        if self._alive(handle):
+            with suppress(ProcessLookupError):
+                os.kill(handle["pid"], signum)
+
+    def kill(self, handle: Handle) -> None:
+        if self._alive(handle):
+            _kill_group(handle["pid"])
+
+    def output(self, handle: Handle, start: int = 0) -> bytes:
+        try:
+            with Path(handle["output"]).open("rb") as file:
+                file.seek(start)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def finish(self, handle: Handle, storage: Storage, attempt: int) -> None:
+        if storage.local_path("") is not None:
+            return
+        with suppress(AlreadyExists):
+            storage.create(layout.output_log(attempt), self.output(handle))
+        output = Path(handle["output"])
+        output.unlink(missing_ok=True)
+        with suppress(OSError):
+            output.parent.rmdir()
+
+    def _alive(self, handle: Handle) -> bool:
+        if handle["pid"] in self._children:
+            return self.poll(handle) is None
+        who = _identity(handle)
+        return who.local and not who.gone()
+
+
+def _identity(handle: Handle) -> Identity:
+    return Identity(
+        host=handle["host"], pid=handle["pid"], boot_id=handle["boot_id"], start=handle["start"]
+    )
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signals.SIGKILL)
+
+
+def _output_path(storage: Storage, attempt: int) -> Path:
+    """Return where output.log is written: in its place, or aside until the attempt has ended."""
+    place = storage.local_path(layout.output_log(attempt))
+    if place is not None:
+        return place
+    return Path(tempfile.mkdtemp(prefix="holdfast-")) / "output.log"
+
+
+def _environment(spec: JobSpec, environ: Mapping[str, str]) -> dict[str, str]:
+    env = {**environ, **spec.env}
+    env.setdefault("PYTHONUNBUFFERED", "1")  # output.log shows it when it happens
+    if spec.deterministic:
+        # the order of a set of strings must not change from one attempt to the next
+        env.setdefault("PYTHONHASHSEED", str(spec.seed % 2**32))
+    env[SUPERVISOR_PID] = str(os.getpid())
+    if (source := source_path()) is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH")]))
+    return env
+
+
+def source_path() -> str | None:
+    """Return the source tree that this code runs from, None when it is installed.
+
+    A child process has to be told, for it looks for packages in its own places only.
+    """
+    source = Path(__file__).resolve().parents[2]
+    return None if source.name in _PACKAGES else str(source)

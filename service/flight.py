@@ -1,0 +1,99 @@
+"""One attempt as its supervisor sees it: where it is, what it last said, by when it has to go."""
+
+from __future__ import annotations
+
+import signal as signals
+from typing import Final, Literal
+
+from checkpoints.storage import Storage
+from service.backends.base import Backend, Handle
+from service.heartbeat import Beat, Watch
+from service.lifecycle import Outcome
+from service.logs import LogTail
+from service.spec import JobSpec
+
+STACKS_WITHIN: Final = 2.0  # seconds a stalled attempt has to write the stacks of its threads
+
+
+class Flight:
+    """All that the supervisor remembers of an attempt between two looks.
+
+    verdict: outcome and reason once the supervisor itself ended it. unseen: why the backend
+    cannot tell how it is. lost: neither backend nor heartbeat has shown it for too long.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        storage: Storage,
+        backend: Backend,
+        handle: Handle,
+        attempt: int,
+        now: float,
+    ) -> None:
+        self.attempt = attempt
+        self.handle = handle
+        self.watch = Watch(now)
+        self.tail = LogTail(storage, attempt, "log")
+        self.beat: Beat | None = None
+        self.verdict: tuple[Outcome, str] | None = None
+        self.unseen: str | None = None
+        self.lost = False
+        self.stalled = False
+        self.output_seen = 0
+        self.output_at = now
+        self.beat_at = now
+        self._spec = spec
+        self._backend = backend
+        self._leave_by: float | None = None
+        self._late: tuple[Outcome, str] | None = None
+        self._killed = False
+
+    @property
+    def why(self) -> str:
+        """Why the supervisor ended it, for people."""
+        return self.verdict[1] if self.verdict is not None else "it had ended, but did not exit"
+
+    def stop(self, now: float, how: Literal["stop", "now", "preempted"]) -> None:
+        """Ask it to save and leave within the grace, or kill it now; asking again is harmless."""
+        if how == "now":
+            self._kill((Outcome.STOPPED, "killed at once, as asked"))
+            return
+        outcome = Outcome.STOPPED if how == "stop" else Outcome.PREEMPTED
+        reason = f"did not leave within {self._spec.grace:g} s and was killed"
+        self._late = self._late or (outcome, reason)
+        if self._leave_by is None:
+            self._leave_by = now + self._spec.grace
+            self._backend.signal(self.handle, signals.SIGTERM)
+
+    def stall(self, now: float, idle: float) -> None:
+        """Let it write the stacks of its threads into output.log, then it has to go."""
+        self.stalled = True
+        self._backend.signal(self.handle, signals.SIGQUIT)
+        self._late = (Outcome.STALLED, f"no progress for {idle:.0f} s; stacks are in output.log")
+        self._leave_by = now + STACKS_WITHIN
+
+    def overdue(self, now: float) -> bool:
+        """Kill it when its time is up; return whether that happened now."""
+        if self._killed:
+            return False
+        if self._leave_by is None:
+            if self.beat is not None and self.beat.ended is not None:
+                self._leave_by = (
+                    now + self._spec.grace
+                )  # its own end may take a while, not for ever
+            return False
+        if now < self._leave_by or (self._saving and not self.stalled):
+            return False
+        self._kill(self._late)
+        return True
+
+    @property
+    def _saving(self) -> bool:
+        # what is being saved now is what the grace is for; a second Ctrl-C ends it all the same
+        return self.beat is not None and self.beat.activity == "saving"
+
+    def _kill(self, verdict: tuple[Outcome, str] | None) -> None:
+        self._killed = True
+        self.verdict = verdict
+        self._backend.kill(self.handle)

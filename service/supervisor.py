@@ -1,0 +1,398 @@
+"""Observe, transition, act: keeps one job going until it is done, stopped or out of retries."""
+
+from __future__ import annotations
+
+import signal as signals
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, Final
+
+from structlog.typing import FilteringBoundLogger
+
+from checkpoints import layout
+from checkpoints.errors import StorageError, Superseded
+from checkpoints.storage import Storage
+from service import backends, backoff, exit_codes, heartbeat, identity, lifecycle, succession
+from service.backends.base import Backend, Exit
+from service.errors import BackendFailed, InvalidTransition
+from service.flight import Flight
+from service.heartbeat import Beat
+from service.journal import Entry, Journal
+from service.lifecycle import (
+    Action,
+    Ended,
+    Event,
+    Job,
+    Launch,
+    Launched,
+    Leave,
+    Outcome,
+    Released,
+    Started,
+    State,
+    StopAttempt,
+    StopRequested,
+    Wait,
+)
+from service.logs import LogFile, make_logger, silent_logger
+from service.submission import load_spec, request_stop, resume, submit
+
+__all__ = ["Observer", "Supervisor", "request_stop", "resume", "submit"]
+
+POLL: Final = 0.03  # seconds between two looks at the child
+OUTPUT_EVERY: Final = 0.2
+JOURNAL_EVERY: Final = 1.0
+STORAGE_PATIENCE: Final = 60.0  # how long an event that cannot be written is tried again
+
+
+class Observer:
+    """Is told what the supervisor sees; override what is of interest."""
+
+    def on_state(self, job: Job) -> None:
+        """Take the job after each event of its journal."""
+
+    def on_beat(self, beat: Beat) -> None:
+        """Take each new heartbeat."""
+
+    def on_output(self, data: bytes) -> None:
+        """Take what the script wrote to stdout and stderr."""
+
+    def on_log(self, row: dict[str, Any]) -> None:
+        """Take each line of the structured log, the attempt's and the supervisor's own."""
+
+
+class Supervisor:
+    """Runs the job in `storage`: claims it, launches attempts, watches them, tries again.
+
+    SIGINT once: save and stop; twice: at once. SIGTERM or SIGHUP: this machine is about to be
+    taken, so the attempt saves and the job is left for somebody to resume.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        observer: Observer | None = None,
+        backend: Backend | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._storage = storage
+        self._spec = load_spec(storage)
+        self._observer = observer or Observer()
+        self._backend = backend or backends.get(self._spec.backend)
+        self._clock = clock
+        self._sleep = sleep
+        self._me = identity.here()
+        self._journal = Journal(storage)
+        self._seen = 0  # events acted upon
+        self._interrupts = 0
+        self._terminated: str | None = None
+        self._stops_asked = 0
+        self._flight: Flight | None = None
+        self._claim_at: float | None = None
+        self._done = False
+        self._read_journal_at = 0.0
+        self._file: LogFile | None = None
+        self._log: FilteringBoundLogger = silent_logger()
+
+    def run(self) -> Job:
+        """Supervise until the job is final or this process has to leave; return the job.
+
+        `lifecycle.exit_code(job)` is what to exit with. Raises `JobBusy` when somebody else has
+        the job, `Superseded` when somebody else took it over.
+        """
+        self._seen = len(self._journal.read())
+        job = self._journal.existing_job()
+        if job.state.final:
+            return job
+        try:
+            with self._signals():
+                self._claim()
+                self._keep_going()
+        finally:
+            self._abandon()
+            if self._file is not None:
+                self._file.close()
+        return self._journal.existing_job()
+
+    def _claim(self) -> None:
+        try:
+            self._journal.claim(self._me)
+        except InvalidTransition:
+            job = self._journal.existing_job()
+            if job.state.final:
+                return  # stopped a moment ago
+            raise succession.busy(self._spec.job, job) from None
+
+    def _keep_going(self) -> None:
+        while True:
+            self._act()
+            if self._done:
+                return
+            self._heed_signals()
+            if self._flight is not None:
+                self._observe(self._flight)
+            elif self._claim_at is not None and self._clock() >= self._claim_at:
+                self._claim_at = None
+                self._claim()
+                continue
+            if self._clock() - self._read_journal_at >= JOURNAL_EVERY:
+                self._read_journal_at = self._clock()
+                with suppress(StorageError):
+                    self._journal.read()
+            if self._seen == len(self._journal):
+                self._sleep(POLL)
+
+    # --- act -------------------------------------------------------------------------------
+
+    def _act(self) -> None:
+        """Do what the journal's new events ask for; doing it may add more events."""
+        while self._seen < len(self._journal):
+            self._seen += 1
+            entry = self._journal.entry(self._seen)
+            job = self._journal.job_after(self._seen)
+            if entry.by != self._me and not isinstance(entry.event, StopRequested):
+                self._give_way(entry, job)
+            self._tell(entry, job)
+            for action in self._journal.actions_after(self._seen):
+                self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Launch(attempt=attempt):
+                self._launch(attempt)
+            case StopAttempt(now=now):
+                if self._flight is not None:
+                    self._flight.stop(self._clock(), "now" if now else "stop")
+            case Wait(seconds=seconds):
+                self._claim_at = self._clock() + seconds
+            case Leave():
+                self._done = True
+
+    def _launch(self, attempt: int) -> None:
+        self._open_log(attempt)
+        try:
+            handle = self._backend.launch(self._spec, self._storage, attempt)
+        except BackendFailed as error:
+            self._end(attempt, Outcome.CRASHED, str(error))
+            return
+        self._flight = Flight(
+            self._spec, self._storage, self._backend, handle, attempt, self._clock()
+        )
+        self._append(Launched(attempt=attempt, handle=handle))
+
+    def _give_way(self, entry: Entry, job: Job) -> None:
+        """Somebody else has written this attempt off: what it still does counts for nothing."""
+        mine = self._flight.attempt if self._flight is not None else job.attempt
+        by = max(job.attempt, mine + 1)
+        self._log.error("superseded", by=by, owner=str(entry.by))
+        raise Superseded(attempt=mine, by=by)
+
+    # --- observe ---------------------------------------------------------------------------
+
+    def _heed_signals(self) -> None:
+        while self._stops_asked < min(self._interrupts, 2):
+            self._stops_asked += 1
+            with suppress(InvalidTransition):  # it ended at the same moment
+                self._append(StopRequested(by="Ctrl-C", now=self._stops_asked == 2))
+        if self._terminated is not None:
+            if self._flight is not None:
+                self._flight.stop(self._clock(), "preempted")
+            elif self._seen == len(self._journal):
+                self._log.warning("leaving", why=self._terminated)
+                with suppress(InvalidTransition):
+                    self._append(Released(reason=f"the supervisor got {self._terminated}"))
+                self._done = True
+
+    def _observe(self, flight: Flight) -> None:
+        now = self._clock()
+        end: Exit | None = None
+        try:
+            end = self._backend.poll(flight.handle)
+            flight.unseen = None
+        except BackendFailed as error:
+            flight.unseen = str(error)
+        if end is not None or now >= flight.output_at:
+            flight.output_at = now + OUTPUT_EVERY
+            self._pass_on(flight)
+        if end is not None or now >= flight.beat_at:
+            flight.beat_at = now + self._spec.heartbeat_every / 2
+            self._look_at_heartbeat(flight, now)
+        if end is None and flight.overdue(now):
+            self._log.warning("killed", why=flight.why)
+        if end is not None:
+            self._landed(flight, end)
+        elif flight.lost:
+            self._backend.kill(flight.handle)
+            self._landed(flight, Exit())
+
+    def _pass_on(self, flight: Flight) -> None:
+        output = self._backend.output(flight.handle, flight.output_seen)
+        flight.output_seen += len(output)
+        if output:
+            self._observer.on_output(output)
+        with suppress(StorageError):
+            for row in flight.tail.read():
+                self._observer.on_log(row)
+
+    def _look_at_heartbeat(self, flight: Flight, now: float) -> None:
+        try:
+            beat = heartbeat.read(self._storage, flight.attempt)
+        except StorageError as error:
+            self._log.warning("heartbeat cannot be read", error=str(error))
+            return
+        if beat is not None and (flight.beat is None or beat.count != flight.beat.count):
+            first = flight.beat is None
+            flight.beat = beat
+            self._observer.on_beat(beat)
+            if first:
+                self._append(Started(attempt=flight.attempt))
+        silent = flight.watch.observe(beat, now)
+        flight.lost = flight.unseen is not None and silent.beat > self._spec.lost_after
+        limit = self._spec.stall_timeout
+        if limit and silent.progress > limit and not flight.stalled:
+            self._log.error("stalled", no_progress_for=silent.progress, then="stacks, then kill")
+            flight.stall(now, silent.progress)
+
+    def _landed(self, flight: Flight, end: Exit) -> None:
+        self._flight = None
+        with suppress(StorageError):
+            self._backend.finish(flight.handle, self._storage, flight.attempt)
+        code, signum = end.code, end.signal
+        ended = None if flight.beat is None else flight.beat.ended
+        if ended is not None and code is None:
+            code, signum = ended, None  # it had said how it ends before something else ended it
+        if code == exit_codes.SUPERSEDED:
+            self._journal.read()
+            self._act()  # raises when it is so
+        error = None if flight.beat is None else flight.beat.error
+        outcome, reason = lifecycle.judge(code, signum, error)
+        if flight.verdict is not None and code != exit_codes.DONE:
+            outcome, reason = flight.verdict
+        elif flight.unseen is not None and end == Exit():
+            outcome, reason = Outcome.LOST, f"no heartbeat, and {flight.unseen}"
+        if outcome is Outcome.PREEMPTED and self._journal.existing_job().state is State.STOPPING:
+            outcome = Outcome.STOPPED
+        self._end(flight.attempt, outcome, reason, code=code, signum=signum)
+
+    def _end(
+        self,
+        attempt: int,
+        outcome: Outcome,
+        reason: str,
+        *,
+        code: int | None = None,
+        signum: int | None = None,
+    ) -> None:
+        checkpoint: str | None = None
+        with suppress(StorageError):
+            checkpoint = succession.new_checkpoint(self._storage, attempt)
+        job = self._journal.existing_job()
+        fruitless = lifecycle.fruitless_after(job, checkpoint is not None)
+        self._append(
+            Ended(
+                attempt=attempt,
+                outcome=outcome,
+                reason=reason,
+                exit_code=code,
+                signal=signum,
+                advanced=checkpoint is not None,
+                checkpoint=checkpoint,
+                delay=backoff.delay(self._spec, fruitless, outcome),
+            )
+        )
+
+    # --- around ----------------------------------------------------------------------------
+
+    def _append(self, event: Event) -> None:
+        """Write an event, patiently: the attempt goes on while storage is out of reach."""
+        give_up = self._clock() + STORAGE_PATIENCE
+        while True:
+            try:
+                self._journal.append(event)
+                return
+            except InvalidTransition:
+                self._act()  # raises when somebody else has the job now
+                raise
+            except StorageError as error:
+                if self._clock() >= give_up:
+                    raise
+                self._log.warning("journal cannot be written, trying again", error=str(error))
+                self._sleep(1.0)
+
+    def _tell(self, entry: Entry, job: Job) -> None:
+        self._observer.on_state(job)
+        match entry.event:
+            case Ended() as ended:
+                good = ended.outcome in (Outcome.COMPLETED, Outcome.PREEMPTED, Outcome.STOPPED)
+                say = self._log.info if good else self._log.error
+                say(
+                    "attempt ended",
+                    outcome=ended.outcome.value,
+                    reason=ended.reason,
+                    state=job.state.value,
+                    checkpoint=ended.checkpoint,
+                )
+                if job.state is State.WAITING:
+                    self._log.info("waiting", seconds=round(job.delay, 3), failures=job.failures)
+                elif job.state is State.FAILED:
+                    self._log.error("job failed", reason=job.reason)
+            case StopRequested() as stop:
+                self._log.info("stop requested", by=stop.by, now=stop.now)
+            case Launched() as launched:
+                self._log.info("attempt launched", pid=launched.handle.get("pid"))
+            case _:
+                pass
+
+    def _open_log(self, attempt: int) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file = LogFile(
+            self._storage, layout.supervisor_log(attempt), echo=self._observer.on_log
+        )
+        self._log = make_logger(self._file, job=self._spec.job, attempt=attempt)
+
+    def _abandon(self) -> None:
+        """Whatever went wrong here: leave no attempt behind that nobody watches."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        self._backend.kill(flight.handle)
+        give_up = self._clock() + self._spec.grace
+        with suppress(BackendFailed):
+            while self._backend.poll(flight.handle) is None and self._clock() < give_up:
+                self._sleep(POLL)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            signum: signals.signal(signum, self._on_signal)
+            for signum in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
+            if signals.getsignal(signum) is not signals.SIG_IGN  # as under nohup
+        }
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signals.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signals.SIGINT:
+            self._interrupts += 1
+        else:
+            self._terminated = signals.Signals(signum).name
+
+    def interrupt(self) -> None:
+        """Do what Ctrl-C does, for a supervisor that is not in the main thread."""
+        self._interrupts += 1
+
+    def terminate(self) -> None:
+        """Do what SIGTERM does, for a supervisor that is not in the main thread."""
+        self._terminated = "SIGTERM"
