@@ -194,9 +194,9 @@ class _LocalAppender:
 
     def __init__(self, target: Path, path: str, root: str) -> None:
         self._target, self._path, self._root = target, path, root
-        self._file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._size = os.fstat(self._file).st_size
-        self._named = False
+        self._file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._size = self._durable = os.fstat(self._file).st_size
+        self._named = self._sync_failed = False
 
     @property
     def size(self) -> int:
@@ -213,7 +213,13 @@ class _LocalAppender:
 
     def sync(self) -> None:
         try:
+            if self._sync_failed:
+                # The kernel takes what it could not write for written: it has to be told again.
+                lost = os.pread(self._file, self._size - self._durable, self._durable)
+                _write_all(self._file, lost, self._durable)
+            self._sync_failed = True
             os.fsync(self._file)
+            self._sync_failed, self._durable = False, self._size
             if not self._named:
                 _sync_folder(self._target.parent)
                 self._named = True
@@ -223,7 +229,10 @@ class _LocalAppender:
     def close(self) -> None:
         if self._file >= 0:
             file, self._file = self._file, -1
-            os.close(file)
+            try:
+                os.close(file)
+            except OSError as error:
+                raise storage_error(error, "close", self._path, self._root) from error
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
