@@ -36,8 +36,6 @@ CALLS = (
 )
 # What a file system call may be named elsewhere, and what none of ours should be.
 OTHERS = "fdatasync,rename,renameat,renameat2,linkat,mkdirat,ftruncate,truncate,creat,open,sync"
-    "fdatasync,rename,renameat,renameat2,linkat,mkdirat,ftruncate,truncate,creat,open,sync,msync"
-)
 
 
 def test_all_is_durable_before_the_commit(saver: Saver, fresh_job: Callable[[], Path]) -> None:
