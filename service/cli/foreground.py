@@ -1,0 +1,116 @@
+"""Supervising a job from this terminal: the observer to show it with, and the summary after."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from checkpoints import layout
+from checkpoints.errors import HoldfastError
+from service.cli import words
+from service.cli.jobs import job_status
+from service.cli.where import DEFAULT_ROOT, Place, absolute
+
+if TYPE_CHECKING:
+    from service.cli.watcher import Watcher
+
+
+def watcher() -> Watcher:
+    """Return the live line on a terminal that can move its cursor, plain lines elsewhere."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if not console.is_dumb_terminal:
+            from service.cli.live import LiveLine
+
+            return LiveLine(console)
+    from service.cli.plain import Plain
+
+    return Plain()
+
+
+def supervise(place: Place, root: str) -> int:
+    """Supervise the job until nothing is left to do; return what to exit with."""
+    from service.lifecycle import exit_code
+    from service.supervisor import Supervisor
+
+    watching = watcher()
+    try:
+        watching.say(f"job {place.name} in {place.url}")
+        job = Supervisor(place.storage, observer=watching).run()
+    finally:
+        watching.close()
+    click.echo(summary(place, root), err=True)
+    return exit_code(job)
+
+
+def job_word(place: Place, root: str) -> str:
+    """Return JOB as the next command line has to name it."""
+    below = f"{absolute(root).rstrip('/')}/{place.name}"
+    if below == place.url and absolute(root) == absolute(DEFAULT_ROOT):
+        return place.name
+    return shlex.quote(place.url)
+
+
+def summary(place: Place, root: str) -> str:
+    """Return what a person wants to know when a job has come to rest."""
+    try:
+        found = job_status(place)
+    except HoldfastError as error:
+        return f"\n{place.name}: {error}"
+    lines = {
+        "job": f"{found['job']}: {found['description']}",
+        "steps": _steps(found),
+        "attempts": _attempts(found),
+        **_checkpoint(place, found),
+    }
+    word = job_word(place, root)
+    if found["state"] == "failed":
+        lines["why"] = f"holdfast logs {word}; holdfast logs --output {word}"
+    if found["state"] != "succeeded":
+        lines["go on"] = f"holdfast resume {word}"
+    elif found["last_checkpoint"]:
+        lines["export"] = f"holdfast export {word} model.keras"
+    shown = {name: text for name, text in lines.items() if text}
+    width = max(map(len, shown))
+    return "\n" + "\n".join(f"{name.ljust(width)}  {text}" for name, text in shown.items())
+
+
+def _steps(found: dict[str, Any]) -> str:
+    progress = found["progress"]
+    if not progress or progress["phase"] is None:
+        return ""
+    phase = f" of phase {progress['phase']}" if progress["phase"] else ""
+    logs = ", ".join(
+        f"{name} {words.metric(value)}"
+        for name, value in sorted(progress["logs"].items(), key=lambda item: item[0] != "loss")
+        if value is not None
+    )
+    return f"{words.number(progress['step'])}{phase}" + (f": {logs}" if logs else "")
+
+
+def _attempts(found: dict[str, Any]) -> str:
+    attempts = found["attempts"]
+    if not attempts:
+        return ""
+    ended = Counter(one["outcome"] for one in attempts if one["outcome"])
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
+    restarts = len(attempts) - 1
+    again = "no restart" if not restarts else f"{restarts} restart{'s' if restarts > 1 else ''}"
+    return f"{len(attempts)}, {again} ({outcomes})"
+
+
+def _checkpoint(place: Place, found: dict[str, Any]) -> dict[str, str]:
+    last = found["last_checkpoint"]
+    if not last:
+        return {}
+    folder = f"{place.url}/{layout.CHECKPOINTS}/{last['checkpoint']}"
+    lines = {"checkpoint": f"{folder} (step {words.number(last['step'])})"}
+    if "://" not in place.url:
+        lines["load"] = f'model.load_weights("{folder}/{layout.WEIGHTS_FILE}")'
+    return lines

@@ -1,0 +1,270 @@
+"""`holdfast list` and `holdfast status`: how jobs stand, from journal and heartbeat."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from checkpoints import layout
+from checkpoints.errors import HoldfastError, StorageError
+from service.cli import view, words
+from service.cli.group import Verb
+from service.cli.options import job_argument, json_option, root_option
+from service.cli.tables import print_fields, print_json, print_table
+from service.cli.where import Place, absolute, find_job
+
+if TYPE_CHECKING:
+    from checkpoints.storage import Storage
+    from service.heartbeat import Beat
+    from service.journal import Entry
+
+
+@click.command("list", cls=Verb)
+@root_option()
+@json_option("Print a JSON array.")
+def list_jobs(root: str, as_json: bool) -> None:
+    """List the jobs below the root, the last touched first."""
+    from checkpoints.storage import open_storage
+
+    storage = open_storage(absolute(root))
+    names = [name for name in storage.list("") if _holds_job(storage, name)]
+    summaries = [_summary(storage.sub(name), name) for name in names]
+    summaries.sort(key=lambda summary: summary["updated"], reverse=True)
+    if as_json:
+        print_json([{**summary, **_moments(summary)} for summary in summaries])
+        return
+    if not summaries:
+        click.echo(f"No jobs in {storage.root}. Start one: holdfast run train.py")
+        return
+    print_table(
+        ["JOB", "STATE", "ATTEMPT", "STEP", "OF", "LOSS", "UPDATED", "NOTE"],
+        [_line(summary) for summary in summaries],
+    )
+
+
+def _holds_job(storage: Storage, name: str) -> bool:
+    try:
+        return storage.exists(f"{name}/{layout.SPEC}")
+    except StorageError as error:
+        if error.fields.get("errno") == errno.ENOTDIR:  # a file of somebody's
+            return False
+        raise
+
+
+def _summary(storage: Storage, name: str) -> dict[str, Any]:
+    """Return what the list tells of a job, by a few small reads."""
+    from service import heartbeat
+    from service.journal import Journal
+
+    try:
+        entry = Journal(storage).newest()
+        if entry is None:
+            return {"job": name, "state": "unreadable", "updated": 0.0, "note": "no journal"}
+        beat = heartbeat.read(storage, entry.attempt) if entry.attempt else None
+    except HoldfastError as error:
+        return {"job": name, "state": "unreadable", "updated": 0.0, "note": str(error)}
+    return {
+        "job": name,
+        "state": entry.state.value,
+        "attempt": entry.attempt,
+        "phase": beat.phase if beat else None,
+        "step": beat.step if beat else None,
+        "total_steps": beat.total_steps if beat else None,
+        "epoch": beat.epoch if beat else None,
+        "epochs": beat.epochs if beat else None,
+        "logs": dict(beat.logs) if beat else {},
+        "last_checkpoint": beat.last_checkpoint if beat else None,
+        "updated": max(entry.at, beat.at if beat else 0.0),
+        "note": "its process is gone" if is_gone(entry.state.value, beat) else "",
+    }
+
+
+def is_gone(state: str, beat: Beat | None) -> bool:
+    """Return whether a job that should be at work has certainly lost its process."""
+    from service.identity import Identity
+
+    if state not in ("running", "stopping") or beat is None or beat.ended is not None:
+        return False
+    process = Identity(host=beat.host, pid=beat.pid, boot_id=beat.boot_id, start=beat.process_start)
+    return process.gone()
+
+
+def _moments(summary: dict[str, Any]) -> dict[str, str]:
+    return {"updated": words.moment(summary["updated"])}
+
+
+def _line(summary: dict[str, Any]) -> list[str]:
+    def shown(name: str) -> str:
+        value = summary.get(name)
+        return "-" if value is None else words.number(value)
+
+    loss = summary.get("logs", {}).get("loss")
+    return [
+        summary["job"],
+        summary["state"],
+        shown("attempt"),
+        shown("step"),
+        shown("total_steps"),
+        "-" if loss is None else words.metric(loss),
+        words.when(summary["updated"]) if summary["updated"] else "-",
+        summary["note"],
+    ]
+
+
+@click.command("status", cls=Verb)
+@job_argument
+@json_option()
+def status(root: str, job: str, as_json: bool) -> None:
+    """Show how JOB stands: state, progress, last checkpoint, and each of its attempts."""
+    place = find_job(root, job)
+    found = job_status(place)
+    if as_json:
+        print_json(found)
+    else:
+        _print_status(found)
+
+
+def job_status(place: Place) -> dict[str, Any]:
+    """Return all that `holdfast status --json` prints."""
+    import msgspec
+
+    from checkpoints.store import CheckpointStore
+    from service import heartbeat, lifecycle
+    from service import spec as specs
+    from service.journal import Journal
+
+    storage = place.storage
+    spec = specs.decode(storage.read(layout.SPEC))
+    journal = Journal(storage)
+    job = journal.existing_job()
+    beat = heartbeat.read(storage, job.attempt) if job.attempt else None
+    store = CheckpointStore(storage)
+    ids = store.ids()
+    return {
+        "job": place.name,
+        "url": place.url,
+        "runs": spec.runs,
+        "state": job.state.value,
+        "description": lifecycle.describe(job),
+        "outcome": job.outcome.value if job.outcome else None,
+        "reason": job.reason,
+        "exit_code": job.exit_code,
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "max_retries": job.max_retries,
+        "owner": msgspec.to_builtins(job.owner) if job.owner else None,
+        "process_gone": is_gone(job.state.value, beat),
+        "created": words.moment(spec.created),
+        "progress": msgspec.to_builtins(beat) if beat else None,
+        "checkpoints": len(ids),
+        "last_checkpoint": _checkpoint(store.manifest(ids[-1])) if ids else None,
+        "attempts": attempts(journal.read()),
+        "spec": msgspec.to_builtins(spec),
+    }
+
+
+def _checkpoint(manifest: Any) -> dict[str, Any]:
+    return {
+        "checkpoint": manifest.checkpoint,
+        "phase": manifest.progress.phase,
+        "step": manifest.progress.step,
+        "epoch": manifest.progress.epoch,
+        "reason": manifest.reason,
+        "size": manifest.size,
+        "created": words.moment(manifest.created),
+    }
+
+
+def attempts(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Return each attempt's life as the journal tells it, oldest first."""
+    from service.lifecycle import Claimed, Ended
+
+    found: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        event = entry.event
+        if isinstance(event, Claimed):
+            found[event.attempt] = {
+                "attempt": event.attempt,
+                "started": words.moment(entry.at),
+                "host": event.owner.host,
+                "ended": None,
+                "seconds": None,
+                "outcome": None,
+                "reason": "",
+                "exit_code": None,
+                "signal": None,
+                "checkpoint": None,
+                "_at": entry.at,
+            }
+        elif isinstance(event, Ended):
+            known = found[event.attempt]
+            known.update(
+                ended=words.moment(entry.at),
+                seconds=round(entry.at - known["_at"], 3),
+                outcome=event.outcome.value,
+                reason=event.reason,
+                exit_code=event.exit_code,
+                signal=event.signal,
+                checkpoint=event.checkpoint,
+            )
+    for known in found.values():
+        del known["_at"]
+    return list(found.values())
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    from service.heartbeat import Beat
+
+    beat = Beat(**found["progress"]) if found["progress"] else None
+    last = found["last_checkpoint"]
+    fields = {
+        "job": found["job"],
+        "in": found["url"],
+        "runs": found["runs"],
+        "state": found["description"],
+        "": "its process is gone: `holdfast resume` goes on" if found["process_gone"] else "",
+    }
+    if beat is not None:
+        fields |= {
+            "at": " · ".join(filter(None, [view.epochs(beat), view.steps(beat)])),
+            "metrics": view.metrics(beat),
+        }
+        if beat.ended is None:
+            speeds = filter(None, [view.speed(beat), view.remaining(beat)])
+            fields |= {
+                "speed": " · ".join(speeds),
+                "doing": f"{beat.activity}, process {beat.pid} on {beat.host}, "
+                f"sign of life {_ago(beat.at)}",
+            }
+    if last is not None:
+        fields["saved"] = (
+            f"{last['checkpoint']}: step {words.number(last['step'])}, {words.size(last['size'])}"
+            f" ({found['checkpoints']} kept)"
+        )
+    print_fields(fields)
+    if found["attempts"]:
+        click.echo()
+        print_table(
+            ["ATTEMPT", "STARTED", "TOOK", "OUTCOME", "REASON"],
+            [_attempt_line(attempt) for attempt in found["attempts"]],
+        )
+
+
+def _attempt_line(attempt: dict[str, Any]) -> list[str]:
+    seconds = attempt["seconds"]
+    return [
+        str(attempt["attempt"]),
+        words.local(attempt["started"]),
+        "-" if seconds is None else words.duration(seconds),
+        attempt["outcome"] or "-",
+        attempt["reason"],
+    ]
+
+
+def _ago(unix: float) -> str:
+    """Return how long ago by this machine's clock; another machine's may differ."""
+    return f"{words.duration(max(0.0, time.time() - unix))} ago"

@@ -1,0 +1,180 @@
+"""`holdfast run` and `holdfast submit`: a new job, supervised here or detached."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from checkpoints import layout
+from checkpoints.errors import UsageError
+from service.cli.group import Verb
+from service.cli.options import Section, job_options, json_option
+from service.cli.tables import print_json
+from service.cli.where import Place, absolute, below, is_job
+from service.exit_codes import DONE
+
+if TYPE_CHECKING:
+    from service.spec import JobSpec
+
+
+class ScriptVerb(Verb):
+    """A verb whose options end at SCRIPT; what follows is the script's own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context_settings = {**self.context_settings, "allow_interspersed_args": False}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under the headings of their sections."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                heading = param.section if isinstance(param, Section) else "Other"
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+_command_argument = click.argument(
+    "command", metavar="SCRIPT [ARGS]...", nargs=-1, type=click.UNPROCESSED
+)
+
+
+@click.command("run", cls=ScriptVerb)
+@job_options
+@_command_argument
+@click.pass_context
+def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> int:
+    """Run SCRIPT under supervision in the foreground, as `python SCRIPT ARGS` would.
+
+    All options go before SCRIPT; what follows it is the script's own. Each can come from a
+    HOLDFAST_* variable (--save-every: HOLDFAST_SAVE_EVERY) or from --config; the command line
+    goes before the environment, that before the file.
+
+    After a crash or a preemption it is started again and goes on from its last checkpoint.
+    Ctrl-C once saves and stops, twice stops at once. A --name that exists already is refused,
+    unless --resume-if-exists is given; `holdfast resume` goes on with it.
+    """
+    from service.cli.foreground import supervise
+
+    place, finished = _prepare(ctx, command, options)
+    return DONE if finished else supervise(place, options["root"])
+
+
+@click.command("submit", cls=ScriptVerb)
+@job_options
+@json_option("Print JSON: job, url, pid.")
+@_command_argument
+@click.pass_context
+def submit(ctx: click.Context, /, command: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Run SCRIPT under supervision, detached: it survives this terminal.
+
+    Options as of `holdfast run`. `holdfast logs -f` follows it, `holdfast stop` stops it.
+    """
+    from service.cli.foreground import job_word
+    from service.daemon import start_detached
+
+    place, finished = _prepare(ctx, command, options)
+    pid = None if finished else start_detached(place.url)
+    if as_json:
+        print_json({"job": place.name, "url": place.url, "pid": pid})
+    elif pid is not None:
+        word = job_word(place, options["root"])
+        click.echo(f"{place.name}: supervised by process {pid}. holdfast logs -f {word}")
+    return DONE
+
+
+def _prepare(
+    ctx: click.Context, command: tuple[str, ...], options: dict[str, Any]
+) -> tuple[Place, bool]:
+    """Return the place of the job that is to be supervised, and whether it is finished."""
+    from checkpoints.storage import open_storage
+    from service.spec import new_job_id
+    from service.supervisor import submit as submit_job
+
+    what = _what_to_run(ctx, command, options["module"])
+    name = options["name"] or new_job_id(what["script"] or what["module"])
+    place = below(options["root"], name)
+    if options["resume_if_exists"] and options["name"] and is_job(place.storage):
+        return place, _resume_existing(place, what)
+    submit_job(open_storage(absolute(options["root"])), _spec(ctx, name, what, options))
+    return place, False
+
+
+def _what_to_run(ctx: click.Context, command: tuple[str, ...], module: bool) -> dict[str, Any]:
+    """Return script or module, and args, from the command line or else from --config."""
+    if command:
+        key = "module" if module else "script"
+        return {"script": None, "module": None, key: command[0], "args": list(command[1:])}
+    found = ctx.default_map or {}
+    if not (found.get("script") or found.get("module")):
+        raise click.UsageError("Missing SCRIPT: what shall be run?", ctx)
+    return {
+        "script": found.get("script"),
+        "module": found.get("module"),
+        "args": found.get("args", []),
+    }
+
+
+def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str, Any]) -> JobSpec:
+    from service.spec import JobSpec, spec_env
+
+    cwd = options["cwd"].absolute() if options["cwd"] else Path.cwd()
+    if what["script"] and options["backend"] == "local" and not (cwd / what["script"]).is_file():
+        problem = f"there is no file {what['script']!r} in {str(cwd)!r}"
+        raise UsageError(
+            field="SCRIPT", problem=problem, hint="Options of holdfast go before the script."
+        )
+    python = options["python"]
+    given = {"seed": options["seed"]} if options["seed"] is not None else {}
+    policies = {
+        key: options[key]
+        for key in (
+            "save_every", "keep", "on_save_error", "deterministic", "on_nan", "max_retries",
+            "backoff", "backoff_max", "stall_timeout", "grace", "heartbeat_every", "lost_after",
+            "backend",
+        )
+    }  # fmt: skip
+    return JobSpec(
+        job=name,
+        cwd=str(cwd),
+        python=absolute(python) if python and os.sep in python else python,
+        env=spec_env(dict(options["env"])),
+        backend_options=dict(options["backend_option"]),
+        created=time.time(),
+        **what,
+        **policies,
+        **given,
+    )
+
+
+def _resume_existing(place: Place, what: dict[str, Any]) -> bool:
+    """Make an existing job ready to go on. Returns whether it is finished.
+
+    Raises UsageError when it runs something else than what is asked for now.
+    """
+    from service import spec as specs
+    from service.journal import Journal
+    from service.lifecycle import State
+
+    stored = specs.decode(place.storage.read(layout.SPEC))
+    for field, wanted in what.items():
+        if getattr(stored, field) != wanted:
+            raise UsageError(
+                field="--resume-if-exists",
+                problem=f"{place.name} runs {stored.runs!r}, which is something else",
+                hint="Give the same script and arguments, or another --name.",
+            )
+    if Journal(place.storage).existing_job().state is State.SUCCEEDED:
+        click.echo(f"{place.name} has succeeded already: nothing to do.", err=True)
+        return True
+    from service.supervisor import resume
+
+    resume(place.storage)
+    return False

@@ -1,0 +1,60 @@
+"""What goes to stdout for people (aligned columns) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+
+def plain(value: Any) -> Any:
+    """Return `value` with floats that JSON cannot spell as "NaN", "Infinity" or "-Infinity"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document, indented."""
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_json_line(value: Any) -> None:
+    """Print one JSON document in one line, at once: for streams."""
+    click.echo(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns; a column of which every cell is a number leans to the right."""
+    cells = [list(row) for row in rows]
+    columns = list(zip(*cells, strict=True)) if cells else [()] * len(headers)
+    widths = [
+        max([len(header), *map(len, column)])
+        for header, column in zip(headers, columns, strict=True)
+    ]
+    right = [bool(column) and all(_is_number(cell) for cell in column) for column in columns]
+    for row in [list(headers), *cells]:
+        parts = [
+            cell.rjust(width) if leans else cell.ljust(width)
+            for cell, width, leans in zip(row, widths, right, strict=True)
+        ]
+        click.echo("  ".join(parts).rstrip())
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-") or cell.replace(",", "").replace(".", "").lstrip("-").isdigit()
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """Print names and values in two columns; fields without a value are left out."""
+    shown = {name: value for name, value in fields.items() if value}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        click.echo(f"{name.ljust(width)}  {value}")

@@ -1,0 +1,525 @@
+"""The verbs that look at a job, over one that was made by hand: two attempts, a zombie, damage."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from checkpoints import layout
+from checkpoints.history import HistoryWriter
+from checkpoints.layout import Stage
+from checkpoints.retention import Keep
+from checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from checkpoints.storage import Storage, open_storage
+from checkpoints.store import CheckpointStore
+from service import heartbeat, identity
+from service import spec as specs
+from service.cli import main
+from service.journal import Journal
+from service.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from service.spec import JobSpec
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def rows(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def holdfast(
+    job_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Call]:
+    """Return a function that does what a command line says, with `job_root` as the root."""
+    monkeypatch.setenv("HOLDFAST_ROOT", str(job_root))
+
+    def call(*arguments: str) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(list(arguments))
+        printed = capsys.readouterr()
+        assert isinstance(left.value.code, int)
+        return Answer(left.value.code, printed.out, printed.err)
+
+    return call
+
+
+def snapshot(step: int, epoch: int, batch: int, stage: Stage, loss: float) -> Snapshot:
+    return Snapshot(
+        Progress(phase=0, step=step, epoch=epoch, batch=batch, stage=stage, epochs=2),
+        files={"model.weights.h5": ArrayFile({"layers/dense/vars/0": np.full(3, step)})},
+        documents={"notes.json": b"{}"},
+        metrics={"loss": loss, "val_accuracy": loss / 2},
+    )
+
+
+def write_steps(history: HistoryWriter, first: int, end: int) -> None:
+    for step in range(first, end):
+        logs = {"accuracy": step / 10, "loss": 1 / step}
+        row = {"kind": "step", "phase": 0, "step": step, "epoch": (step - 1) // 3, "batch": 0}
+        history.append({**row, "time": 1e9 + step, "logs": logs, "batch_loss": 1.0})
+        if step % 3 == 0:
+            logs = {**logs, "val_loss": math.nan if step == 3 else 0.5}
+            row = {"kind": "epoch", "phase": 0, "step": step, "epoch": (step - 1) // 3}
+            history.append({**row, "time": 1e9, "logs": logs})
+
+
+@pytest.fixture
+def job(job_root: Path) -> Storage:
+    """A job "digits" of six steps: attempt 1 was killed in step 5, attempt 2 went on from 3."""
+    storage = open_storage(job_root / "digits")
+    spec = JobSpec(job="digits", script="train.py", args=["--lr", "1"], created=1e9)
+    storage.create(layout.SPEC, specs.encode(spec))
+    journal = Journal(storage)
+    journal.append(Submitted())
+    for attempt in (1, 2):
+        journal.claim(identity.here())
+        journal.append(Launched(attempt=attempt))
+        journal.append(Started(attempt=attempt))
+        store = CheckpointStore(storage, attempt=attempt, writer={"keras": "3"})
+        store.begin()
+        history = HistoryWriter(storage, attempt)
+        if attempt == 1:
+            history.append({"kind": "phase", "phase": 0, "step": 0, "name": None, "params": {}})
+            write_steps(history, 1, 4)
+            mark = history.mark()
+            history.sync(mark)
+            store.save(snapshot(3, 1, 0, Stage.EPOCH, 0.4), reason="epoch", history=mark)
+            write_steps(history, 4, 5)
+            history.close()
+            outcome, reason = Outcome.KILLED, "killed by SIGKILL, perhaps out of memory"
+            # committed too late to count: attempt 2 goes on from step 3
+            zombie = store
+        else:
+            zombie.save(snapshot(5, 1, 2, Stage.STEP, 9.0), reason="step", history=mark)
+            write_steps(history, 4, 7)
+            history.close()
+            mark = history.mark()
+            store.save(snapshot(5, 1, 2, Stage.STEP, 0.2), reason="step")
+            store.save(snapshot(6, 2, 0, Stage.END, 0.3), reason="end", history=mark)
+            outcome, reason = Outcome.COMPLETED, "the script ran to its end"
+        status = heartbeat.Status()
+        status.phase, status.step, status.total_steps, status.epoch = 0, attempt * 3, 6, attempt
+        status.epochs, status.logs = 2, {"loss": 0.25}
+        writer = heartbeat.HeartbeatWriter(storage, attempt, status, 60.0)
+        writer.stop(0)
+        log = {
+            "time": 1e9 + attempt,
+            "level": "info",
+            "event": f"event {attempt}",
+            "attempt": attempt,
+        }
+        debug = {**log, "level": "debug", "event": "detail"}
+        lines = "".join(json.dumps(row) + "\n" for row in (log, debug)).encode()
+        storage.replace(layout.attempt_log(attempt), lines)
+        storage.replace(
+            layout.output_log(attempt), f"hello from {attempt}\nlast of {attempt}".encode()
+        )
+        ended = Ended(attempt=attempt, outcome=outcome, reason=reason, advanced=True, signal=None)
+        journal.append(ended)
+    return storage
+
+
+def checkpoint_names(storage: Storage) -> list[str]:
+    return [str(found) for found in CheckpointStore(storage).ids()]
+
+
+def flip(storage: Storage, path: str, at: int = -1) -> None:
+    data = bytearray(storage.read(path))
+    data[at] ^= 1
+    storage.replace(path, bytes(data))
+
+
+# --- list, status --------------------------------------------------------------------------------
+
+
+def test_an_empty_root_has_no_jobs_and_says_how_to_start(holdfast: Call) -> None:
+    assert "holdfast run train.py" in holdfast("list").out
+    assert holdfast("list", "--json").json == []
+
+
+def test_list_tells_each_job(holdfast: Call, job: Storage, job_root: Path) -> None:
+    (job_root / "a file").write_text("no job")
+    (job_root / "a folder").mkdir()
+    (found,) = holdfast("list", "--json").json
+    assert (found["job"], found["state"], found["attempt"]) == ("digits", "succeeded", 2)
+    assert (found["step"], found["total_steps"], found["logs"]) == (6, 6, {"loss": 0.25})
+    head, line = holdfast("list").out.splitlines()
+    assert head.split() == ["JOB", "STATE", "ATTEMPT", "STEP", "OF", "LOSS", "UPDATED", "NOTE"]
+    assert line.split()[:6] == ["digits", "succeeded", "2", "6", "6", "0.25"]
+
+
+def test_a_job_that_cannot_be_read_does_not_hide_the_others(
+    holdfast: Call, job: Storage, job_root: Path
+) -> None:
+    broken = open_storage(job_root / "broken")
+    broken.create(layout.SPEC, b"{}")
+    broken.create(layout.journal_event(1), b"no JSON")
+    found = {one["job"]: one for one in holdfast("list", "--json").json}
+    assert found["digits"]["state"] == "succeeded"
+    assert found["broken"]["state"] == "unreadable"
+    assert "00000001.json" in found["broken"]["note"]
+
+
+def test_status_tells_all_of_a_job(holdfast: Call, job: Storage) -> None:
+    found = holdfast("status", "--json", "digits").json
+    assert (found["state"], found["outcome"], found["runs"]) == (
+        "succeeded", "completed", "train.py --lr 1",
+    )  # fmt: skip
+    assert [one["outcome"] for one in found["attempts"]] == ["killed", "completed"]
+    assert found["last_checkpoint"]["step"] == 6
+    assert found["progress"]["logs"] == {"loss": 0.25}
+    assert found["spec"]["keep"] == "last:3"
+    told = holdfast("status", "digits").out
+    assert "killed by SIGKILL, perhaps out of memory" in told
+    assert "step 6/6" in told
+
+
+@pytest.mark.parametrize("how", ["folder", "file URL", "relative", "with a slash"])
+def test_a_job_is_found_by_its_folder_too(
+    holdfast: Call, job: Storage, job_root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.delenv("HOLDFAST_ROOT")
+    monkeypatch.chdir(job_root)
+    named = {
+        "folder": str(job_root / "digits"),
+        "file URL": f"file://{job_root}/digits",
+        "relative": "digits",
+        "with a slash": "./digits/",
+    }[how]
+    found = holdfast("status", "--json", named).json
+    assert (found["job"], found["spec"]["job"]) == ("digits", "digits")
+
+
+def test_a_job_that_is_not_there_is_exit_code_4_with_near_names(
+    holdfast: Call, job: Storage, job_root: Path
+) -> None:
+    answer = holdfast("status", "digit")
+    assert (answer.code, answer.out) == (4, "")
+    assert f"There is no job 'digit' in {str(job_root)!r}. Did you mean digits?" in answer.err
+
+
+@pytest.mark.parametrize(
+    "verb", ["status", "logs", "history", "checkpoints", "verify", "prune", "stop", "resume"]
+)
+def test_every_verb_says_when_there_is_no_such_job(holdfast: Call, verb: str) -> None:
+    answer = holdfast(verb, "nobody")
+    assert answer.code == 4
+    assert answer.err.startswith("holdfast: There is no job 'nobody'")
+    assert answer.err.count("\n") == 1
+
+
+def test_a_job_in_memory_of_another_process_is_not_found(holdfast: Call) -> None:
+    assert holdfast("status", "memory://nowhere/job").code == 4
+
+
+# --- logs ----------------------------------------------------------------------------------------
+
+
+def test_logs_are_merged_over_attempts_from_info_up(holdfast: Call, job: Storage) -> None:
+    told = holdfast("logs", "digits").out.splitlines()
+    assert [line.split(" ", 2)[2].strip() for line in told] == ["[1] event 1", "[2] event 2"]
+    events = [row["event"] for row in holdfast("logs", "--json", "digits").rows]
+    assert events == ["event 1", "event 2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "events"),
+    [
+        (["--level", "debug"], ["event 1", "detail", "event 2", "detail"]),
+        (["--level", "debug", "--lines", "3"], ["detail", "event 2", "detail"]),
+        (["--attempt", "1"], ["event 1"]),
+        (["--lines", "0"], []),
+        (["--follow"], ["event 1", "event 2"]),
+        (["--follow", "--lines", "1"], ["event 2"]),
+    ],
+)
+def test_which_logs(holdfast: Call, job: Storage, options: list[str], events: list[str]) -> None:
+    assert [row["event"] for row in holdfast("logs", "--json", *options, "digits").rows] == events
+
+
+def test_the_scripts_own_output(holdfast: Call, job: Storage) -> None:
+    assert holdfast("logs", "--output", "digits").out.splitlines() == [
+        "hello from 1", "last of 1", "hello from 2", "last of 2",
+    ]  # fmt: skip
+    assert holdfast("logs", "--output", "-n", "1", "digits").out == "last of 2\n"
+    assert holdfast("logs", "--output", "--json", "digits").code == 2
+
+
+# --- history -------------------------------------------------------------------------------------
+
+
+def test_history_gives_each_step_once(holdfast: Call, job: Storage) -> None:
+    rows = holdfast("history", "--json", "digits").rows
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if row["kind"] == "epoch"] == [3, 6]
+    assert rows[0]["kind"] == "phase"
+
+
+def test_history_for_people_is_the_epochs(holdfast: Call, job: Storage) -> None:
+    told = [line.split() for line in holdfast("history", "digits").out.splitlines()]
+    assert told == [
+        ["EPOCH", "STEP", "loss", "val_loss", "accuracy"],
+        ["1", "3", "0.3333", "nan", "0.3"],
+        ["2", "6", "0.1667", "0.5", "0.6"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["--steps"], [1, 2, 3, 4, 5, 6]),
+        (["--steps", "--tail", "2"], [5, 6]),
+        (["--epochs", "--tail", "1"], [6]),
+        (["--tail", "3"], [5, 6, 6]),
+        (["--tail", "0"], []),
+        (["--follow", "--steps"], [1, 2, 3, 4, 5, 6]),
+        (["--follow", "--tail", "2"], [6, 6]),
+    ],
+)
+def test_which_rows(holdfast: Call, job: Storage, options: list[str], steps: list[int]) -> None:
+    assert [row["step"] for row in holdfast("history", "--json", *options, "digits").rows] == steps
+
+
+def test_followed_history_for_people_is_a_line_an_epoch(holdfast: Call, job: Storage) -> None:
+    assert holdfast("history", "-f", "digits").out.splitlines() == [
+        "epoch 1  step 3  loss 0.3333  val_loss nan  accuracy 0.3",
+        "epoch 2  step 6  loss 0.1667  val_loss 0.5  accuracy 0.6",
+    ]
+
+
+def test_csv_has_a_column_for_each_metric(holdfast: Call, job: Storage) -> None:
+    rows = list(csv.DictReader(io.StringIO(holdfast("history", "--csv", "digits").out)))
+    assert list(rows[0]) == [
+        "kind", "phase", "epoch", "step", "batch", "time", "batch_loss", "accuracy", "loss",
+        "val_loss",
+    ]  # fmt: skip
+    assert [row["step"] for row in rows] == ["1", "2", "3", "3", "4", "5", "6", "6"]
+    assert float(rows[4]["loss"]) == 1 / 4
+    assert [row["val_loss"] for row in rows] == ["", "", "", "NaN", "", "", "", "0.5"]
+
+
+def test_json_spells_what_is_not_a_number(holdfast: Call, job: Storage) -> None:
+    rows = holdfast("history", "--json", "--epochs", "digits").rows
+    assert [row["logs"]["val_loss"] for row in rows] == ["NaN", 0.5]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--csv", "--json"], ["-f", "--csv"], ["--plot", "a.png", "--csv"], ["--metric", "loss"]],
+)
+def test_outputs_that_exclude_one_another(holdfast: Call, job: Storage, options: list[str]) -> None:
+    assert holdfast("history", *options, "digits").code == 2
+
+
+def test_the_curves_as_a_png(holdfast: Call, job: Storage, tmp_path: Path) -> None:
+    picture = tmp_path / "curve.png"
+    answer = holdfast("history", "digits", "--plot", str(picture))
+    assert answer.code == 0
+    assert "loss, accuracy; 1 restarts" in answer.out
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    first = picture.read_bytes()
+    holdfast("history", "digits", "--plot", str(picture))
+    assert picture.read_bytes() == first
+    assert set(tmp_path.iterdir()) == {Path(job.root).parent, picture}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--plot", "curve.jpg"], "End it in .png"),
+        (["--plot", "a.png", "--metric", "auc"], "There are: loss, accuracy."),
+        (["--plot", "no/such/folder/a.png"], "No such file or directory"),
+    ],
+)
+def test_plots_that_cannot_be(
+    holdfast: Call, job: Storage, options: list[str], said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    answer = holdfast("history", *options, "digits")
+    assert answer.code in (2, 74)
+    assert said in answer.err
+    assert list(tmp_path.glob("*.png")) == []
+
+
+def test_without_matplotlib_the_extra_is_named(
+    holdfast: Call, job: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    answer = holdfast("history", "digits", "--plot", str(tmp_path / "a.png"))
+    assert answer.code == 2
+    assert "pip install 'holdfast[plot]'" in answer.err
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_a_damaged_history_is_named(holdfast: Call, job: Storage) -> None:
+    flip(job, layout.history(1), 0)
+    answer = holdfast("history", "digits")
+    assert answer.code == 65
+    assert "attempt 1" in answer.err
+    assert "damaged at byte 0" in answer.err
+
+
+# --- checkpoints, verify, prune ------------------------------------------------------------------
+
+
+def test_checkpoints_of_the_line_oldest_first(holdfast: Call, job: Storage) -> None:
+    found = holdfast("checkpoints", "--json", "digits").json
+    assert [(one["step"], one["stage"], one["attempt"], one["reason"]) for one in found] == [
+        (3, "epoch", 1, "epoch"), (5, "step", 2, "step"), (6, "end", 2, "end"),
+    ]  # fmt: skip
+    assert found[0]["metrics"] == {"loss": 0.4, "val_accuracy": 0.2}
+    assert found[0]["writer"] == {"keras": "3"}
+    assert {entry["name"] for entry in found[0]["files"]} == {"model.weights.h5", "notes.json"}
+    told = holdfast("checkpoints", "digits").out.splitlines()
+    assert len(told) == 4
+    assert "loss 0.4  val_accuracy 0.2" in told[1]
+
+
+@pytest.mark.parametrize("how", ["--deep", "--quick"])
+def test_a_good_job_verifies(holdfast: Call, job: Storage, how: str) -> None:
+    found = holdfast("verify", "--json", how, "digits")
+    assert found.code == 0
+    assert found.json["good"] is True
+    assert [one["good"] for one in found.json["checkpoints"]] == [True] * 3
+    assert found.json["history"]["entries"] == 9
+    # the zombie's late commit is not of this line
+    assert found.json["orphans"] == ["00-000000000005.0-0001"]
+    assert "3 of 3 checkpoints are good." in holdfast("verify", how, "digits").out
+
+
+@pytest.mark.parametrize(
+    ("how", "name", "said"),
+    [
+        ("flip", "model.weights.h5", "its content has changed (the hash differs)"),
+        ("flip", "manifest.json", "its checksum does not fit its content"),
+        ("cut", "model.weights.h5", "bytes instead of"),
+        ("delete", "notes.json", "it is missing"),
+    ],
+)
+def test_damage_is_named_and_is_exit_code_65(
+    holdfast: Call, job: Storage, how: str, name: str, said: str
+) -> None:
+    newest = checkpoint_names(job)[-1]
+    path = f"checkpoints/{newest}/{name}"
+    if how == "flip":
+        flip(job, path)
+    elif how == "cut":
+        job.replace(path, job.read(path)[:-1])
+    else:
+        job.delete(path)
+    answer = holdfast("verify", "digits")
+    assert answer.code == 65
+    assert any(
+        line.startswith("DAMAGED") and newest in line and name in line and said in line
+        for line in answer.out.splitlines()
+    )
+    assert "2 of 3 checkpoints are good." in answer.out
+    found = holdfast("verify", "--json", "digits").json
+    assert [one["good"] for one in found["checkpoints"]] == [True, True, False]
+    # a flipped byte of a file is only found by reading it
+    quick = holdfast("verify", "--quick", "digits").code
+    assert quick == (0 if (how, name) == ("flip", "model.weights.h5") else 65)
+
+
+@pytest.mark.parametrize("part", ["history", "journal", "spec", "origins"])
+def test_damage_elsewhere_is_named_too(holdfast: Call, job: Storage, part: str) -> None:
+    path = {
+        "history": layout.history(1),
+        "journal": layout.journal_event(3),
+        "spec": layout.SPEC,
+        "origins": layout.origin(2),
+    }[part]
+    flip(job, path, 0)
+    answer = holdfast("verify", "--json", "digits")
+    assert answer.code == 65
+    assert answer.json[part]["good"] is False
+    assert f"DAMAGED  {part}" in holdfast("verify", "digits").out
+
+
+def test_prune_says_then_deletes(holdfast: Call, job: Storage) -> None:
+    before = checkpoint_names(job)
+    planned = holdfast("prune", "--dry-run", "--json", "--keep", "1", "digits").json
+    planned["deleted"].sort()
+    assert planned == {
+        "deleted": sorted(["00-000000000005.0-0001", before[1]]),
+        "dry_run": True,
+        "keep": str(Keep.parse(1)),
+    }
+    assert checkpoint_names(job) == before
+    told = holdfast("prune", "--keep", "1", "digits").out.splitlines()
+    assert sorted(told) == [f"deleted {name}" for name in planned["deleted"]]
+    # what attempt 2 resumed from stays
+    assert checkpoint_names(job) == [before[0], before[2]]
+    assert "Nothing to delete" in holdfast("prune", "--keep", "1", "digits").out
+
+
+def test_prune_takes_the_jobs_own_rule_and_refuses_none(holdfast: Call, job: Storage) -> None:
+    assert holdfast("prune", "--json", "digits").json["keep"] == "last:3"
+    answer = holdfast("prune", "--keep", "last:0", "digits")
+    assert answer.code == 2
+    assert "needs a number from 1" in answer.err
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_a_command_nobody_knows_names_near_ones(holdfast: Call) -> None:
+    answer = holdfast("statsu")
+    assert answer.code == 2
+    assert "Did you mean status" in answer.err
+
+
+def test_no_stack_trace_unless_debug(
+    holdfast: Call, job: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(job, layout.journal_event(3), 0)
+    answer = holdfast("status", "digits")
+    assert (answer.code, answer.err.count("\n")) == (65, 1)
+    assert "00000003.json" in answer.err
+    traced = holdfast("status", "--debug", "digits")
+    assert "Traceback (most recent call last)" in traced.err
+    assert traced.err.endswith(answer.err)
+    monkeypatch.setenv("HOLDFAST_DEBUG", "1")
+    assert "Traceback" in holdfast("status", "digits").err
+
+
+def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(
+    holdfast: Call, job: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(time, "strftime", broken)
+    answer = holdfast("logs", "digits")
+    assert answer.code == 1
+    assert answer.err == (
+        "holdfast: unexpected RuntimeError: two lines (run again with --debug for the stack "
+        "trace)\n"
+    )
