@@ -152,6 +152,7 @@ def _lay_out(
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)  # the same arrays give the same bytes at any time
     linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     linking.set_create_intermediate_group(True)
     linking.set_char_encoding(h5py.h5t.CSET_UTF8)
