@@ -102,11 +102,20 @@ class HistoryWriter:
             return
         if self._can_append:
             if self._file is None:
-                self._file = self._storage.appender(layout.history(self._attempt))
-            self._file.write(data)
+                self._file = self._open()
+            landed = self._file.size - self._written  # by a write whose answer was lost
+            self._file.write(data[landed:])
             self._drop(len(data))
         else:
             self._write_segments(data)
+
+    def _open(self) -> Appender:
+        path = layout.history(self._attempt)
+        file = self._storage.appender(path)
+        if file.size:
+            file.close()
+            raise AlreadyExists(path=path, root=self._storage.root)
+        return file
 
     def _write_segments(self, data: bytes) -> None:
         while data:
