@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from service.training import fit
+    from service.training.fit import fit
 
 __all__ = ["fit"]
 
