@@ -83,7 +83,7 @@ class LocalStorage:
             if durable:
                 self._make_folder(target.parent)
             else:
-                target.parent.mkdir(parents=True, exist_ok=True)
+                _mkdir(target.parent)
             temporary = _write_temporary(target, data, durable=durable)
             try:
                 temporary.replace(target)
@@ -179,7 +179,7 @@ class LocalStorage:
             if above != self._root and self._root not in above.parents and above.exists():
                 break
             chain.append(above)
-        folder.mkdir(parents=True, exist_ok=True)
+        _mkdir(folder)
         for made in reversed(chain):
             with self._lock:
                 known = made in self._durable
@@ -233,6 +233,14 @@ class _LocalAppender:
                 os.close(file)
             except OSError as error:
                 raise storage_error(error, "close", self._path, self._root) from error
+
+
+def _mkdir(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        # Not to be taken for the file itself being there already.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:

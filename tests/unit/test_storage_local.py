@@ -1,0 +1,168 @@
+"""What only a folder of this machine can show: names in it, full disks, odd file systems."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from checkpoints.errors import AlreadyExists, StorageError, StorageFull, UsageError
+from checkpoints.storage import open_storage
+from checkpoints.storage_local import LocalStorage
+
+
+@contextmanager
+def files_no_longer_than(size: int) -> Iterator[None]:
+    """Let the kernel refuse to write beyond `size`: a full disk without a disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_opening_makes_nothing(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "a" / "b")
+    assert storage.list("") == []
+    assert not (tmp_path / "a").exists()
+    storage.create("c/d", b"1")
+    assert (tmp_path / "a" / "b" / "c" / "d").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "local://{}"])
+def test_forms_of_a_folder(tmp_path: Path, form: str) -> None:
+    storage = open_storage(form.format(tmp_path / "x y%20z"))
+    assert storage.root == str(tmp_path / "x y%20z")
+    assert isinstance(storage, LocalStorage)
+
+
+def test_relative_folders_do_not_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    relative, home = open_storage("jobs"), open_storage("~/jobs")
+    monkeypatch.chdir("/")
+    assert relative.root == str(tmp_path / "jobs")
+    assert home.root == str(tmp_path / "home" / "jobs")
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(UsageError, match="empty"):
+        open_storage("")
+    with pytest.raises(UsageError, match="nonsense"):
+        open_storage("nonsense://x")
+
+
+def test_temporary_files_are_not_there_for_readers(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.create("a/b", b"1")
+    (tmp_path / "a" / ".tmp-left-by-a-crash").write_bytes(b"half")
+    assert storage.list("a") == ["b"]
+    storage.delete_tree("a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_nothing_temporary_stays(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    storage.create("a", b"1")
+    storage.replace("a", b"2")
+    with pytest.raises(AlreadyExists):
+        storage.create("a", b"3")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError):
+        storage.replace("folder", b"4")
+    with files_no_longer_than(100):
+        with pytest.raises(StorageFull):
+            storage.create("b", b"x" * 1000)
+        with pytest.raises(StorageFull):
+            storage.replace("a", b"x" * 1000)
+        with pytest.raises(StorageFull), storage.stage("c") as path:
+            path.write_bytes(b"x" * 1000)
+    assert sorted(os.listdir(tmp_path)) == ["a", "folder"]  # noqa: PTH208
+    assert storage.read("a") == b"2"
+
+
+def test_errors_name_path_and_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"1")
+    storage = open_storage(tmp_path)
+    with pytest.raises(StorageError, match="Not a directory") as caught:
+        storage.create("file/below", b"1")
+    assert str(tmp_path / "file/below") in str(caught.value)
+    assert caught.value.errno == errno.ENOTDIR
+    assert isinstance(caught.value, OSError)
+    with files_no_longer_than(0), pytest.raises(StorageFull, match="No space left to create"):
+        storage.create("x", b"1")
+
+
+def test_a_failed_append_leaves_whole_writes_only(tmp_path: Path) -> None:
+    file = open_storage(tmp_path).appender("h")
+    file.write(b"one\n")
+    with files_no_longer_than(6):
+        with pytest.raises(StorageFull):
+            file.write(b"second\n")
+        assert (tmp_path / "h").read_bytes() == b"one\n"
+    assert file.size == 4
+    file.write(b"2\n")
+    assert (tmp_path / "h").read_bytes() == b"one\n2\n"
+    file.close()
+    file.close()
+
+
+def test_a_folder_deleted_by_somebody_else_is_made_again(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "job")
+    storage.create("a/b/c", b"1")
+    storage.sub("a").delete_tree("b")
+    storage.create("a/b/c", b"2")
+    assert storage.read("a/b/c") == b"2"
+
+
+def test_symbolic_links_are_not_followed_by_deleting(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "data").write_bytes(b"1")
+    storage = open_storage(tmp_path / "job")
+    storage.create("t/file", b"1")
+    (tmp_path / "job" / "t" / "link").symlink_to(tmp_path / "precious")
+    storage.delete_tree("t")
+    assert (tmp_path / "precious" / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("inject", "told"),
+    [
+        ("link:error=EPERM", "no hard links"),
+        ("link:error=EIO", "Input/output error"),
+        ("fsync:error=EIO", "Input/output error"),
+        ("fsync:error=ENOSPC", "No space left to create"),
+    ],
+)
+def test_what_the_disk_refuses(
+    tmp_path: Path, require: Callable[[str], str], inject: str, told: str
+) -> None:
+    script = """
+        import os, sys
+        from checkpoints.errors import StorageError
+        from checkpoints.storage import open_storage
+
+        try:
+            open_storage(sys.argv[1]).create("a", b"1")
+        except StorageError as error:
+            print(error)
+        print(sorted(os.listdir(sys.argv[1])))
+    """
+    traced = [require("strace"), "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}"]
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(
+        [*traced, *command], check=True, capture_output=True, text=True, timeout=120
+    )
+    first, second = done.stdout.splitlines()
+    assert told in first
+    assert str(tmp_path / "a") in first
+    assert second == "[]"
