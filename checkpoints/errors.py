@@ -17,9 +17,9 @@ class HoldfastError(Exception):
 
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
-        for name, value in fields.items():
-            setattr(self, name, value)
         super().__init__(self.message())
+        for name, value in fields.items():  # afterwards: OSError's own __init__ clears errno
+            setattr(self, name, value)
 
     def message(self) -> str:
         """Return the class docstring with this error's fields filled in."""
