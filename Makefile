@@ -35,6 +35,7 @@ test: $(STAMP) lint ## lint, then all tests
 
 lint: $(STAMP) ## ruff, mypy --strict, the layers
 	@$(BIN)/python -m ruff check --quiet .
+	@$(BIN)/python -m ruff format --check --quiet .
 	@$(BIN)/python -m mypy
 	@$(BIN)/lint-imports --no-logo
 

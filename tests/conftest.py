@@ -41,7 +41,7 @@ def job_root(tmp_path: Path) -> Path:
 @pytest.fixture
 def weird_root(tmp_path: Path) -> Path:
     """An empty folder for jobs whose path has what careless code trips over."""
-    root = tmp_path / "it's a \"wéird\" $(path) #1%20 ☂ 数" / "-jobs*"
+    root = tmp_path / 'it\'s a "wéird" $(path) #1%20 ☂ 数' / "-jobs*"
     root.mkdir(parents=True)
     return root
 

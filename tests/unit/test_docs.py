@@ -22,6 +22,8 @@ from service import exit_codes, lifecycle, spec
 
 TOP = Path(__file__).parents[2]
 PACKAGES: tuple[ModuleType, ...] = (checkpoints, service)
+# An ordinary training script that the demonstration runs: importing it would train.
+SCRIPT = "service.demo.digits"
 
 
 def page(name: str) -> str:
@@ -98,6 +100,7 @@ def test_the_page_of_the_format_names_every_path_of_the_layout() -> None:
     checkpoint = layout.CheckpointId(0, 1200, layout.Stage.STEP, 3)
     whole = [
         layout.SPEC,
+        layout.SUPERVISOR_OUTPUT,
         layout.journal_event(7),
         layout.attempt_dir(3),
         layout.checkpoint_dir(checkpoint),
@@ -141,7 +144,7 @@ def modules() -> Iterator[ModuleType]:
     for package in PACKAGES:
         yield package
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not found.name.endswith("__main__"):
+            if not found.name.endswith("__main__") and found.name != SCRIPT:
                 yield importlib.import_module(found.name)
 
 
@@ -228,3 +231,65 @@ def test_wherever_an_error_is_made_it_gets_all_that_its_message_tells(
                 missing.append(f"{path.name}:{node.lineno}: {kind.__name__} lacks {lacks}")
     assert seen > 30
     assert missing == []
+
+
+# --- ARCHITECTURE.md -----------------------------------------------------------------------------
+
+
+def rooms() -> Iterator[tuple[str, list[list[str]]]]:
+    """Folder and table of each room in ARCHITECTURE.md."""
+    text = page("ARCHITECTURE.md")
+    for folder in re.findall(r"^### (\S+/)$", text, re.M):
+        yield folder, table(section(text, folder))
+
+
+def test_the_rooms_told_are_the_rooms_there_are() -> None:
+    told = {folder + name for folder, rows in rooms() for name in codes(rows)}
+    there = {
+        path.relative_to(TOP).as_posix()
+        for package in PACKAGES
+        for path in (TOP / package.__name__).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert told == there
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of all modules that a file imports anywhere."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_the_only_importers_are_the_only_importers() -> None:
+    told = {
+        package: {folder + name for name in codes([row])}
+        for folder, rows in rooms()
+        for row in rows
+        for package in re.findall(r"\w+", row[2])
+    }
+    assert {"h5py", "fsspec", "matplotlib"} <= set(told)
+    for package, files in told.items():
+        importers = {
+            path.relative_to(TOP).as_posix()
+            for room in PACKAGES
+            for path in (TOP / room.__name__).rglob("*.py")
+            if package in imported(path)
+        }
+        assert importers == files, package
+
+
+def test_only_the_training_room_imports_keras_and_tensorflow() -> None:
+    outside = {
+        path.relative_to(TOP).as_posix(): found
+        for room in PACKAGES
+        for path in (TOP / room.__name__).rglob("*.py")
+        if (found := imported(path) & {"keras", "tensorflow"})
+        and "service/training/" not in path.as_posix()
+        and path != TOP / (SCRIPT.replace(".", "/") + ".py")
+    }
+    assert outside == {}

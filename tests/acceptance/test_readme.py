@@ -1,0 +1,107 @@
+"""A stranger's first five minutes, as README.md tells them: everything it shows is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+README = (TOP / "README.md").read_text(encoding="utf-8")
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+class Shell:
+    """Runs command lines in one folder, as in a terminal with the environment activated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        bin_folder = Path(sys.executable).parent
+        self.env = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+
+    def run(self, commands: str) -> str:
+        done = subprocess.run(
+            ["bash", "-eu", "-c", commands],
+            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.stdout
+
+    def status(self, job: str) -> dict[str, object]:
+        found: dict[str, object] = json.loads(self.run(f"holdfast status {job} --json"))
+        return found
+
+
+def test_the_set_up_is_what_the_makefile_does() -> None:
+    setup = blocks("sh")[0]
+    lines = [line.split("#")[0].strip() for line in setup.splitlines()]
+    assert lines == ["make install", "source .venv/bin/activate"]
+    done = subprocess.run(["make", "-n", "install", "demo"], cwd=TOP, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_one_line_that_changes_is_in_the_script() -> None:
+    added = [line[1:] for line in blocks("diff")[0].splitlines() if line.startswith("+")]
+    script = blocks("python")[0].splitlines()
+    assert added
+    assert set(added) <= set(script)
+
+
+def test_everything_that_is_shown_works(tmp_path: Path) -> None:
+    shell = Shell(tmp_path)
+    (script,) = blocks("python")
+    (tmp_path / "train.py").write_text(script)
+    shown = blocks("sh")[1:]
+    assert len(shown) >= 5
+    try:
+        printed = [shell.run(commands) for commands in shown]
+    finally:
+        # Whatever failed above, nobody goes on training.
+        shell.run("holdfast stop --now --wait 1m digits || true")
+    assert any("equal to the byte" in text for text in printed)
+
+    digits = shell.status("digits")
+    untouched = shell.status("untouched")
+    assert digits["state"] == untouched["state"] == "succeeded"
+    outcomes = [attempt["outcome"] for attempt in digits["attempts"]]  # type: ignore[attr-defined]
+    assert outcomes[0] == "killed"
+    assert outcomes[-1] == "completed"
+    assert len(outcomes) >= 2
+
+    def steps(job: str) -> list[dict[str, object]]:
+        rows = map(json.loads, shell.run(f"holdfast history {job} --steps --json").splitlines())
+        return [{name: value for name, value in row.items() if name != "time"} for row in rows]
+
+    assert [row["step"] for row in steps("digits")] == list(range(1, len(steps("digits")) + 1))
+    assert steps("digits") == steps("untouched")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bare_script_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
+    assert 'fit(…, job_dir="my-job")' in README
+    shell = Shell(tmp_path)
+    script = blocks("python")[0].replace(
+        "validation_split=0.1, verbose=0)", 'job_dir="my-job", verbose=0)'
+    )
+    (tmp_path / "short.py").write_text(
+        script.replace("epochs=150", "epochs=2").replace("val_accuracy", "accuracy")
+    )
+    first = shell.run("python short.py")
+    assert shell.run("python short.py") == first
+    (tmp_path / "longer.py").write_text(
+        script.replace("epochs=150", "epochs=3").replace("val_accuracy", "accuracy")
+    )
+    shell.run("python longer.py")
+    rows = shell.run("holdfast history ./my-job --epochs --json").splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [0, 1, 2]
