@@ -12,7 +12,7 @@ from typing import Any
 from service.errors import ExtraMissing
 
 MOST_PANELS = 6
-MOST_LABELS = 40
+MOST_LABELS, FEW = 40, 8  # restarts that are numbered at all, and those with the word
 _BLUE, _ORANGE, _GREY, _RED = "#0072b2", "#d55e00", "#8c8c8c", "#b22222"
 
 
@@ -149,10 +149,15 @@ def _draw_marks(axes: Any, curves: Curves) -> None:
         axes.axvline(place, color=_GREY, linewidth=0.8)
         _label(axes, place, f" {name}", _GREY)
     for index, (place, attempt) in enumerate(curves.restarts):
-        label = "attempt takes over" if index == 0 else None
+        label = "restart" if index == 0 else None
         axes.axvline(place, color=_RED, linewidth=1.0, linestyle="--", label=label)
         if len(curves.restarts) <= MOST_LABELS:
-            _label(axes, place, f" {attempt}", _RED)
+            _label(
+                axes,
+                place,
+                f" attempt {attempt}" if len(curves.restarts) <= FEW else f" {attempt}",
+                _RED,
+            )
 
 
 def _label(axes: Any, place: float, text: str, color: str) -> None:

@@ -64,6 +64,7 @@ class LiveLine(Watcher):
 
     def on_beat(self, beat: Beat) -> None:
         """Show how far it is."""
+        self.tell_resumed(beat)
         self._beat = beat
 
     def on_output(self, data: bytes) -> None:
@@ -86,37 +87,30 @@ class LiveLine(Watcher):
         self._live.stop()
 
     def render(self) -> RenderableType:
-        """Return the line as it is now."""
-        job, beat = self._job, self._beat
-        grid = Table.grid(padding=(0, 1))
-        grid.add_column(no_wrap=True)
-        text = Text(no_wrap=True, overflow="ellipsis")
-        if job is None:
-            text.append("starting", "bold")
-        elif beat is None or job.state.value != "running":
-            text.append(self._state(job), "bold")
-        else:
-            text.append(f"attempt {job.attempt}", "bold")
+        """Return the line as it is now; where it is too long it tells fewer metrics."""
+        beat = self._beat
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(width=1)
         cells: list[RenderableType] = [self._spinner]
+        room = self._console.width - 2
         if beat is not None and beat.total_steps and self._console.width >= _BAR_FROM:
             grid.add_column(width=_BAR_WIDTH)
             cells.append(ProgressBar(beat.total_steps, beat.step, width=_BAR_WIDTH))
-        if beat is not None:
-            parts = (
-                beat.activity if beat.activity != "training" else "",
-                view.epochs(beat),
-                view.steps(beat),
-                view.metrics(beat),
-                view.speed(beat),
-                view.remaining(beat),
-                view.saved(beat),
-            )
-            text.append("".join(f" · {part}" for part in parts if part))
-        grid.add_column(no_wrap=True, overflow="ellipsis")
+            room -= _BAR_WIDTH + 1
+        grid.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        head = Text(self._state(), "bold")
+        text = head
+        for most in range(view.MOST_METRICS, -1, -1):
+            text = Text.assemble(head, f" · {view.line(beat, most)}") if beat else head
+            if text.cell_len <= room:
+                break
         grid.add_row(*cells, text)
         return grid
 
-    def _state(self, job: Job) -> str:
+    def _state(self) -> str:
+        job, beat = self._job, self._beat
+        if job is None:
+            return "starting"
         if job.state is State.WAITING:
             left = max(0.0, job.delay - (time.monotonic() - self._since))
             return f"attempt {job.attempt + 1} in {words.duration(left)}"
@@ -124,7 +118,8 @@ class LiveLine(Watcher):
             return f"attempt {max(job.attempt, 1)} is starting"
         if job.state is State.STOPPING:
             return "stopping at once" if job.stop == "now" else "saving and stopping"
-        return f"attempt {job.attempt}"
+        doing = beat.activity if beat is not None and beat.phase is not None else ""
+        return f"attempt {job.attempt}" + (f" {doing}" if doing not in ("", "training") else "")
 
     def _flush(self) -> None:
         for line in self._output.rest():

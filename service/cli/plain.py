@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from service.lifecycle import Job
 
 LINE_EVERY = 10.0  # seconds between two lines of progress
+CHECKPOINT_EVERY = 1.0  # seconds before a new checkpoint is worth a line of its own
 
 
 class Plain(Watcher):
@@ -48,10 +49,12 @@ class Plain(Watcher):
             self.say(said)
 
     def on_beat(self, beat: Beat) -> None:
-        """Say how far it is at every new checkpoint, and every `LINE_EVERY` seconds."""
-        saved = beat.last_checkpoint not in (None, self._saved, beat.restored_from)
-        self._saved = beat.last_checkpoint
-        if saved or self._clock() - self._line_at >= self._every:
+        """Say how far it is at a new checkpoint, and every `LINE_EVERY` seconds."""
+        self.tell_resumed(beat)
+        new = beat.last_checkpoint not in (None, self._saved, beat.restored_from)
+        since = self._clock() - self._line_at
+        if since >= self._every or (new and since >= CHECKPOINT_EVERY):
+            self._saved = beat.last_checkpoint
             self._line_at = self._clock()
             self.say(view.line(beat))
 

@@ -23,20 +23,18 @@ def resume(root: str, job: str, detach: bool, as_json: bool) -> int:
     code 5), one that has succeeded is left alone.
     """
     from service.cli.foreground import job_word, supervise
-    from service.journal import Journal
     from service.lifecycle import State
     from service.supervisor import resume as resume_job
 
     if as_json and not detach:
         raise click.UsageError("--json goes with --detach.")
     place = find_job(root, job)
-    if Journal(place.storage).existing_job().state is State.SUCCEEDED:
-        pid = None
-        click.echo(f"{place.name} has succeeded already: nothing to do.", err=True)
+    pid = None
+    if resume_job(place.storage, on_wait=_say).state is State.SUCCEEDED:
+        _say(f"{place.name} has succeeded already: nothing to do.")
+    elif not detach:
+        return supervise(place, root)
     else:
-        resume_job(place.storage)
-        if not detach:
-            return supervise(place, root)
         from service.daemon import start_detached
 
         pid = start_detached(place.url)
@@ -46,3 +44,7 @@ def resume(root: str, job: str, detach: bool, as_json: bool) -> int:
         word = job_word(place, root)
         click.echo(f"{place.name}: supervised by process {pid}. holdfast logs -f {word}")
     return DONE
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

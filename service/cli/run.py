@@ -160,8 +160,8 @@ def _resume_existing(place: Place, what: dict[str, Any]) -> bool:
     Raises UsageError when it runs something else than what is asked for now.
     """
     from service import spec as specs
-    from service.journal import Journal
     from service.lifecycle import State
+    from service.supervisor import resume
 
     stored = specs.decode(place.storage.read(layout.SPEC))
     for field, wanted in what.items():
@@ -171,10 +171,7 @@ def _resume_existing(place: Place, what: dict[str, Any]) -> bool:
                 problem=f"{place.name} runs {stored.runs!r}, which is something else",
                 hint="Give the same script and arguments, or another --name.",
             )
-    if Journal(place.storage).existing_job().state is State.SUCCEEDED:
+    if resume(place.storage).state is State.SUCCEEDED:
         click.echo(f"{place.name} has succeeded already: nothing to do.", err=True)
         return True
-    from service.supervisor import resume
-
-    resume(place.storage)
     return False

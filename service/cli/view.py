@@ -32,9 +32,9 @@ def epochs(beat: Beat) -> str:
     return text if beat.phase == 0 else f"phase {beat.phase}: {text}"
 
 
-def metrics(beat: Beat) -> str:
-    """Return the first metrics, the loss before all: "loss 0.123 · accuracy 0.98"."""
-    ordered = sorted(beat.logs, key=lambda name: name != "loss")[:MOST_METRICS]
+def metrics(beat: Beat, most: int = MOST_METRICS) -> str:
+    """Return the first `most` metrics, the loss before all: "loss 0.123 · accuracy 0.98"."""
+    ordered = sorted(beat.logs, key=lambda name: name != "loss")[:most]
     return " · ".join(f"{name} {_value(beat.logs[name])}" for name in ordered)
 
 
@@ -62,7 +62,7 @@ def saved(beat: Beat) -> str:
     return f"saved at {words.number(beat.last_checkpoint_at_step)}"
 
 
-def line(beat: Beat) -> str:
-    """Return everything in one line."""
-    parts = [epochs(beat), steps(beat), metrics(beat), speed(beat), remaining(beat), saved(beat)]
-    return " · ".join(part for part in parts if part) or beat.activity
+def line(beat: Beat, most: int = MOST_METRICS) -> str:
+    """Return everything in one line, with the first `most` metrics."""
+    parts = [epochs(beat), steps(beat), metrics(beat, most), speed(beat), remaining(beat)]
+    return " · ".join(part for part in [*parts, saved(beat)] if part) or beat.activity

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.cli import words
+from service.heartbeat import Beat
 from service.lifecycle import Job, describe
 from service.logs import LEVELS, render
 from service.supervisor import Observer
@@ -14,6 +16,18 @@ _SAID_BY_STATE = frozenset({"attempt ended", "job failed", "script failed"})
 
 class Watcher(Observer):
     """An observer that can also say something itself, and is closed when the job rests."""
+
+    _resumed = 0
+
+    def tell_resumed(self, beat: Beat) -> None:
+        """Say, once an attempt, what it goes on from."""
+        if beat.restored_from is not None and beat.attempt != self._resumed:
+            self._resumed = beat.attempt
+            at = (
+                beat.last_checkpoint_at_step if beat.last_checkpoint == beat.restored_from else None
+            )
+            step = "" if at is None else f" (step {words.number(at)})"
+            self.say(f"attempt {beat.attempt} goes on from {beat.restored_from}{step}")
 
     def say(self, text: str) -> None:
         """Say one thing, with the time."""

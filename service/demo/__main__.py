@@ -1,0 +1,5 @@
+"""`python -m service.demo` is `holdfast demo`."""
+
+from service.cli import main
+
+main(["demo"])
