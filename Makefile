@@ -44,7 +44,7 @@ format: $(STAMP) ## rewrite the code in the one format
 	@$(BIN)/python -m ruff format .
 
 bench: $(STAMP) ## the benchmarks (not part of the tests)
-	@$(BIN)/python -m pytest tests/benchmarks --override-ini=python_files='bench_*.py' -s
+	@$(BIN)/python tests/benchmarks/training.py
 
 constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
 	@$(BIN)/python -m pip list --format=freeze --exclude holdfast --exclude pip
