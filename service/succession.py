@@ -78,13 +78,13 @@ def free(
             return job
         if owner == identity.here() or owner.at_work():
             raise busy(spec.job, job)
-        if watch is None or watch.owner != owner:
+        if watch is None or watch.events != len(journal):  # an event is a sign of life as well
             watch = _Watch(storage, journal, spec, job, owner, clock)
-        if watch.given_up(journal):
-            _write_off(storage, journal, job)
-            continue
         if watch.at_work():
             raise busy(spec.job, job)
+        if watch.given_up():
+            _write_off(storage, journal, job)
+            continue
         if on_wait is not None:
             on_wait(watch.story)
             on_wait = None
@@ -106,7 +106,7 @@ class _Watch:
         self.owner = owner
         self._storage, self._spec, self._job, self._clock = storage, spec, job, clock
         self._started = clock()
-        self._events = len(journal.read())
+        self.events = len(journal)
         self._first = heartbeat.read(storage, job.attempt) if job.in_flight else None
         self._orphan = self._find_orphan()
         if owner.gone():
@@ -118,18 +118,15 @@ class _Watch:
                 f"{owner} has the job; {self._limit:.0f} s of silence means that it is gone"
             )
 
-    def given_up(self, journal: Journal) -> bool:
+    def given_up(self) -> bool:
         """Return whether the owner is gone for good."""
         if self.owner.gone() and (self._orphan is None or self._orphan.gone()):
             return True
-        return self._clock() - self._started >= self._limit and not self._changed(journal)
+        return self._clock() - self._started >= self._limit
 
     def at_work(self) -> bool:
         """Return whether the owner has shown that it is alive."""
         return not self.owner.gone() and self._beaten()
-
-    def _changed(self, journal: Journal) -> bool:
-        return len(journal.read()) != self._events or (not self.owner.gone() and self._beaten())
 
     def _beaten(self) -> bool:
         if not self._job.in_flight:
