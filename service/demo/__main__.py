@@ -1,5 +1,7 @@
 """`python -m service.demo` is `holdfast demo`."""
 
+import sys
+
 from service.cli import main
 
-main(["demo"])
+main(["demo", *sys.argv[1:]])

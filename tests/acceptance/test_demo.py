@@ -1,0 +1,61 @@
+"""`holdfast demo` as `make demo` runs it, and that it deletes nothing that is not its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.acceptance
+
+
+def demo(output: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service.demo", "--output", str(output)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.mark.slow
+def test_killed_twice_and_equal_to_the_last_byte(tmp_path: Path) -> None:
+    output = tmp_path / "demo"
+    old = output / "jobs" / "killed"
+    old.mkdir(parents=True)
+    (output / ".holdfast-demo").touch()
+    (old / "spec.json").write_text("of an earlier demo")
+    done = demo(output, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("╳ kill -9 ") == 2
+    assert "attempt 2 goes on from " in done.stdout
+    assert "attempt 3 goes on from " in done.stdout
+    compared = [line for line in done.stdout.splitlines() if " equal " in line]
+    assert [line.split()[0] for line in compared] == ["weights", "optimizer", "other", "history"]
+    assert "Equal to the last byte, after 2 kills." in done.stdout
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_of_somebody_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "mine").write_text("precious")
+    done = demo(tmp_path)
+    assert done.returncode == 2
+    assert "is not empty, and not of an earlier demo" in done.stderr
+    assert (tmp_path / "jobs" / "mine").read_text() == "precious"
+    assert not (tmp_path / ".holdfast-demo").exists()
+
+
+@pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
+def test_what_the_demo_needs_besides_is_named(tmp_path: Path, module: str) -> None:
+    code = (
+        "import sys, importlib.util as u\nfind = u.find_spec\n"
+        f"u.find_spec = lambda name, *a: None if name == {module!r} else find(name, *a)\n"
+        f"from service.cli import main\nmain(['demo', '--output', {str(tmp_path / 'out')!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "pip install 'holdfast[demo]'" in done.stderr
+    assert not (tmp_path / "out").exists()
