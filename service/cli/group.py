@@ -106,6 +106,12 @@ class LazyGroup(click.Group):
                     [(f"{verb:<11}", line) for verb, (_, line) in verbs.items()], col_spacing=1
                 )
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would make it a failure
+            return _unread()
+
     def main(
         self,
         args: Sequence[str] | None = None,
@@ -149,10 +155,7 @@ def _guarded(call: Callable[[], Any], face: Face) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) has gone: nothing more to say, and the flush at exit must not
-        # complain about it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return _unread()
     except HoldfastError as error:
         if face.debug:
             _show_trace()
@@ -169,6 +172,13 @@ def _guarded(call: Callable[[], Any], face: Face) -> int:
         )
         return FAILED
     return outcome if isinstance(outcome, int) else DONE
+
+
+def _unread() -> int:
+    """The reader (head, less) has gone, which is no failure: there is nothing more to say."""
+    # What is still buffered goes nowhere, so that the flush at exit does not complain either.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
 
 
 def _show_trace() -> None:

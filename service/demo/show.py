@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).with_name("digits.py")
 SEED = 20
-KILL_AT = [0.3, 0.65]  # parts of all steps
+KILL_AT = [0.3, 0.6]  # parts of all steps
 SAVE_EVERY = 25
 _MARK = ".holdfast-demo"
 _PROGRESS = " · step "  # the epochs' own lines tell it as well
@@ -100,7 +100,7 @@ def _train(output: Path, name: str, parts: list[float]) -> tuple[Place, list[Kil
     root = output / "jobs"
     arguments = [
         "run", "--root", str(root), "--name", name, "--seed", str(SEED),
-        "--save-every", str(SAVE_EVERY), "--heartbeat-every", "0.1s", "--backoff", "0.2s",
+        "--save-every", str(SAVE_EVERY), "--heartbeat-every", "0.05s", "--backoff", "0.2s",
         str(output / SCRIPT.name),
     ]  # fmt: skip
     click.secho(f"$ holdfast {shlex.join(arguments)}", bold=True)

@@ -278,6 +278,12 @@ def test_output_into_a_pipe_that_closes_stops_nothing(here: Path) -> None:
         assert process.wait(PATIENCE) == 0
     lines = holdfast("logs", "--output", "a").stdout.splitlines()
     assert lines == [f"line {i}" for i in range(20000)]
+    with started("logs", "--output", "a") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
 
 
 # --- signals -------------------------------------------------------------------------------------
