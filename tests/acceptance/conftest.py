@@ -1,0 +1,60 @@
+"""Trainings on real digits, and one untouched one of each script to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from tests.acceptance.jobs import Training
+
+SAVE = "--save-every 7,epoch"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's handwritten digits as the scripts read them."""
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    bunch = load_digits()
+    x = (bunch.images / 16).astype("float32")
+    np.savez(path, x=x, y=bunch.target.astype("int32"))
+    return path
+
+
+@pytest.fixture
+def train(tmp_path: Path, digits: Path) -> Iterator[Callable[..., Training]]:
+    """Return a function that makes a job of a script; it is not started yet."""
+    made: list[Training] = []
+
+    def train(script: str, **options: Any) -> Training:
+        folder = tmp_path / f"training-{len(made)}"
+        made.append(Training(folder, script, digits, **{"options": SAVE, **options}))
+        return made[-1]
+
+    yield train
+    for training in made:
+        training.close()
+
+
+@pytest.fixture(scope="session")
+def untouched(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path
+) -> Iterator[Callable[[str], Training]]:
+    """Return a function that gives a script's training as it is when nobody touches it."""
+    made: dict[str, Training] = {}
+
+    def untouched(script: str) -> Training:
+        if script not in made:
+            folder = tmp_path_factory.mktemp("untouched")
+            made[script] = Training(folder, script, digits, options=SAVE)
+            made[script].start()
+            made[script].end()
+        return made[script]
+
+    yield untouched
+    for training in made.values():
+        training.close()
