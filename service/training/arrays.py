@@ -43,6 +43,7 @@ class ArraySource:
         class_weight: dict[int, float] | None,
         shuffle: Shuffle,
         seed: int,
+        steps: int | None = None,
     ) -> None:
         adapter = ArrayDataAdapter(
             x,
@@ -51,6 +52,7 @@ class ArraySource:
             batch_size=batch_size,
             class_weight=class_weight,
             shuffle=shuffle,
+            steps=steps,
         )
         self.samples: int = adapter._num_samples
         self.batch_size: int = adapter._batch_size

@@ -25,7 +25,7 @@ Plain = dict[str, Any]
 
 
 class CallbackStates:
-    """The states of the callbacks of one fit, told apart by position and class.
+    """The states of the callbacks of one fit, told apart by class and order.
 
     Create it right after `on_train_begin`, which marks what is configuration.
     """
@@ -56,11 +56,15 @@ class CallbackStates:
     def restore(self, states: list[Plain]) -> list[str]:
         """Put back what `capture` returned; return the names of states that found no callback."""
         lost = []
-        for i, state in enumerate(states):
+        places: dict[str, list[int]] = {}
+        for i, callback in enumerate(self.callbacks):
+            places.setdefault(type(callback).__name__, []).append(i)
+        for state in states:
             kind = state["class"]
-            if i >= len(self.callbacks) or type(self.callbacks[i]).__name__ != kind:
+            if not places.get(kind):
                 lost.append(kind)
                 continue
+            i = places[kind].pop(0)
             callback = self.callbacks[i]
             if "own" in state:
                 callback.set_state(state["own"])

@@ -8,8 +8,6 @@ from typing import Any
 from keras.callbacks import History
 
 from checkpoints.errors import UsageError
-from service.training import arrays
-from service.training.errors import NotSupported
 from service.training.job import TrainingJob
 from service.training.permutation import Shuffle
 from service.training.trainer import Plan, Trainer
@@ -35,6 +33,7 @@ def fit(
     validation_freq: int | list[int] = 1,
     *,
     seed: int | None = None,
+    max_queue_size: int = 10,
     job_dir: str | Path | None = None,
     save_every: str | int | None = None,
     keep: str | int | None = None,
@@ -49,6 +48,7 @@ def fit(
     Args beyond `keras.Model.fit` (Keras 3):
         seed: seed of the order of samples, an integer. Default: derived from python's `random`
             generator (without disturbing it), so `keras.utils.set_random_seed` decides it.
+        max_queue_size: batches of a generator that are read ahead. Default 10.
         job_dir: folder or URL of the job; needed in a script started without `holdfast run`,
             where the job decides this, `save_every` and `keep`.
         save_every: when to save: steps (100), time ("30s", "5m"), "epoch", or several with
@@ -69,13 +69,6 @@ def fit(
         StateSaved (a SystemExit with code 75): a stop was asked for and the state is safe.
     """
     _check(epochs, initial_epoch, validation_split, validation_freq, shuffle, batch_size)
-    if steps_per_epoch is not None:
-        raise NotSupported(
-            field="steps_per_epoch",
-            problem="arrays are trained whole each epoch",
-            hint="Leave it out, or call model.fit.",
-        )
-    arrays.check_arrays(x, y, sample_weight)
     model._assert_compile_called("fit")
     job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=seed)
     plan = Plan(
@@ -94,6 +87,8 @@ def fit(
         validation_freq=validation_freq,
         shuffle=shuffle,
         class_weight=class_weight,
+        steps_per_epoch=steps_per_epoch,
+        max_queue_size=max_queue_size,
         seed=seed,
         name=name,
     )

@@ -99,15 +99,17 @@ class OwnLoss:
 
 
 class CompiledSteps:
-    """Calls of K steps on resident arrays.
+    """Calls of K steps on resident arrays, or of one step on a batch.
 
-    model: compiled and built. arrays: a structure of tensors (None where a part is missing), all
-    with the same first dimension. Raises whatever the model's train_step raises.
+    model: compiled. arrays: a structure of tensors (None where a part is missing), all with the
+    same first dimension; None when batches come from elsewhere. spec: then the structure of
+    tf.TypeSpec of a batch. Raises whatever the model's train_step raises.
     """
 
-    def __init__(self, model: Any, arrays: Any) -> None:
+    def __init__(self, model: Any, arrays: Any = None, *, spec: Any = None) -> None:
         self.model = model
         self.arrays = arrays
+        self.spec = spec if arrays is None else _spec(arrays)
         self.eager = bool(model.run_eagerly)
         self._names: list[str] = []
         self._call: Any = None
@@ -116,21 +118,20 @@ class CompiledSteps:
     def trace(self) -> None:
         """Build and trace the step, so that every variable that it touches exists."""
         if self.eager:
-            batch = self._gather(tf.constant([0]))
-            self.model._symbolic_build(data_batch=batch)
+            self.model._symbolic_build(data_batch=self.spec)
             self.own_loss = OwnLoss(self.model)
             return
         inner = tf.function(
             self.model.train_step, jit_compile=bool(self.model.jit_compile), autograph=False
         )
-        spec = tree.map_structure(
-            lambda t: None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype),
-            self.arrays,
-        )
-        concrete = inner.get_concrete_function(spec)
+        concrete = inner.get_concrete_function(self.spec)
         self.own_loss = OwnLoss(self.model)
         logs = concrete.structured_outputs
         self._names = list(_flat(logs))
+        if self.arrays is None:
+            self._call = tf.function(self._single(inner), reduce_retracing=True, autograph=False)
+            self._graph = self._call.get_concrete_function(self.spec).graph
+            return
         self._call = tf.function(
             self._looped(inner, _flat(logs)),
             input_signature=[tf.TensorSpec([None, None], tf.int64)],
@@ -154,22 +155,28 @@ class CompiledSteps:
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         return sorted({f"{n.op} ({n.name})" for n in nodes if n.op in STATEFUL_RANDOM})
 
-    def run(self, indices: Any) -> StepLogs:
-        """Train K batches; indices is int64 of shape (K, batch)."""
+    def run(self, lot: Any) -> StepLogs:
+        """Train K batches of the arrays, `lot` being int64 indices of shape (K, batch); or, where
+        there are no arrays, the one batch `lot`."""
         if self.eager:
-            return self._run_eagerly(indices)
-        assert self._call is not None
-        values, own = self._call(tf.constant(indices, tf.int64))
+            return self._run_eagerly(lot)
+        if self.arrays is None:
+            values, own = self._call(lot)
+            values = [tf.expand_dims(v, 0) for v in values]
+            own = None if own is None else tf.expand_dims(own, 0)
+        else:
+            values, own = self._call(tf.constant(lot, tf.int64))
         return StepLogs(
             dict(zip(self._names, (v.numpy() for v in values), strict=True)),
             None if own is None else own.numpy(),
         )
 
-    def _run_eagerly(self, indices: Any) -> StepLogs:
+    def _run_eagerly(self, lot: Any) -> StepLogs:
         rows, owns = [], []
-        for row in indices:
+        for part in [lot] if self.arrays is None else lot:
+            batch = part if self.arrays is None else self._gather(tf.constant(part, tf.int64))
             sums = self.own_loss.before()
-            logs = _flat(self.model.train_step(self._gather(tf.constant(row, tf.int64))))
+            logs = _flat(self.model.train_step(batch))
             owns.append(self.own_loss.after(sums, logs))
             rows.append({k: np.asarray(v) for k, v in logs.items()})
         values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -180,6 +187,15 @@ class CompiledSteps:
         return tree.map_structure(
             lambda t: None if t is None else tf.gather(t, indices), self.arrays
         )
+
+    def _single(self, inner: Any) -> Callable[[Any], Any]:
+        def step(batch: Any) -> Any:
+            sums = self.own_loss.before()
+            logs = _flat(inner(batch))
+            own = self.own_loss.after(sums, logs)
+            return [logs[name] for name in self._names], own
+
+        return step
 
     def _looped(self, inner: Any, example: dict[str, Any]) -> Callable[[Any], Any]:
         def steps(indices: Any) -> Any:
@@ -209,6 +225,13 @@ class CompiledSteps:
             return values, own if known["own"] else None
 
         return steps
+
+
+def _spec(arrays: Any) -> Any:
+    """Return the spec of a batch of any size of the arrays."""
+    return tree.map_structure(
+        lambda t: None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype), arrays
+    )
 
 
 def _flat(logs: Any) -> dict[str, Any]:

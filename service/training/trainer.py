@@ -15,7 +15,9 @@ from keras.src.utils.python_utils import pythonify_logs
 from checkpoints.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, CheckpointId, Stage
 from checkpoints.snapshot import Progress, Snapshot
 from service.training import arrays, document, generators
+from service.training.array_feed import ArrayFeed
 from service.training.callbacks import CallbackStates, wants_batches
+from service.training.data import make_feed
 from service.training.errors import StateMismatch
 from service.training.job import TrainingJob
 from service.training.permutation import Shuffle
@@ -25,6 +27,8 @@ from service.training.step import CompiledSteps, StepLogs
 from service.training.validation import Validation
 
 Logs = dict[str, Any]
+
+MAX_STEPS_A_CALL = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,8 @@ class Plan:
     validation_freq: int | list[int]
     shuffle: Shuffle
     class_weight: dict[int, float] | None
+    steps_per_epoch: int | None
+    max_queue_size: int
     seed: int | None
     name: str | None
 
@@ -60,6 +66,7 @@ class Trainer:
         self.logs: Logs = {}
         self.training_logs: Logs | None = None
         self.epoch_begun = False
+        self.epoch_trained = False
 
     def run(self) -> History:
         index = self.job.enter_phase(self.plan.name)
@@ -74,8 +81,8 @@ class Trainer:
             index,
             self.plan.name,
             epochs=self.plan.epochs,
-            steps_per_epoch=self.data.batches,
-            seed=self.data.seed,
+            steps_per_epoch=self.feed.steps,
+            seed=self.seed,
             take=self._take,
         )
         if self.progress is not None and self._is_finished(self.progress):
@@ -97,13 +104,18 @@ class Trainer:
         validation_data = plan.validation_data
         if plan.validation_split and validation_data is None:
             train, validation_data = arrays.split_validation(*train, plan.validation_split)
-        self.data = arrays.ArraySource(
+        self.seed = self._seed()
+        self.feed = make_feed(
             *train,
             batch_size=plan.batch_size,
+            steps_per_epoch=plan.steps_per_epoch,
             class_weight=plan.class_weight,
             shuffle=plan.shuffle,
-            seed=self._seed(),
+            seed=self.seed,
+            max_queue_size=plan.max_queue_size,
         )
+        for doubt in self.feed.doubts():
+            self.job.ctx.log.warning("data_not_exact", why=doubt)
         self.validation = Validation(
             self.model,
             validation_data,
@@ -127,7 +139,10 @@ class Trainer:
     def _compile(self) -> None:
         """Trace the step, so that every variable exists, and find where each one is kept."""
         self.job.ctx.status.activity = "compiling"
-        self.steps = CompiledSteps(self.model, self.data.tensors)
+        if isinstance(self.feed, ArrayFeed):
+            self.steps = CompiledSteps(self.model, self.feed.data.tensors)
+        else:
+            self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
         self.steps.trace()
         self.live = LiveState(
             self.model, [*self.steps.touched_variables(), *generators.global_variables()]
@@ -158,7 +173,7 @@ class Trainer:
                 add_progbar=verbose != 0,
                 verbose=verbose,
                 epochs=plan.epochs,
-                steps=self.data.batches,
+                steps=self.feed.steps,
                 model=self.model,
             )
         # Keras may hand batch-end hooks to a thread pool; a snapshot must see them done.
@@ -183,13 +198,13 @@ class Trainer:
 
     def _start(self) -> tuple[int, int, Stage]:
         if self.progress is None:
+            self.feed.start()
             self.phase.record_start(
                 {
                     "epochs": self.plan.epochs,
-                    "steps": self.data.batches,
-                    "batch_size": self.data.batch_size,
-                    "samples": self.data.samples,
-                    "seed": self.data.seed,
+                    "steps": self.feed.steps,
+                    "seed": self.seed,
+                    **self.feed.describe(),
                 }
             )
             # With this first save even the untrained weights are the same after any death.
@@ -221,6 +236,8 @@ class Trainer:
         self.training_logs = plain["training_logs"]
         self.model.stop_training = plain["stop_training"]
         self.epoch_begun = plain["epoch_begun"]
+        self.epoch_trained = plain["epoch_trained"]
+        self.feed.restore(plain["feed"])
         generators.restore(plain["generators"])
         self.phase.step = self.progress.step
         self.phase.resumed()
@@ -232,6 +249,7 @@ class Trainer:
             epoch=self.progress.epoch,
             batch=self.progress.batch,
             seconds=round(time.perf_counter() - started, 3),
+            data=self.feed.how_resumed(),
         )
 
     def _check_data(self, stored: dict[str, Any]) -> None:
@@ -246,11 +264,7 @@ class Trainer:
         self.phase.log.warning("data_changed", field=field, difference=problem)
 
     def _data_facts(self) -> dict[str, Any]:
-        return {
-            "samples": self.data.samples,
-            "batch_size": self.data.batch_size,
-            "shuffle": self.data.shuffle,
-        }
+        return self.feed.describe()
 
     def _give_back(self) -> History:
         """Return a finished phase's result: its final state and its complete history."""
@@ -271,8 +285,8 @@ class Trainer:
             return
         while epoch < self.plan.epochs:
             self._begin_epoch(epoch)
-            self._train_epoch(epoch, batch)
-            self._end_epoch(epoch)
+            batch = self._train_epoch(epoch, batch)
+            self._end_epoch(epoch, batch)
             epoch, batch = epoch + 1, 0
             self.ended_at = epoch
             if self.model.stop_training:
@@ -282,53 +296,61 @@ class Trainer:
         if not self.epoch_begun:
             self.model.reset_metrics()
             self.callbacks.on_epoch_begin(epoch)
+            self.feed.begin_epoch(epoch)
             self.epoch_begun = True
         elif self.callbacks._progbar is not None:
             # Its begin was counted by the attempt that began it; only the progress bar, which
             # lives in this process, has to be begun again.
             self.callbacks._progbar.on_epoch_begin(epoch)
 
-    def _train_epoch(self, epoch: int, batch: int) -> None:
+    def _train_epoch(self, epoch: int, batch: int) -> int:
+        """Train the rest of an epoch from `batch` on; return how many batches it had."""
         group = self.model.steps_per_execution if self.every_batch else 0
-        while batch < self.data.batches and not (batch and self.model.stop_training):
+        while not self.epoch_trained and not (batch and self.model.stop_training):
             self.phase.at_border(epoch, batch)
+            if not self.feed.more(batch):
+                break
             if group:
                 self.callbacks.on_train_batch_begin(batch)
-            allowed = min(group, self.data.batches - batch) if group else None
-            limit = allowed or self.phase.steps_allowed(self.data.batches - batch)
-            done = self._call(epoch, batch, limit, whole=allowed is not None)
+            done = self._call(epoch, batch, group)
+            if done == 0:
+                break
             batch += done
             if group:
                 self.callbacks.on_train_batch_end(batch - done + group - 1, self.logs)
             elif self.callbacks._progbar is not None:
                 self.callbacks._progbar.on_train_batch_end(batch - 1, self.logs)
+        self.epoch_trained = True
+        return batch
 
-    def _call(self, epoch: int, batch: int, limit: int, *, whole: bool) -> int:
-        """Train up to `limit` batches (all of them when `whole`), note their logs, return how many.
+    def _call(self, epoch: int, batch: int, group: int) -> int:
+        """Train a lot of batches, note their logs, return how many; 0 when the data ran out.
 
-        A shorter last batch comes in a call of its own.
+        group: how many batches the callbacks want between two of their hooks; 0 for any number.
         """
         done = 0
-        while done < limit:
-            indices = self.data.indices(epoch, batch + done, limit - done)
+        while True:
+            limit = group - done if group else self.phase.steps_allowed(MAX_STEPS_A_CALL)
+            lot = self.feed.take(batch + done, limit)
+            if lot is None:
+                return done
             started = time.perf_counter()
-            result = self.steps.run(indices)
+            result = self.steps.run(lot)
             seconds = time.perf_counter() - started
             rows = _rows(result)
             own = [None] * len(rows) if result.own_loss is None else result.own_loss.tolist()
             self.phase.record_steps(epoch, batch + done, rows, own, seconds)
             self.logs = rows[-1]
             done += len(rows)
-            if not whole:
-                break
-        return done
+            if done >= group or not self.feed.within(batch + done):
+                return done
 
-    def _end_epoch(self, epoch: int) -> None:
-        self.phase.at_border(epoch, self.data.batches)
+    def _end_epoch(self, epoch: int, batch: int) -> None:
+        self.phase.at_border(epoch, batch)
         epoch_logs: Logs = dict(self.model._get_metrics_result_or_logs(self.logs))
         if self.validation.due(self.model, epoch):
             # The state before validation is held: a stop on the way saves it and leaves.
-            held = self.phase.hold(epoch, self.data.batches, Stage.STEP)
+            held = self.phase.hold(epoch, batch, Stage.STEP)
             self.job.ctx.status.activity = "validating"
             self.job.ctx.status.tick()
             results = self.validation.run(self.callbacks)
@@ -337,7 +359,7 @@ class Trainer:
             epoch_logs.update({f"val_{k}": v for k, v in results.items()})
         self.callbacks.on_epoch_end(epoch, epoch_logs)
         self.training_logs = pythonify_logs(epoch_logs)
-        self.epoch_begun = False
+        self.epoch_begun = self.epoch_trained = False
         self.phase.record_epoch(epoch, self.training_logs)
         if epoch + 1 < self.plan.epochs and not self.model.stop_training:
             self.phase.at_epoch_end(epoch)
@@ -347,6 +369,7 @@ class Trainer:
         if isinstance(model.optimizer, keras.optimizers.Optimizer) and self.plan.epochs > 0:
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.validation.close()
+        self.feed.close()
         self.callbacks.on_train_end(logs=self.training_logs)
         self.callbacks.callbacks.remove(self.probe)
         self.phase.commit_now(self.phase.hold(self.ended_at, 0, Stage.END), "end")
@@ -366,6 +389,8 @@ class Trainer:
             "stop_training": bool(self.model.stop_training),
             "epoch_begun": self.epoch_begun,
             "generators": generators.capture(),
+            "feed": self.feed.state(),
+            "epoch_trained": self.epoch_trained,
         }
         state = document.pack(plain, self.live.others())
         logs = self.logs if progress.stage == Stage.STEP else self.training_logs or {}

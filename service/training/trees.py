@@ -6,6 +6,7 @@ keeps what JSON cannot say (tuples, sets, NaN, arrays) as objects with one key s
 
 from __future__ import annotations
 
+import base64
 import math
 from collections import deque
 from collections.abc import Mapping, MutableMapping
@@ -23,8 +24,8 @@ class NotPlain(TypeError):
 def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int = 0) -> Any:
     """Return `value` as JSON data; arrays in it are copied into `arrays` under `name`/….
 
-    Raises `NotPlain` for anything but None, bool, int, float, str, list, tuple, dict, set, deque,
-    numpy scalars and numeric arrays.
+    Raises `NotPlain` for anything but None, bool, int, float, str, bytes, list, tuple, dict, set,
+    deque, numpy scalars and numeric arrays.
     """
     if depth > MAX_DEPTH:
         raise NotPlain("nested too deeply")
@@ -34,6 +35,8 @@ def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int =
         return value if -(2**53) < value < 2**53 else {"$int": str(value)}
     if type(value) is float:
         return value if math.isfinite(value) else {"$float": repr(value)}
+    if type(value) is bytes:
+        return {"$bytes": base64.b64encode(value).decode()}
     if isinstance(value, np.ndarray | np.generic):
         return _encode_array(value, arrays, name)
 
@@ -76,6 +79,8 @@ def decode(document: Any, arrays: Mapping[str, Any]) -> Any:
             return int(document["$int"])
         case "$float":
             return float(document["$float"])
+        case "$bytes":
+            return base64.b64decode(document["$bytes"])
         case "$tuple":
             return tuple(decode(item, arrays) for item in document["$tuple"])
         case "$set":

@@ -1,0 +1,78 @@
+"""Batches of arrays by Keras' rules of epochs: the cursor is a number, however far in."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from service.training.arrays import ArraySource
+from service.training.feed import RAN_OUT
+from service.training.source import Plain
+
+
+class ArrayFeed:
+    """Hands out indices into the arrays, several batches at a time.
+
+    steps_per_epoch: as in fit. With None an epoch is one pass, ordered by seed and epoch; else a
+    pass goes on over the epochs, ordered by seed and the pass' number.
+    """
+
+    def __init__(self, data: ArraySource, steps_per_epoch: int | None) -> None:
+        self.data = data
+        self.steps_per_epoch = steps_per_epoch
+        self.steps: int | None = steps_per_epoch or data.batches
+        self._key = -1  # the epoch, or the number of the pass
+        self._seen = 0
+
+    def start(self) -> None:
+        """Nothing to do."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        if self.steps_per_epoch is None:
+            self._key, self._seen = epoch, 0
+        elif self._key < 0 or self._seen >= self.data.batches:
+            self._key, self._seen = self._key + 1, 0
+
+    def within(self, batch: int) -> bool:
+        """Whether the epoch has a batch number `batch`."""
+        in_epoch = self.steps is None or batch < self.steps
+        return in_epoch and self._seen < self.data.batches
+
+    def more(self, batch: int) -> bool:
+        """The same, with Keras' warning when the data ran out before the epoch's end."""
+        if self.within(batch):
+            return True
+        if self.steps_per_epoch is not None and batch < self.steps_per_epoch:
+            warnings.warn(RAN_OUT, stacklevel=2)
+        return False
+
+    def take(self, batch: int, limit: int) -> Any:
+        """Return the indices of up to `limit` batches from `batch` on, shape (k, size)."""
+        if self.steps is not None:
+            limit = min(limit, self.steps - batch)
+        indices = self.data.indices(self._key, self._seen, limit)
+        self._seen += len(indices)
+        return indices
+
+    def state(self) -> Plain:
+        return {"key": self._key, "seen": self._seen}
+
+    def restore(self, state: Plain) -> None:
+        self._key, self._seen = state["key"], state["seen"]
+
+    def describe(self) -> Plain:
+        return {
+            "kind": "arrays",
+            "samples": self.data.samples,
+            "batch_size": self.data.batch_size,
+            "shuffle": self.data.shuffle,
+        }
+
+    def how_resumed(self) -> str:
+        return "by cursor"
+
+    def doubts(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing to close."""

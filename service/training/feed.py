@@ -1,0 +1,135 @@
+"""The batches of an epoch, by Keras' rules, with a cursor that can be stored.
+
+The rules are those of `keras.src.trainers.epoch_iterator.EpochIterator` (Keras 3): without
+`steps_per_epoch` each epoch is a new pass; with it one pass goes on over the epochs, and data that
+runs out ends the epoch with Keras' warning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from service.training.source import Plain, Source
+
+RAN_OUT = (
+    "Your input ran out of data; interrupting training. Make sure that your dataset or generator "
+    "can generate at least `steps_per_epoch * epochs` batches. You may need to use the "
+    "`.repeat()` function when building your dataset."
+)
+
+
+class Feed:
+    """Hands out the batches of the epochs in order, one at a time.
+
+    steps_per_epoch: as in fit; None: a pass is an epoch; -1: until the data ends.
+    """
+
+    def __init__(self, source: Source, steps_per_epoch: int | None) -> None:
+        self.source = source
+        self.steps_per_epoch = steps_per_epoch
+        self.num_batches = source.num_batches
+        self._taken: list[int] = []  # batches taken of each pass opened
+        self._iterator: Iterator[Any] | None = None
+        self._limit: int | None = None
+
+    @property
+    def steps(self) -> int | None:
+        """Steps of an epoch, None while that is not known."""
+        steps = self.steps_per_epoch or self.num_batches
+        return steps if steps is not None and steps > 0 else None
+
+    def start(self) -> None:
+        """Begin a training anew: Keras resets its iterator, which tells the data adapter so."""
+        self.source.on_epoch_end()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Begin an epoch anew (not one that a restore put us in the middle of)."""
+        self.source.on_epoch_begin()
+        self._limit = self.steps
+        if self._limit is None or self._iterator is None or self.steps_per_epoch is None:
+            self._open()
+
+    def within(self, batch: int) -> bool:
+        """Whether the epoch has, or may have, a batch number `batch`."""
+        if self._limit is None:
+            return self._iterator is not None
+        return batch < self._limit and not self._used_up
+
+    def more(self, batch: int) -> bool:
+        """The same, and when it has none: end the epoch's data as Keras does."""
+        if self.within(batch):
+            return True
+        if self._iterator is None:
+            return False  # the data ran out, and `take` has ended the epoch
+        if self._limit is not None and batch < self._limit and self.steps_per_epoch:
+            warnings.warn(RAN_OUT, stacklevel=2)
+        if self._used_up:
+            # Keras opens the next pass here already (and another one when the epoch begins), so
+            # data that counts its passes, as a seeded shuffle does, has to see the same count.
+            self._open()
+        self.source.on_epoch_end()
+        return False
+
+    def take(self, batch: int, limit: int) -> Any | None:
+        """Return batch number `batch`; None when the data ran out."""
+        assert self._iterator is not None
+        try:
+            data = next(self._iterator)
+        except StopIteration:
+            if self.num_batches is None:
+                self.num_batches = self._seen + 1  # Keras counts the step that found nothing
+            warnings.warn(RAN_OUT, stacklevel=2)
+            self._iterator = None
+            self.source.on_epoch_end()
+            return None
+        self._taken[-1] += 1
+        return data
+
+    def state(self) -> Plain:
+        """Return the cursor as plain data."""
+        return {
+            "taken": list(self._taken),
+            "open": self._iterator is not None,
+            "limit": self._limit,
+            "num_batches": self.num_batches,
+            "position": self.source.position() if self._iterator is not None else None,
+            "own": self.source.state(),
+        }
+
+    def restore(self, state: Plain) -> None:
+        """Go to where `state` was taken."""
+        self._taken = list(state["taken"])
+        self._limit = state["limit"]
+        self.num_batches = state["num_batches"]
+        self.source.restore(state["own"])
+        if state["open"]:
+            self._iterator = self.source.reopen(self._taken, state["position"])
+        elif self._taken:
+            self.source.skip_passes(self._taken)
+
+    def describe(self) -> Plain:
+        return {"kind": self.source.kind}
+
+    def how_resumed(self) -> str:
+        return self.source.how_resumed()
+
+    def doubts(self) -> list[str]:
+        return self.source.doubts()
+
+    def close(self) -> None:
+        self._iterator = None
+        self.source.close()
+
+    @property
+    def _used_up(self) -> bool:
+        return bool(self.num_batches) and self._seen >= (self.num_batches or 0)
+
+    @property
+    def _seen(self) -> int:
+        return self._taken[-1] if self._taken else 0
+
+    def _open(self) -> None:
+        self._iterator = self.source.open(len(self._taken))
+        self._taken.append(0)

@@ -1,0 +1,136 @@
+"""tf.data as training data: resumed by the iterator's own checkpoint, by skipping, or by replay."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
+
+from service.training.source import Plain, Source
+
+SMALL_BYTES = 1 << 20
+QUICK_S = 0.02
+
+
+class DatasetSource(Source):
+    """A tf.data.Dataset, batched by the user.
+
+    How a resume finds its batch is chosen by what the pipeline is made of:
+    - "iterator": the iterator's own checkpoint, where there is no shuffle or cache buffer in it:
+      exact however far in; the first save measures it, and gives it up when it is slow or large;
+    - "skip": a pipeline without hidden state is opened as often as before and skipped ahead;
+    - "replay": a pipeline with stateful ops (random maps, py_function, generators) is run again
+      from its first pass.
+    """
+
+    kind = "tf.data"
+
+    def __init__(self, dataset: tf.data.Dataset, class_weight: dict[int, float] | None) -> None:
+        adapter = TFDatasetAdapter(dataset, class_weight=class_weight)
+        self.dataset = adapter.get_tf_dataset()
+        self.num_batches = adapter.num_batches
+        self.spec = self.dataset.element_spec
+        self.stateful = _stateful_op(self.dataset)
+        buffers = [] if self.stateful else _buffers(self.dataset)
+        self.mode = "replay" if self.stateful else "skip" if buffers else "iterator"
+        self.cost = f"it has {', '.join(buffers)}" if buffers else "not measured yet"
+        self._iterator: Any = None
+
+    def open(self, index: int) -> Iterator[Any]:
+        self._iterator = iter(self.dataset)
+        return self._iterator  # type: ignore[no-any-return]
+
+    def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
+        started = time.perf_counter()
+        for count in taken[:-1]:
+            # A reshuffling shuffle draws its next seed when an iterator is made; a stateful op
+            # moves on only when the pass is run.
+            earlier = iter(self.dataset)
+            for _ in range(count if self.stateful else 0):
+                next(earlier)
+        self._iterator = iter(self.dataset)
+        if position is not None:
+            _restore_iterator(self._iterator, position)
+        else:
+            for _ in range(taken[-1]):
+                next(self._iterator)
+        self.cost = f"{time.perf_counter() - started:.2f} s this time"
+        return self._iterator  # type: ignore[no-any-return]
+
+    def position(self) -> Any:
+        if self.mode != "iterator":
+            return None
+        started = time.perf_counter()
+        try:
+            written = _write_iterator(self._iterator)
+        except tf.errors.OpError as error:
+            self.mode, self.cost = "skip", f"its iterator cannot be written: {error.message[:80]}"
+            return None
+        seconds = time.perf_counter() - started
+        size = sum(part.nbytes for part in written.values())
+        self.cost = f"{size} bytes, {seconds * 1e3:.1f} ms a save"
+        if size > SMALL_BYTES or seconds > QUICK_S:
+            self.mode = "skip"
+        return written
+
+    def how_resumed(self) -> str:
+        return f"{self.mode} ({self.cost})"
+
+    def doubts(self) -> list[str]:
+        doubts = []
+        if self.dataset.options().deterministic is False:
+            doubts.append(
+                "the pipeline's option deterministic=False lets batches come in any order: set it "
+                "to True"
+            )
+        if self.stateful:
+            doubts.append(
+                f"{self.stateful} in the pipeline keeps state that no checkpoint holds; a resume "
+                "runs the pipeline again from its start, which is exact only if it then does the "
+                "same: better use stateless ops (tf.random.stateless_* seeded by the element's "
+                "index) and plain TensorFlow in place of python functions"
+            )
+        return doubts
+
+
+def _write_iterator(iterator: Any) -> Plain:
+    """Return the files of the iterator's own checkpoint, as arrays of bytes by name."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-iterator-") as folder:
+        tf.train.Checkpoint(iterator=iterator).write(f"{folder}/it")
+        return {
+            path.name: np.frombuffer(path.read_bytes(), np.uint8)
+            for path in sorted(Path(folder).iterdir())
+        }
+
+
+def _restore_iterator(iterator: Any, written: Plain) -> None:
+    with tempfile.TemporaryDirectory(prefix="holdfast-iterator-") as folder:
+        for name, content in written.items():
+            Path(folder, Path(name).name).write_bytes(content.tobytes())
+        tf.train.Checkpoint(iterator=iterator).read(f"{folder}/it").assert_consumed()
+
+
+def _stateful_op(dataset: Any) -> str | None:
+    """Return the first op in the pipeline whose state is hidden; a seeded shuffle is none."""
+    from tensorflow.python.data.ops.options import ExternalStatePolicy
+
+    try:
+        dataset._as_serialized_graph(external_state_policy=ExternalStatePolicy.FAIL)
+    except tf.errors.FailedPreconditionError as error:
+        found = re.search(r"(\w+) is stateful", str(error.message))
+        return found[1] if found else str(error.message)
+    return None
+
+
+def _buffers(dataset: Any) -> list[str]:
+    """Return the kinds of ops in the pipeline that hold many elements at a time."""
+    graph = tf.compat.v1.GraphDef.FromString(dataset._as_serialized_graph().numpy())
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    return sorted({n.op for n in nodes if re.match(r"(Shuffle|Cache)", n.op)})
