@@ -69,6 +69,8 @@ class CheckpointStore:
         line = self._lineage()
         if line.attempts and line.attempts[0] > attempt:
             raise Superseded(attempt=attempt, by=line.attempts[0])
+        if attempt in self._origins and not self._begun:
+            raise Superseded(attempt=attempt, by=f"{attempt}, begun elsewhere")
         found, damages = self.latest(verify=verify)
         if self._begun:
             return found, damages
@@ -113,7 +115,7 @@ class CheckpointStore:
         if reason not in manifest.REASONS:
             hint = f"One of {', '.join(manifest.REASONS)}."
             raise UsageError(field="reason", problem=f"{reason!r} is none", hint=hint)
-        if checkpoint in self._saved:
+        if checkpoint in self._saved and self._has(checkpoint):
             return self._saved[checkpoint]
         if checkpoint not in self._unknown:
             if self._has(checkpoint):
