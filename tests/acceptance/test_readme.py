@@ -31,7 +31,7 @@ class Shell:
 
     def run(self, commands: str) -> str:
         done = subprocess.run(
-            ["bash", "-eu", "-c", commands],
+            ["bash", "-eu", "-o", "pipefail", "-c", commands],
             cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
