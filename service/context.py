@@ -233,6 +233,9 @@ class _Bare:
 
     def _at_exit(self) -> None:
         code = self.context.exit_code
+        stop = self.context.stop
+        if code is None and stop.requested and not stop.watched:
+            code = exit_codes.RESUMABLE  # a signal ended the script outside of its phases
         try:
             self.close(exit_codes.DONE if code is None else code)
         except HoldfastError as error:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
+from service.exit_codes import RESUMABLE
+
 LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAVE = (signal.SIGUSR2,)
 
@@ -20,12 +22,15 @@ class StopFlag:
     """What the loop looks at between two compiled calls.
 
     reason: why to save and leave (the first request's), None to go on. save_and_go_on: a save is
-    wanted now; the loop puts it back to False. count: requests so far.
+    wanted now; the loop puts it back to False. count: requests so far. watched: whether anybody
+    looks at the flag now; when nobody does (a bare script before, between and after its phases) a
+    signal ends the script at once, as it would without Holdfast.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.save_and_go_on = False
+        self.watched = True
         self.count = 0
         self._requested = threading.Event()
 
@@ -81,6 +86,8 @@ class Handlers:
             if self._patience is not None and self._interrupts > self._patience:
                 raise KeyboardInterrupt
         self._flag.request(signal.Signals(signum).name)
+        if not self._flag.watched:
+            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(RESUMABLE)
 
     def _on_save(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() == self._pid:

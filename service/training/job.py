@@ -91,6 +91,8 @@ class TrainingJob:
                     hint="Pass job_dir='my-job', or start the script with `holdfast run`.",
                 )
             ctx = context.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
+        if not ctx.supervised and id(ctx) not in _jobs:
+            ctx.stop.watched = False
         if id(ctx) not in _jobs:
             _jobs[id(ctx)] = cls(ctx)
         job = _jobs[id(ctx)]

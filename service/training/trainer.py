@@ -69,6 +69,14 @@ class Trainer:
         self.epoch_trained = False
 
     def run(self) -> History:
+        stop = self.job.ctx.stop
+        watched, stop.watched = stop.watched, True
+        try:
+            return self._run()
+        finally:
+            stop.watched = watched
+
+    def _run(self) -> History:
         index = self.job.enter_phase(self.plan.name)
         source = self.job.checkpoint_of(index)
         if self.job.ctx.spec.deterministic:
