@@ -179,7 +179,12 @@ def run_script(spec: JobSpec) -> None:
         raise ScriptRejected(script="", problem="the job names no script to run")
     sys.argv = [spec.script, *spec.args]
     if path.is_dir() or path.suffix in (".zip", ".pyz"):
-        runpy.run_path(str(path), run_name="__main__")
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except ImportError as error:
+            if _refused(error):
+                raise ScriptRejected(script=str(path), problem=str(error)) from error
+            raise
         return
     try:
         with io.open_code(str(path.absolute())) as file:
@@ -204,19 +209,27 @@ def run_module(name: str, args: list[str]) -> None:
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     except ImportError as error:
-        # runpy's own refusal has none of the user's frames
-        if user_frames(error.__traceback__) is None:
+        if _refused(error):
             raise ScriptRejected(script=f"-m {name}", problem=str(error)) from error
         raise
+
+
+def _refused(error: ImportError) -> bool:
+    """Return whether it is runpy's own refusal, which has no frame of the user's."""
+    return all(_is_own(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def user_frames(trace: TracebackType | None) -> TracebackType | None:
     """Return the traceback from the first frame that is neither ours nor runpy's."""
     if DEBUG in os.environ:
         return trace
-    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_OWN):
+    while trace is not None and _is_own(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
     return trace
+
+
+def _is_own(filename: str) -> bool:
+    return filename.startswith(_OWN)
 
 
 def _where(trace: TracebackType | None, error: BaseException) -> str:
@@ -225,7 +238,7 @@ def _where(trace: TracebackType | None, error: BaseException) -> str:
         return ""  # its message says so itself
     found = ""
     for frame in traceback.extract_tb(trace):
-        own = frame.filename.startswith(_OWN) or "-packages" in frame.filename
+        own = _is_own(frame.filename) or "-packages" in frame.filename
         if not own and not frame.filename.startswith("<"):
             found = f" ({Path(frame.filename).name}, line {frame.lineno})"
     return found

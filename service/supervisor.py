@@ -134,6 +134,8 @@ class Supervisor:
             if self._done:
                 return
             self._heed_signals()
+            if self._done:
+                return
             if self._flight is not None:
                 self._observe(self._flight)
             elif self._claim_at is not None and self._clock() >= self._claim_at:

@@ -1,0 +1,37 @@
+"""Every backend passes the one suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checkpoints.storage import open_storage
+from service import backends
+from service.backends.base import Backend
+from service.backends.local import LocalBackend
+from service.backends.testing import BackendConformance
+from service.errors import BackendFailed, BackendUnknown, SpecInvalid
+from service.spec import JobSpec
+
+
+class TestLocalBackend(BackendConformance):
+    def make(self) -> Backend:
+        return LocalBackend()
+
+    def test_a_missing_working_directory_is_named(self, tmp_path: Path) -> None:
+        spec = JobSpec(job="j", script="a.py", cwd=str(tmp_path / "gone"))
+        with pytest.raises(BackendFailed, match="gone"):
+            LocalBackend().launch(spec, open_storage(tmp_path / "j"), 1)
+
+    def test_a_storage_that_others_cannot_see_is_refused(self, tmp_path: Path) -> None:
+        spec = JobSpec(job="j", script="a.py", cwd=str(tmp_path))
+        with pytest.raises(SpecInvalid, match="one process only"):
+            LocalBackend().launch(spec, open_storage("memory://j"), 1)
+
+
+def test_backends_are_known_by_name() -> None:
+    assert "local" in backends.names()
+    assert isinstance(backends.get("local"), LocalBackend)
+    with pytest.raises(BackendUnknown, match="local"):
+        backends.get("abacus")
