@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from service.training.fit import fit
+    from service.training.loop import Loop
 
-__all__ = ["fit"]
+__all__ = ["Loop", "fit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from service.training.fit import fit
+from service.training.loop import Loop
 
-__all__ = ["fit"]
+__all__ = ["Loop", "fit"]

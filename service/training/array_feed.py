@@ -5,9 +5,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import tensorflow as tf
+from keras import tree
+
 from service.training.arrays import ArraySource
 from service.training.feed import RAN_OUT
-from service.training.source import Plain
+from service.training.source import Plain, batch_spec
 
 
 class ArrayFeed:
@@ -23,6 +26,17 @@ class ArrayFeed:
         self.steps: int | None = steps_per_epoch or data.batches
         self._key = -1  # the epoch, or the number of the pass
         self._seen = 0
+
+    @property
+    def spec(self) -> Any:
+        """The tf.TypeSpec structure of a batch of any size."""
+        return batch_spec(self.data.tensors)
+
+    def batch_of(self, lot: Any) -> Any:
+        """Return the first batch of the lot that `take` handed out."""
+        return tree.map_structure(
+            lambda t: None if t is None else tf.gather(t, lot[0]), self.data.tensors
+        )
 
     def start(self) -> None:
         """Nothing to do."""

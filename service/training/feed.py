@@ -40,6 +40,15 @@ class Feed:
         steps = self.steps_per_epoch or self.num_batches
         return steps if steps is not None and steps > 0 else None
 
+    @property
+    def spec(self) -> Any:
+        """The tf.TypeSpec structure of a batch."""
+        return self.source.spec
+
+    def batch_of(self, lot: Any) -> Any:
+        """Return the batch that `take` handed out."""
+        return lot
+
     def start(self) -> None:
         """Begin a training anew: Keras resets its iterator, which tells the data adapter so."""
         self.source.on_epoch_end()

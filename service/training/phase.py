@@ -146,11 +146,12 @@ class Phase:
         status.steps_per_second = None if not self._pace else 1.0 / self._pace
         status.tick()
 
-    def resumed(self) -> None:
+    def resumed(self, epoch: int, batch: int) -> None:
         """Note that the state is that of the checkpoint gone on from: it needs no save."""
         self._last_step_saved = self.step
         self._last_save = time.monotonic()
-        self.job.ctx.status.step = self.step
+        status = self.job.ctx.status
+        status.step, status.epoch, status.batch = self.step, epoch, batch
         self.job.ctx.status.tick()
 
     # -- saving and leaving ----------------------------------------------------------------

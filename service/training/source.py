@@ -96,6 +96,13 @@ def as_tensors(batch: Any, spec: Any) -> Any:
     return tree.map_structure_up_to(spec, convert, spec, batch)
 
 
+def batch_spec(arrays: Any) -> Any:
+    """Return the tf.TensorSpec structure of a batch of any size of whole arrays."""
+    return tree.map_structure(
+        lambda t: None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype), arrays
+    )
+
+
 def to_tuple(batch: Any) -> Any:
     return tuple(batch) if isinstance(batch, list) else batch
 

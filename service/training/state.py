@@ -44,7 +44,8 @@ class LiveState:
     changes (seed generators in closures, say). Variables already in the layout are not repeated.
     """
 
-    def __init__(self, model: Any, extra: Iterable[Any] = ()) -> None:
+    def __init__(self, model: Any, extra: Iterable[Any] = (), *, prefix: str = "variables") -> None:
+        self.prefix = prefix
         self.layout = walk.weights_layout(model)
         known = {id(raw(v)) for v in self.layout.variables.values()}
         self.rest: list[Any] = []
@@ -62,8 +63,8 @@ class LiveState:
         return ArrayFile(arrays, self.layout.group_attributes)
 
     def others(self) -> dict[str, Any]:
-        """Hold the variables that stand in `state.h5`, by "variables/<index>"."""
-        return {f"variables/{i:06d}": hold(v) for i, v in enumerate(self.rest)}
+        """Hold the variables that stand in `state.h5`, by "<prefix>/<index>"."""
+        return {f"{self.prefix}/{i:06d}": hold(v) for i, v in enumerate(self.rest)}
 
     def describe(self) -> dict[str, Any]:
         """Return what a restore compares beyond names and shapes: classes and variable paths."""
@@ -95,11 +96,11 @@ class LiveState:
         self._check_weights(weights, fail)
         mine = self.describe()["rest"]
         for i, variable in enumerate(self.rest):
-            stored = others.get(f"variables/{i:06d}")
+            stored = others.get(f"{self.prefix}/{i:06d}")
             if stored is None:
                 fail(mine[i], "the script has it, the checkpoint does not")
-            _check_one(mine[i], stored, variable, fail)
-        if len(others) > len(self.rest):
+            check_one(mine[i], stored, variable, fail)
+        if len(description["rest"]) > len(self.rest):
             fail(description["rest"][len(self.rest)], "the checkpoint has it, the script does not")
 
     def _check_weights(self, weights: Mapping[str, Any], fail: Any) -> None:
@@ -111,7 +112,7 @@ class LiveState:
             if name not in names:
                 fail(name, "the checkpoint has it, the script does not")
             if name in self.layout.variables:
-                _check_one(name, weights[name], self.layout.variables[name], fail)
+                check_one(name, weights[name], self.layout.variables[name], fail)
 
     def assign(self, weights: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         """Put checked values into the live variables."""
@@ -123,10 +124,11 @@ class LiveState:
                 {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
             )
         for i, variable in enumerate(self.rest):
-            raw(variable).assign(others[f"variables/{i:06d}"])
+            raw(variable).assign(others[f"{self.prefix}/{i:06d}"])
 
 
-def _check_one(name: str, stored: Any, variable: Any, fail: Any) -> None:
+def check_one(name: str, stored: Any, variable: Any, fail: Any) -> None:
+    """Call `fail(what, problem)` when a stored array does not fit a live variable."""
     live = raw(variable)
     if tuple(stored.shape) != tuple(live.shape):
         fail(

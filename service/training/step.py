@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from service.training.source import batch_spec
+
 STATEFUL_RANDOM = frozenset(
     {
         "Multinomial",
@@ -109,7 +111,7 @@ class CompiledSteps:
     def __init__(self, model: Any, arrays: Any = None, *, spec: Any = None) -> None:
         self.model = model
         self.arrays = arrays
-        self.spec = spec if arrays is None else _spec(arrays)
+        self.spec = spec if arrays is None else batch_spec(arrays)
         self.eager = bool(model.run_eagerly)
         self._names: list[str] = []
         self._call: Any = None
@@ -225,13 +227,6 @@ class CompiledSteps:
             return values, own if known["own"] else None
 
         return steps
-
-
-def _spec(arrays: Any) -> Any:
-    """Return the spec of a batch of any size of the arrays."""
-    return tree.map_structure(
-        lambda t: None if t is None else tf.TensorSpec([None, *t.shape[1:]], t.dtype), arrays
-    )
 
 
 def _flat(logs: Any) -> dict[str, Any]:

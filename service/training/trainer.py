@@ -248,7 +248,7 @@ class Trainer:
         self.feed.restore(plain["feed"])
         generators.restore(plain["generators"])
         self.phase.step = self.progress.step
-        self.phase.resumed()
+        self.phase.resumed(self.progress.epoch, self.progress.batch)
         self.loaded = None  # the arrays are in the model now
         self.phase.log.info(
             "resumed",

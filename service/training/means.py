@@ -1,0 +1,37 @@
+"""Means over an epoch of what a hand-written loop logs, weighted by batch size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Means:
+    """Sums and weights by name; a short last batch counts for what it is."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._fixed: dict[str, float] = {}
+
+    def add(self, values: dict[str, float], weight: float) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def fix(self, values: dict[str, float]) -> None:
+        """Set values of the whole epoch, which are no means."""
+        self._fixed.update(values)
+
+    def result(self) -> dict[str, float]:
+        means = {name: total / self._weights[name] for name, total in self._sums.items()}
+        return {**means, **self._fixed}
+
+    def clear(self) -> None:
+        self._sums, self._weights, self._fixed = {}, {}, {}
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self._sums, "weights": self._weights, "fixed": self._fixed}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._sums, self._weights = dict(state["sums"]), dict(state["weights"])
+        self._fixed = dict(state["fixed"])
