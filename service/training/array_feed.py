@@ -74,6 +74,9 @@ class ArrayFeed:
     def restore(self, state: Plain) -> None:
         self._key, self._seen = state["key"], state["seen"]
 
+    def skip(self, state: Plain) -> None:
+        """Nothing is taken from arrays."""
+
     def describe(self) -> Plain:
         return {
             "kind": "arrays",

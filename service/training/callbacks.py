@@ -33,7 +33,6 @@ class CallbackStates:
     def __init__(self, callbacks: list[Any]) -> None:
         self.callbacks = callbacks
         self._baselines = [{} if _speaks(c) else _plain_attributes(c) for c in callbacks]
-        self._always: list[set[str]] = [set() for _ in callbacks]
 
     def capture(self) -> list[Plain]:
         """Return each callback's class name and state; arrays in it are copied by the encoder."""
@@ -46,9 +45,7 @@ class CallbackStates:
             now = _plain_attributes(callback)
             before = self._baselines[i]
             changed = {
-                k: v
-                for k, v in now.items()
-                if k in self._always[i] or k not in before or not trees.same(v, before[k])
+                k: v for k, v in now.items() if k not in before or not trees.same(v, before[k])
             }
             states.append({"class": kind, "changed": changed})
         return states
@@ -69,7 +66,6 @@ class CallbackStates:
             if "own" in state:
                 callback.set_state(state["own"])
                 continue
-            self._always[i] |= set(state["changed"])
             for name, value in state["changed"].items():
                 _put_back(callback, name, value)
         return lost

@@ -118,6 +118,11 @@ class Feed:
         elif self._taken:
             self.source.skip_passes(self._taken)
 
+    def skip(self, state: Plain) -> None:
+        """Count what a finished training took as taken, for whoever uses the same data next."""
+        self.source.restore(state["own"])
+        self.source.skip_passes(list(state["taken"]))
+
     def describe(self) -> Plain:
         return {"kind": self.source.kind}
 

@@ -212,7 +212,10 @@ class Loop:
             problem = f"the checkpoint has {plain['data']}, the script {facts}"
             raise StateMismatch(checkpoint=source, what="data", problem=problem)
         self._state.restore(source, loaded.files, others, plain["state"])
-        self._feed.restore(plain["feed"])
+        if progress.finished:
+            self._feed.skip(plain["feed"])
+        else:
+            self._feed.restore(plain["feed"])
         self._means.restore(plain["means"])
         self.history.history.update(plain["history"])
         self.history.epoch.extend(plain["epochs"])

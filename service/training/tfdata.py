@@ -37,7 +37,7 @@ class DatasetSource(Source):
         self.dataset = adapter.get_tf_dataset()
         self.num_batches = adapter.num_batches
         self.spec = self.dataset.element_spec
-        self.stateful = _stateful_op(self.dataset)
+        self.stateful = stateful_op(self.dataset)
         buffers = [] if self.stateful else _buffers(self.dataset)
         self.mode = "replay" if self.stateful else "skip" if buffers else "iterator"
         self.cost = f"it has {', '.join(buffers)}" if buffers else "not measured yet"
@@ -50,11 +50,7 @@ class DatasetSource(Source):
     def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
         started = time.perf_counter()
         for count in taken[:-1]:
-            # A reshuffling shuffle draws its next seed when an iterator is made; a stateful op
-            # moves on only when the pass is run.
-            earlier = iter(self.dataset)
-            for _ in range(count if self.stateful else 0):
-                next(earlier)
+            self._pass_over(count)
         self._iterator = iter(self.dataset)
         if position is not None:
             _restore_iterator(self._iterator, position)
@@ -63,6 +59,10 @@ class DatasetSource(Source):
                 next(self._iterator)
         self.cost = f"{time.perf_counter() - started:.2f} s this time"
         return self._iterator  # type: ignore[no-any-return]
+
+    def skip_passes(self, taken: list[int]) -> None:
+        for count in taken:
+            self._pass_over(count)
 
     def position(self) -> Any:
         if self.mode != "iterator":
@@ -79,6 +79,13 @@ class DatasetSource(Source):
         if size > SMALL_BYTES or seconds > QUICK_S:
             self.mode = "skip"
         return written
+
+    def _pass_over(self, count: int) -> None:
+        # A reshuffling shuffle draws its next seed when an iterator is made; a stateful op moves
+        # on only when the pass is run.
+        earlier = iter(self.dataset)
+        for _ in range(count if self.stateful else 0):
+            next(earlier)
 
     def how_resumed(self) -> str:
         return f"{self.mode} ({self.cost})"
@@ -117,7 +124,7 @@ def _restore_iterator(iterator: Any, written: Plain) -> None:
         tf.train.Checkpoint(iterator=iterator).read(f"{folder}/it").assert_consumed()
 
 
-def _stateful_op(dataset: Any) -> str | None:
+def stateful_op(dataset: Any) -> str | None:
     """Return the first op in the pipeline whose state is hidden; a seeded shuffle is none."""
     from tensorflow.python.data.ops.options import ExternalStatePolicy
 

@@ -225,8 +225,11 @@ class Trainer:
         assert self.loaded is not None
         return document.unpack(self.loaded.files[STATE_FILE], f"{self.source}/{STATE_FILE}")
 
-    def _restore(self) -> None:
-        """Put the whole state back; nothing is changed when any of it does not fit."""
+    def _restore(self, *, finished: bool = False) -> None:
+        """Put the whole state back; nothing is changed when any of it does not fit.
+
+        finished: the phase takes no more data; what it took counts as taken all the same.
+        """
         assert self.loaded is not None
         assert self.progress is not None
         started = time.perf_counter()
@@ -245,7 +248,11 @@ class Trainer:
         self.model.stop_training = plain["stop_training"]
         self.epoch_begun = plain["epoch_begun"]
         self.epoch_trained = plain["epoch_trained"]
-        self.feed.restore(plain["feed"])
+        if finished:
+            self.feed.skip(plain["feed"])
+        else:
+            self.feed.restore(plain["feed"])
+            self._replay_validation(plain["validations"])
         generators.restore(plain["generators"])
         self.phase.step = self.progress.step
         self.phase.resumed(self.progress.epoch, self.progress.batch)
@@ -259,6 +266,11 @@ class Trainer:
             seconds=round(time.perf_counter() - started, 3),
             data=self.feed.how_resumed(),
         )
+
+    def _replay_validation(self, runs: int) -> None:
+        seconds = self.validation.restore(runs)
+        if seconds is not None:
+            self.phase.log.info("validation_data_replayed", runs=runs, seconds=round(seconds, 3))
 
     def _check_data(self, stored: dict[str, Any]) -> None:
         assert self.progress is not None
@@ -280,7 +292,7 @@ class Trainer:
             if isinstance(callback, History):
                 callback.on_train_begin()
         self.states = CallbackStates(self._own_callbacks())
-        self._restore()
+        self._restore(finished=True)
         self.phase.log.info("phase_finished_before", name=self.plan.name)
         history: History = self.model.history
         return history
@@ -399,6 +411,7 @@ class Trainer:
             "generators": generators.capture(),
             "feed": self.feed.state(),
             "epoch_trained": self.epoch_trained,
+            "validations": self.validation.runs,
         }
         state = document.pack(plain, self.live.others())
         logs = self.logs if progress.stage == Stage.STEP else self.training_logs or {}

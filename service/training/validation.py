@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import keras
 from keras.callbacks import Callback, CallbackList
 from keras.src.backend.tensorflow.trainer import TFEpochIterator
+from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import data_adapter_utils
 
 from service.context import AttemptContext
@@ -43,7 +47,9 @@ class Validation:
     ) -> None:
         self.model = model
         self.freq = freq
+        self.runs = 0  # evaluations done so far
         self._given = data is not None
+        self._steps = steps
         self._arguments: dict[str, Any] = {}
         model._eval_epoch_iterator = None
         if self._given:
@@ -54,7 +60,6 @@ class Validation:
                 "sample_weight": sample_weight,
                 "batch_size": batch_size,
             }
-            self._steps = steps
 
     def due(self, model: Any, epoch: int) -> bool:
         return self._given and bool(model._should_eval(epoch, self.freq))
@@ -67,6 +72,46 @@ class Validation:
 
     def run(self, callbacks: CallbackList) -> dict[str, Any]:
         """Evaluate as `Model.fit` does, with its iterator kept from epoch to epoch."""
+        self._iterator()
+        results: dict[str, Any] = self.model.evaluate(
+            **self._arguments,
+            steps=self._steps,
+            callbacks=callbacks,
+            return_dict=True,
+            _use_cached_eval_dataset=True,
+        )
+        self.runs += 1
+        return results
+
+    def restore(self, runs: int) -> float | None:
+        """Bring the validation data to where `runs` evaluations have left it.
+
+        Arrays need nothing. A tf.data pipeline is opened as often as before (a shuffle draws a
+        seed each time); one with hidden state, and a generator, is run through again. Returns the
+        seconds that took, None where nothing had to be done.
+        """
+        self.runs = runs
+        x = self._arguments.get("x")
+        if not runs or not self._given or not _moves_on(x):
+            return None
+        started = time.perf_counter()
+        consume = _is_consumed(x)
+        iterator = self._iterator()
+        for _ in range(runs):
+            iterator.reset()
+            with iterator.catch_stop_iteration():
+                for _, _, batches in iterator:
+                    for _ in range(self.model.steps_per_execution if consume else 0):
+                        next(batches)
+                    if not consume and iterator.num_batches is None:
+                        break
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        if getattr(self.model, "_eval_epoch_iterator", None) is not None:
+            del self.model._eval_epoch_iterator
+
+    def _iterator(self) -> Any:
         if getattr(self.model, "_eval_epoch_iterator", None) is None:
             self.model._eval_epoch_iterator = TFEpochIterator(
                 **self._arguments,
@@ -75,15 +120,23 @@ class Validation:
                 steps_per_epoch=self._steps,
                 shuffle=False,
             )
-        results: dict[str, Any] = self.model.evaluate(
-            **self._arguments,
-            steps=self._steps,
-            callbacks=callbacks,
-            return_dict=True,
-            _use_cached_eval_dataset=True,
-        )
-        return results
+        return self.model._eval_epoch_iterator
 
-    def close(self) -> None:
-        if getattr(self.model, "_eval_epoch_iterator", None) is not None:
-            del self.model._eval_epoch_iterator
+
+def _moves_on(x: Any) -> bool:
+    """Whether evaluating changes what the next evaluation sees."""
+    if data_adapters.is_tf_dataset(x) or isinstance(x, Iterator):
+        return True
+    if isinstance(x, keras.utils.PyDataset):
+        kind, base = type(x), keras.utils.PyDataset
+        return (kind.on_epoch_begin, kind.on_epoch_end) != (base.on_epoch_begin, base.on_epoch_end)
+    return False
+
+
+def _is_consumed(x: Any) -> bool:
+    """Whether the batches themselves have to be taken again, not only the passes opened."""
+    if data_adapters.is_tf_dataset(x):
+        from service.training.tfdata import stateful_op
+
+        return stateful_op(x) is not None
+    return isinstance(x, Iterator)
