@@ -162,6 +162,11 @@ class CheckpointStore:
         except FormatError as error:
             reason = error.fields["reason"]
             raise Damage(str(checkpoint), layout.MANIFEST_FILE, reason).error() from error
+        except StorageError as error:
+            if not self.storage.capabilities.local:
+                raise  # out of reach now, which is no damage
+            reason = f"it cannot be read: {error.fields['reason']}"
+            raise Damage(str(checkpoint), layout.MANIFEST_FILE, reason).error() from error
         self._manifests[checkpoint] = found
         return found
 

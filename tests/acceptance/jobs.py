@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -137,6 +137,7 @@ class Training:
         assert self.supervisor is not None
         self.supervisor.kill()
         self.supervisor.wait(PATIENCE)
+        self.supervisor = None
 
     # -- what its files show -------------------------------------------------------------
 
@@ -146,6 +147,11 @@ class Training:
         for path in sorted(self.folder.glob("attempts/*/output.log"))[-2:]:
             lines += [f"--- {path}", path.read_text(errors="replace")[-2500:]]
         return "\n".join(lines)
+
+    def log(self, attempt: int) -> list[dict[str, Any]]:
+        """Return the structured log of an attempt."""
+        lines = (self.folder / f"attempts/{attempt:04d}/log.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
 
     def until(self, what: str, look: Callable[[], Any], pause: float = 0.005) -> Any:
         """Wait until `look` returns something true, and return that."""
@@ -286,21 +292,6 @@ def _differences(touched: Training, untouched: Training) -> str:
                 off = np.abs(found.astype("float64") - wanted.astype("float64")).max()
                 lines.append(f"{file}: {name} is off by {off}")
     return "\n".join(lines)
-
-
-def copy_of(training: Training, folder: Path) -> Training:
-    """Return a training with a copy of another's job, which must not be running."""
-    copied = object.__new__(Training)
-    copied.__dict__.update(training.__dict__)
-    copied.root = folder / "jobs"
-    copied.folder = copied.root / training.script
-    shutil.copytree(training.folder, copied.folder)
-    copied.storage = open_storage(copied.folder)
-    copied.store = CheckpointStore(copied.storage)
-    copied.journal = Journal(copied.storage)
-    copied.supervisor = None
-    copied._output = folder / "holdfast.log"
-    return copied
 
 
 def gone(process: psutil.Process) -> bool:
