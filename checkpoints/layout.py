@@ -17,6 +17,8 @@ ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 SUPERVISOR_OUTPUT = "supervisor.log"  # what a detached supervisor itself says
 
+METRICS_PLOT = "metrics.png"
+
 WEIGHTS_FILE = "model.weights.h5"
 STATE_FILE = "state.h5"
 MODEL_FILE = "model.json"

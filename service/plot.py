@@ -87,11 +87,17 @@ class Curves:
         return cls(panels, phases, marks)
 
 
-def draw(curves: Curves, *, title: str, metrics: Sequence[str] | None = None) -> bytes:
+def draw(
+    curves: Curves,
+    *,
+    title: str,
+    metrics: Sequence[str] | None = None,
+    unit: str = "step",
+) -> bytes:
     """Return a PNG of `curves`: one panel a metric, the loss on top.
 
-    metrics: which to draw; default: all, at most MOST_PANELS. Raises ExtraMissing when
-    matplotlib is not installed.
+    metrics: which to draw; default: all, at most MOST_PANELS. unit: what the axis counts. Raises
+    ExtraMissing when matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -113,7 +119,7 @@ def draw(curves: Curves, *, title: str, metrics: Sequence[str] | None = None) ->
             _draw_marks(axes, curves)
             # Beside the curves: over them it would hide some, and looking for room is slow.
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-        all_axes[-1].set_xlabel("step")
+        all_axes[-1].set_xlabel(unit)
         png = io.BytesIO()
         # Without the version of matplotlib in it, equal curves give equal bytes.
         figure.savefig(png, format="png", metadata={"Software": None})

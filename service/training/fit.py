@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from keras.callbacks import History
-
 from checkpoints.errors import UsageError
+from service.training.history import History
 from service.training.job import TrainingJob
 from service.training.permutation import Shuffle
 from service.training.trainer import Plan, Trainer
@@ -34,6 +33,7 @@ def fit(
     *,
     seed: int | None = None,
     max_queue_size: int = 10,
+    view_metrics: bool = False,
     job_dir: str | Path | None = None,
     save_every: str | int | None = None,
     keep: str | int | None = None,
@@ -49,6 +49,8 @@ def fit(
         seed: seed of the order of samples, an integer. Default: derived from python's `random`
             generator (without disturbing it), so `keras.utils.set_random_seed` decides it.
         max_queue_size: batches of a generator that are read ahead. Default 10.
+        view_metrics: True draws the metrics by epoch while training: in a notebook below the
+            cell, elsewhere into metrics.png in the job's folder (needs matplotlib).
         job_dir: folder or URL of the job; needed in a script started without `holdfast run`,
             where the job decides this, `save_every` and `keep`.
         save_every: when to save: steps (100), time ("30s", "5m"), "epoch", or several with
@@ -59,7 +61,8 @@ def fit(
 
     `verbose="auto"` is a progress bar on a terminal and one line an epoch elsewhere.
 
-    Returns: a `keras.callbacks.History`, complete over all attempts.
+    Returns: a `keras.callbacks.History`, complete over all attempts, with `plot()` and
+    `to_frame()`.
 
     Raises:
         UsageError: an argument is wrong (its name is in the message).
@@ -89,6 +92,7 @@ def fit(
         class_weight=class_weight,
         steps_per_epoch=steps_per_epoch,
         max_queue_size=max_queue_size,
+        view_metrics=view_metrics,
         seed=seed,
         name=name,
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import tensorflow as tf
 from keras import tree
-from keras.callbacks import History
 from keras.src.trainers.data_adapters import data_adapter_utils
 
 from checkpoints.errors import UsageError
@@ -21,6 +20,7 @@ from service.training.array_feed import ArrayFeed
 from service.training.data import make_feed
 from service.training.errors import StateMismatch
 from service.training.feed import Feed
+from service.training.history import History
 from service.training.job import TrainingJob
 from service.training.loop_state import LoopState, Plain, build_compiled
 from service.training.means import Means
@@ -178,10 +178,8 @@ class Loop:
             )
             self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
             return False
-        self._restore(str(source), loaded, progress)
         later = self._job.newest is not None and self._job.newest.progress.phase > index
-        over = self._stopped or progress.epoch >= self.epochs
-        return progress.finished and (later or over)
+        return self._restore(str(source), loaded, progress, later=later)
 
     def _choose_seed(self, source: str, progress: Progress | None) -> int:
         stored = progress.seed if progress is not None else None
@@ -204,7 +202,8 @@ class Loop:
             build_compiled(self._given, feed.spec)
         return feed
 
-    def _restore(self, source: str, loaded: Any, progress: Progress) -> None:
+    def _restore(self, source: str, loaded: Any, progress: Progress, *, later: bool) -> bool:
+        """Put the whole state back; return whether there is nothing left to train."""
         started = time.perf_counter()
         plain, others = document.unpack(loaded.files[STATE_FILE], f"{source}/{STATE_FILE}")
         facts = self._feed.describe()
@@ -212,7 +211,9 @@ class Loop:
             problem = f"the checkpoint has {plain['data']}, the script {facts}"
             raise StateMismatch(checkpoint=source, what="data", problem=problem)
         self._state.restore(source, loaded.files, others, plain["state"])
-        if progress.finished:
+        over = plain["stopped"] or progress.epoch >= self.epochs
+        finished = progress.finished and (later or over)
+        if finished:
             self._feed.skip(plain["feed"])
         else:
             self._feed.restore(plain["feed"])
@@ -234,6 +235,7 @@ class Loop:
             seconds=round(time.perf_counter() - started, 3),
             data=self._feed.how_resumed(),
         )
+        return finished
 
     # -- the loop --------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
-from keras.callbacks import CallbackList, History
+from keras.callbacks import CallbackList
 from keras.src.utils.python_utils import pythonify_logs
 
 from checkpoints.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, CheckpointId, Stage
@@ -19,12 +19,14 @@ from service.training.array_feed import ArrayFeed
 from service.training.callbacks import CallbackStates, wants_batches
 from service.training.data import make_feed
 from service.training.errors import StateMismatch
+from service.training.history import History
 from service.training.job import TrainingJob
 from service.training.permutation import Shuffle
 from service.training.phase import Phase
 from service.training.state import LiveState
 from service.training.step import CompiledSteps, StepLogs
 from service.training.validation import Validation
+from service.training.view import MetricsView
 
 Logs = dict[str, Any]
 
@@ -52,6 +54,7 @@ class Plan:
     class_weight: dict[int, float] | None
     steps_per_epoch: int | None
     max_queue_size: int
+    view_metrics: bool
     seed: int | None
     name: str | None
 
@@ -175,8 +178,11 @@ class Trainer:
         if isinstance(plan.callbacks, CallbackList):
             self.callbacks = plan.callbacks
         else:
+            given = keras.tree.flatten(plan.callbacks) if plan.callbacks else []
+            if not any(isinstance(c, keras.callbacks.History) for c in given):
+                given.append(History())
             self.callbacks = CallbackList(
-                plan.callbacks,
+                given,
                 add_history=True,
                 add_progbar=verbose != 0,
                 verbose=verbose,
@@ -184,6 +190,12 @@ class Trainer:
                 steps=self.feed.steps,
                 model=self.model,
             )
+        history = self.callbacks._history
+        self.view = (
+            MetricsView(self.job.ctx, history)
+            if plan.view_metrics and isinstance(history, History)
+            else None
+        )
         # Keras may hand batch-end hooks to a thread pool; a snapshot must see them done.
         self.callbacks._async_train = False
         self.every_batch = any(wants_batches(c) for c in self.callbacks.callbacks)
@@ -289,7 +301,7 @@ class Trainer:
     def _give_back(self) -> History:
         """Return a finished phase's result: its final state and its complete history."""
         for callback in self.callbacks.callbacks:
-            if isinstance(callback, History):
+            if isinstance(callback, keras.callbacks.History):
                 callback.on_train_begin()
         self.states = CallbackStates(self._own_callbacks())
         self._restore(finished=True)
@@ -381,6 +393,8 @@ class Trainer:
         self.training_logs = pythonify_logs(epoch_logs)
         self.epoch_begun = self.epoch_trained = False
         self.phase.record_epoch(epoch, self.training_logs)
+        if self.view is not None:
+            self.view.update()
         if epoch + 1 < self.plan.epochs and not self.model.stop_training:
             self.phase.at_epoch_end(epoch)
 
@@ -392,6 +406,8 @@ class Trainer:
         self.feed.close()
         self.callbacks.on_train_end(logs=self.training_logs)
         self.callbacks.callbacks.remove(self.probe)
+        if self.view is not None:
+            self.view.close()
         self.phase.commit_now(self.phase.hold(self.ended_at, 0, Stage.END), "end")
         self.phase.log.info("phase_finished", step=self.phase.step, name=self.plan.name)
         history: History = model.history
