@@ -24,7 +24,7 @@ from typing import Final
 from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, Superseded
 from checkpoints.storage import Storage, open_storage
-from service import context, exit_codes, preemption, seeding
+from service import context, exit_codes, identity, preemption, seeding
 from service import spec as specs
 from service.backends.local import SUPERVISOR_PID
 from service.context import AttemptContext
@@ -44,7 +44,9 @@ class Attempt:
 
     def __init__(self, storage: Storage, spec: JobSpec, attempt: int) -> None:
         self._storage = storage
-        self._parent = int(os.environ.get(SUPERVISOR_PID, "0"))
+        # by identity and not by parentage: the interpreter may be a wrapper that stays in between
+        supervisor = os.environ.get(SUPERVISOR_PID)
+        self._supervisor = identity.of_process(int(supervisor)) if supervisor else None
         self._code = exit_codes.FAILED
         self._superseded: Superseded | None = None
         self._leave_by: float | None = None
@@ -154,7 +156,7 @@ class Attempt:
     def _look_around(self) -> None:
         """Called about every second on the heartbeat's thread."""
         self._file.flush()
-        if self._parent and os.getppid() != self._parent:
+        if self._supervisor is not None and self._supervisor.gone():
             self._leave_soon("orphaned", exit_codes.RESUMABLE)
         saving = self.context.status.activity == "saving" and self._superseded is None
         if self._leave_by is not None and time.monotonic() > self._leave_by and not saving:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal as signals
+from contextlib import suppress
 from typing import Final, Literal
 
 from checkpoints.storage import Storage
 from service.backends.base import Backend, Handle
+from service.errors import BackendFailed
 from service.heartbeat import Beat, Watch
 from service.lifecycle import Outcome
 from service.logs import LogTail
@@ -48,6 +50,7 @@ class Flight:
         self._leave_by: float | None = None
         self._late: tuple[Outcome, str] | None = None
         self._killed = False
+        self._hurry = False
 
     @property
     def why(self) -> str:
@@ -57,19 +60,20 @@ class Flight:
     def stop(self, now: float, how: Literal["stop", "now", "preempted"]) -> None:
         """Ask it to save and leave within the grace, or kill it now; asking again is harmless."""
         if how == "now":
-            self._kill((Outcome.STOPPED, "killed at once, as asked"))
+            self._late = (Outcome.STOPPED, "killed at once, as asked")
+            self._leave_by, self._hurry = now, True
             return
         outcome = Outcome.STOPPED if how == "stop" else Outcome.PREEMPTED
         reason = f"did not leave within {self._spec.grace:g} s and was killed"
         self._late = self._late or (outcome, reason)
         if self._leave_by is None:
             self._leave_by = now + self._spec.grace
-            self._backend.signal(self.handle, signals.SIGTERM)
+            self._signal(signals.SIGTERM)
 
     def stall(self, now: float, idle: float) -> None:
         """Let it write the stacks of its threads into output.log, then it has to go."""
-        self.stalled = True
-        self._backend.signal(self.handle, signals.SIGQUIT)
+        self.stalled = self._hurry = True
+        self._signal(signals.SIGQUIT)
         self._late = (Outcome.STALLED, f"no progress for {idle:.0f} s; stacks are in output.log")
         self._leave_by = now + STACKS_WITHIN
 
@@ -83,9 +87,14 @@ class Flight:
                     now + self._spec.grace
                 )  # its own end may take a while, not for ever
             return False
-        if now < self._leave_by or (self._saving and not self.stalled):
+        if now < self._leave_by or (self._saving and not self._hurry):
             return False
-        self._kill(self._late)
+        try:
+            self._backend.kill(self.handle)
+        except BackendFailed:
+            return False  # tried again at the next look
+        self.verdict = self._late
+        self._killed = True
         return True
 
     @property
@@ -93,7 +102,6 @@ class Flight:
         # what is being saved now is what the grace is for; a second Ctrl-C ends it all the same
         return self.beat is not None and self.beat.activity == "saving"
 
-    def _kill(self, verdict: tuple[Outcome, str] | None) -> None:
-        self._killed = True
-        self.verdict = verdict
-        self._backend.kill(self.handle)
+    def _signal(self, signum: int) -> None:
+        with suppress(BackendFailed):  # then it is killed when its time is up
+            self._backend.signal(self.handle, signum)

@@ -84,7 +84,7 @@ class Status:
         values: dict[str, Any] = dict(vars(self))
         # JSON knows no NaN; null is "not a finite number"
         values["logs"] = {
-            name: float(value) if math.isfinite(value) else None
+            str(name): float(value) if math.isfinite(value) else None
             for name, value in dict(self.logs).items()
         }
         return Beat(

@@ -108,6 +108,7 @@ class _Watch:
         self._started = clock()
         self.events = len(journal)
         self._first = heartbeat.read(storage, job.attempt) if job.in_flight else None
+        self._silence = heartbeat.Watch(self._started)
         self._orphan = self._find_orphan()
         if owner.gone():
             self._limit = spec.grace if self._orphan is not None else 0.0
@@ -122,11 +123,19 @@ class _Watch:
         """Return whether the owner is gone for good."""
         if self.owner.gone() and (self._orphan is None or self._orphan.gone()):
             return True
+        if self._orphan is not None and self._saving():
+            return False  # nobody else would save what it is saving now
         return self._clock() - self._started >= self._limit
 
     def at_work(self) -> bool:
         """Return whether the owner has shown that it is alive."""
         return not self.owner.gone() and self._beaten()
+
+    def _saving(self) -> bool:
+        beat = heartbeat.read(self._storage, self._job.attempt)
+        silent = self._silence.observe(beat, self._clock()).beat
+        saving = beat is not None and beat.activity == "saving"
+        return saving and silent < self._spec.lost_after
 
     def _beaten(self) -> bool:
         if not self._job.in_flight:

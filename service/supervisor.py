@@ -17,7 +17,7 @@ from checkpoints.errors import StorageError, Superseded
 from checkpoints.storage import Storage
 from service import backends, backoff, exit_codes, heartbeat, identity, lifecycle, succession
 from service.backends.base import Backend, Exit
-from service.errors import BackendFailed, InvalidTransition
+from service.errors import BackendFailed, InvalidTransition, SpecInvalid
 from service.flight import Flight
 from service.heartbeat import Beat
 from service.journal import Entry, Journal
@@ -109,12 +109,16 @@ class Supervisor:
         job = self._journal.existing_job()
         if job.state.final:
             return job
+        hurry = False
         try:
             with self._signals():
                 self._claim()
                 self._keep_going()
+        except Superseded:
+            hurry = True
+            raise
         finally:
-            self._abandon()
+            self._abandon(hurry=hurry)
             if self._file is not None:
                 self._file.close()
         return self._journal.existing_job()
@@ -133,8 +137,7 @@ class Supervisor:
             self._act()
             if self._done:
                 return
-            self._heed_signals()
-            if self._done:
+            if self._heed_signals():
                 return
             if self._flight is not None:
                 self._observe(self._flight)
@@ -179,8 +182,9 @@ class Supervisor:
         self._open_log(attempt)
         try:
             handle = self._backend.launch(self._spec, self._storage, attempt)
-        except BackendFailed as error:
-            self._end(attempt, Outcome.CRASHED, str(error))
+        except (BackendFailed, SpecInvalid) as error:
+            fatal = isinstance(error, SpecInvalid)
+            self._end(attempt, Outcome.REJECTED if fatal else Outcome.CRASHED, str(error))
             return
         self._flight = Flight(
             self._spec, self._storage, self._backend, handle, attempt, self._clock()
@@ -196,7 +200,8 @@ class Supervisor:
 
     # --- observe ---------------------------------------------------------------------------
 
-    def _heed_signals(self) -> None:
+    def _heed_signals(self) -> bool:
+        """Do what signals ask for; return whether this supervisor has to leave now."""
         while self._stops_asked < min(self._interrupts, 2):
             self._stops_asked += 1
             with suppress(InvalidTransition):  # it ended at the same moment
@@ -208,7 +213,8 @@ class Supervisor:
                 self._log.warning("leaving", why=self._terminated)
                 with suppress(InvalidTransition):
                     self._append(Released(reason=f"the supervisor got {self._terminated}"))
-                self._done = True
+                return True
+        return False
 
     def _observe(self, flight: Flight) -> None:
         now = self._clock()
@@ -229,17 +235,18 @@ class Supervisor:
         if end is not None:
             self._landed(flight, end)
         elif flight.lost:
-            self._backend.kill(flight.handle)
+            with suppress(BackendFailed):
+                self._backend.kill(flight.handle)
             self._landed(flight, Exit())
 
     def _pass_on(self, flight: Flight) -> None:
         output = self._backend.output(flight.handle, flight.output_seen)
         flight.output_seen += len(output)
         if output:
-            self._observer.on_output(output)
+            self._show(self._observer.on_output, output)
         with suppress(StorageError):
             for row in flight.tail.read():
-                self._observer.on_log(row)
+                self._show(self._observer.on_log, row)
 
     def _look_at_heartbeat(self, flight: Flight, now: float) -> None:
         try:
@@ -250,7 +257,7 @@ class Supervisor:
         if beat is not None and (flight.beat is None or beat.count != flight.beat.count):
             first = flight.beat is None
             flight.beat = beat
-            self._observer.on_beat(beat)
+            self._show(self._observer.on_beat, beat)
             if first:
                 self._append(Started(attempt=flight.attempt))
         silent = flight.watch.observe(beat, now)
@@ -327,7 +334,7 @@ class Supervisor:
                 self._sleep(1.0)
 
     def _tell(self, entry: Entry, job: Job) -> None:
-        self._observer.on_state(job)
+        self._show(self._observer.on_state, job)
         match entry.event:
             case Ended() as ended:
                 good = ended.outcome in (Outcome.COMPLETED, Outcome.PREEMPTED, Outcome.STOPPED)
@@ -350,23 +357,36 @@ class Supervisor:
             case _:
                 pass
 
+    def _show(self, show: Callable[[Any], None], what: Any) -> None:
+        """Tell the observer; one that fails (a closed terminal) is left out, the job goes on."""
+        try:
+            show(what)
+        except Exception as error:  # noqa: BLE001
+            self._observer = Observer()
+            self._log.warning("observer left out", error=f"{type(error).__name__}: {error}")
+
     def _open_log(self, attempt: int) -> None:
         if self._file is not None:
             self._file.close()
         self._file = LogFile(
-            self._storage, layout.supervisor_log(attempt), echo=self._observer.on_log
+            self._storage,
+            layout.supervisor_log(attempt),
+            echo=lambda row: self._show(self._observer.on_log, row),
         )
         self._log = make_logger(self._file, job=self._spec.job, attempt=attempt)
 
-    def _abandon(self) -> None:
-        """Whatever went wrong here: leave no attempt behind that nobody watches."""
+    def _abandon(self, *, hurry: bool) -> None:
+        """Whatever went wrong here: leave no attempt behind that nobody watches.
+
+        hurry: what it could still save would not count.
+        """
         flight, self._flight = self._flight, None
         if flight is None:
             return
-        self._backend.kill(flight.handle)
-        give_up = self._clock() + self._spec.grace
+        flight.stop(self._clock(), "now" if hurry else "preempted")
         with suppress(BackendFailed):
-            while self._backend.poll(flight.handle) is None and self._clock() < give_up:
+            while self._backend.poll(flight.handle) is None:
+                flight.overdue(self._clock())
                 self._sleep(POLL)
 
     @contextmanager

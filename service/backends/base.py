@@ -41,10 +41,16 @@ class Backend(Protocol):
         """
 
     def signal(self, handle: Handle, signum: int) -> None:
-        """Send a signal to the attempt's own process, not to its children; nothing if it ended."""
+        """Send a signal to the attempt's own process, not to its children; nothing if it ended.
+
+        Raises `BackendFailed` when it cannot be reached now.
+        """
 
     def kill(self, handle: Handle) -> None:
-        """End the attempt and all that it started, at once, whatever it is doing."""
+        """End the attempt and all that it started, at once, whatever it is doing.
+
+        Raises `BackendFailed` when it cannot be reached now.
+        """
 
     def output(self, handle: Handle, start: int = 0) -> bytes:
         """Return what the attempt has written to stdout and stderr from byte `start` on."""

@@ -205,7 +205,7 @@ def test_a_superseded_script_that_looks_at_nothing_is_ended(job: Make) -> None:
 
 def test_only_the_attempt_frozen_is_a_stall_not_a_loss(job: Make) -> None:
     """Its supervisor can see that the process is there: nobody may take the job away."""
-    plain = job(STEPS_AND_SAVES, lost_after=1.0, stall_timeout=4.0)
+    plain = job(STEPS_AND_SAVES, lost_after=1.0, stall_timeout=5.0)
     supervisor = plain.start()
     freeze(plain.training().pid)
     plain.training(2)

@@ -144,7 +144,7 @@ def test_an_interpreter_that_is_not_there_ends_by_the_budget(job: Make) -> None:
 def test_a_hang_is_killed_after_its_stacks_are_in_the_output(job: Make, freeze: str) -> None:
     plain = job(
         f"step()\ndef deep_inside():\n    {freeze}\nif ctx.attempt == 1: deep_inside()",
-        stall_timeout=2.0,
+        stall_timeout=5.0,
     )
     assert plain.run() == exit_codes.DONE
     first, second = plain.ends

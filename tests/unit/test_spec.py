@@ -112,6 +112,8 @@ def test_secrets_are_never_stored() -> None:
             spec_env({name: "x"}, {})
         with pytest.raises(SpecInvalid, match=name):
             JobSpec(job="a", env={name: "x"})
+    harmless = {"TOKENIZERS_PARALLELISM": "false", "MAX_TOKENS": "9", "KEYBOARD": "de"}
+    assert spec_env(harmless, {}) == harmless
 
 
 @pytest.mark.parametrize(

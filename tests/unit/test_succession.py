@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -213,6 +214,27 @@ def test_an_orphan_that_stays_is_given_up_after_the_grace(
     )
     take(storage, journal, clock)
     assert 1010.0 <= clock.now < 1011.0
+    assert journal.existing_job().outcome is Outcome.LOST
+
+
+def test_an_orphan_may_save_longer_than_the_grace_while_it_beats(
+    storage: Storage, child: subprocess.Popen[bytes]
+) -> None:
+    orphan = identity.of_process(child.pid)
+    journal, clock = owned(storage, ended_process()), Clock()
+    its = {
+        "host": orphan.host,
+        "pid": orphan.pid,
+        "boot_id": orphan.boot_id,
+        "process_start": orphan.start,
+        "activity": "saving",
+    }
+    beat(storage, 1, **its)
+    clock.during = [
+        (1000.0 + 2 * n, functools.partial(beat, storage, n + 1, **its)) for n in range(1, 21)
+    ]
+    take(storage, journal, clock)
+    assert 1070.0 <= clock.now < 1071.0  # 30 s after its last beat at 1040
     assert journal.existing_job().outcome is Outcome.LOST
 
 
