@@ -17,6 +17,7 @@ from checkpoints.writer import Writer
 from service import context
 from service.context import AttemptContext
 from service.spec import version
+from service.training import generators
 from service.training.errors import StateMismatch
 
 _jobs: dict[int, TrainingJob] = {}
@@ -119,6 +120,18 @@ class TrainingJob:
             )
         self._entered.append(name)
         return index
+
+    def make_deterministic(self) -> None:
+        """Turn on TensorFlow's op determinism, unless the job says not to; the log tells which."""
+        deterministic = self.ctx.spec.deterministic
+        if deterministic:
+            generators.enable_determinism()
+        self.ctx.log.info(
+            "op_determinism" if deterministic else "op_determinism_off",
+            why="a resume repeats every step to the bit"
+            if deterministic
+            else "a resume may differ in the last bits",
+        )
 
     def checkpoint_of(self, phase: int) -> CheckpointId | None:
         """Return the checkpoint that the phase goes on from, None when it starts anew."""

@@ -143,8 +143,7 @@ class Loop:
         """Prepare and restore; return whether the phase was finished before."""
         index = self._job.enter_phase(self._name)
         source = self._job.checkpoint_of(index)
-        if self._job.ctx.spec.deterministic:
-            generators.enable_determinism()
+        self._job.make_deterministic()
         loaded = self._job.load(source) if source is not None else None
         progress = loaded.manifest.progress if loaded is not None else None
         seed = self._choose_seed(str(source), progress)

@@ -82,8 +82,7 @@ class Trainer:
     def _run(self) -> History:
         index = self.job.enter_phase(self.plan.name)
         source = self.job.checkpoint_of(index)
-        if self.job.ctx.spec.deterministic:
-            generators.enable_determinism()
+        self.job.make_deterministic()
         self._prepare_data(index, source)
         self._compile()
         self._prepare_callbacks()
