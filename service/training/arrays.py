@@ -57,6 +57,7 @@ class ArraySource:
         self.samples: int = adapter._num_samples
         self.batch_size: int = adapter._batch_size
         self.batches: int = math.ceil(self.samples / self.batch_size)
+        self.fixed_batch = self.batch_size if self.samples % self.batch_size == 0 else None
         self.shuffle = shuffle
         self.seed = seed
         inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")

@@ -9,17 +9,22 @@ or a list that a user's callback appends to are all there after a resume.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from typing import Any
 
+import keras
+import numpy as np
+import tensorflow as tf
 from keras import callbacks as keras_callbacks
+from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.utils.python_utils import is_default
 
 from service.training import trees
+from service.training.errors import NotSupported
 
-# Set anew in every process: `params` by set_params, `min_delta` by MonitorCallback, which turns its
-# sign when it first learns the direction of its metric.
-NOT_STATE = frozenset({"params", "_params", "model", "_model", "min_delta"})
+# Set anew in every process, by set_params and set_model.
+NOT_STATE = frozenset({"params", "_params", "model", "_model"})
 
 Plain = dict[str, Any]
 
@@ -40,7 +45,7 @@ class CallbackStates:
         for i, callback in enumerate(self.callbacks):
             kind = type(callback).__name__
             if _speaks(callback):
-                states.append({"class": kind, "own": callback.get_state()})
+                states.append({"class": kind, "own": _spoken(callback)})
                 continue
             now = _plain_attributes(callback)
             before = self._baselines[i]
@@ -84,14 +89,47 @@ def wants_batches(callback: Any) -> bool:
 def _put_back(callback: Any, name: str, value: Any) -> None:
     # Containers are filled in place, since the script may hold the same list or dict itself.
     present: Any = getattr(callback, name, None)
-    if type(present) is not type(value) or not isinstance(value, list | dict | set | deque):
+    if _variable(present) is not None:
+        _variable(present).assign(value)
+    elif tf.is_tensor(present):
+        setattr(callback, name, tf.convert_to_tensor(value))
+    elif type(present) is not type(value):
         setattr(callback, name, value)
-        return
-    present.clear()
-    if isinstance(value, list | deque):
+    elif isinstance(value, list | deque):
+        present.clear()
         present.extend(value)
-    else:
+    elif isinstance(value, dict | set):
+        present.clear()
         present.update(value)
+    elif isinstance(value, random.Random):
+        present.setstate(value.getstate())
+    elif isinstance(value, np.random.Generator):
+        present.bit_generator.state = value.bit_generator.state
+    elif isinstance(value, np.random.RandomState):
+        present.set_state(value.get_state(legacy=False))
+    else:
+        setattr(callback, name, value)
+
+
+def _variable(value: Any) -> Any:
+    """Return the variable that `value` is or keeps its state in, None when it is none."""
+    if isinstance(value, keras.random.SeedGenerator):
+        return value.state
+    return value if isinstance(value, keras.Variable | tf.Variable) else None
+
+
+def _spoken(callback: Any) -> Any:
+    """Return what a callback says of its state. Raises `NotSupported` for what cannot be stored."""
+    state = callback.get_state()
+    try:
+        trees.encode(state, {}, "get_state()")
+    except trees.NotPlain as error:
+        raise NotSupported(
+            field="callbacks",
+            problem=f"the state of {type(callback).__name__} cannot be stored: {error}",
+            hint="Return plain data: numbers, strings, arrays, lists and dicts of them.",
+        ) from None
+    return state
 
 
 def _speaks(callback: Any) -> bool:
@@ -104,8 +142,13 @@ def _plain_attributes(callback: Any) -> Plain:
     """Return copies of the attributes that are plain data."""
     found: Plain = {}
     for name, value in vars(callback).items():
-        if name in NOT_STATE or callable(value):
+        variable = _variable(value)
+        if name in NOT_STATE or (callable(value) and variable is None):
             continue
+        if name == "min_delta" and isinstance(callback, MonitorCallback):
+            continue  # turns its sign when the callback first learns the direction of its metric
+        if variable is not None or tf.is_tensor(value):
+            value = np.array(tf.convert_to_tensor(value if variable is None else variable))
         arrays: dict[str, Any] = {}
         try:
             document = trees.encode(value, arrays, name)

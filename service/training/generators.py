@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, SeedGenerator
 from tensorflow.python.eager import context as tf_context
 from tensorflow.python.ops import stateful_random_ops
 
@@ -31,24 +31,23 @@ def derived_seed() -> int:
     return twin.getrandbits(53)
 
 
-def global_variables() -> list[Any]:
-    """The variables that hold the state of the global generators that exist by now."""
-    found = []
-    keras_global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    if keras_global is not None:
-        found.append(keras_global.state)
-    if stateful_random_ops.global_generator is not None:
-        found.append(stateful_random_ops.global_generator.state)
-    return found
-
-
 def capture() -> dict[str, Any]:
-    """Return the state of python's, numpy's and TensorFlow's eager generators as plain data."""
+    """Return the state of python's, numpy's, TensorFlow's and Keras' generators as plain data.
+
+    Keras' global seed generator and TensorFlow's global generator come into being at their first
+    use, which may be in the middle of a training; until then they are None here.
+    """
     eager = _eager()
+    keras_global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    tf_global = stateful_random_ops.global_generator
     return {
         "python": _pack(random.getstate()),
         "numpy": np.random.get_state(legacy=False),
         "tensorflow": _pack(eager.getstate()) if eager is not None else None,
+        "keras": None if keras_global is None else keras_global.state.numpy(),
+        "tensorflow_global": None
+        if tf_global is None
+        else {"algorithm": int(tf_global.algorithm), "state": tf_global.state.numpy()},
     }
 
 
@@ -59,6 +58,20 @@ def restore(state: dict[str, Any]) -> None:
     eager = _eager()
     if state["tensorflow"] is not None and eager is not None:
         eager.setstate(_unpack(state["tensorflow"]))
+    if state["keras"] is not None:
+        keras_global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+        if keras_global is None:
+            keras_global = SeedGenerator(seed=0)
+            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, keras_global)
+        keras_global.state.assign(state["keras"])
+    if state["tensorflow_global"] is not None:
+        stored = state["tensorflow_global"]
+        tf_global = stateful_random_ops.global_generator
+        if tf_global is not None and int(tf_global.algorithm) == stored["algorithm"]:
+            tf_global.state.assign(stored["state"])
+        else:
+            made = tf.random.Generator.from_state(stored["state"], stored["algorithm"])
+            tf.random.set_global_generator(made)
 
 
 def _eager() -> random.Random | None:

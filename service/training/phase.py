@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from checkpoints.errors import HoldfastError, StorageError, Superseded
 from checkpoints.layout import Stage
 from checkpoints.manifest import HistoryMark
@@ -89,7 +91,7 @@ class Phase:
                 "epoch": epoch,
                 "batch": batch + i,
                 "time": now,
-                "logs": logs,
+                "logs": _storable(logs),
             }
             if own_loss is not None:
                 row["batch_loss"] = own_loss
@@ -108,7 +110,7 @@ class Phase:
                 "step": self.step,
                 "epoch": epoch,
                 "time": time.time(),
-                "logs": logs,
+                "logs": _storable(logs),
             }
         )
         self.job.ctx.status.logs = {k: v for k, v in logs.items() if isinstance(v, float)}
@@ -178,14 +180,17 @@ class Phase:
         """Between two calls: save when due, or save and leave when asked to."""
         self._raise_pending()
         stop = self.job.ctx.stop
+        # Before an epoch's first step the one before is worked through: a resume repeats neither
+        # its validation nor its callbacks.
+        stage = Stage.EPOCH if batch == 0 and self.step > 0 else Stage.STEP
         if stop.reason is not None:
-            self.leave(self.hold(epoch, batch, Stage.STEP))
+            self.leave(self.hold(epoch, batch, stage))
         if stop.save_and_go_on:
             stop.save_and_go_on = False
-            self.commit(self.hold(epoch, batch, Stage.STEP), "signal")
+            self.commit(self.hold(epoch, batch, stage), "signal")
             return
         self._flush_history()
-        due = self._cadence.step_due(self.step)
+        due = self._cadence.step_due(self.step) and self.step != self._last_step_saved
         late = (
             self._cadence.steps is not None
             and self.step - max(self._last_step_saved, 0) >= self._cadence.steps
@@ -195,10 +200,12 @@ class Phase:
         # which the writer is free: the loop never stands still for it and writes never pile up.
         if (due or late or timed) and not self.job.writer.busy:
             reason = "step" if due or late else "time"
-            self.commit(self.hold(epoch, batch, Stage.STEP), reason)
+            self.commit(self.hold(epoch, batch, stage), reason)
 
     def at_epoch_end(self, epoch: int) -> None:
         """After validation and the epoch-end callbacks; the next epoch has not begun."""
+        if self.job.ctx.stop.reason is not None:
+            self.leave(self.hold(epoch + 1, 0, Stage.EPOCH))
         if self._cadence.epoch:
             self.commit(self.hold(epoch + 1, 0, Stage.EPOCH), "epoch")
 
@@ -261,3 +268,8 @@ class Phase:
                 self.job.history.flush()
             except StorageError as error:
                 self._save_failed(error)
+
+
+def _storable(logs: dict[str, Any]) -> dict[str, Any]:
+    """Return logs as a history row holds them: a metric with many values as a list."""
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in logs.items()}

@@ -65,7 +65,7 @@ class OwnLoss:
         )
         kind = type(model)
         stock = all(
-            getattr(kind, name) is getattr(keras.Model, name)
+            getattr(kind, name) is getattr(keras.Model, name) and name not in vars(model)
             for name in ("train_step", "compute_metrics", "get_metrics_result")
         )
         self.exact = stock and self.tracker is not None
@@ -104,14 +104,19 @@ class CompiledSteps:
     """Calls of K steps on resident arrays, or of one step on a batch.
 
     model: compiled. arrays: a structure of tensors (None where a part is missing), all with the
-    same first dimension; None when batches come from elsewhere. spec: then the structure of
-    tf.TypeSpec of a batch. Raises whatever the model's train_step raises.
+    same first dimension; None when batches come from elsewhere. size: samples in every batch of
+    them, None when the last one is shorter (train_step sees a static shape where Keras' fit shows
+    it one). spec: without arrays, the structure of tf.TypeSpec of a batch. Raises whatever the
+    model's train_step raises.
     """
 
-    def __init__(self, model: Any, arrays: Any = None, *, spec: Any = None) -> None:
+    def __init__(
+        self, model: Any, arrays: Any = None, size: int | None = None, *, spec: Any = None
+    ) -> None:
         self.model = model
         self.arrays = arrays
-        self.spec = spec if arrays is None else batch_spec(arrays)
+        self.size = size
+        self.spec = spec if arrays is None else batch_spec(arrays, size)
         self.eager = bool(model.run_eagerly)
         self._names: list[str] = []
         self._call: Any = None
@@ -136,7 +141,7 @@ class CompiledSteps:
             return
         self._call = tf.function(
             self._looped(inner, _flat(logs)),
-            input_signature=[tf.TensorSpec([None, None], tf.int64)],
+            input_signature=[tf.TensorSpec([None, self.size], tf.int64)],
             autograph=False,
         )
         self._graph = self._call.get_concrete_function().graph

@@ -150,13 +150,12 @@ class Trainer:
         """Trace the step, so that every variable exists, and find where each one is kept."""
         self.job.ctx.status.activity = "compiling"
         if isinstance(self.feed, ArrayFeed):
-            self.steps = CompiledSteps(self.model, self.feed.data.tensors)
+            data = self.feed.data
+            self.steps = CompiledSteps(self.model, data.tensors, data.fixed_batch)
         else:
             self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
         self.steps.trace()
-        self.live = LiveState(
-            self.model, [*self.steps.touched_variables(), *generators.global_variables()]
-        )
+        self.live = LiveState(self.model, self.steps.touched_variables())
         stateful = self.steps.stateful_random_ops()
         if stateful:
             self.job.ctx.log.warning(
@@ -215,7 +214,7 @@ class Trainer:
 
     # -- restore ---------------------------------------------------------------------------
 
-    def _start(self) -> tuple[int, int, Stage]:
+    def _start(self) -> tuple[int, int]:
         if self.progress is None:
             self.feed.start()
             self.phase.record_start(
@@ -228,9 +227,9 @@ class Trainer:
             )
             # With this first save even the untrained weights are the same after any death.
             self.phase.commit(self.phase.hold(self.plan.initial_epoch, 0, Stage.STEP), "start")
-            return self.plan.initial_epoch, 0, Stage.EPOCH
+            return self.plan.initial_epoch, 0
         self._restore()
-        return self.progress.epoch, self.progress.batch, Stage(self.progress.stage)
+        return self.progress.epoch, self.progress.batch
 
     def _plain(self) -> tuple[dict[str, Any], dict[str, Any]]:
         assert self.loaded is not None
@@ -310,10 +309,8 @@ class Trainer:
 
     # -- the loop --------------------------------------------------------------------------
 
-    def _train(self, epoch: int, batch: int, stage: Stage) -> None:
+    def _train(self, epoch: int, batch: int) -> None:
         self.ended_at = epoch
-        if stage != Stage.STEP and self.model.stop_training:
-            return
         while epoch < self.plan.epochs:
             self._begin_epoch(epoch)
             batch = self._train_epoch(epoch, batch)
@@ -336,7 +333,9 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, batch: int) -> int:
         """Train the rest of an epoch from `batch` on; return how many batches it had."""
-        group = self.model.steps_per_execution if self.every_batch else 0
+        # A stop_training set before an epoch's first batch ends it after that, as in Keras.
+        one_by_one = self.every_batch or self.model.stop_training
+        group = self.model.steps_per_execution if one_by_one else 0
         while not self.epoch_trained and not (batch and self.model.stop_training):
             self.phase.at_border(epoch, batch)
             if not self.feed.more(batch):

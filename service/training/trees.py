@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import base64
 import math
-from collections import deque
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 
 MAX_DEPTH = 32
+FACTORIES = {kind.__name__: kind for kind in (bool, dict, float, int, list, set, str, tuple)}
 
 
 class NotPlain(TypeError):
@@ -22,10 +24,12 @@ class NotPlain(TypeError):
 
 
 def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int = 0) -> Any:
-    """Return `value` as JSON data; arrays in it are copied into `arrays` under `name`/….
+    """Return `value` as JSON data; arrays in it are copied into `arrays`, numbered, under the root
+    of `name`.
 
-    Raises `NotPlain` for anything but None, bool, int, float, str, bytes, list, tuple, dict, set,
-    deque, numpy scalars and numeric arrays.
+    Raises `NotPlain` (which says where) for anything but None, bool, int, float, str, bytes, list,
+    tuple, dict, OrderedDict, Counter, defaultdict of a plain type, set, frozenset, deque, numpy
+    scalars and numeric arrays, and the random generators of python and numpy.
     """
     if depth > MAX_DEPTH:
         raise NotPlain("nested too deeply")
@@ -47,23 +51,48 @@ def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int =
         return each(value)
     if type(value) is tuple:
         return {"$tuple": each(value)}
-    if type(value) in (set, frozenset):
+    if type(value) is set:
         return {"$set": each(sorted(value, key=repr))}
+    if type(value) is frozenset:
+        return {"$frozenset": each(sorted(value, key=repr))}
     if type(value) is deque:
         return {"$deque": each(value), "maxlen": value.maxlen}
-    if isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
+    if type(value) is dict:
         if all(type(key) is str and not key.startswith("$") for key in value):
             return {k: encode(v, arrays, f"{name}/{k}", depth + 1) for k, v in value.items()}
         return {"$dict": each([[k, v] for k, v in value.items()])}
+    if type(value) is OrderedDict:
+        return {"$ordered": each([[k, v] for k, v in value.items()])}
+    if type(value) is Counter:
+        return {"$counter": each([[k, v] for k, v in value.items()])}
+    if type(value) is defaultdict:
+        factory = getattr(value.default_factory, "__name__", None)
+        if value.default_factory is None or value.default_factory is FACTORIES.get(str(factory)):
+            return {"$default": each([[k, v] for k, v in value.items()]), "factory": factory}
+    if type(value) is random.Random:
+        version, words, gauss = value.getstate()
+        return {"$random": each([version, np.array(words, np.uint32), gauss])}
+    if type(value) is np.random.Generator and _is_numpys(value.bit_generator):
+        return {"$generator": encode(value.bit_generator.state, arrays, name, depth + 1)}
+    if type(value) is np.random.RandomState:
+        return {"$randomstate": encode(value.get_state(legacy=False), arrays, name, depth + 1)}
     raise NotPlain(f"{type(value).__name__} at {name}")
 
 
+def _is_numpys(bit_generator: Any) -> bool:
+    kind = type(bit_generator)
+    return getattr(np.random, kind.__name__, None) is kind
+
+
 def _encode_array(value: Any, arrays: MutableMapping[str, Any], name: str) -> Any:
-    if value.dtype.kind not in "biufcV" or value.dtype.fields is not None:
-        raise NotPlain(f"array of {value.dtype} at {name}")
-    key = name
-    while key in arrays:
-        key += "_"
+    # numbers, and the number types of other packages (bfloat16), which have no kind of their own
+    kind = value.dtype.kind
+    is_number = kind in "biufc" or (kind == "V" and value.dtype.type is not np.void)
+    is_masked = isinstance(value, np.ndarray) and type(value) is not np.ndarray
+    if not is_number or is_masked or value.dtype in (np.longdouble, np.clongdouble):
+        raise NotPlain(f"{type(value).__name__} of {value.dtype} at {name}")
+    # Numbered, since a key of a dict may be anything, and a dataset's path may not.
+    key = f"{name.partition('/')[0]}/{len(arrays):06d}"
     arrays[key] = np.array(value)
     return {"$array": key, "scalar": isinstance(value, np.generic)}
 
@@ -85,15 +114,43 @@ def decode(document: Any, arrays: Mapping[str, Any]) -> Any:
             return tuple(decode(item, arrays) for item in document["$tuple"])
         case "$set":
             return {decode(item, arrays) for item in document["$set"]}
+        case "$frozenset":
+            return frozenset(decode(item, arrays) for item in document["$frozenset"])
         case "$deque":
             items = (decode(item, arrays) for item in document["$deque"])
             return deque(items, maxlen=document["maxlen"])
         case "$dict":
-            return {decode(k, arrays): decode(v, arrays) for k, v in document["$dict"]}
+            return _pairs(document["$dict"], arrays)
+        case "$ordered":
+            return OrderedDict(_pairs(document["$ordered"], arrays))
+        case "$counter":
+            return Counter(_pairs(document["$counter"], arrays))
+        case "$default":
+            return defaultdict(
+                FACTORIES.get(document["factory"]), _pairs(document["$default"], arrays)
+            )
+        case "$random":
+            version, words, gauss = decode(document["$random"], arrays)
+            generator = random.Random()
+            generator.setstate((version, tuple(int(w) for w in words), gauss))
+            return generator
+        case "$generator":
+            state = decode(document["$generator"], arrays)
+            bits = getattr(np.random, state["bit_generator"])(0)
+            bits.state = state
+            return np.random.Generator(bits)
+        case "$randomstate":
+            legacy = np.random.RandomState(0)
+            legacy.set_state(decode(document["$randomstate"], arrays))
+            return legacy
         case "$array":
             array = arrays[document["$array"]]
             return array[()] if document["scalar"] else np.array(array)
     return {key: decode(item, arrays) for key, item in document.items()}
+
+
+def _pairs(pairs: list[Any], arrays: Mapping[str, Any]) -> dict[Any, Any]:
+    return {decode(key, arrays): decode(value, arrays) for key, value in pairs}
 
 
 def same(a: Any, b: Any) -> bool:
@@ -105,7 +162,13 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, float):
         return a == b or (a != a and b != b)
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, random.Random):
+        return bool(a.getstate() == b.getstate())
+    if isinstance(a, np.random.Generator):
+        return same(a.bit_generator.state, b.bit_generator.state)
+    if isinstance(a, np.random.RandomState):
+        return same(a.get_state(legacy=False), b.get_state(legacy=False))
     if isinstance(a, list | tuple | deque):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
