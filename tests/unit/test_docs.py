@@ -101,6 +101,7 @@ def test_the_page_of_the_format_names_every_path_of_the_layout() -> None:
     whole = [
         layout.SPEC,
         layout.SUPERVISOR_OUTPUT,
+        layout.METRICS_PLOT,
         layout.journal_event(7),
         layout.attempt_dir(3),
         layout.checkpoint_dir(checkpoint),
@@ -129,6 +130,14 @@ def test_the_page_of_the_format_names_every_field_of_a_manifest() -> None:
     assert set(progress) == set(manifest.Progress.__struct_fields__)
     reasons = codes([r for r in rows if codes([r]) == ["reason"]], 1)
     assert reasons == list(manifest.REASONS)
+
+
+def test_the_page_of_the_format_names_every_part_of_the_state() -> None:
+    text = (TOP / "service/training/trainer.py").read_text(encoding="utf-8")
+    take = re.search(r"def _take\(.*?\n        \}\n", text, re.S)
+    assert take is not None
+    rows = table(section(page("docs/format.md"), "The files of a checkpoint"))
+    assert sorted(codes(rows)) == sorted(re.findall(r'^            "(\w+)":', take.group(), re.M))
 
 
 def test_the_page_of_the_format_names_every_event() -> None:
