@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.utils import naming
 
 from checkpoints.snapshot import ArrayFile
 from service.training import walk
 from service.training.errors import StateMismatch
+
+
+_NUMBERED = re.compile(r"_\d+(?=[/:]|$)")
 
 
 def raw(variable: Any) -> Any:
@@ -46,6 +52,7 @@ class LiveState:
 
     def __init__(self, model: Any, extra: Iterable[Any] = (), *, prefix: str = "variables") -> None:
         self.prefix = prefix
+        self.loss = _loss_names(getattr(model, "loss", None))
         self.layout = walk.weights_layout(model)
         known = {id(raw(v)) for v in self.layout.variables.values()}
         self.rest: list[Any] = []
@@ -75,6 +82,7 @@ class LiveState:
                 if group.startswith("optimizer") and "name" in attributes
             },
             "rest": [_path(v) for v in self.rest],
+            "loss": self.loss,
         }
 
     def check(
@@ -94,14 +102,24 @@ class LiveState:
             if stored is not None and stored != name:
                 fail(group, f"the checkpoint has {stored!r}, the script has {name!r}")
         self._check_weights(weights, fail)
-        mine = self.describe()["rest"]
+        paths = self.describe()["rest"]
+        self._check_paths(paths, description["rest"], fail)
         for i, variable in enumerate(self.rest):
-            stored = others.get(f"{self.prefix}/{i:06d}")
-            if stored is None:
-                fail(mine[i], "the script has it, the checkpoint does not")
-            check_one(mine[i], stored, variable, fail)
-        if len(description["rest"]) > len(self.rest):
-            fail(description["rest"][len(self.rest)], "the checkpoint has it, the script does not")
+            check_one(paths[i], others[f"{self.prefix}/{i:06d}"], variable, fail)
+        if description["loss"] != self.loss:
+            fail("loss", f"the checkpoint has {description['loss']}, the script {self.loss}")
+
+    def _check_paths(self, paths: list[str], stored: list[str], fail: Any) -> None:
+        # Without the numbers that Keras adds to make names unique in a process.
+        mine, theirs = ([_NUMBERED.sub("", path) for path in each] for each in (paths, stored))
+        for i, (one, other) in enumerate(zip_longest(mine, theirs)):
+            if one == other:
+                continue
+            if one is not None and one not in theirs[i:]:
+                fail(paths[i], "the script has it, the checkpoint does not")
+            if other is not None and other not in mine[i:]:
+                fail(stored[i], "the checkpoint has it, the script does not")
+            fail(str(one), f"the checkpoint has {other} in its place")
 
     def _check_weights(self, weights: Mapping[str, Any], fail: Any) -> None:
         groups = set(self.layout.computed)
@@ -140,6 +158,18 @@ def check_one(name: str, stored: Any, variable: Any, fail: Any) -> None:
             f"{name} ({_path(variable)})",
             f"the checkpoint has {stored.dtype}, the script {live.dtype.name}",
         )
+
+
+def _loss_names(loss: Any) -> Any:
+    """Return the names of a compiled model's losses, in the structure that they were given in."""
+    if isinstance(loss, dict):
+        return {str(key): _loss_names(value) for key, value in loss.items()}
+    if isinstance(loss, list | tuple):
+        return [_loss_names(value) for value in loss]
+    found = keras.losses.get(loss)
+    if found is None:
+        return None
+    return naming.to_snake_case(getattr(found, "__name__", type(found).__name__))
 
 
 def _path(variable: Any) -> str:
