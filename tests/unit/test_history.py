@@ -310,12 +310,15 @@ def test_any_failing_call_loses_no_row(storage: Storage, fault: str) -> None:
 
 
 def test_a_long_full_disk_costs_no_row_and_no_row_waits_for_it(local: Storage) -> None:
-    attempt = Attempt(local, 1)
+    watched = FaultyStorage(local)
+    attempt = Attempt(watched, 1)
     attempt.train(1)
     attempt.history.flush()
     with files_no_longer_than(local.size(layout.history(1))):
         for number in range(2, 8000):
             attempt.history.append(step(number, by=1, pad="x" * 100))
+    tried = [operation for operation, _ in watched.calls].count("append")
+    assert 2 < tried < 10
     attempt.history.close()
     assert read(local) == [(number, 1) for number in range(1, 8000)]
 

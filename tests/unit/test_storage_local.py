@@ -134,6 +134,41 @@ def test_symbolic_links_are_not_followed_by_deleting(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "data").exists()
 
 
+def test_creating_again_makes_durable_what_is_there(
+    tmp_path: Path, require: Callable[[str], str]
+) -> None:
+    """The first create links the file and fails to sync the folder; the second does only that."""
+    script = """
+        import sys
+        from checkpoints.errors import AlreadyExists, StorageError
+        from checkpoints.storage import open_storage
+
+        storage = open_storage(sys.argv[1])
+        try:
+            storage.create("a", b"1")
+        except AlreadyExists:
+            raise
+        except StorageError:
+            pass
+        try:
+            storage.create("a", b"1")
+        except AlreadyExists:
+            print("there")
+    """
+    log = tmp_path / "log"
+    root = tmp_path / "root"
+    root.mkdir()
+    traced = [require("strace"), "-f", "-y", "-qq", "-o", str(log), "-e", "trace=fsync"]
+    command = [sys.executable, "-c", textwrap.dedent(script), str(root)]
+    inject = ["-e", "inject=fsync:error=EIO:when=3"]
+    done = subprocess.run(
+        [*traced, *inject, *command], check=True, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "there\n"
+    synced = [line.partition("<")[2].partition(">")[0] for line in log.read_text().splitlines()]
+    assert [Path(path).name.split("-")[0] for path in synced[1:]] == [".tmp", "root", "root"]
+
+
 @pytest.mark.parametrize(
     ("inject", "told"),
     [

@@ -13,6 +13,7 @@ import pytest
 
 from checkpoints import layout
 from checkpoints.errors import (
+    AlreadyExists,
     CheckpointDamaged,
     CommitUnknown,
     FormatTooNew,
@@ -413,6 +414,15 @@ def test_a_superseded_attempt_commits_nothing(storage: Storage) -> None:
     with pytest.raises(Superseded):
         store.save(sample_snapshot(1), reason="step")
     assert (store.ids(), store.orphans()) == ([], [])
+
+
+def test_what_somebody_else_committed_under_our_name_is_left_alone(storage: Storage) -> None:
+    manifest = layout.manifest(at(1))
+    store = begun(storage, fence=lambda: storage.create(manifest, b"of somebody else"))
+    with pytest.raises(AlreadyExists):
+        store.save(sample_snapshot(1), reason="step")
+    assert storage.read(manifest) == b"of somebody else"
+    assert len(storage.list(layout.checkpoint_dir(at(1)))) == 4
 
 
 def test_a_zombies_late_commit_is_never_read(storage: Storage) -> None:
