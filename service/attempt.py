@@ -32,11 +32,17 @@ from service.errors import JobUnknown, ScriptRejected
 from service.heartbeat import HeartbeatWriter, Status
 from service.journal import Journal
 from service.logs import LogFile, make_logger
+from service.output import Output, guard_output
 from service.preemption import StopFlag
 from service.spec import JobSpec
 
 DEBUG: Final = "HOLDFAST_DEBUG"  # set: tracebacks with Holdfast's own frames
-_OWN: Final = (str(Path(__file__).resolve().parent), "<frozen runpy>", "<frozen importlib")
+_OWN: Final = (
+    str(Path(__file__).resolve().parent),
+    str(Path(layout.__file__).resolve().parent),
+    "<frozen runpy>",
+    "<frozen importlib",
+)
 
 
 class Attempt:
@@ -50,6 +56,7 @@ class Attempt:
         self._code = exit_codes.FAILED
         self._superseded: Superseded | None = None
         self._leave_by: float | None = None
+        self._output: list[Output] = []
         self._file = LogFile(storage, layout.attempt_log(attempt))
         journal = Journal(storage)
         status = Status()
@@ -78,6 +85,7 @@ class Attempt:
         """Run the script and return the exit code; the last heartbeat tells it as well."""
         # the first to register is the last to be called: after the script's own handlers
         atexit.register(self._finish)
+        self._output = guard_output()
         faulthandler.enable()
         faulthandler.register(signals.SIGQUIT, all_threads=True)
         preemption.install(self.context.stop)
@@ -141,6 +149,8 @@ class Attempt:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
+        if lost := sum(output.lost for output in self._output):
+            self.context.log.warning("output_lost", bytes=lost, why="the disk did not take it")
         self.context.log.info(
             "attempt ends",
             exit_code=self._code,

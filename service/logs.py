@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from checkpoints.storage import Appender, Storage
 from service.heartbeat import Status
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_WAITING: Final = 1 << 20  # bytes of lines that a full disk does not take
 _FIRST: Final = ("time", "level", "event", "job", "attempt", "phase", "step")
 _SEGMENT: Final = re.compile(r"(?P<stem>log|supervisor)(?:-(?P<index>\d{8}))?\.jsonl")
 
@@ -31,8 +33,9 @@ Row = dict[str, Any]
 
 
 class LogFile:
-    """One log file in the making. A line that cannot be written is lost, never the training.
+    """One log file in the making. Lines that cannot be written wait for those after them.
 
+    What would wait beyond 1 MiB is lost (`lost` counts the lines): never the training.
     echo: called with each row as well, for a terminal.
     """
 
@@ -45,6 +48,7 @@ class LogFile:
         self._lock = threading.Lock()
         self._appender: Appender | None = None
         self._pending: list[bytes] = []
+        self._waiting = b""
         self._segment = 0
         self.lost = 0
 
@@ -79,19 +83,24 @@ class LogFile:
     def close(self) -> None:
         self.flush()
         with self._lock:
+            if self._waiting:
+                self._append(b"")
             if self._appender is not None:
                 self._appender.close()
                 self._appender = None
 
     def _append(self, line: bytes) -> None:
-        try:
+        if len(self._waiting) + len(line) <= _WAITING:
+            self._waiting += line
+        else:
+            self.lost += 1
+        with suppress(StorageError):
             if self._appender is None:
                 self._appender = self._storage.appender(self._path)
                 if self._torn(self._appender.size):
-                    line = b"\n" + line
-            self._appender.write(line)
-        except StorageError:
-            self.lost += 1
+                    self._waiting = b"\n" + self._waiting
+            self._appender.write(self._waiting)
+            self._waiting = b""
 
     def _torn(self, size: int) -> bool:
         return size > 0 and self._storage.read_range(self._path, size - 1, size) != b"\n"

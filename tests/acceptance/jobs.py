@@ -44,7 +44,7 @@ class Training:
 
     options: of `holdfast run`. seed: the job's. forked: its attempts are forks of a supervisor
     that has imported TensorFlow (see forked.py). control: where the script finds its data and is
-    told to hold (see moments.py).
+    told to hold (see moments.py). root: where the job is, if not below the folder.
     """
 
     def __init__(
@@ -56,8 +56,9 @@ class Training:
         options: str = "",
         seed: int = 11,
         forked: bool = False,
+        root: Path | None = None,
     ) -> None:
-        self.root = folder / "jobs"
+        self.root = root or folder / "jobs"
         self.folder = self.root / script
         self.control = folder / "control"
         self.control.mkdir(parents=True)
@@ -93,7 +94,7 @@ class Training:
                 [*self.command, *map(str, arguments)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                cwd=self.root.parent,
+                cwd=self.control,
                 env={**os.environ, "PYTHONPATH": str(TOP)},
             )
 
@@ -143,10 +144,14 @@ class Training:
 
     def story(self) -> str:
         """What there is to say when a test fails."""
-        lines = [f"\n--- {self._output}", self._output.read_text(errors="replace")[-3000:]]
+        lines = [f"\n--- {self._output}", self.output()[-3000:]]
         for path in sorted(self.folder.glob("attempts/*/output.log"))[-2:]:
             lines += [f"--- {path}", path.read_text(errors="replace")[-2500:]]
         return "\n".join(lines)
+
+    def output(self) -> str:
+        """Return what the command line has said."""
+        return self._output.read_text(errors="replace")
 
     def log(self, attempt: int) -> list[dict[str, Any]]:
         """Return the structured log of an attempt."""

@@ -142,16 +142,29 @@ def test_following_goes_over_attempts_and_misses_nothing_at_the_end(storage: Sto
     assert seen == ["old", "new attempt", "supervisor's", "last words"]
 
 
-def test_a_full_disk_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_lines_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     inner = open_storage(tmp_path)
-    storage = FaultyStorage(inner, "append@2:full")
+    storage = FaultyStorage(inner, "append@2:full append@3:full append@5:full")
     file = LogFile(storage, layout.attempt_log(1))
     log = make_logger(file)
-    for name in ("a", "b", "c"):
+    for name in ("a", "b", "c", "d", "e"):
         log.info(name)
+    assert told(logs.read(inner)) == ["a", "b", "c", "d"]
     file.close()
-    assert told(logs.read(inner)) == ["a", "c"]
-    assert file.lost == 1
+    assert told(logs.read(inner)) == ["a", "b", "c", "d", "e"]
+    assert file.lost == 0
+
+
+def test_a_disk_full_for_long_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+    inner = open_storage(tmp_path)
+    storage = FaultyStorage(inner, "append@1:full append@2:full append@3:full append@4:full")
+    file = LogFile(storage, layout.attempt_log(1))
+    log = make_logger(file)
+    for name in ("a", "b", "c", "d", "e"):
+        log.info(name, words="w" * 400_000)
+    file.close()
+    assert told(logs.read(inner)) == ["a", "b"]
+    assert file.lost == 3
 
 
 def test_lines_are_written_whole_from_many_threads(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class Moments(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.epoch = epoch
+        if (FOLDER / "talk").exists():
+            print("Words, words, words. " * 500)
         self._at("epoch_begin")
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
