@@ -23,7 +23,9 @@ def epoch_order(
     order = np.arange(samples, dtype=np.int64)
     if not shuffle:
         return order
-    generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch]))
+    # As uint64 explicitly: of a list with a large seed numpy would make floats.
+    key = np.array([seed % 2**64, epoch], np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key))
     if shuffle == "batch":
         for start in range(0, samples, batch_size):
             generator.shuffle(order[start : start + batch_size])
