@@ -20,7 +20,6 @@ from checkpoints.snapshot import ArrayFile
 from service.training import walk
 from service.training.errors import StateMismatch
 
-
 _NUMBERED = re.compile(r"_\d+(?=[/:]|$)")
 
 

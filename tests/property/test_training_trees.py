@@ -1,0 +1,185 @@
+"""Plain data survives the way into a state file and back, whatever it is made of."""
+
+from __future__ import annotations
+
+import math
+import random
+import tempfile
+from collections import Counter, OrderedDict, defaultdict, deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from checkpoints.hdf5 import read_arrays, write_arrays
+from service.training import document, trees
+
+NUMBERS = [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64]
+NUMBERS += [np.float16, np.float32, np.float64, np.complex64, np.complex128]
+
+arrays = st.sampled_from(NUMBERS).flatmap(
+    lambda kind: hnp.arrays(kind, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3))
+)
+numpy_scalars = arrays.filter(lambda a: a.size > 0).map(lambda a: a.reshape(-1)[0])
+scalars = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+# NaN is no useful key or member: it equals nothing, itself included.
+hashable = st.recursive(
+    scalars | st.floats(allow_nan=False),
+    lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
+    max_leaves=4,
+)
+keys = (
+    st.text() | st.sampled_from(["$int", "$array", "a/b", "a", "", ".", "..", "/", "\0"]) | hashable
+)
+plain = st.recursive(
+    hashable | st.floats() | arrays | numpy_scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(keys, inner, max_size=4),
+        st.dictionaries(keys, inner, max_size=3).map(OrderedDict),
+        st.dictionaries(keys, inner, max_size=3).map(lambda d: defaultdict(list, d)),
+        st.dictionaries(keys, st.integers(), max_size=3).map(Counter),
+        st.sets(hashable, max_size=4),
+        st.lists(inner, max_size=3).map(lambda items: deque(items, maxlen=5)),
+    ),
+    max_leaves=12,
+)
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two values are equal in type and content, told apart more sharply than by ==."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray | np.generic):
+        return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
+    if isinstance(a, float):
+        return (math.isnan(a) and math.isnan(b)) or (
+            a == b and math.copysign(1, a) == math.copysign(1, b)
+        )
+    if isinstance(a, dict):
+        extra = getattr(a, "default_factory", None) is getattr(b, "default_factory", None)
+        return extra and alike(list(a), list(b)) and alike(list(a.values()), list(b.values()))
+    if isinstance(a, set | frozenset):
+        return len(a) == len(b) and all(any(alike(x, y) for y in b) for x in a)
+    if isinstance(a, list | tuple | deque):
+        same_length = len(a) == len(b) and getattr(a, "maxlen", None) == getattr(b, "maxlen", None)
+        return same_length and all(alike(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+@settings(deadline=None)
+@given(plain)
+def test_every_plain_value_comes_back(value: Any) -> None:
+    stored: dict[str, Any] = {}
+    encoded = trees.encode(value, stored, "tree")
+    assert alike(trees.decode(encoded, stored), value)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.dictionaries(keys, plain, max_size=4))
+def test_every_plain_value_comes_back_from_a_file(value: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.h5"
+        write_arrays(path, document.pack({"value": value}, {"variables/0": np.arange(3)}))
+        back, variables = document.unpack(read_arrays(path), "state.h5")
+    assert alike(back["value"], value)
+    assert list(variables) == ["variables/0"]
+
+
+@settings(deadline=None)
+@given(plain)
+def test_a_value_is_the_same_as_its_copy(value: Any) -> None:
+    stored: dict[str, Any] = {}
+    assert trees.same(value, trees.decode(trees.encode(value, stored, "tree"), stored))
+
+
+@settings(deadline=None)
+@given(plain, plain)
+def test_same_is_never_wrong_about_a_difference(one: Any, two: Any) -> None:
+    if trees.same(one, two):
+        assert type(one) is type(two)
+        assert repr(one) == repr(two) or one == two
+
+
+@settings(deadline=None)
+@given(arrays.filter(lambda a: a.any()))
+def test_what_is_stored_is_a_copy(value: Any) -> None:
+    stored: dict[str, Any] = {}
+    encoded = trees.encode([value], stored, "tree")
+    before = value.tobytes()
+    value.fill(0)
+    assert trees.decode(encoded, stored)[0].tobytes() == before
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 700))
+def test_generators_come_back_in_mid_stream(seed: int, draws: int) -> None:
+    made = [random.Random(seed), np.random.RandomState(seed)]
+    kinds = (np.random.PCG64, np.random.Philox, np.random.MT19937, np.random.SFC64)
+    made += [np.random.Generator(kind(seed)) for kind in kinds]
+    for generator in made:
+        for _ in range(draws % 5):
+            generator.random()
+        if draws % 2 and not isinstance(generator, np.random.Generator):
+            getattr(generator, "standard_normal", None) or generator.gauss(0, 1)
+        stored: dict[str, Any] = {}
+        twin = trees.decode(trees.encode(generator, stored, "tree"), stored)
+        assert trees.same(generator, twin)
+        assert [generator.random() for _ in range(3)] == [twin.random() for _ in range(3)]
+        assert not trees.same(generator, random.Random(seed + 1))
+
+
+class Unknown:
+    pass
+
+
+class Special(dict[str, int]):
+    pass
+
+
+class Listed(list[int]):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Unknown(),
+        Special(a=1),
+        Listed([1]),
+        lambda: 1,
+        object,
+        1j,
+        np.array(["text"]),
+        np.array([None]),
+        np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+        np.ma.masked_array([1, 2], [True, False]),
+        np.void(b"abc"),
+        np.longdouble(1),
+        np.datetime64("2020-01-01"),
+        defaultdict(Unknown),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_anything_else_is_refused_and_says_where(value: Any) -> None:
+    with pytest.raises(trees.NotPlain, match="tree/a/1/x"):
+        trees.encode({"a": [0, {"x": value}]}, {}, "tree")
+
+
+def test_endless_nesting_is_refused() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(trees.NotPlain):
+        trees.encode(endless, {}, "tree")
+
+
+def test_a_nesting_that_branches_is_refused_as_fast() -> None:
+    endless: dict[str, Any] = {}
+    endless["a"] = endless["b"] = endless["c"] = endless
+    with pytest.raises(trees.NotPlain):
+        trees.encode(endless, {}, "tree")

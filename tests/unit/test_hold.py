@@ -1,0 +1,158 @@
+"""The copy-on-write that snapshots stand on: what is held stays as it was while training goes on.
+
+`Variable.read_value` shares the variable's buffer and the next in-place update writes elsewhere.
+TensorFlow promises this nowhere, so it is watched here for all updates that trainings make.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, optimizers
+
+from service.training.state import LiveState, hold, raw
+from service.training.step import CompiledSteps
+from service.training.walk import all_variables
+from tests.training_harness import begin_process
+
+RNG = np.random.default_rng(2)
+X = RNG.normal(size=(64, 12)).astype("float32")
+Y = RNG.normal(size=(64, 3)).astype("float32")
+TOKENS = RNG.integers(0, 50, (64, 7))
+
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "adam": lambda: optimizers.Adam(0.01),
+    "adam amsgrad": lambda: optimizers.Adam(0.01, amsgrad=True),
+    "adamw ema": lambda: optimizers.AdamW(0.01, use_ema=True, ema_overwrite_frequency=3),
+    "sgd": lambda: optimizers.SGD(0.01),
+    "momentum": lambda: optimizers.SGD(0.01, momentum=0.9, nesterov=True),
+    "adagrad": lambda: optimizers.Adagrad(0.01),
+    "adadelta": lambda: optimizers.Adadelta(0.01),
+    "rmsprop": lambda: optimizers.RMSprop(0.01, momentum=0.5, centered=True),
+    "lion": lambda: optimizers.Lion(0.01),
+    "ftrl": lambda: optimizers.Ftrl(0.01),
+    "nadam": lambda: optimizers.Nadam(0.01),
+    "accumulating": lambda: optimizers.Adam(0.01, gradient_accumulation_steps=2),
+    "scaled": lambda: optimizers.LossScaleOptimizer(optimizers.Adam(0.01), dynamic_growth_steps=2),
+}
+
+
+def dense(optimizer: Any, **options: Any) -> Any:
+    # Large enough that TensorFlow does not copy small values out of habit.
+    parts = [layers.Dense(70), layers.BatchNormalization(), layers.Dropout(0.3), layers.Dense(3)]
+    model = keras.Sequential([layers.Input((12,)), *parts])
+    model.compile(optimizer, "mse", metrics=["mae"], **options)
+    return model
+
+
+def embedding(optimizer: Any, **options: Any) -> Any:
+    parts = [layers.Embedding(50, 30), layers.GlobalAveragePooling1D(), layers.Dense(3)]
+    model = keras.Sequential([layers.Input((7,)), *parts])
+    model.compile(optimizer, "mse", **options)
+    return model
+
+
+def watch(model: Any, x: Any, calls: int = 3) -> None:
+    """Hold everything after each call of 3 steps, train on, and compare with copies made then."""
+    steps = CompiledSteps(model, (tf.constant(x), tf.constant(Y)), None)
+    steps.trace()
+    live = LiveState(model, steps.touched_variables())
+    variables = list({id(raw(v)): v for v in [*all_variables(model), *live.rest]}.values())
+    held: list[tuple[list[Any], list[bytes]]] = []
+    for call in range(calls):
+        views = [hold(v) for v in variables]
+        held.append((views, [raw(v).numpy().tobytes() for v in variables]))
+        steps.run(np.arange(24).reshape(3, 8) + call)
+    changed = 0
+    for views, copies in held:
+        for variable, view, copy in zip(variables, views, copies, strict=True):
+            assert np.asarray(view).tobytes() == copy, f"{variable.path} changed while it was held"
+            changed += raw(variable).numpy().tobytes() != copy
+    assert changed > len(held), "the training changed nothing: nothing was watched"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_held_does_not_change(name: str) -> None:
+    begin_process()
+    watch(dense(OPTIMIZERS[name]()), X)
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "momentum", "adagrad"])
+def test_what_is_held_of_embeddings_does_not_change(name: str) -> None:
+    begin_process()
+    watch(embedding(OPTIMIZERS[name]()), TOKENS)
+
+
+@pytest.mark.parametrize("name", ["adam", "lion"])
+def test_what_is_held_does_not_change_under_xla(name: str) -> None:
+    begin_process()
+    model = dense(OPTIMIZERS[name]())
+    # Keras turns XLA off where determinism is on; the step itself compiles all the same.
+    model._jit_compile = True
+    watch(model, X)
+
+
+def test_what_is_held_does_not_change_in_eager_steps() -> None:
+    begin_process()
+    watch(dense(OPTIMIZERS["adam"](), run_eagerly=True), X, calls=2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v.assign(np.full(v.shape, 7, "float32")),
+        lambda v: v.assign_add(np.ones(v.shape, "float32")),
+        lambda v: raw(v).assign_sub(tf.ones(v.shape)),
+        lambda v: raw(v).scatter_nd_update([[0, 0]], [5.0]),
+        lambda v: raw(v)[0].assign(tf.zeros(v.shape[1:])),
+        lambda v: tf.raw_ops.ResourceScatterAdd(
+            resource=raw(v).handle, indices=[1], updates=tf.ones([1, v.shape[1]])
+        ),
+        lambda v: tf.raw_ops.ResourceApplyGradientDescent(
+            var=raw(v).handle, alpha=0.5, delta=tf.ones(v.shape)
+        ),
+    ],
+)
+@pytest.mark.parametrize("first", ["initialized", "restored", "trained"])
+def test_what_is_held_does_not_change_by_any_assignment(
+    change: Callable[[Any], Any], first: str
+) -> None:
+    variable = keras.Variable(RNG.normal(size=(40, 40)).astype("float32"))
+    if first == "restored":
+        raw(variable).assign(RNG.normal(size=(40, 40)).astype("float32"))
+    elif first == "trained":
+        change(variable)
+    view = hold(variable)
+    copy = view.tobytes()
+    change(variable)
+    change(variable)
+    assert view.tobytes() == copy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int64", "uint8"])
+def test_holding_reads_every_type_exactly(dtype: str) -> None:
+    value = tf.cast(tf.constant([[0, 1, 2], [250, 3, 4]]), dtype)
+    view = hold(tf.Variable(value))
+    assert view.dtype == value.dtype.as_numpy_dtype
+    assert view.tobytes() == value.numpy().tobytes()
+
+
+def test_holding_a_large_variable_shares_its_buffer() -> None:
+    """Two holds of one value are one buffer: nothing was copied."""
+    variable = tf.Variable(tf.zeros([1000, 1000]))
+    one, two = hold(variable), hold(variable)
+    assert np.shares_memory(one, two)
+
+
+def test_a_held_value_outlives_its_variable() -> None:
+    variable = tf.Variable(tf.range(100_000))
+    view = hold(variable)
+    del variable
+    others = [tf.Variable(tf.fill([100_000], i)) for i in range(5)]
+    assert len(others) == 5
+    assert np.array_equal(view, np.arange(100_000))
