@@ -66,7 +66,7 @@ class Saver:
         with wire:
             wire.settimeout(60)
             pid = json.loads(wire.recv(1 << 16))["pid"]
-            with self._traced(pid, calls, inject):
+            with traced(self._strace, pid, self._log, calls, inject):
                 wire.send(b"go")
                 try:
                     answer = wire.recv(1 << 20)
@@ -76,21 +76,39 @@ class Saver:
         failed = json.loads(answer)["failed"] if answer else []
         return Told(code, failed, self._log.read_text().splitlines())
 
-    @contextlib.contextmanager
-    def _traced(self, pid: int, calls: str, inject: str | None) -> Iterator[None]:
-        command = [self._strace, "-f", "-y", "-o", str(self._log), "-e", f"trace={calls}"]
-        command += ["-e", "signal=none"] + (["-e", f"inject={inject}"] if inject else [])
-        tracer = subprocess.Popen(
-            [*command, "-p", str(pid)], stderr=subprocess.PIPE, text=True, errors="replace"
-        )
-        try:
+
+@contextlib.contextmanager
+def traced(
+    strace: str,
+    pid: int,
+    log: Path,
+    calls: str,
+    inject: str | None = None,
+    path: Path | None = None,
+) -> Iterator[None]:
+    """Trace a process, all of its threads, until it ends; wait for that on leaving.
+
+    inject: how to tamper, as strace's option says; calls are counted in each thread by itself.
+    path: only calls on this file.
+    """
+    command = [strace, "-f", "-y", "-o", str(log), "-e", f"trace={calls}", "-e", "signal=none"]
+    command += ["-e", f"inject={inject}"] if inject else []
+    command += ["-P", str(path)] if path else []
+    tracer = subprocess.Popen(
+        [*command, "-p", str(pid)], stderr=subprocess.PIPE, text=True, errors="replace"
+    )
+    try:
+        said = tracer.stderr.readline()
+        while "attached" not in said:
+            assert "Requested path" in said, f"strace: {said}"  # it does not exist yet
             said = tracer.stderr.readline()
-            assert "attached" in said, f"strace: {said}"
-            yield
-        finally:
-            # It ends with its tracee.
-            _, said = tracer.communicate(timeout=60)
-            assert tracer.returncode in (0, -9), said
+        yield
+        _, said = tracer.communicate(timeout=240)
+        assert tracer.returncode in (0, -9), said
+    finally:
+        tracer.kill()
+        tracer.wait(60)
+        tracer.stderr.close()
 
 
 def numbered(calls: list[str]) -> dict[str, int]:
