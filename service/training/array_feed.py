@@ -5,12 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import tensorflow as tf
-from keras import tree
-
+from service.training import rows
 from service.training.arrays import ArraySource
 from service.training.feed import RAN_OUT
-from service.training.source import Plain, batch_spec
+from service.training.source import Plain
 
 
 class ArrayFeed:
@@ -30,13 +28,11 @@ class ArrayFeed:
     @property
     def spec(self) -> Any:
         """The tf.TypeSpec structure of a batch of any size."""
-        return batch_spec(self.data.tensors)
+        return rows.spec_of_rows(self.data.tensors)
 
     def batch_of(self, lot: Any) -> Any:
         """Return the first batch of the lot that `take` handed out."""
-        return tree.map_structure(
-            lambda t: None if t is None else tf.gather(t, lot[0]), self.data.tensors
-        )
+        return rows.gather(self.data.tensors, lot[0])
 
     def start(self) -> None:
         """Nothing to do."""

@@ -12,25 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
-from keras import tree
-from keras.src.trainers.data_adapters import array_slicing, data_adapter_utils
-from keras.src.trainers.data_adapters.array_data_adapter import (
-    ArrayDataAdapter,
-    can_convert_arrays,
-)
+from keras.src.trainers.data_adapters import array_slicing
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
-from service.training.errors import NotSupported
+from service.training import rows
 from service.training.permutation import Shuffle, epoch_order
-
-NEXT = "Pass arrays (numpy or tensors), or call model.fit for this data."
 
 
 class ArraySource:
     """Batches of resident arrays, by index.
 
-    tensors: the structure that the model's train_step receives, whole. samples, batch_size,
-    batches: counts; the last batch of an epoch may be shorter.
+    tensors: the structure that the model's train_step receives, whole, as `rows` keeps it.
+    samples, batch_size, batches: counts; the last batch of an epoch may be shorter.
     """
 
     def __init__(
@@ -60,8 +53,7 @@ class ArraySource:
         self.fixed_batch = self.batch_size if self.samples % self.batch_size == 0 else None
         self.shuffle = shuffle
         self.seed = seed
-        inputs = array_slicing.convert_to_sliceable(adapter._inputs, target_backend="tensorflow")
-        self.tensors = tree.map_structure(_resident, tree.lists_to_tuples(inputs))
+        self.tensors = rows.resident(adapter._inputs)
         self._epoch: int | None = None
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -77,27 +69,8 @@ class ArraySource:
         if batch >= full:
             return self._order[batch * self.batch_size :].reshape(1, -1)
         end = min(batch + count, full)
-        rows = self._order[batch * self.batch_size : end * self.batch_size]
-        return rows.reshape(end - batch, self.batch_size)
-
-
-def check_arrays(x: Any, y: Any, sample_weight: Any) -> None:
-    """Raise `NotSupported` when the data is anything but arrays."""
-    if x is None:
-        raise NotSupported(field="x", problem="no data was given", hint=NEXT)
-    if not can_convert_arrays((x, y, sample_weight)):
-        raise NotSupported(
-            field="x", problem=f"data of type {type(x).__name__} cannot be resumed yet", hint=NEXT
-        )
-    for leaf in tree.flatten((x, y, sample_weight)):
-        if (
-            isinstance(leaf, tf.SparseTensor | tf.RaggedTensor)
-            or data_adapter_utils.is_scipy_sparse(leaf)
-            or data_adapter_utils.is_jax_sparse(leaf)
-        ):
-            raise NotSupported(
-                field="x", problem=f"{type(leaf).__name__} data cannot be resumed yet", hint=NEXT
-            )
+        indices = self._order[batch * self.batch_size : end * self.batch_size]
+        return indices.reshape(end - batch, self.batch_size)
 
 
 def split_validation(
@@ -108,7 +81,3 @@ def split_validation(
         (x, y, sample_weight), validation_split=fraction
     )
     return train, validation
-
-
-def _resident(value: Any) -> Any:
-    return None if value is None else tf.convert_to_tensor(value)

@@ -6,15 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
-from keras import tree
 from keras.src.trainers import data_adapters
-from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
 
 from service.training.array_feed import ArrayFeed
 from service.training.arrays import ArraySource
-from service.training.errors import NotSupported
 from service.training.feed import Feed
 from service.training.permutation import Shuffle
 from service.training.source import Source
@@ -38,7 +34,6 @@ def make_feed(
     data that contains them; `NotSupported` for data that cannot be resumed.
     """
     if can_convert_arrays((x, y, sample_weight)):
-        _refuse_sparse(x, y, sample_weight)
         data = ArraySource(
             x,
             y,
@@ -107,17 +102,3 @@ def _refuse_class_weight(class_weight: Any, kind: str) -> None:
             f"Argument `class_weight` is not supported for {kind} inputs. "
             f"Received: class_weight={class_weight}"
         )
-
-
-def _refuse_sparse(x: Any, y: Any, sample_weight: Any) -> None:
-    for leaf in tree.flatten((x, y, sample_weight)):
-        if (
-            isinstance(leaf, tf.SparseTensor)
-            or data_adapter_utils.is_scipy_sparse(leaf)
-            or data_adapter_utils.is_jax_sparse(leaf)
-        ):
-            raise NotSupported(
-                field="x",
-                problem=f"{type(leaf).__name__} arrays cannot be resumed yet",
-                hint="Put them into a tf.data.Dataset, which keeps them sparse.",
-            )

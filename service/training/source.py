@@ -96,13 +96,6 @@ def as_tensors(batch: Any, spec: Any) -> Any:
     return tree.map_structure_up_to(spec, convert, spec, batch)
 
 
-def batch_spec(arrays: Any, size: int | None = None) -> Any:
-    """Return the tf.TensorSpec structure of a batch of whole arrays; size None: of any size."""
-    return tree.map_structure(
-        lambda t: None if t is None else tf.TensorSpec([size, *t.shape[1:]], t.dtype), arrays
-    )
-
-
 def to_tuple(batch: Any) -> Any:
     return tuple(batch) if isinstance(batch, list) else batch
 

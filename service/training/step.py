@@ -15,9 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import tree
 
-from service.training.source import batch_spec
+from service.training import rows
 
 STATEFUL_RANDOM = frozenset(
     {
@@ -116,7 +115,7 @@ class CompiledSteps:
         self.model = model
         self.arrays = arrays
         self.size = size
-        self.spec = spec if arrays is None else batch_spec(arrays, size)
+        self.spec = spec if arrays is None else rows.spec_of_rows(arrays, size)
         self.eager = bool(model.run_eagerly)
         self._names: list[str] = []
         self._call: Any = None
@@ -179,21 +178,19 @@ class CompiledSteps:
         )
 
     def _run_eagerly(self, lot: Any) -> StepLogs:
-        rows, owns = [], []
+        stack, owns = [], []
         for part in [lot] if self.arrays is None else lot:
             batch = part if self.arrays is None else self._gather(tf.constant(part, tf.int64))
             sums = self.own_loss.before()
             logs = _flat(self.model.train_step(batch))
             owns.append(self.own_loss.after(sums, logs))
-            rows.append({k: np.asarray(v) for k, v in logs.items()})
-        values = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            stack.append({k: np.asarray(v) for k, v in logs.items()})
+        values = {name: np.stack([row[name] for row in stack]) for name in stack[0]}
         own = np.array([float(o) for o in owns if o is not None]) if None not in owns else None
         return StepLogs(values, own)
 
     def _gather(self, indices: Any) -> Any:
-        return tree.map_structure(
-            lambda t: None if t is None else tf.gather(t, indices), self.arrays
-        )
+        return rows.gather(self.arrays, indices)
 
     def _single(self, inner: Any) -> Callable[[Any], Any]:
         def step(batch: Any) -> Any:

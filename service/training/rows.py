@@ -1,0 +1,58 @@
+"""Resident arrays, dense, ragged or sparse, and the batches that are gathered from their rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from keras import tree
+from keras.src.trainers.data_adapters import array_slicing
+
+# A sparse tensor has no rows to gather; Keras keeps it as ragged indices and values.
+_Sparse = array_slicing.TensorflowSparseWrapper
+
+
+def resident(arrays: Any) -> Any:
+    """Return a structure of whole arrays as tensors (None where a part is missing)."""
+    sliceable = array_slicing.convert_to_sliceable(arrays, target_backend="tensorflow")
+    return _map(_as_tensor, tree.lists_to_tuples(sliceable))
+
+
+def gather(arrays: Any, indices: Any) -> Any:
+    """Return the batch made of these rows, int64 of shape (size,), of what `resident` returned."""
+
+    def rows(array: Any) -> Any:
+        if isinstance(array, _Sparse):
+            return array_slicing.slice_tensorflow_sparse_wrapper(array, indices)
+        return tf.gather(array, indices)
+
+    return _map(rows, arrays)
+
+
+def spec_of_rows(arrays: Any, size: int | None = None) -> Any:
+    """Return the tf.TypeSpec structure of a batch; size None: of any size."""
+
+    def spec(array: Any) -> Any:
+        if isinstance(array, _Sparse):
+            return tf.SparseTensorSpec([size, *array.sparse.shape[1:]], array.sparse.dtype)
+        if isinstance(array, tf.RaggedTensor):
+            return tf.RaggedTensorSpec(
+                [size, *array.shape[1:]], array.dtype, array.ragged_rank, array.row_splits.dtype
+            )
+        return tf.TensorSpec([size, *array.shape[1:]], array.dtype)
+
+    return _map(spec, arrays)
+
+
+def _map(function: Any, arrays: Any) -> Any:
+    def visit(array: Any) -> Any:
+        if array is None or (tree.is_nested(array) and not isinstance(array, _Sparse)):
+            return None  # what `traverse` takes for "go on inside"
+        return function(array)
+
+    return tree.traverse(visit, arrays)
+
+
+def _as_tensor(array: Any) -> Any:
+    composite = isinstance(array, _Sparse | tf.RaggedTensor)
+    return array if composite else tf.convert_to_tensor(array)
