@@ -7,21 +7,24 @@ from typing import Any
 
 from service.training import rows
 from service.training.arrays import ArraySource
-from service.training.feed import RAN_OUT
+from service.training.feed import RAN_OUT, executed
 from service.training.source import Plain
 
 
 class ArrayFeed:
     """Hands out indices into the arrays, several batches at a time.
 
-    steps_per_epoch: as in fit. With None an epoch is one pass, ordered by seed and epoch; else a
-    pass goes on over the epochs, ordered by seed and the pass' number.
+    steps_per_epoch: as in fit. With None or -1 an epoch is one pass, ordered by seed and epoch;
+    else a pass goes on over the epochs, ordered by seed and the pass' number. group: Keras'
+    steps_per_execution.
     """
 
-    def __init__(self, data: ArraySource, steps_per_epoch: int | None) -> None:
+    def __init__(self, data: ArraySource, steps_per_epoch: int | None, group: int = 1) -> None:
         self.data = data
-        self.steps_per_epoch = steps_per_epoch
-        self.steps: int | None = steps_per_epoch or data.batches
+        self.steps_per_epoch = None if steps_per_epoch == -1 else steps_per_epoch
+        self.steps: int = self.steps_per_epoch or data.batches
+        self.group = group
+        self._limit = executed(self.steps, group)
         self._key = -1  # the epoch, or the number of the pass
         self._seen = 0
 
@@ -45,22 +48,19 @@ class ArrayFeed:
 
     def within(self, batch: int) -> bool:
         """Whether the epoch has a batch number `batch`."""
-        in_epoch = self.steps is None or batch < self.steps
-        return in_epoch and self._seen < self.data.batches
+        return batch < self._limit and self._seen < self.data.batches
 
     def more(self, batch: int) -> bool:
         """The same, with Keras' warning when the data ran out before the epoch's end."""
         if self.within(batch):
             return True
-        if self.steps_per_epoch is not None and batch < self.steps_per_epoch:
+        if executed(batch, self.group) < self.steps:
             warnings.warn(RAN_OUT, stacklevel=2)
         return False
 
     def take(self, batch: int, limit: int) -> Any:
         """Return the indices of up to `limit` batches from `batch` on, shape (k, size)."""
-        if self.steps is not None:
-            limit = min(limit, self.steps - batch)
-        indices = self.data.indices(self._key, self._seen, limit)
+        indices = self.data.indices(self._key, self._seen, min(limit, self._limit - batch))
         self._seen += len(indices)
         return indices
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from service.training.array_feed import ArrayFeed
 from service.training.arrays import ArraySource
@@ -27,13 +29,19 @@ def make_feed(
     shuffle: Shuffle,
     seed: int,
     max_queue_size: int,
+    steps_per_execution: int = 1,
 ) -> ArrayFeed | Feed:
     """Return the feed for data of any kind that Keras' fit takes.
 
+    An epoch is cut off at `keras.config.max_steps_per_epoch()`, as in Keras.
     Raises `ValueError` as Keras does when `y`, `sample_weight` or `class_weight` is given beside
     data that contains them; `NotSupported` for data that cannot be resumed.
     """
-    if can_convert_arrays((x, y, sample_weight)):
+    most = keras.config.max_steps_per_epoch()
+    if most and (not steps_per_epoch or most < steps_per_epoch):
+        warnings.warn(f"Limiting steps_per_epoch to {most}", stacklevel=2)
+        steps_per_epoch = most
+    if not isinstance(x, DataAdapter) and can_convert_arrays((x, y, sample_weight)):
         data = ArraySource(
             x,
             y,
@@ -44,9 +52,9 @@ def make_feed(
             seed=seed,
             steps=steps_per_epoch,
         )
-        return ArrayFeed(data, steps_per_epoch)
+        return ArrayFeed(data, steps_per_epoch, steps_per_execution)
     source = _source(x, y, sample_weight, class_weight, bool(shuffle), seed, max_queue_size)
-    return Feed(source, steps_per_epoch)
+    return Feed(source, steps_per_epoch, steps_per_execution)
 
 
 def _source(
@@ -58,6 +66,10 @@ def _source(
     seed: int,
     max_queue_size: int,
 ) -> Source:
+    if isinstance(x, DataAdapter):
+        from service.training.tfdata import AdapterSource
+
+        return AdapterSource(x)
     if data_adapters.is_tf_dataset(x):
         from service.training.tfdata import DatasetSource
 

@@ -2,7 +2,9 @@
 
 The rules are those of `keras.src.trainers.epoch_iterator.EpochIterator` (Keras 3): without
 `steps_per_epoch` each epoch is a new pass; with it one pass goes on over the epochs, and data that
-runs out ends the epoch with Keras' warning.
+runs out ends the epoch with Keras' warning. Keras counts in executions of `steps_per_execution`
+batches, of which only the last one before the data ends may have fewer; an epoch of 5 steps at 2
+an execution has 6 batches.
 """
 
 from __future__ import annotations
@@ -23,16 +25,19 @@ RAN_OUT = (
 class Feed:
     """Hands out the batches of the epochs in order, one at a time.
 
-    steps_per_epoch: as in fit; None: a pass is an epoch; -1: until the data ends.
+    steps_per_epoch: as in fit; None: a pass is an epoch; -1: until the data ends. group: Keras'
+    steps_per_execution.
     """
 
-    def __init__(self, source: Source, steps_per_epoch: int | None) -> None:
+    def __init__(self, source: Source, steps_per_epoch: int | None, group: int = 1) -> None:
         self.source = source
         self.steps_per_epoch = steps_per_epoch
+        self.group = group
         self.num_batches = source.num_batches
         self._taken: list[int] = []  # batches taken of each pass opened
         self._iterator: Iterator[Any] | None = None
         self._limit: int | None = None
+        self._short = False  # the data ended within an execution, which Keras does not notice
 
     @property
     def steps(self) -> int | None:
@@ -62,9 +67,11 @@ class Feed:
 
     def within(self, batch: int) -> bool:
         """Whether the epoch has, or may have, a batch number `batch`."""
-        if self._limit is None:
-            return self._iterator is not None
-        return batch < self._limit and not self._used_up
+        if self._iterator is None or self._used_up:
+            return False
+        if self._short:
+            batch = executed(batch, self.group)
+        return self._limit is None or batch < executed(self._limit, self.group)
 
     def more(self, batch: int) -> bool:
         """The same, and when it has none: end the epoch's data as Keras does."""
@@ -72,7 +79,8 @@ class Feed:
             return True
         if self._iterator is None:
             return False  # the data ran out, and `take` has ended the epoch
-        if self._limit is not None and batch < self._limit and self.steps_per_epoch:
+        reached = executed(batch, self.group)
+        if self._limit is not None and reached < self._limit and self.steps_per_epoch:
             warnings.warn(RAN_OUT, stacklevel=2)
         if self._used_up:
             # Keras opens the next pass here already (and another one when the epoch begins), so
@@ -82,13 +90,16 @@ class Feed:
         return False
 
     def take(self, batch: int, limit: int) -> Any | None:
-        """Return batch number `batch`; None when the data ran out."""
+        """Return batch number `batch`; None when there is none: ask `more` whether to go on."""
         assert self._iterator is not None
         try:
             data = next(self._iterator)
         except StopIteration:
-            if self.num_batches is None:
-                self.num_batches = self._seen + 1  # Keras counts the step that found nothing
+            if self._seen % self.group and not self._short:
+                self._short = True
+                return None
+            if self.num_batches is None:  # Keras counts the execution that found nothing
+                self.num_batches = executed(self._seen, self.group) + self.group
             warnings.warn(RAN_OUT, stacklevel=2)
             self._iterator = None
             self.source.on_epoch_end()
@@ -103,6 +114,7 @@ class Feed:
             "open": self._iterator is not None,
             "limit": self._limit,
             "num_batches": self.num_batches,
+            "short": self._short,
             "position": self.source.position() if self._iterator is not None else None,
             "own": self.source.state(),
         }
@@ -112,6 +124,7 @@ class Feed:
         self._taken = list(state["taken"])
         self._limit = state["limit"]
         self.num_batches = state["num_batches"]
+        self._short = state["short"]
         self.source.restore(state["own"])
         if state["open"]:
             self._iterator = self.source.reopen(self._taken, state["position"])
@@ -138,7 +151,8 @@ class Feed:
 
     @property
     def _used_up(self) -> bool:
-        return bool(self.num_batches) and self._seen >= (self.num_batches or 0)
+        seen = executed(self._seen, self.group) if self._short else self._seen
+        return bool(self.num_batches) and seen >= (self.num_batches or 0)
 
     @property
     def _seen(self) -> int:
@@ -147,3 +161,9 @@ class Feed:
     def _open(self) -> None:
         self._iterator = self.source.open(len(self._taken))
         self._taken.append(0)
+        self._short = False
+
+
+def executed(batches: int, group: int) -> int:
+    """Return how many steps Keras counts for so many batches: whole executions."""
+    return -(-batches // group) * group

@@ -95,32 +95,38 @@ class PyDatasetSource(Source):
                 yield dataset[i]
             return
         indices = None if self.num_batches is None else list(order)
-        self.close()
-        enqueuer = self._enqueuer = OrderedEnqueuer(
-            _InOrder(dataset, indices, order),
-            workers=dataset.workers,
-            use_multiprocessing=dataset.use_multiprocessing,
-            max_queue_size=dataset.max_queue_size,
-        )
-        enqueuer.start()
-        for count, batch in enumerate(enqueuer.get(), start=1):
-            yield batch
-            if indices is not None and count == len(indices):
-                return
+        start = next(order) if indices is None else 0
+        while indices is None or start < len(indices):
+            self.close()
+            enqueuer = self._enqueuer = OrderedEnqueuer(
+                _InOrder(dataset, indices, start),
+                workers=dataset.workers,
+                use_multiprocessing=dataset.use_multiprocessing,
+                max_queue_size=dataset.max_queue_size,
+            )
+            enqueuer.start()
+            for batch in enqueuer.get():
+                start += 1
+                yield batch
+                # An epoch's end stops the workers. What they had fetched ahead is fetched again,
+                # so that no batch depends on how far ahead of `on_epoch_end` they were.
+                if self._enqueuer is not enqueuer or start == len(indices or ()):
+                    break
 
 
 class _InOrder(keras.utils.PyDataset):  # type: ignore[misc]
-    """The user's dataset seen through an order of its batches."""
+    """The user's dataset from `start` on: through an order of its batches, None when endless."""
 
-    def __init__(self, dataset: Any, indices: list[int] | None, endless: Iterator[int]) -> None:
+    def __init__(self, dataset: Any, indices: list[int] | None, start: int) -> None:
         super().__init__()
         self._dataset = dataset
         self._indices = indices
-        self._start = 0 if indices is not None else next(endless)
+        self._start = start
 
     @property
     def num_batches(self) -> int | None:
-        return None if self._indices is None else len(self._indices)
+        return None if self._indices is None else len(self._indices) - self._start
 
     def __getitem__(self, i: int) -> Any:
-        return self._dataset[self._start + i if self._indices is None else self._indices[i]]
+        i += self._start
+        return self._dataset[i if self._indices is None else self._indices[i]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 from keras import tree
+from keras.src.trainers.data_adapters import data_adapter_utils
 
 Plain = dict[str, Any]
 
@@ -78,11 +79,12 @@ def as_tensors(batch: Any, spec: Any) -> Any:
     def convert(expected: Any, value: Any) -> Any:
         if value is None:
             return None
-        if isinstance(value, tf.SparseTensor | tf.RaggedTensor):
-            return value
+        if data_adapter_utils.is_scipy_sparse(value):
+            value = data_adapter_utils.scipy_sparse_to_tf_sparse(value)
         if hasattr(value, "detach"):  # a torch tensor
             value = value.detach().cpu().numpy()
-        tensor = tf.convert_to_tensor(value, dtype=expected.dtype)
+        composite = isinstance(value, tf.SparseTensor | tf.RaggedTensor)
+        tensor = value if composite else tf.convert_to_tensor(value, dtype=expected.dtype)
         if not expected.shape.is_compatible_with(tensor.shape):
             raise TypeError(
                 f"The data yielded an element of shape {tensor.shape} where an element of shape "
@@ -102,6 +104,4 @@ def to_tuple(batch: Any) -> Any:
 
 def spec_of(batches: list[Any]) -> Any:
     """Return the common tf.TypeSpec structure of a few batches, as Keras finds it."""
-    from keras.src.trainers.data_adapters import data_adapter_utils
-
     return data_adapter_utils.get_tensor_spec(batches)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from service.training.source import Plain, Source
@@ -105,6 +106,23 @@ class DatasetSource(Source):
                 "index) and plain TensorFlow in place of python functions"
             )
         return doubts
+
+
+class AdapterSource(DatasetSource):
+    """A `DataAdapter` of the user's own, which Keras' fit takes as it is."""
+
+    kind = "data adapter"
+
+    def __init__(self, adapter: DataAdapter) -> None:
+        super().__init__(adapter.get_tf_dataset(), None)
+        self.num_batches = adapter.num_batches
+        self._adapter = adapter
+
+    def on_epoch_begin(self) -> None:
+        self._adapter.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._adapter.on_epoch_end()
 
 
 def _write_iterator(iterator: Any) -> Plain:
