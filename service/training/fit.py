@@ -9,7 +9,8 @@ from checkpoints.errors import UsageError
 from service.training.history import History
 from service.training.job import TrainingJob
 from service.training.permutation import Shuffle
-from service.training.trainer import Plan, Trainer
+from service.training.plan import Plan
+from service.training.trainer import Trainer
 
 
 def fit(

@@ -18,7 +18,6 @@ from checkpoints.snapshot import Progress, Snapshot
 from service.training import document, generators
 from service.training.array_feed import ArrayFeed
 from service.training.data import make_feed
-from service.training.errors import StateMismatch
 from service.training.feed import Feed
 from service.training.history import History
 from service.training.job import TrainingJob
@@ -27,6 +26,7 @@ from service.training.means import Means
 from service.training.permutation import Shuffle
 from service.training.phase import Phase
 from service.training.source import Plain as PlainData
+from service.training.stored import Stored, choose_seed
 
 
 class Loop:
@@ -142,11 +142,9 @@ class Loop:
     def _start(self) -> bool:
         """Prepare and restore; return whether the phase was finished before."""
         index = self._job.enter_phase(self._name)
-        source = self._job.checkpoint_of(index)
+        stored = Stored.of(self._job, index)
         self._job.make_deterministic()
-        loaded = self._job.load(source) if source is not None else None
-        progress = loaded.manifest.progress if loaded is not None else None
-        seed = self._choose_seed(str(source), progress)
+        seed = choose_seed(stored, self._seed)
         self._feed = self._make_feed(seed)
         for doubt in self._feed.doubts():
             self._job.ctx.log.warning("data_not_exact", why=doubt)
@@ -165,29 +163,14 @@ class Loop:
             seed=seed,
             take=self._take,
         )
-        if loaded is None or progress is None:
-            self._feed.start()
-            self._phase.record_start(
-                {
-                    "epochs": self.epochs,
-                    "steps": self._feed.steps,
-                    "seed": seed,
-                    **self._feed.describe(),
-                }
-            )
-            self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
-            return False
-        later = self._job.newest is not None and self._job.newest.progress.phase > index
-        return self._restore(str(source), loaded, progress, later=later)
-
-    def _choose_seed(self, source: str, progress: Progress | None) -> int:
-        stored = progress.seed if progress is not None else None
-        if stored is None:
-            return generators.derived_seed() if self._seed is None else self._seed
-        if self._seed is not None and self._seed != stored:
-            problem = f"the checkpoint's is {stored}, the script's {self._seed}"
-            raise StateMismatch(checkpoint=source, what="seed", problem=problem)
-        return stored
+        if stored is not None:
+            over = stored.is_over(self._job, self.epochs, stopped=stored.plain["stopped"])
+            self._restore(stored, finished=over)
+            return over
+        self._feed.start()
+        self._phase.record_start(self._feed.describe())
+        self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
+        return False
 
     def _make_feed(self, seed: int) -> ArrayFeed | Feed:
         data = self._data if self._data is not None else _step_numbers()
@@ -201,17 +184,11 @@ class Loop:
             build_compiled(self._given, feed.spec)
         return feed
 
-    def _restore(self, source: str, loaded: Any, progress: Progress, *, later: bool) -> bool:
-        """Put the whole state back; return whether there is nothing left to train."""
+    def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
-        plain, others = document.unpack(loaded.files[STATE_FILE], f"{source}/{STATE_FILE}")
-        facts = self._feed.describe()
-        if progress.batch > 0 and plain["data"] != facts:
-            problem = f"the checkpoint has {plain['data']}, the script {facts}"
-            raise StateMismatch(checkpoint=source, what="data", problem=problem)
-        self._state.restore(source, loaded.files, others, plain["state"])
-        over = plain["stopped"] or progress.epoch >= self.epochs
-        finished = progress.finished and (later or over)
+        plain = stored.plain
+        stored.check_data(self._phase, self._feed.describe())
+        self._state.restore(stored.checkpoint, stored.files, stored.variables, plain["state"])
         if finished:
             self._feed.skip(plain["feed"])
         else:
@@ -222,19 +199,14 @@ class Loop:
         self._stopped = plain["stopped"]
         self._begun, self._trained = plain["begun"], plain["trained"]
         generators.restore(plain["generators"])
-        self.epoch, self.batch = progress.epoch, progress.batch
-        self._phase.step = progress.step
-        self._phase.resumed(self.epoch, self.batch)
-        self._phase.log.info(
-            "resumed",
-            checkpoint=source,
-            step=progress.step,
-            epoch=progress.epoch,
-            batch=progress.batch,
-            seconds=round(time.perf_counter() - started, 3),
+        stored.release()
+        self.epoch, self.batch = stored.progress.epoch, stored.progress.batch
+        self._phase.resumed(
+            stored.checkpoint,
+            stored.progress,
+            seconds=time.perf_counter() - started,
             data=self._feed.how_resumed(),
         )
-        return finished
 
     # -- the loop --------------------------------------------------------------------------
 

@@ -116,8 +116,14 @@ class Phase:
         self.job.ctx.status.logs = {k: v for k, v in logs.items() if isinstance(v, float)}
         self.job.ctx.status.tick()
 
-    def record_start(self, params: dict[str, Any]) -> None:
-        """Write the row of a phase's start."""
+    def record_start(self, data: dict[str, Any]) -> None:
+        """Write the row of a phase's start; data: what there is to say of it."""
+        params = {
+            "epochs": self.epochs,
+            "steps": self.steps_per_epoch,
+            "seed": self.seed,
+            **data,
+        }
         self.job.history.append(
             {
                 "kind": "phase",
@@ -148,13 +154,22 @@ class Phase:
         status.steps_per_second = None if not self._pace else 1.0 / self._pace
         status.tick()
 
-    def resumed(self, epoch: int, batch: int) -> None:
-        """Note that the state is that of the checkpoint gone on from: it needs no save."""
-        self._last_step_saved = self.step
+    def resumed(self, checkpoint: str, progress: Progress, *, seconds: float, data: str) -> None:
+        """Note that the state is that of `checkpoint`: it needs no save."""
+        self.step = self._last_step_saved = progress.step
         self._last_save = time.monotonic()
         status = self.job.ctx.status
-        status.step, status.epoch, status.batch = self.step, epoch, batch
-        self.job.ctx.status.tick()
+        status.step, status.epoch, status.batch = progress.step, progress.epoch, progress.batch
+        status.tick()
+        self.log.info(
+            "resumed",
+            checkpoint=checkpoint,
+            step=progress.step,
+            epoch=progress.epoch,
+            batch=progress.batch,
+            seconds=round(seconds, 3),
+            data=data,
+        )
 
     # -- saving and leaving ----------------------------------------------------------------
 

@@ -44,8 +44,22 @@ class StepLogs:
     values: dict[str, Any]
     own_loss: Any | None
 
-    def __len__(self) -> int:
-        return len(next(iter(self.values.values()))) if self.values else 0
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dict of python values a step, as `pythonify_logs` makes them."""
+        columns = [
+            [float(v) for v in values]
+            if values.ndim == 1 and values.dtype.kind in "fiub"
+            else list(values)
+            for values in self.values.values()
+        ]
+        return [dict(zip(self.values, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def own_losses(self) -> list[float | None]:
+        """Return each step's own loss, None where the model reports none."""
+        if self.own_loss is None:
+            return [None] * len(self.rows())
+        losses: list[float | None] = self.own_loss.tolist()
+        return losses
 
 
 class OwnLoss:

@@ -1,0 +1,109 @@
+"""What a checkpoint of a fit holds: taken into snapshots, checked and put back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import keras
+
+from checkpoints.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, Stage
+from checkpoints.snapshot import Progress, Snapshot
+from service.training import document, generators
+from service.training.array_feed import ArrayFeed
+from service.training.callbacks import CallbackStates
+from service.training.feed import Feed
+from service.training.phase import Phase
+from service.training.state import LiveState
+from service.training.stored import Stored
+from service.training.validation import Validation
+
+Logs = dict[str, Any]
+
+
+class FitState:
+    """The state of a fit outside the model's variables, and the way of both into a checkpoint.
+
+    logs: of the last step. training_logs: of the last epoch. epoch_begun: the present epoch's
+    begin is over. epoch_trained: so are its batches; what is left is its end.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        live: LiveState,
+        feed: ArrayFeed | Feed,
+        validation: Validation,
+        callbacks: CallbackStates,
+    ) -> None:
+        self.logs: Logs = {}
+        self.training_logs: Logs | None = None
+        self.epoch_begun = False
+        self.epoch_trained = False
+        self._model = model
+        self._live = live
+        self._feed = feed
+        self._validation = validation
+        self._callbacks = callbacks
+        self._documents = _describe_model(model)
+
+    def take(self, progress: Progress) -> Snapshot:
+        """Hold everything at this place; the variables without a copy."""
+        plain = {
+            "model": self._live.describe(),
+            "data": self._feed.describe(),
+            "callbacks": self._callbacks.capture(),
+            "logs": self.logs,
+            "training_logs": self.training_logs,
+            "stop_training": bool(self._model.stop_training),
+            "epoch_begun": self.epoch_begun,
+            "epoch_trained": self.epoch_trained,
+            "feed": self._feed.state(),
+            "validations": self._validation.runs,
+            "generators": generators.capture(),
+        }
+        state = document.pack(plain, self._live.others())
+        logs = self.logs if progress.stage == Stage.STEP else self.training_logs or {}
+        return Snapshot(
+            progress=progress,
+            files={WEIGHTS_FILE: self._live.weights(), STATE_FILE: state},
+            documents=self._documents,
+            metrics={k: v for k, v in logs.items() if isinstance(v, float)},
+        )
+
+    def restore(self, stored: Stored, phase: Phase, *, finished: bool) -> None:
+        """Put everything back. Raises `StateMismatch` before anything is changed.
+
+        finished: the phase takes no more data; what it took counts as taken all the same.
+        """
+        plain = stored.plain
+        stored.check_data(phase, self._feed.describe())
+        weights = stored.files[WEIGHTS_FILE]
+        self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
+        self._live.assign(weights, stored.variables)
+        lost = self._callbacks.restore(plain["callbacks"])
+        if lost:
+            phase.log.warning(
+                "callback_state_unused", callbacks=lost, why="the script has no such callback there"
+            )
+        self.logs, self.training_logs = plain["logs"], plain["training_logs"]
+        self.epoch_begun, self.epoch_trained = plain["epoch_begun"], plain["epoch_trained"]
+        self._model.stop_training = plain["stop_training"]
+        if finished:
+            self._feed.skip(plain["feed"])
+        else:
+            self._feed.restore(plain["feed"])
+            seconds = self._validation.restore(plain["validations"])
+            if seconds is not None:
+                phase.log.info("validation_data_replayed", seconds=round(seconds, 3))
+        generators.restore(plain["generators"])
+
+
+def _describe_model(model: Any) -> dict[str, bytes]:
+    """Return `model.json`, from which `export` makes a `.keras` file; nothing if Keras cannot."""
+    try:
+        config = keras.saving.serialize_keras_object(model)
+        text = json.dumps({"config": config, "keras_version": keras.__version__})
+    except Exception:  # noqa: BLE001 - a user's get_config may raise anything; export tells
+        return {}
+    return {MODEL_FILE: text.encode()}
