@@ -133,8 +133,8 @@ def test_the_page_of_the_format_names_every_field_of_a_manifest() -> None:
 
 
 def test_the_page_of_the_format_names_every_part_of_the_state() -> None:
-    text = (TOP / "service/training/trainer.py").read_text(encoding="utf-8")
-    take = re.search(r"def _take\(.*?\n        \}\n", text, re.S)
+    text = (TOP / "service/training/fit_state.py").read_text(encoding="utf-8")
+    take = re.search(r"def take\(.*?\n        \}\n", text, re.S)
     assert take is not None
     rows = table(section(page("docs/format.md"), "The files of a checkpoint"))
     assert sorted(codes(rows)) == sorted(re.findall(r'^            "(\w+)":', take.group(), re.M))
