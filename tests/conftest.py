@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,6 +19,16 @@ for _name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
         del os.environ[_name]
 os.environ["MPLBACKEND"] = "agg"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Whoever starts the tests in the background, or under nohup, has them inherit ignored signals; the
+# processes under test would inherit them in turn.
+for _signum, _handler in {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGHUP: signal.SIG_DFL,
+    signal.SIGTERM: signal.SIG_DFL,
+}.items():
+    if signal.getsignal(_signum) is signal.SIG_IGN:
+        signal.signal(_signum, _handler)
 
 # Every process started from here inherits this, so that also one that has left our process tree
 # (a detached supervisor) is known to be ours.
@@ -64,6 +75,19 @@ def require() -> Callable[[str], str]:
         return found
 
     return require
+
+
+@pytest.fixture(autouse=True)
+def _tensorflow_is_seeded() -> None:
+    """Seed TensorFlow where it is loaded and nobody has.
+
+    Some test modules turn on op determinism for the whole process, with which unseeded random ops
+    raise; whether an earlier test has seeded must not decide about a later one.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    context = sys.modules.get("tensorflow.python.eager.context")
+    if tensorflow is not None and context is not None and context.global_seed() is None:
+        tensorflow.random.set_seed(1)
 
 
 def _is_ours(process: psutil.Process, descendants: set[int]) -> bool:
