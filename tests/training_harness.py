@@ -26,9 +26,8 @@ from checkpoints.history import HistoryReader
 from checkpoints.storage import open_storage
 from service import context, fit
 from service.training import job as jobs
-from service.training import phase as phases
 from service.training.phase import Phase
-from service.training.trainer import Trainer
+from service.training.step import CompiledSteps, StepLogs
 
 SEED = 7
 # What the tests of this house compare against Keras needs the same kernels on both sides.
@@ -199,14 +198,27 @@ def stopping_at(step: int) -> Iterator[None]:
 
 
 @contextmanager
-def steps_a_call(sizes: Callable[[int], int]) -> Iterator[None]:
-    """Force how many steps a compiled call takes: `sizes(step)` at a given step."""
+def steps_a_call(sizes: Callable[[int], int]) -> Iterator[list[int]]:
+    """Force how many steps a compiled call takes: `sizes(step)` at a given step, at most.
+
+    Yields the list of how many steps each call took.
+    """
+    taken: list[int] = []
+    run = CompiledSteps.run
 
     def allowed(self: Phase, limit: int) -> int:
         return max(1, self._cadence.steps_until_due(self.step, min(limit, sizes(self.step))))
 
-    with mock.patch.object(Phase, "steps_allowed", allowed):
-        yield
+    def run_and_note(self: CompiledSteps, lot: Any) -> StepLogs:
+        logs = run(self, lot)
+        taken.append(len(logs))
+        return logs
+
+    with (
+        mock.patch.object(Phase, "steps_allowed", allowed),
+        mock.patch.object(CompiledSteps, "run", run_and_note),
+    ):
+        yield taken
 
 
 def first_difference(one: dict[str, bytes], two: dict[str, bytes]) -> str | None:
@@ -233,7 +245,6 @@ __all__ = [
     "Death",
     "End",
     "Script",
-    "Trainer",
     "all_state",
     "assert_same_end",
     "begin_process",
@@ -241,7 +252,6 @@ __all__ = [
     "first_difference",
     "generators",
     "keras_fit",
-    "phases",
     "process",
     "rows",
     "steps_a_call",

@@ -1,0 +1,164 @@
+"""`fit` against Keras' own `Model.fit` with the samples in the same order: every byte is equal.
+
+Where a float differs for a reason, the reason is stated and the tolerance is float32 rounding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from tests.training_harness import End, Script, assert_same_end, keras_fit, train
+from tests.training_zoo import (
+    ARRAYS,
+    IMAGES,
+    MLP,
+    SAMPLES,
+    TRACED,
+    X,
+    Y,
+    added_loss,
+    cross_entropy,
+    model_of,
+    own,
+    rotated,
+    sgd_on_a_schedule,
+    shaped,
+    tiny,
+    vector_metric,
+    with_policy,
+)
+
+WEIGHTS = np.linspace(0, 2, SAMPLES)
+HELD_OUT = (X[:7], Y[:7])
+
+MORE_TRACED: dict[str, Script] = {
+    "not built before": Script(model_of(*MLP, shape=None), ARRAYS),
+    "rotated and zoomed": Script(rotated, {**ARRAYS, "x": IMAGES}),
+    "regularizers and add_loss": Script(added_loss(), {**ARRAYS, "y": X}),
+    "add_loss alone, no targets": Script(added_loss(None), {**ARRAYS, "y": None}),
+    "sgd on a schedule": Script(model_of(*MLP, optimizer=sgd_on_a_schedule), ARRAYS),
+    "mixed_bfloat16": Script(with_policy("mixed_bfloat16"), ARRAYS),
+    "static batch size": Script(shaped, {**ARRAYS, "x": X[:16], "y": Y[:16]}),
+    "metric with many values": Script(vector_metric, {**ARRAYS, "y": np.eye(3)[Y]}),
+}
+
+TWO_DIMENSIONS = np.linspace(0, 1, 3 * SAMPLES).reshape(SAMPLES, 3)
+
+
+def of_sequences() -> Any:
+    model = keras.Sequential([layers.Input((3, 2)), layers.Dense(4), layers.Dense(2)])
+    model.compile("sgd", cross_entropy(), weighted_metrics=["accuracy"], run_eagerly=True)
+    return model
+
+
+EAGER: dict[str, Script] = {
+    "run_eagerly": Script(tiny(), ARRAYS),
+    "own train_step, eager": Script(own(run_eagerly=True), ARRAYS),
+    "class_weight": Script(tiny(), {**ARRAYS, "class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}),
+    "class_weight of one-hot targets": Script(
+        tiny(loss="categorical_hinge"),
+        {**ARRAYS, "y": np.eye(3)[Y], "class_weight": {0: 1.0, 1: 2.0, 2: 0.5}},
+    ),
+    "sample_weight": Script(
+        tiny(weighted_metrics=["accuracy"]), {**ARRAYS, "sample_weight": WEIGHTS}
+    ),
+    "temporal sample_weight": Script(
+        of_sequences,
+        {
+            **ARRAYS,
+            "x": X.reshape(SAMPLES, 3, 2),
+            "y": (X.reshape(SAMPLES, 3, 2)[..., 0] > 0).astype("int32"),
+            "sample_weight": TWO_DIMENSIONS,
+        },
+    ),
+    "validation_split": Script(tiny(), {**ARRAYS, "validation_split": 0.25}),
+    "validation_split, weighted": Script(
+        tiny(), {**ARRAYS, "validation_split": 0.25, "sample_weight": WEIGHTS}
+    ),
+    "validation_freq": Script(
+        tiny(), {**ARRAYS, "epochs": 4, "validation_data": HELD_OUT, "validation_freq": 2}
+    ),
+    "validation_freq as a list": Script(
+        tiny(), {**ARRAYS, "epochs": 4, "validation_data": HELD_OUT, "validation_freq": [1, 4]}
+    ),
+    "validation_steps and batch size": Script(
+        tiny(),
+        {
+            **ARRAYS,
+            "validation_data": (*HELD_OUT, np.arange(7.0)),
+            "validation_batch_size": 2,
+            "validation_steps": 2,
+        },
+    ),
+    "validation of a dataset": Script(
+        tiny(),
+        {**ARRAYS, "validation_data": tf.data.Dataset.from_tensor_slices(HELD_OUT).batch(3)},
+    ),
+    "validation_data before validation_split": Script(
+        tiny(), {**ARRAYS, "validation_data": HELD_OUT, "validation_split": 0.5}
+    ),
+    "initial_epoch": Script(tiny(), {**ARRAYS, "epochs": 3, "initial_epoch": 1}),
+    "no epoch left": Script(tiny(), {**ARRAYS, "initial_epoch": 2}),
+    "no epochs": Script(tiny(), {**ARRAYS, "epochs": 0}),
+    "one batch": Script(tiny(), {**ARRAYS, "batch_size": 100}),
+    "whole batches": Script(tiny(), {**ARRAYS, "x": X[:16], "y": Y[:16]}),
+    "no batch_size": Script(tiny(), {**ARRAYS, "batch_size": None}),
+    "tensors": Script(tiny(), {**ARRAYS, "x": tf.constant(X), "y": tf.constant(Y)}),
+    "float64 and column targets": Script(
+        tiny(), {**ARRAYS, "x": X.astype("float64"), "y": Y.reshape(-1, 1)}
+    ),
+    "the learning rate in the logs": Script(
+        tiny(),
+        ARRAYS,
+        lambda: [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / (epoch + 1))],
+    ),
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def assert_as_keras(script: Script, folder: Path) -> tuple[End, End]:
+    theirs, ours = keras_fit(script), train(script, folder)
+    if script.arguments["epochs"] <= script.arguments.get("initial_epoch", 0):
+        # Keras has not traced anything, so metrics are not made; ours are, and untouched.
+        ours.state = {name: ours.state[name] for name in theirs.state}
+    assert_same_end(theirs, ours, rows=False)
+    return theirs, ours
+
+
+@pytest.mark.parametrize("name", [*TRACED, *MORE_TRACED])
+def test_compiled_training_ends_as_keras_does(tmp_path: Path, name: str) -> None:
+    theirs, _ = assert_as_keras((TRACED | MORE_TRACED)[name], tmp_path)
+    assert len(theirs.epoch) == 2
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_arguments_mean_what_they_mean_in_keras(tmp_path: Path, name: str) -> None:
+    assert_as_keras(EAGER[name], tmp_path)
+
+
+def test_the_history_rows_are_keras_logs(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append((batch, dict(logs)))
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seen.append((epoch, dict(logs)))
+
+    script = TRACED["many inputs and outputs"]
+    theirs = keras_fit(script.with_callbacks(lambda: [Watch()]))
+    ours = train(script, tmp_path)
+    rows = [row for row in ours.rows if row["kind"] != "phase"]
+    told = [(r["batch"] if r["kind"] == "step" else r["epoch"], r["logs"]) for r in rows]
+    assert told == seen
+    assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
+    assert theirs.history == ours.history
