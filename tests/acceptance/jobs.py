@@ -63,6 +63,7 @@ class Training:
         self.control = folder / "control"
         self.control.mkdir(parents=True)
         os.link(digits, self.control / "digits.npz")
+        self.vary("plain")
         self.hold("never")
         self.storage = open_storage(self.folder)
         self.store = CheckpointStore(self.storage)
@@ -75,6 +76,8 @@ class Training:
             self.command = FORKED
             self.options += ["--backend", "forked"]
         self.supervisor: subprocess.Popen[bytes] | None = None
+        self._made = time.time()
+        self._supervisors: list[subprocess.Popen[bytes]] = []
         self._output = folder / "holdfast.log"
 
     # -- its processes -------------------------------------------------------------------
@@ -97,6 +100,7 @@ class Training:
                 cwd=self.control,
                 env={**os.environ, "PYTHONPATH": str(TOP)},
             )
+        self._supervisors.append(self.supervisor)
 
     def end(self, code: int = 0) -> None:
         """Wait until the supervisor has ended, with this exit code."""
@@ -109,10 +113,10 @@ class Training:
 
     def close(self) -> None:
         """End what is still there, whatever state it is in."""
-        left = [] if self.supervisor is None else [self.supervisor.pid]
+        left = [one.pid for one in self._supervisors if one.poll() is None]
         for attempt in range(1, 200):
             beat = heartbeat.read(self.storage, attempt)
-            if beat is not None and self._is_mine(beat):
+            if beat is not None and beat.ended is None and self._is_mine(beat):
                 left.append(beat.pid)
         for pid in left:
             try:
@@ -125,20 +129,25 @@ class Training:
                     member.kill()
                 except psutil.NoSuchProcess:
                     continue
-        if self.supervisor is not None:
-            self.supervisor.wait(PATIENCE)
+        for one in self._supervisors:
+            one.wait(PATIENCE)
 
     def _is_mine(self, beat: Beat) -> bool:
         try:
-            return str(self.folder) in psutil.Process(beat.pid).cmdline()
+            return psutil.Process(beat.pid).create_time() >= self._made - 1
         except psutil.Error:
             return False
 
-    def kill_supervisor(self) -> None:
+    def release_supervisor(self) -> subprocess.Popen[bytes]:
+        """Return the supervisor, which is not this training's any more: another one may start."""
         assert self.supervisor is not None
-        self.supervisor.kill()
-        self.supervisor.wait(PATIENCE)
-        self.supervisor = None
+        released, self.supervisor = self.supervisor, None
+        return released
+
+    def kill_supervisor(self) -> None:
+        supervisor = self.release_supervisor()
+        supervisor.kill()
+        supervisor.wait(PATIENCE)
 
     # -- what its files show -------------------------------------------------------------
 
@@ -197,6 +206,10 @@ class Training:
         """Return the checkpoint that an attempt is writing: its folder has no manifest yet."""
         newest = self.folders(attempt)[-1:]
         return newest[0] if newest and not self.committed(newest[0]) else None
+
+    def vary(self, variant: str) -> None:
+        """Choose what the script "variants" does when it is started the next time."""
+        (self.control / "variant").write_text(variant)
 
     # -- holding it ----------------------------------------------------------------------
 
@@ -310,4 +323,4 @@ def gone(process: psutil.Process) -> bool:
 def stopped(process: psutil.Process) -> bool:
     """Whether every thread of a process stands still after SIGSTOP."""
     states = Path(f"/proc/{process.pid}/task").glob("*/stat")
-    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in states)
+    return all(stat.read_text().rpartition(")")[2].split()[0] in "Tt" for stat in states)
