@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from checkpoints.errors import UsageError
+from service.training.errors import NotSupported
 from service.training.history import History
 from service.training.job import TrainingJob
 from service.training.permutation import Shuffle
@@ -74,14 +79,19 @@ def fit(
     """
     _check(epochs, initial_epoch, validation_split, validation_freq, shuffle, batch_size)
     model._assert_compile_called("fit")
+    _refuse_replicas(model)
+    most = keras.config.max_epochs()
+    if most and most < epochs:
+        warnings.warn(f"Limiting epochs to {most}", stacklevel=2)
+        epochs = most
     job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=seed)
     plan = Plan(
         x=x,
         y=y,
         sample_weight=sample_weight,
         batch_size=batch_size,
-        epochs=epochs,
-        initial_epoch=initial_epoch,
+        epochs=int(epochs),
+        initial_epoch=int(initial_epoch),
         verbose=verbose,
         callbacks=callbacks,
         validation_split=validation_split,
@@ -100,6 +110,16 @@ def fit(
     return Trainer(model, plan, job).run()
 
 
+def _refuse_replicas(model: Any) -> None:
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise NotSupported(
+            field="model",
+            problem=f"it was made under a strategy of {replicas} replicas",
+            hint="Make it outside of strategy.scope(): a job trains on one device.",
+        )
+
+
 def _check(
     epochs: Any,
     initial_epoch: Any,
@@ -112,7 +132,9 @@ def _check(
         raise UsageError(field=field, problem=problem, hint=hint)
 
     def is_count(value: Any, least: int) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            return False
+        return int(value) >= least
 
     if not is_count(epochs, 0):
         fail("epochs", f"{epochs!r} is no number of epochs", "Give an integer, 0 or more.")

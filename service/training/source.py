@@ -81,6 +81,8 @@ def as_tensors(batch: Any, spec: Any) -> Any:
             return None
         if data_adapter_utils.is_scipy_sparse(value):
             value = data_adapter_utils.scipy_sparse_to_tf_sparse(value)
+        elif data_adapter_utils.is_jax_sparse(value):
+            value = data_adapter_utils.jax_sparse_to_tf_sparse(value)
         if hasattr(value, "detach"):  # a torch tensor
             value = value.detach().cpu().numpy()
         composite = isinstance(value, tf.SparseTensor | tf.RaggedTensor)

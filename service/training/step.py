@@ -134,6 +134,7 @@ class CompiledSteps:
         self._names: list[str] = []
         self._call: Any = None
         self._graph: Any = None
+        self._summaries = False
 
     def trace(self) -> None:
         """Build and trace the step, so that every variable that it touches exists."""
@@ -144,6 +145,7 @@ class CompiledSteps:
         inner = tf.function(
             self.model.train_step, jit_compile=bool(self.model.jit_compile), autograph=False
         )
+        self._summaries = tf.summary.should_record_summaries()
         concrete = inner.get_concrete_function(self.spec)
         self.own_loss = OwnLoss(self.model)
         logs = concrete.structured_outputs
@@ -180,6 +182,8 @@ class CompiledSteps:
         there are no arrays, the one batch `lot`."""
         if self.eager:
             return self._run_eagerly(lot)
+        if tf.summary.should_record_summaries() and not self._summaries:
+            self.trace()  # a callback has set a writer since: the model's own summaries go there
         if self.arrays is None:
             values, own = self._call(lot)
             values = [tf.expand_dims(v, 0) for v in values]

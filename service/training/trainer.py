@@ -15,6 +15,7 @@ from service.training import arrays
 from service.training.array_feed import ArrayFeed
 from service.training.callbacks import CallbackStates, wants_batches
 from service.training.data import make_feed
+from service.training.feed import executed
 from service.training.fit_state import FitState, Logs
 from service.training.history import History
 from service.training.job import TrainingJob
@@ -42,6 +43,9 @@ class Trainer:
         watched, stop.watched = stop.watched, True
         try:
             return self._run()
+        except BaseException:
+            self._abandon()
+            raise
         finally:
             stop.watched = watched
 
@@ -84,6 +88,14 @@ class Trainer:
         stopped = stored.plain["stop_training"]
         return stored.is_over(self.job, self.plan.epochs, stopped=stopped)
 
+    def _abandon(self) -> None:
+        """Leave nothing running behind an error that the script may catch."""
+        if hasattr(self, "feed"):
+            self.feed.close()
+        if hasattr(self, "probe") and self.probe in self.callbacks.callbacks:
+            self.callbacks.callbacks.remove(self.probe)
+        self.job.writer.wait()
+
     # -- before the first step -------------------------------------------------------------
 
     def _prepare_data(self, seed: int) -> None:
@@ -100,6 +112,7 @@ class Trainer:
             shuffle=plan.shuffle,
             seed=seed,
             max_queue_size=plan.max_queue_size,
+            steps_per_execution=self.model.steps_per_execution,
         )
         for doubt in self.feed.doubts():
             self.job.ctx.log.warning("data_not_exact", why=doubt)
@@ -171,9 +184,11 @@ class Trainer:
             return stored.progress.epoch, stored.progress.batch
         self.feed.start()
         self.phase.record_start(self.feed.describe())
+        # Keras' BackupAndRestore has its say here, in a job that is new.
+        epoch = self.model._initial_epoch or self.plan.initial_epoch
         # With this first save even the untrained weights are the same after any death.
-        self.phase.commit(self.phase.hold(self.plan.initial_epoch, 0, Stage.STEP), "start")
-        return self.plan.initial_epoch, 0
+        self.phase.commit(self.phase.hold(epoch, 0, Stage.STEP), "start")
+        return epoch, 0
 
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
@@ -219,14 +234,15 @@ class Trainer:
             self.phase.at_border(epoch, batch)
             if not self.feed.more(batch):
                 break
+            step = executed(batch, group) if group else batch
             if group:
-                self.callbacks.on_train_batch_begin(batch)
+                self.callbacks.on_train_batch_begin(step)
             done = self._call(epoch, batch, group)
             if done == 0:
-                break
+                continue
             batch += done
             if group:
-                self.callbacks.on_train_batch_end(batch - done + group - 1, self.state.logs)
+                self.callbacks.on_train_batch_end(step + group - 1, self.state.logs)
             elif self.callbacks._progbar is not None:
                 self.callbacks._progbar.on_train_batch_end(batch - 1, self.state.logs)
         self.state.epoch_trained = True
