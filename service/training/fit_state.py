@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -25,7 +26,8 @@ class FitState:
     """The state of a fit outside the model's variables, and the way of both into a checkpoint.
 
     logs: of the last step. training_logs: of the last epoch. epoch_begun: the present epoch's
-    begin is over. epoch_trained: so are its batches; what is left is its end.
+    begin is over. epoch_trained: so are its batches; what is left is its end. rehearse: takes a
+    step where no trace has made every variable (run_eagerly).
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class FitState:
         feed: ArrayFeed | Feed,
         validation: Validation,
         callbacks: CallbackStates,
+        rehearse: Callable[[], None] | None = None,
     ) -> None:
         self.logs: Logs = {}
         self.training_logs: Logs | None = None
@@ -45,10 +48,13 @@ class FitState:
         self._feed = feed
         self._validation = validation
         self._callbacks = callbacks
+        self._rehearse = rehearse
         self._documents = _describe_model(model)
 
     def take(self, progress: Progress) -> Snapshot:
         """Hold everything at this place; the variables without a copy."""
+        if self._rehearse is not None:
+            self._live.refresh()
         plain = {
             "model": self._live.describe(),
             "data": self._feed.describe(),
@@ -79,7 +85,10 @@ class FitState:
         plain = stored.plain
         stored.check_data(phase, self._feed.describe())
         weights = stored.files[WEIGHTS_FILE]
-        self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
+        if self._rehearse is not None and self._live.lacks(weights, plain["model"]):
+            self._rehearsed_check(self._rehearse, stored)
+        else:
+            self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
         self._live.assign(weights, stored.variables)
         lost = self._callbacks.restore(plain["callbacks"])
         if lost:
@@ -97,6 +106,20 @@ class FitState:
             if seconds is not None:
                 phase.log.info("validation_data_replayed", seconds=round(seconds, 3))
         generators.restore(plain["generators"])
+
+    def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:
+        # What the checkpoint has too much may be what the first step makes: an optimizer's slots.
+        before, drawn = self._live.values(), generators.capture()
+        try:
+            rehearse()
+            self._live.refresh()
+            weights, model = stored.files[WEIGHTS_FILE], stored.plain["model"]
+            self._live.check(stored.checkpoint, weights, stored.variables, model)
+        except BaseException:
+            for variable, value in before:
+                variable.assign(value)
+            generators.restore(drawn)
+            raise
 
 
 def _describe_model(model: Any) -> dict[str, bytes]:

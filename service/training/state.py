@@ -51,10 +51,17 @@ class LiveState:
 
     def __init__(self, model: Any, extra: Iterable[Any] = (), *, prefix: str = "variables") -> None:
         self.prefix = prefix
+        self._of = (model, list(extra))
+        self.rest: list[Any] = []
         self.loss = _loss_names(getattr(model, "loss", None))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for the model's variables again: an eager step may have made some."""
+        model, extra = self._of
         self.layout = walk.weights_layout(model)
         known = {id(raw(v)) for v in self.layout.variables.values()}
-        self.rest: list[Any] = []
+        self.rest = []
         for variable in [*walk.all_variables(model), *extra]:
             if id(raw(variable)) not in known and raw(variable).dtype != tf.string:
                 known.add(id(raw(variable)))
@@ -130,6 +137,16 @@ class LiveState:
                 fail(name, "the checkpoint has it, the script does not")
             if name in self.layout.variables:
                 check_one(name, weights[name], self.layout.variables[name], fail)
+
+    def lacks(self, weights: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint has more variables than there are here."""
+        more = {name for name in weights if name.rsplit("/", 1)[0] not in self.layout.computed}
+        return not more <= set(self.layout.variables) or len(description["rest"]) > len(self.rest)
+
+    def values(self) -> list[tuple[Any, Any]]:
+        """Return copies of all variables' values, to be put back one by one."""
+        variables = [*self.layout.variables.values(), *self.rest]
+        return [(raw(v), raw(v).numpy()) for v in variables]
 
     def assign(self, weights: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         """Put checked values into the live variables."""

@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from service.training import rows
 
@@ -160,6 +161,16 @@ class CompiledSteps:
             autograph=False,
         )
         self._graph = self._call.get_concrete_function().graph
+
+    def rehearse(self) -> None:
+        """Take an eager step for the sake of the variables that it makes; the caller undoes it."""
+        if self.arrays is None:
+            batch = tree.map_structure(
+                lambda spec: tf.zeros([size or 1 for size in spec.shape], spec.dtype), self.spec
+            )
+        else:
+            batch = self._gather(tf.zeros([1], tf.int64))
+        self.model.train_step(batch)
 
     def touched_variables(self) -> list[Any]:
         """The variables that the traced step reads or writes, in the order it captured them."""

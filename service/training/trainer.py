@@ -65,7 +65,8 @@ class Trainer:
             self.callbacks.on_train_begin()
         own = [c for c in self.callbacks.callbacks if c is not self.probe]
         states = CallbackStates(own)
-        self.state = FitState(self.model, live, self.feed, self.validation, states)
+        rehearse = self.steps.rehearse if self.steps.eager else None
+        self.state = FitState(self.model, live, self.feed, self.validation, states, rehearse)
         self.phase = Phase(
             self.job,
             index,
