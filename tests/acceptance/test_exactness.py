@@ -56,6 +56,8 @@ class Striker:
         self.last = process
         if held:
             self.epoch = self.training.until_held(process, moment, soon)
+            if kind == "both":
+                self.training.kill_supervisor()
             self._send(process)
         elif kind == "import":
             self._send(process)
@@ -68,8 +70,6 @@ class Striker:
         else:
             self._some_steps_on(process, number, soon)
         self.struck.append(kind)
-        if kind == "both":
-            self.training.kill_supervisor()
         self.training.hold("epoch_end", self.epoch, process)  # let go of this one only
         self.training.until(f"the end of attempt {number}", lambda: gone(process))
         if kind == "both":
@@ -116,7 +116,9 @@ class Striker:
         return soon
 
     def _send(self, process: psutil.Process) -> None:
-        process.send_signal(self.signum)
+        # Whoever is asked to leave may be asked twice.
+        for _ in range(1 if self.signum == signal.SIGKILL else self.random.randint(1, 2)):
+            process.send_signal(self.signum)
 
     def plan(self, wanted: dict[str, int]) -> list[str]:
         kinds = [kind for kind, count in wanted.items() for _ in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -85,9 +86,10 @@ def traced(
     calls: str,
     inject: str | None = None,
     path: Path | None = None,
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[str]]:
     """Trace a process, all of its threads, until it ends; wait for that on leaving.
 
+    Gives the tracer; interrupted by SIGINT, it lets the process go.
     inject: how to tamper, as strace's option says; calls are counted in each thread by itself.
     path: only calls on this file.
     """
@@ -102,9 +104,9 @@ def traced(
         while "attached" not in said:
             assert "Requested path" in said, f"strace: {said}"  # it does not exist yet
             said = tracer.stderr.readline()
-        yield
+        yield tracer
         _, said = tracer.communicate(timeout=240)
-        assert tracer.returncode in (0, -9), said
+        assert tracer.returncode in (0, -signal.SIGKILL, -signal.SIGINT), said
     finally:
         tracer.kill()
         tracer.wait(60)
