@@ -16,6 +16,7 @@ from checkpoints.store import CheckpointStore, Loaded
 from checkpoints.writer import Writer
 from service import context
 from service.context import AttemptContext
+from service.exit_codes import FAILED
 from service.spec import version
 from service.training import generators
 from service.training.errors import StateMismatch
@@ -63,6 +64,7 @@ class TrainingJob:
             on_event=self._on_event,
         )
         self._entered: list[str | None] = []
+        self._failed = False
         self._names = {
             p: self.store.manifest(c).progress.phase_name for p, c in self.finished.items()
         }
@@ -92,10 +94,17 @@ class TrainingJob:
                     hint="Pass job_dir='my-job', or start the script with `holdfast run`.",
                 )
             ctx = context.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
+        earlier = _jobs.get(id(ctx))
+        if earlier is not None and earlier._failed:
+            earlier._close()
+            root = ctx.storage.root
+            ctx = context.open_bare(root, save_every=save_every, keep=keep, seed=seed)
         if not ctx.supervised and id(ctx) not in _jobs:
             ctx.stop.watched = False
         if id(ctx) not in _jobs:
             _jobs[id(ctx)] = cls(ctx)
+            if earlier is not None:
+                _jobs[id(ctx)]._entered = earlier._entered
         job = _jobs[id(ctx)]
         if ctx.supervised:
             job._say_what_the_job_decides(job_dir, save_every, keep)
@@ -120,6 +129,23 @@ class TrainingJob:
             )
         self._entered.append(name)
         return index
+
+    def fail_phase(self, error: BaseException) -> None:
+        """Note that the phase entered last ended by an error, which the script may catch.
+
+        In a bare script, or a notebook, the next call is then a new attempt at the same phase.
+        """
+        self.writer.wait()
+        if not self.ctx.supervised and self._entered:
+            self._entered.pop()
+            self._failed = True
+            self.ctx.status.error = f"{type(error).__name__}: {error}"
+
+    def _close(self) -> None:
+        del _jobs[id(self.ctx)]
+        self.history.close()
+        code = self.ctx.exit_code
+        context.close_bare(self.ctx, FAILED if code is None else code)
 
     def make_deterministic(self) -> None:
         """Turn on TensorFlow's op determinism, unless the job says not to; the log tells which."""

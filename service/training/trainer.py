@@ -43,8 +43,8 @@ class Trainer:
         watched, stop.watched = stop.watched, True
         try:
             return self._run()
-        except BaseException:
-            self._abandon()
+        except BaseException as error:
+            self._abandon(error)
             raise
         finally:
             stop.watched = watched
@@ -89,13 +89,13 @@ class Trainer:
         stopped = stored.plain["stop_training"]
         return stored.is_over(self.job, self.plan.epochs, stopped=stopped)
 
-    def _abandon(self) -> None:
+    def _abandon(self, error: BaseException) -> None:
         """Leave nothing running behind an error that the script may catch."""
         if hasattr(self, "feed"):
             self.feed.close()
         if hasattr(self, "probe") and self.probe in self.callbacks.callbacks:
             self.callbacks.callbacks.remove(self.probe)
-        self.job.writer.wait()
+        self.job.fail_phase(error)
 
     # -- before the first step -------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -271,3 +272,56 @@ def test_processes_of_their_own_agree_with_this_one(tmp_path: Path) -> None:
     here = train(TRACED["mlp with dropout"].but(save_every=2), tmp_path / "here")
     digest = hashlib.sha256(repr(sorted(here.state.items())).encode()).hexdigest()
     assert done.stdout.strip() == f"{digest} {here.history}"
+
+
+# --- one process that goes on after an error, as a notebook does ---------------------------------
+
+
+class Failing(keras.callbacks.Callback):
+    """Fails, or interrupts as Ctrl-C does, once."""
+
+    def __init__(self, error: type[BaseException] | None = ValueError) -> None:
+        super().__init__()
+        self._error = error
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 1 and self._error is not None:
+            raise self._error
+        if batch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("error", [ValueError, None])
+def test_the_same_call_again_goes_on_from_what_was_saved(
+    tmp_path: Path, untouched: End, error: type[BaseException] | None
+) -> None:
+    begin_process()
+    model = PLAIN.build()
+    arguments = {**PLAIN.arguments, "job_dir": tmp_path, "save_every": 1, "verbose": 0}
+    with process(tmp_path):
+        with pytest.raises(KeyboardInterrupt if error is None else error):
+            fit(model, callbacks=[Failing(error)], **arguments)
+        random_draws = np.random.normal()
+        history = fit(model, **arguments)
+        end = end_of(model, history, [])
+    assert isinstance(random_draws, float)
+    end.rows = rows(tmp_path)
+    assert_same_end(untouched, end)
+    assert_same_end(untouched, train(PLAIN, tmp_path))  # and so it is for the next process
+    assert {found.phase for found in ids(tmp_path)} == {0}
+    attempts = [found.attempt for found in ids(tmp_path)]
+    assert max(attempts) == 2
+
+
+def test_an_error_in_the_second_phase_repeats_the_second(tmp_path: Path) -> None:
+    begin_process()
+    model = PLAIN.build()
+    arguments = {**PLAIN.arguments, "job_dir": tmp_path, "save_every": 1, "verbose": 0}
+    with process(tmp_path):
+        fit(model, **arguments)
+        with pytest.raises(ValueError, match=r"^$"):
+            fit(model, callbacks=[Failing()], **arguments)
+        history = fit(model, **arguments)
+    assert history.epoch == [0, 1, 2]
+    steps = [(row["phase"], row["step"]) for row in rows(tmp_path) if row["kind"] == "step"]
+    assert steps == [(phase, step) for phase in (0, 1) for step in range(1, STEPS + 1)]
