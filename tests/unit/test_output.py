@@ -15,6 +15,7 @@ import os, subprocess, sys
 from service.output import guard_output
 out, err = guard_output()
 print("words")
+sys.stdout.flush()  # python itself lets bytes overtake words that are not flushed
 print("ünd so fort", file=sys.stderr)
 sys.stdout.buffer.write(b"bytes")
 sys.stdout.flush()
