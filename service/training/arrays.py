@@ -15,6 +15,7 @@ import numpy.typing as npt
 from keras.src.trainers.data_adapters import array_slicing
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
+from checkpoints.errors import UsageError
 from service.training import rows
 from service.training.permutation import Shuffle, epoch_order
 
@@ -48,6 +49,8 @@ class ArraySource:
             steps=steps,
         )
         self.samples: int = adapter._num_samples
+        if self.samples == 0:
+            raise UsageError(field="x", problem="it has no samples", hint="Give at least one.")
         self.batch_size: int = adapter._batch_size
         self.batches: int = math.ceil(self.samples / self.batch_size)
         self.fixed_batch = self.batch_size if self.samples % self.batch_size == 0 else None

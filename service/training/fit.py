@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from checkpoints.errors import UsageError
-from service.training.errors import NotSupported
+from service.training import arguments
 from service.training.history import History
 from service.training.job import TrainingJob
 from service.training.permutation import Shuffle
@@ -77,9 +75,23 @@ def fit(
         JobBusy: another process trains this job.
         StateSaved (a SystemExit with code 75): a stop was asked for and the state is safe.
     """
-    _check(epochs, initial_epoch, validation_split, validation_freq, shuffle, batch_size)
-    model._assert_compile_called("fit")
-    _refuse_replicas(model)
+    arguments.check(
+        batch_size=batch_size,
+        epochs=epochs,
+        verbose=verbose,
+        validation_split=validation_split,
+        shuffle=shuffle,
+        initial_epoch=initial_epoch,
+        steps_per_epoch=steps_per_epoch,
+        validation_freq=validation_freq,
+        seed=seed,
+        max_queue_size=max_queue_size,
+        save_every=save_every,
+        keep=keep,
+        name=name,
+    )
+    arguments.check_model(model)
+    seed = None if seed is None else int(seed)
     most = keras.config.max_epochs()
     if most and most < epochs:
         warnings.warn(f"Limiting epochs to {most}", stacklevel=2)
@@ -89,7 +101,7 @@ def fit(
         x=x,
         y=y,
         sample_weight=sample_weight,
-        batch_size=batch_size,
+        batch_size=None if batch_size is None else int(batch_size),
         epochs=int(epochs),
         initial_epoch=int(initial_epoch),
         verbose=verbose,
@@ -108,43 +120,3 @@ def fit(
         name=name,
     )
     return Trainer(model, plan, job).run()
-
-
-def _refuse_replicas(model: Any) -> None:
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise NotSupported(
-            field="model",
-            problem=f"it was made under a strategy of {replicas} replicas",
-            hint="Make it outside of strategy.scope(): a job trains on one device.",
-        )
-
-
-def _check(
-    epochs: Any,
-    initial_epoch: Any,
-    validation_split: Any,
-    validation_freq: Any,
-    shuffle: Any,
-    batch_size: Any,
-) -> None:
-    def fail(field: str, problem: str, hint: str) -> None:
-        raise UsageError(field=field, problem=problem, hint=hint)
-
-    def is_count(value: Any, least: int) -> bool:
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            return False
-        return int(value) >= least
-
-    if not is_count(epochs, 0):
-        fail("epochs", f"{epochs!r} is no number of epochs", "Give an integer, 0 or more.")
-    if not is_count(initial_epoch, 0):
-        fail("initial_epoch", f"{initial_epoch!r} is no epoch", "Give an integer, 0 or more.")
-    if batch_size is not None and not is_count(batch_size, 1):
-        fail("batch_size", f"{batch_size!r} is no batch size", "Give an integer, 1 or more.")
-    if not isinstance(validation_split, int | float) or not 0 <= validation_split < 1:
-        fail("validation_split", f"{validation_split!r} is no share", "Give 0 <= share < 1.")
-    if not (is_count(validation_freq, 1) or isinstance(validation_freq, list | tuple | set)):
-        fail("validation_freq", f"{validation_freq!r}", "Give an integer or a list of epochs.")
-    if shuffle not in (True, False, "batch"):
-        fail("shuffle", f"{shuffle!r}", 'Give True, False or "batch".')

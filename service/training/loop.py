@@ -15,7 +15,7 @@ from keras.src.trainers.data_adapters import data_adapter_utils
 from checkpoints.errors import UsageError
 from checkpoints.layout import STATE_FILE, Stage
 from checkpoints.snapshot import Progress, Snapshot
-from service.training import document, generators
+from service.training import arguments, document, generators
 from service.training.array_feed import ArrayFeed
 from service.training.data import make_feed
 from service.training.feed import Feed
@@ -74,6 +74,20 @@ class Loop:
         keep: str | int | None = None,
         name: str | None = None,
     ) -> None:
+        arguments.check(
+            batch_size=batch_size,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            shuffle=shuffle,
+            seed=seed,
+            max_queue_size=max_queue_size,
+            verbose=verbose,
+            save_every=save_every,
+            keep=keep,
+            name=name,
+        )
+        seed = None if seed is None else int(seed)
         if data is None and not steps_per_epoch:
             raise UsageError(
                 field="steps_per_epoch",
