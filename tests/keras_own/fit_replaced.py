@@ -1,0 +1,82 @@
+"""A pytest plugin for Keras' own tests: `Model.fit` is Holdfast's, unless KEEP_FIT is set.
+
+Tests that never call fit are left out. The outcome of the others is written as JSON, by the test's
+name, to the file that OUTCOMES names.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import json
+import os
+import re
+import sys
+import tempfile
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+from service import context
+from service.training import fit
+
+if importlib.util.find_spec("jax") is None:
+    # The trainer's tests import jax whatever the backend is; on TensorFlow they do not use it.
+    sys.modules["jax"] = types.ModuleType("jax")
+    importlib.import_module("keras.src.trainers.trainer_test")
+    del sys.modules["jax"]
+
+# What Keras' tests import from the conftest of Keras' repository, which is not installed.
+sys.modules["conftest"] = types.ModuleType("conftest")
+sys.modules["conftest"].__dict__["skip_if_backend"] = lambda backend, reason: pytest.mark.skipif(
+    backend == "tensorflow", reason=reason
+)
+
+_outcomes: dict[str, str] = {}
+
+
+def _as_a_job(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Train by Holdfast's fit, each call as a job of its own."""
+    with tempfile.TemporaryDirectory(prefix="holdfast-keras-own-") as folder:
+        try:
+            return fit(model, *args, job_dir=f"{folder}/job", **kwargs)
+        finally:
+            attempt = context.current()
+            if attempt is not None:
+                context.close_bare(attempt)
+
+
+if "KEEP_FIT" not in os.environ:
+    TensorFlowTrainer.fit = functools.wraps(TensorFlowTrainer.fit)(_as_a_job)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = [item for item in items if _calls_fit(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def _calls_fit(item: pytest.Item) -> bool:
+    function = inspect.unwrap(item.function)  # type: ignore[attr-defined]
+    return re.search(r"(?<![a-zA-Z])fit\b", inspect.getsource(function)) is not None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        _outcomes[name_of(report.nodeid)] = report.outcome
+
+
+def name_of(nodeid: str) -> str:
+    """Return "trainers/trainer_test.py::…" of any node id."""
+    return nodeid.rpartition("keras/src/")[2]
+
+
+def pytest_sessionfinish() -> None:
+    Path(os.environ["OUTCOMES"]).write_text(json.dumps(_outcomes))

@@ -1,0 +1,103 @@
+"""Keras' own trainer and callback tests, as they are installed, with `Model.fit` as Holdfast's.
+
+A test that fails with ours has to fail with Keras' own fit as well (for want of torch, Grain,
+TensorBoard or Orbax, say), or to stand in EXCLUDED with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import pytest
+
+KERAS = Path(keras.__file__).parent / "src"
+HERE = Path(__file__).parent
+
+PARTS = {
+    "trainers": ["trainers/trainer_test.py"],
+    "callbacks": sorted(str(p.relative_to(KERAS)) for p in KERAS.glob("callbacks/*_test.py")),
+}
+
+# What passes with Keras' own fit and not with ours, each with the words in which ours refuses.
+EXCLUDED = {
+    "callbacks/swap_ema_weights_test.py::SwapEMAWeightsTest::"
+    "test_swap_ema_weights_with_tf_distribute": "NotSupported: model: it was made under a strategy",
+}
+
+
+class Run(NamedTuple):
+    outcomes: dict[str, str]
+    printed: str
+
+    def failed(self) -> set[str]:
+        return {name for name, outcome in self.outcomes.items() if outcome == "failed"}
+
+
+def run_tests(folder: Path, tests: list[str], *options: str, keep_fit: bool = False) -> Run:
+    """Run tests of the installed Keras in a process of their own."""
+    folder.mkdir()
+    config = folder / "pytest.ini"
+    config.write_text("[pytest]\nmarkers =\n  requires_trainable_backend\n  multi_device\n")
+    outcomes = folder / "outcomes.json"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+        "OUTCOMES": str(outcomes),
+        "TMPDIR": str(folder),
+    }
+    if keep_fit:
+        environment["KEEP_FIT"] = "1"
+    done = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                "-c",
+                str(config),
+                f"--rootdir={KERAS.parent.parent}",
+            ),
+            *("-p", "fit_replaced", "-p", "no:cacheprovider", "-q", "--tb=short", *options),
+            *(str(KERAS / test) for test in tests),
+        ],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert outcomes.exists(), done.stdout[-5000:]
+    return Run(json.loads(outcomes.read_text()), done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_passes_with_our_fit_what_passes_with_keras_own(part: str, tmp_path: Path) -> None:
+    if not (KERAS / PARTS[part][0]).exists():
+        pytest.skip("this Keras was installed without its tests")
+    left_out = [f"--deselect={KERAS.relative_to(KERAS.parent.parent)}/{name}" for name in EXCLUDED]
+    ours = run_tests(tmp_path / "ours", PARTS[part], *left_out)
+    passed = [name for name, outcome in ours.outcomes.items() if outcome == "passed"]
+    assert len(passed) > 30, ours.printed[-5000:]
+    failed = ours.failed()
+    if failed:
+        # Only their own fit tells whether these can pass here at all.
+        failed -= run_tests(tmp_path / "keras", sorted(failed), keep_fit=True).failed()
+    assert not failed, ours.printed[-20000:]
+
+
+@pytest.mark.slow
+def test_refuses_what_is_excluded(tmp_path: Path) -> None:
+    if not (KERAS / PARTS["callbacks"][0]).exists():
+        pytest.skip("this Keras was installed without its tests")
+    run = run_tests(tmp_path / "excluded", sorted(EXCLUDED))
+    assert run.failed() == set(EXCLUDED), run.printed[-5000:]
+    for reason in EXCLUDED.values():
+        assert reason in run.printed
