@@ -44,7 +44,7 @@ def test_all_is_durable_before_the_commit(saver: Saver, fresh_job: Callable[[], 
     folder = fresh_job()
     told = saver.do("save", folder, "openat,mkdir,write,pwrite64,fsync,link")
     assert told.failed == []
-    unsynced: set[str] = set()  # files with bytes, and folders with names, that are not durable
+    unsynced: set[str] = set()  # files with bytes, and names in folders, that are not durable
     commits = 0
     for line in told.calls:
         call, _, rest = line.partition(" ")[2].strip().partition("(")
@@ -52,18 +52,19 @@ def test_all_is_durable_before_the_commit(saver: Saver, fresh_job: Callable[[], 
             path = rest.partition("<")[2].partition(">")[0]
             if call == "fsync":
                 unsynced.discard(path)
+                unsynced -= {name for name in unsynced if name.rpartition(" in ")[2] == path}
             elif path.startswith(str(folder)):
                 unsynced.add(path)
         elif call in ("mkdir", "link") or (call == "openat" and "O_CREAT" in rest):
-            path = rest.split('"')[3 if call == "link" else 1]
-            if path.endswith("manifest.json"):
+            path = Path(rest.split('"')[3 if call == "link" else 1])
+            if path.name == "manifest.json":
                 commits += 1
-                left = {Path(path) for path in unsynced}
+                temporary = Path(rest.split('"')[1])
                 # The manifest's own temporary name is all that need not last.
-                assert left == {Path(path).parent}, line
-            unsynced.add(str(Path(path).parent))
+                assert unsynced == {f"{temporary.name} in {temporary.parent}"}, line
+            unsynced.add(f"{path.name} in {path.parent}")
     assert commits == 2
-    # Nothing is told to be saved before the manifest's name is durable, too.
+    # Nothing is said to be saved before the manifest's name is durable, too.
     assert unsynced == set()
 
 
