@@ -53,6 +53,9 @@ class Script:
         """Return the same script with other arguments of `fit`."""
         return Script(self.build, {**self.arguments, **changes}, self.callbacks)
 
+    def with_build(self, build: Callable[[], Any]) -> Script:
+        return Script(build, self.arguments, self.callbacks)
+
     def with_callbacks(self, callbacks: Callable[[], list[Any]]) -> Script:
         return Script(self.build, self.arguments, callbacks)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -37,20 +38,23 @@ class CallbackStates:
 
     def __init__(self, callbacks: list[Any]) -> None:
         self.callbacks = callbacks
-        self._baselines = [{} if _speaks(c) else _plain_attributes(c) for c in callbacks]
+        self._baselines = [
+            {} if _speaks(c) else {name: mark for name, _, mark in _plain_attributes(c)}
+            for c in callbacks
+        ]
 
     def capture(self) -> list[Plain]:
-        """Return each callback's class name and state; arrays in it are copied by the encoder."""
+        """Return each callback's class name and state, whose arrays are still its own."""
         states = []
         for i, callback in enumerate(self.callbacks):
             kind = type(callback).__name__
             if _speaks(callback):
                 states.append({"class": kind, "own": _spoken(callback)})
                 continue
-            now = _plain_attributes(callback)
-            before = self._baselines[i]
             changed = {
-                k: v for k, v in now.items() if k not in before or not trees.same(v, before[k])
+                name: value
+                for name, value, mark in _plain_attributes(callback)
+                if mark != self._baselines[i].get(name)
             }
             states.append({"class": kind, "changed": changed})
         return states
@@ -138,9 +142,8 @@ def _speaks(callback: Any) -> bool:
     )
 
 
-def _plain_attributes(callback: Any) -> Plain:
-    """Return copies of the attributes that are plain data."""
-    found: Plain = {}
+def _plain_attributes(callback: Any) -> Iterator[tuple[str, Any, bytes]]:
+    """Yield name, value and fingerprint of the attributes that are plain data."""
     for name, value in vars(callback).items():
         variable = _variable(value)
         if name in NOT_STATE or (callable(value) and variable is None):
@@ -149,10 +152,7 @@ def _plain_attributes(callback: Any) -> Plain:
             continue  # turns its sign when the callback first learns the direction of its metric
         if variable is not None or tf.is_tensor(value):
             value = np.array(tf.convert_to_tensor(value if variable is None else variable))
-        arrays: dict[str, Any] = {}
         try:
-            document = trees.encode(value, arrays, name)
+            yield name, value, trees.fingerprint(value)
         except trees.NotPlain:
             continue
-        found[name] = trees.decode(document, arrays)
-    return found

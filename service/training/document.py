@@ -20,10 +20,14 @@ DOCUMENT = "document"
 
 
 def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
-    """Return the array file that holds `plain` (see `trees.encode`) and the variables."""
+    """Return the array file that holds `plain` (see `trees.encode`) and the variables.
+
+    Arrays in `plain` are copied, since whoever owns them may go on changing them.
+    """
     arrays: dict[str, Any] = {}
     document = trees.encode(dict(plain), arrays, "tree")
     text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
     arrays[DOCUMENT] = np.frombuffer(text.encode(), np.uint8)
     return ArrayFile({**arrays, **variables})
 

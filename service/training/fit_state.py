@@ -90,6 +90,14 @@ class FitState:
         else:
             self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
         self._live.assign(weights, stored.variables)
+        rate, script = plain["model"]["learning_rate"], self._live.learning_rate
+        if rate != script:
+            phase.log.warning(
+                "learning_rate_kept",
+                why=f"the script says {_short(script)}, but the training began with {_short(rate)} "
+                "and its present value goes on",
+                instead="set model.optimizer.learning_rate in a callback",
+            )
         lost = self._callbacks.restore(plain["callbacks"])
         if lost:
             phase.log.warning(
@@ -120,6 +128,10 @@ class FitState:
                 variable.assign(value)
             generators.restore(drawn)
             raise
+
+
+def _short(rate: float | None) -> str:
+    return "a schedule" if rate is None else f"{rate:g}"
 
 
 def _describe_model(model: Any) -> dict[str, bytes]:

@@ -54,6 +54,7 @@ class LiveState:
         self._of = (model, list(extra))
         self.rest: list[Any] = []
         self.loss = _loss_names(getattr(model, "loss", None))
+        self.learning_rate = _learning_rate(model)
         self.refresh()
 
     def refresh(self) -> None:
@@ -89,6 +90,7 @@ class LiveState:
             },
             "rest": [_path(v) for v in self.rest],
             "loss": self.loss,
+            "learning_rate": self.learning_rate,
         }
 
     def check(
@@ -186,6 +188,12 @@ def _loss_names(loss: Any) -> Any:
     if found is None:
         return None
     return naming.to_snake_case(getattr(found, "__name__", type(found).__name__))
+
+
+def _learning_rate(model: Any) -> float | None:
+    """Return the learning rate that the script gives; None when it is a schedule."""
+    rate = getattr(getattr(model, "optimizer", None), "_learning_rate", None)
+    return float(raw(rate).numpy()) if isinstance(rate, keras.Variable) else None
 
 
 def _path(variable: Any) -> str:

@@ -5,6 +5,7 @@ Where a float differs for a reason, the reason is stated and the tolerance is fl
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from service import fit
 from tests.training_harness import End, Script, assert_same_end, keras_fit, train
 from tests.training_zoo import (
     ARRAYS,
@@ -162,3 +164,11 @@ def test_the_history_rows_are_keras_logs(tmp_path: Path) -> None:
     assert told == seen
     assert [row["step"] for row in rows] == [1, 2, 2, 3, 4, 4]
     assert theirs.history == ours.history
+
+
+def test_the_arguments_are_keras_own_in_keras_order() -> None:
+    def told(function: Any) -> list[tuple[str, Any]]:
+        parameters = inspect.signature(function).parameters.values()
+        return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+    assert told(fit)[1:] == told(keras.Model.fit)[1:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from keras import layers
 from checkpoints.layout import CheckpointId, Stage
 from checkpoints.storage import open_storage
 from checkpoints.store import CheckpointStore
-from service import fit
+from service import context, fit
 from service.training.phase import Phase
 from tests.training_harness import (
     Death,
@@ -325,3 +326,54 @@ def test_an_error_in_the_second_phase_repeats_the_second(tmp_path: Path) -> None
     assert history.epoch == [0, 1, 2]
     steps = [(row["phase"], row["step"]) for row in rows(tmp_path) if row["kind"] == "step"]
     assert steps == [(phase, step) for phase in (0, 1) for step in range(1, STEPS + 1)]
+
+
+# --- when it is saved, and what is said ----------------------------------------------------------
+
+
+def logged(folder: Path, event: str) -> list[dict[str, Any]]:
+    """Return the log records of an event, over all attempts."""
+    found = []
+    for path in sorted(folder.glob("attempts/*/log.jsonl")):
+        found += [json.loads(line) for line in path.read_text().splitlines()]
+    return [record for record in found if record["event"] == event]
+
+
+def test_a_save_that_is_asked_for_changes_nothing(tmp_path: Path, untouched: End) -> None:
+    class Asking(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            current = context.current()
+            assert current is not None
+            current.stop.save_and_go_on = True
+
+    script = PLAIN.but(save_every="never", keep="all").with_callbacks(lambda: [Asking()])
+    assert_same_end(untouched, train(script, tmp_path))
+    reasons = [record["reason"] for record in logged(tmp_path, "saved")]
+    assert reasons == ["start", *["signal"] * STEPS, "end"]
+
+
+def test_saving_by_time_changes_nothing(tmp_path: Path, untouched: End) -> None:
+    assert_same_end(untouched, train(PLAIN.but(save_every="0.001s", keep="all"), tmp_path))
+    assert "time" in {record["reason"] for record in logged(tmp_path, "saved")}
+
+
+@pytest.mark.parametrize(
+    ("save_every", "steps"), [("2", [0, 2, 4, 6, 8, 9]), ("epoch", [0, 3, 6, 9]), ("never", [0, 9])]
+)
+def test_it_is_saved_when_it_is_due(tmp_path: Path, save_every: str, steps: list[int]) -> None:
+    train(PLAIN.but(save_every=save_every, keep="all"), tmp_path)
+    assert [found.step for found in ids(tmp_path)] == steps
+
+
+def test_a_learning_rate_that_is_not_taken_over_is_told(tmp_path: Path) -> None:
+    def build(rate: float) -> Script:
+        return PLAIN.with_build(tiny(optimizer=lambda: keras.optimizers.SGD(rate, momentum=0.9)))
+
+    whole = train(build(0.1), tmp_path / "whole")
+    with pytest.raises(Death), dying_at(4):
+        train(build(0.1), tmp_path / "parts")
+    assert_same_end(whole, train(build(0.01), tmp_path / "parts"))
+    (record,) = logged(tmp_path / "parts", "learning_rate_kept")
+    assert record["level"] == "warning"
+    assert "0.01" in record["why"]
+    assert logged(tmp_path / "whole", "learning_rate_kept") == []
