@@ -115,7 +115,17 @@ def test_an_uncompiled_model_is_refused_as_keras_does(tmp_path: Path) -> None:
         ({"x": iter([(X, Y)]), "batch_size": None}, ValueError, "`y`"),
         ({"validation_split": 0.99}, ValueError, "validation_split"),
     ],
-    ids=str,
+    ids=[
+        "none",
+        "text",
+        "object",
+        "fewer inputs than targets",
+        "fewer weights",
+        "no samples",
+        "both weights",
+        "targets beside a generator",
+        "nothing left to train",
+    ],
 )
 def test_data_that_does_not_fit_is_refused(
     tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str
