@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -137,7 +138,9 @@ def _short(rate: float | None) -> str:
 def _describe_model(model: Any) -> dict[str, bytes]:
     """Return `model.json`, from which `export` makes a `.keras` file; nothing if Keras cannot."""
     try:
-        config = keras.saving.serialize_keras_object(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a lambda is no safe thing to load
+            config = keras.saving.serialize_keras_object(model)
         text = json.dumps({"config": config, "keras_version": keras.__version__})
     except Exception:  # noqa: BLE001 - a user's get_config may raise anything; export tells
         return {}

@@ -63,7 +63,8 @@ class Trainer:
         else:
             self.model.stop_training = False
             self.callbacks.on_train_begin()
-        own = [c for c in self.callbacks.callbacks if c is not self.probe]
+        shown = (self.probe, self.callbacks._progbar)  # they belong to the process
+        own = [c for c in self.callbacks.callbacks if c not in shown]
         states = CallbackStates(own)
         rehearse = self.steps.rehearse if self.steps.eager else None
         self.state = FitState(self.model, live, self.feed, self.validation, states, rehearse)

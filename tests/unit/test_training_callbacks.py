@@ -14,15 +14,17 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from service import context
+from service import context, fit
 from service.training.errors import NotSupported
 from tests.training_harness import (
     Death,
     End,
     Script,
     assert_same_end,
+    begin_process,
     dying_at,
     keras_fit,
+    process,
     stopping_at,
     train,
 )
@@ -660,3 +662,31 @@ def test_tensors_and_variables_of_a_callbacks_own_go_on(tmp_path: Path) -> None:
         assert np.array_equal(np.array(getattr(one, name)), np.array(getattr(two, name)))
     assert one.drawn == two.drawn
     assert len(set(one.drawn)) == 3
+
+
+def test_a_progress_bar_is_no_state(tmp_path: Path) -> None:
+    with pytest.raises(Death), dying_at(5):
+        train(PLAIN, tmp_path, verbose=2)
+    train(PLAIN, tmp_path, verbose=0)
+    assert "callback_state_unused" not in (tmp_path / "attempts/0002/log.jsonl").read_text()
+
+
+def test_callbacks_in_every_form_that_keras_takes(tmp_path: Path) -> None:
+    begin_process()
+    model = build()
+    stop = keras.callbacks.EarlyStopping("loss")
+    listed = keras.callbacks.CallbackList(
+        [stop], add_history=True, model=model, epochs=1, steps=BATCHES, verbose=0
+    )
+    arguments = {**PLAIN.arguments, "epochs": 1, "verbose": 0, "job_dir": tmp_path}
+    with process(tmp_path):
+        for callbacks in (stop, [stop], (stop,), [[stop], [Quiet()]], [], None, listed):
+            history = fit(model, callbacks=callbacks, **arguments)
+            assert history.epoch == [0]
+            assert list(history.history) == ["accuracy", "loss"]
+
+
+def test_a_history_of_the_users_own_is_filled_as_well(tmp_path: Path) -> None:
+    script = PLAIN.with_callbacks(lambda: [keras.callbacks.History()])
+    untouched, resumed = assert_survives(script, tmp_path, 5)
+    assert resumed.callbacks[0].history == untouched.callbacks[0].history == untouched.history
