@@ -100,6 +100,29 @@ def as_tensors(batch: Any, spec: Any) -> Any:
     return tree.map_structure_up_to(spec, convert, spec, batch)
 
 
+def without_optionals(structure: Any) -> Any:
+    """Return a batch or its spec with None for what tf.data calls an Optional, as Keras does."""
+    kinds = tf.OptionalSpec | tf.experimental.Optional
+    return tree.map_structure(lambda v: None if isinstance(v, kinds) else v, structure)
+
+
+def an_empty_batch(spec: Any) -> Any:
+    """Return a batch of zeros, of one sample where the spec leaves its size open."""
+
+    def zeros(spec: Any) -> Any:
+        if spec is None:
+            return None
+        shape = [size or 1 for size in spec.shape]
+        dense = tf.zeros(shape, spec.dtype)
+        if isinstance(spec, tf.SparseTensorSpec):
+            return tf.sparse.from_dense(dense)
+        if isinstance(spec, tf.RaggedTensorSpec) and spec.ragged_rank:
+            return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
+        return dense
+
+    return tree.map_structure(zeros, spec)
+
+
 def to_tuple(batch: Any) -> Any:
     return tuple(batch) if isinstance(batch, list) else batch
 

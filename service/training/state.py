@@ -184,6 +184,8 @@ def _loss_names(loss: Any) -> Any:
         return {str(key): _loss_names(value) for key, value in loss.items()}
     if isinstance(loss, list | tuple):
         return [_loss_names(value) for value in loss]
+    if isinstance(loss, str) and loss.lower() in ("crossentropy", "ce"):
+        return "crossentropy"  # Keras picks the kind by the shape of the targets
     found = keras.losses.get(loss)
     if found is None:
         return None

@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras import tree
 
 from service.training import rows
+from service.training.source import an_empty_batch, without_optionals
 
 STATEFUL_RANDOM = frozenset(
     {
@@ -130,7 +131,8 @@ class CompiledSteps:
         self.model = model
         self.arrays = arrays
         self.size = size
-        self.spec = spec if arrays is None else rows.spec_of_rows(arrays, size)
+        self.spec = without_optionals(spec) if arrays is None else rows.spec_of_rows(arrays, size)
+        self._optionals = arrays is None and tree.flatten(self.spec) != tree.flatten(spec)
         self.eager = bool(model.run_eagerly)
         self._names: list[str] = []
         self._call: Any = None
@@ -165,9 +167,7 @@ class CompiledSteps:
     def rehearse(self) -> None:
         """Take an eager step for the sake of the variables that it makes; the caller undoes it."""
         if self.arrays is None:
-            batch = tree.map_structure(
-                lambda spec: tf.zeros([size or 1 for size in spec.shape], spec.dtype), self.spec
-            )
+            batch = an_empty_batch(self.spec)
         else:
             batch = self._gather(tf.zeros([1], tf.int64))
         self.model.train_step(batch)
@@ -191,6 +191,8 @@ class CompiledSteps:
     def run(self, lot: Any) -> StepLogs:
         """Train K batches of the arrays, `lot` being int64 indices of shape (K, batch); or, where
         there are no arrays, the one batch `lot`."""
+        if self._optionals:
+            lot = without_optionals(lot)
         if self.eager:
             return self._run_eagerly(lot)
         if tf.summary.should_record_summaries() and not self._summaries:
