@@ -6,9 +6,10 @@ import contextlib
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from service.exit_codes import RESUMABLE
 
@@ -53,7 +54,8 @@ class StopFlag:
 class Handlers:
     """The signal handlers of one flag; `restore` puts back those that were there before.
 
-    patience: how many SIGINT set the flag before one interrupts at once; None for no end.
+    patience: how many SIGINT set the flag before one interrupts at once; None for no end. A fork of
+    the process (a data worker) has nothing to save: it gets the handlers that were there before.
     """
 
     def __init__(self, flag: StopFlag, *, patience: int | None = None) -> None:
@@ -61,7 +63,7 @@ class Handlers:
         self._patience = patience
         self._interrupts = 0
         self._before: dict[int, _Handler] = {}
-        self._pid = os.getpid()
+        _all.add(self)
 
     def install(self, leave: Iterable[int] = LEAVE, save: Iterable[int] = SAVE) -> None:
         for signum in leave:
@@ -76,11 +78,18 @@ class Handlers:
             with contextlib.suppress(ValueError):
                 signal.signal(signum, signal.SIG_DFL if before is None else before)
 
+    def signals(self) -> list[int]:
+        """Return the signals that have a handler of ours now."""
+        return list(self._before)
+
+    def forget(self) -> None:
+        """In a fork: be ended by what ends others, and go on where the attempt saves."""
+        saving = {signum: self._before.pop(signum) for signum in SAVE if signum in self._before}
+        self.restore()
+        for signum in saving:
+            signal.signal(signum, signal.SIG_IGN)
+
     def _on_leave(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a fork of the attempt (a data worker) has nothing to save
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-            return
         if signum == signal.SIGINT:
             self._interrupts += 1
             if self._patience is not None and self._interrupts > self._patience:
@@ -90,8 +99,36 @@ class Handlers:
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(RESUMABLE)
 
     def _on_save(self, signum: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._pid:
-            self._flag.save_and_go_on = True
+        self._flag.save_and_go_on = True
+
+
+_all: Final[weakref.WeakSet[Handlers]] = weakref.WeakSet()
+_masks = threading.local()
+
+
+def _before_fork() -> None:
+    ours = {signum for handlers in list(_all) for signum in handlers.signals()}
+    _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+
+
+def _after_fork_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+def _after_fork_in_child() -> None:
+    for handlers in list(_all):
+        handlers.forget()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
+
+
+# A data worker may be asked to end before its first instruction has run (a pool that is done soon,
+# on a busy machine). Python forgets signals that reached its handlers that early, and whoever waits
+# for the worker's end would wait for ever. So they are held back until there is no handler of ours.
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 
 def install(

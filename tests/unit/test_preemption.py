@@ -89,3 +89,49 @@ def test_a_fork_ends_as_if_there_were_no_handler() -> None:
     """A data worker forked from the attempt has nothing to save: terminate() must end it."""
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True)
     assert int(done.stdout) == signal.SIGTERM
+
+
+HANDLERS_OF_A_FORK = """
+import os, signal
+from service import preemption
+
+before = {s: signal.getsignal(s) for s in preemption.LEAVE}
+preemption.install(preemption.StopFlag())
+pid = os.fork()
+if pid == 0:
+    as_before = all(signal.getsignal(s) == before[s] for s in preemption.LEAVE)
+    os._exit(0 if as_before and signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_fork_has_no_handler_of_ours() -> None:
+    """Ours would not be run in a worker that is just beginning to wait for a lock."""
+    command = [sys.executable, "-c", HANDLERS_OF_A_FORK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
+
+
+SOON = """
+import os, signal, time
+from service import preemption
+
+preemption.install(preemption.StopFlag())
+for _ in range(100):
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(1)
+    os.kill(pid, signal.SIGTERM)
+    until = time.monotonic() + 20
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            raise SystemExit("it never ended")
+print("all ended")
+"""
+
+
+def test_a_fork_ends_however_soon_it_is_asked_to() -> None:
+    done = subprocess.run([sys.executable, "-c", SOON], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all ended\n", "")
