@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +144,12 @@ class Loop:
         stop = self._job.ctx.stop
         watched, stop.watched = stop.watched, True
         try:
-            if not self._start():
-                yield from self._epochs()
-                self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
-                self._phase.log.info("phase_finished", step=self._phase.step, name=self._name)
-            self._feed.close()
+            finished = self._start()
+            with closing(self._feed):
+                if not finished:
+                    yield from self._epochs()
+                    self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
+                    self._phase.log.info("phase_finished", step=self._phase.step, name=self._name)
         finally:
             stop.watched = watched
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import closing
 from typing import Any
 
 import keras
@@ -55,6 +56,10 @@ class Trainer:
         self.job.make_deterministic()
         seed = choose_seed(stored, self.plan.seed)
         self._prepare_data(seed)
+        with closing(self.feed):
+            return self._run_phase(index, stored, seed)
+
+    def _run_phase(self, index: int, stored: Stored | None, seed: int) -> History:
         live = self._compile()
         self._prepare_callbacks()
         over = self._is_over(stored)
@@ -297,7 +302,6 @@ class Trainer:
         if isinstance(model.optimizer, keras.optimizers.Optimizer) and self.plan.epochs > 0:
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.validation.close()
-        self.feed.close()
         self.callbacks.on_train_end(logs=self.state.training_logs)
         self.callbacks.callbacks.remove(self.probe)
         if self.view is not None:

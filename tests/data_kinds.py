@@ -1,0 +1,369 @@
+"""One small training for every kind of data that `fit` takes, made anew as a new process does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from tests.training_harness import Script
+
+SAMPLES = 53  # with batches of 8 the last one is short
+BATCH = 8
+EPOCHS = 3
+
+_RANDOM = np.random.default_rng(5)
+X = _RANDOM.normal(size=(SAMPLES, 4)).astype("float32")
+Y = X[:, :2].sum(axis=1, keepdims=True).astype("float32")
+W = _RANDOM.uniform(0.5, 2.0, size=SAMPLES).astype("float32")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of data.
+
+    make: returns the arguments of `fit`, all made anew. way: how the log says that a resume found
+    its batch. build: returns the model. dropout: False where Keras' own failing step, the one that
+    finds no more data, moves the seeds on.
+    """
+
+    make: Callable[[], dict[str, Any]]
+    way: str
+    build: Callable[[bool], Any] | None = None
+    dropout: bool = True
+    needs: str | None = None
+    doubt: str | None = None  # a word of the warning given at the start
+
+    def script(self) -> Script:
+        arguments: dict[str, Any] = {}
+
+        def build() -> Any:
+            model = (self.build or plain_model)(self.dropout)
+            arguments.clear()
+            arguments.update({"epochs": EPOCHS, "shuffle": False, **self.make()})
+            return model
+
+        return Script(build, arguments)
+
+
+def compiled(model: Any, **options: Any) -> Any:
+    options = {"loss": "mse", "metrics": ["mae"], **options}
+    model.compile(keras.optimizers.SGD(0.05, momentum=0.9), **options)
+    return model
+
+
+def plain_model(dropout: bool = True) -> Any:
+    drop = [layers.Dropout(0.3)] if dropout else []
+    return compiled(keras.Sequential([layers.Input((4,)), *drop, layers.Dense(1)]))
+
+
+def two_inputs(dropout: bool = True) -> Any:
+    """A model of inputs "a" and "b"."""
+    a, b = layers.Input((3,), name="a"), layers.Input((1,), name="b")
+    joined = layers.Dropout(0.3)(layers.Concatenate()([a, b]))
+    return compiled(keras.Model({"a": a, "b": b}, layers.Dense(1)(joined)))
+
+
+def listed_inputs(dropout: bool = True) -> Any:
+    a, b = layers.Input((3,)), layers.Input((1,))
+    joined = layers.Dropout(0.3)(layers.Concatenate()([a, b]))
+    return compiled(keras.Model([a, b], layers.Dense(1)(joined)))
+
+
+def nested_inputs(dropout: bool = True) -> Any:
+    """A model of {"pair": [a, b], "one": c} with outputs "sum" and "mean"."""
+    a, b, c = layers.Input((1,)), layers.Input((1,)), layers.Input((2,), name="one")
+    joined = layers.Dropout(0.3)(layers.Concatenate()([a, b, c]))
+    outputs = {"sum": layers.Dense(1, name="sum")(joined), "mean": layers.Dense(1)(joined)}
+    model = keras.Model({"pair": (a, b), "one": c}, outputs)
+    return compiled(model, loss={"sum": "mse", "mean": "mae"}, metrics=None)
+
+
+def without_targets(dropout: bool = True) -> Any:
+    """A model that has its loss in itself."""
+    inputs = layers.Input((4,))
+    outputs = layers.ActivityRegularization(l2=0.1)(layers.Dense(2)(layers.Dropout(0.3)(inputs)))
+    return compiled(keras.Model(inputs, outputs), loss=None, metrics=None)
+
+
+# -- arrays -------------------------------------------------------------------------------------
+
+
+def frames() -> dict[str, Any]:
+    import pandas
+
+    x = pandas.DataFrame(X, columns=list("abcd"))
+    return {"x": x, "y": pandas.Series(Y[:, 0]), "batch_size": BATCH}
+
+
+def nested_arrays() -> dict[str, Any]:
+    x = {"pair": (X[:, :1], X[:, 1:2]), "one": X[:, 2:]}
+    return {"x": x, "y": {"sum": Y, "mean": Y / 4}, "batch_size": BATCH}
+
+
+# -- tf.data ------------------------------------------------------------------------------------
+
+
+def slices() -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((X, Y))
+
+
+def interleaved() -> tf.data.Dataset:
+    def part(i: Any) -> tf.data.Dataset:
+        return slices().shard(4, i)
+
+    return tf.data.Dataset.range(4).interleave(part, cycle_length=3, block_length=2)
+
+
+def doubled_in_python() -> tf.data.Dataset:
+    def double(x: Any, y: Any) -> Any:
+        return tf.ensure_shape(tf.py_function(lambda v: v * 2, [x], tf.float32), [4]), y
+
+    return slices().map(double)
+
+
+def noisy() -> tf.data.Dataset:
+    return slices().map(lambda x, y: (x + tf.random.normal([4], stddev=0.1), y))
+
+
+def augmented() -> tf.data.Dataset:
+    noise = layers.GaussianNoise(0.1)
+    return slices().map(lambda x, y: (noise(x, training=True), y))
+
+
+def from_generator() -> tf.data.Dataset:
+    signature = (tf.TensorSpec([None, 4]), tf.TensorSpec([None, 1]))
+    return tf.data.Dataset.from_generator(finite, output_signature=signature)
+
+
+def sparse() -> tf.data.Dataset:
+    return slices().batch(BATCH).map(lambda x, y: (tf.sparse.from_dense(tf.nn.relu(x)), y))
+
+
+# -- PyDataset ----------------------------------------------------------------------------------
+
+
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Seven batches, the last one short."""
+
+    def __len__(self) -> int:
+        return -(-SAMPLES // BATCH)
+
+    def __getitem__(self, i: int) -> Any:
+        return X[i * BATCH : (i + 1) * BATCH], Y[i * BATCH : (i + 1) * BATCH]
+
+
+class Reshuffled(Batches):
+    """Draws a new order at the end of each epoch."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.random = np.random.RandomState(3)
+        self.order = np.arange(SAMPLES)
+
+    def __getitem__(self, i: int) -> Any:
+        chosen = self.order[i * BATCH : (i + 1) * BATCH]
+        return X[chosen], Y[chosen]
+
+    def on_epoch_end(self) -> None:
+        self.order = np.roll(self.order, 7)
+
+
+class Endless(keras.utils.PyDataset):  # type: ignore[misc]
+    """Has no end: its batches are counted on over the epochs."""
+
+    @property
+    def num_batches(self) -> None:
+        return None
+
+    def __getitem__(self, i: int) -> Any:
+        chosen = np.arange(i * BATCH, (i + 1) * BATCH) % SAMPLES
+        return X[chosen], Y[chosen]
+
+
+# -- generators ---------------------------------------------------------------------------------
+
+
+def endless() -> Iterator[Any]:
+    at = 0
+    while True:
+        chosen = np.arange(at, at + BATCH) % SAMPLES
+        at += BATCH
+        yield X[chosen], Y[chosen]
+
+
+def finite() -> Iterator[Any]:
+    for at in range(0, SAMPLES, BATCH):
+        yield X[at : at + BATCH], Y[at : at + BATCH]
+
+
+def passes() -> Iterator[Any]:
+    """The samples again and again, the last batch of each pass short."""
+    while True:
+        yield from finite()
+
+
+def weighted() -> Iterator[Any]:
+    while True:
+        for at in range(0, SAMPLES, BATCH):
+            yield X[at : at + BATCH], Y[at : at + BATCH], W[at : at + BATCH]
+
+
+def inputs_only() -> Iterator[Any]:
+    for x, _ in passes():
+        yield (x,)
+
+
+def dicts() -> Iterator[Any]:
+    for x, y in passes():
+        yield {"a": x[:, :3], "b": x[:, 3:]}, y
+
+
+class Cursor:
+    """An iterator that can tell where it is, by either of the two usual pairs of methods."""
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(9)
+        self.drawn = 0
+
+    def __iter__(self) -> Cursor:
+        return self
+
+    def __next__(self) -> Any:
+        self.drawn += 1
+        chosen = self.random.integers(0, SAMPLES, BATCH)
+        return X[chosen], Y[chosen]
+
+
+class WithGetState(Cursor):
+    def get_state(self) -> dict[str, Any]:
+        return {"random": self.random.bit_generator.state, "drawn": self.drawn}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.random.bit_generator.state, self.drawn = state["random"], state["drawn"]
+
+
+class WithStateDict(Cursor):
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": self.random.bit_generator.state, "drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.random.bit_generator.state, self.drawn = state["random"], state["drawn"]
+
+
+# -- other loaders ------------------------------------------------------------------------------
+
+
+def torch_loader(**options: Any) -> Any:
+    import torch
+
+    data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    return torch.utils.data.DataLoader(data, batch_size=BATCH, **options)
+
+
+def torch_shuffled(**options: Any) -> Any:
+    import torch
+
+    return torch_loader(shuffle=True, generator=torch.Generator().manual_seed(4), **options)
+
+
+def grain_dataset() -> Any:
+    import grain
+
+    pairs = grain.MapDataset.source([(X[i], Y[i]) for i in range(SAMPLES)])
+    return pairs.shuffle(seed=4).batch(BATCH)
+
+
+def of(make: Callable[[], Any], way: str, **rest: Any) -> Kind:
+    """Return the kind of an `x`; what is no field of `Kind` is an argument of `fit`."""
+    fields = {k: rest.pop(k) for k in list(rest) if k in Kind.__dataclass_fields__}
+    return Kind(lambda: {"x": make(), **rest}, way, **fields)
+
+
+KINDS: dict[str, Kind] = {
+    # arrays
+    "tensors": Kind(
+        lambda: {"x": tf.constant(X), "y": tf.constant(Y), "batch_size": BATCH}, "by cursor"
+    ),
+    "pandas": Kind(frames, "by cursor", needs="pandas"),
+    "list": Kind(
+        lambda: {"x": [X[:, :3], X[:, 3:]], "y": Y, "batch_size": BATCH},
+        "by cursor",
+        listed_inputs,
+    ),
+    "dict": Kind(
+        lambda: {"x": {"b": X[:, 3:], "a": X[:, :3]}, "y": Y, "batch_size": BATCH},
+        "by cursor",
+        two_inputs,
+    ),
+    "nested": Kind(nested_arrays, "by cursor", nested_inputs),
+    "arrays with steps_per_epoch": Kind(
+        lambda: {"x": X, "y": Y, "batch_size": BATCH, "steps_per_epoch": 5}, "by cursor"
+    ),
+    # tf.data
+    "tf.data": of(lambda: slices().batch(BATCH), "iterator"),
+    "tf.data shuffle": of(lambda: slices().shuffle(SAMPLES, seed=4).batch(BATCH), "skip"),
+    "tf.data repeat": of(lambda: slices().repeat().batch(BATCH), "iterator", steps_per_epoch=5),
+    "tf.data shuffle repeat": of(
+        lambda: slices().shuffle(20, seed=4).repeat().batch(BATCH), "skip", steps_per_epoch=5
+    ),
+    "tf.data in pieces": of(lambda: slices().batch(BATCH), "iterator", steps_per_epoch=3),
+    "tf.data of unknown size": of(
+        lambda: slices().filter(lambda x, y: y[0] < 1.5).batch(BATCH), "iterator", dropout=False
+    ),
+    "tf.data cache": of(lambda: slices().cache().batch(BATCH), "skip"),
+    "tf.data interleave": of(lambda: interleaved().batch(BATCH), "iterator", dropout=False),
+    "tf.data parallel map": of(
+        lambda: (
+            slices()
+            .map(lambda x, y: (x * 2, y), num_parallel_calls=tf.data.AUTOTUNE)
+            .batch(BATCH)
+            .prefetch(tf.data.AUTOTUNE)
+        ),
+        "iterator",
+    ),
+    "tf.data py_function": of(
+        lambda: doubled_in_python().batch(BATCH), "replay", doubt="EagerPyFunc"
+    ),
+    "tf.data random map": of(lambda: noisy().batch(BATCH), "replay", doubt="RandomStandardNormal"),
+    "tf.data layer map": of(lambda: augmented().batch(BATCH), "replay", doubt="ReadVariableOp"),
+    "tf.data from_generator": of(from_generator, "replay", dropout=False, doubt="PyFunc"),
+    "tf.data sparse": of(sparse, "iterator"),
+    # PyDataset
+    "PyDataset": of(Batches, "by cursor"),
+    "PyDataset threads": of(lambda: Batches(workers=3, max_queue_size=4), "by cursor"),
+    "PyDataset processes": of(
+        lambda: Batches(workers=2, use_multiprocessing=True, max_queue_size=4), "by cursor"
+    ),
+    "PyDataset reshuffled": of(Reshuffled, "by cursor"),
+    "PyDataset in pieces": of(Reshuffled, "by cursor", steps_per_epoch=3),
+    "PyDataset endless": of(Endless, "by cursor", steps_per_epoch=5),
+    "PyDataset endless threads": of(
+        lambda: Endless(workers=2, max_queue_size=3), "by cursor", steps_per_epoch=5
+    ),
+    # generators
+    "generator endless": of(endless, "replay from its start", steps_per_epoch=5),
+    "generator finite": of(finite, "replay from its start", dropout=False),
+    "generator short batches": of(passes, "replay from its start", steps_per_epoch=5),
+    "generator weighted": of(weighted, "replay from its start", steps_per_epoch=5),
+    "generator inputs only": of(
+        inputs_only, "replay from its start", build=without_targets, steps_per_epoch=5
+    ),
+    "generator dicts": of(dicts, "replay from its start", build=two_inputs, steps_per_epoch=5),
+    "iterator get_state": of(WithGetState, "its own state", steps_per_epoch=5),
+    "iterator state_dict": of(WithStateDict, "its own state", steps_per_epoch=5),
+    # other loaders
+    "torch": of(torch_loader, "skip within the pass", needs="torch"),
+    "torch shuffle": of(torch_shuffled, "skip within the pass", needs="torch"),
+    "torch workers": of(
+        lambda: torch_shuffled(num_workers=2), "skip within the pass", needs="torch"
+    ),
+    "grain": of(grain_dataset, "its iterator's own state", needs="grain", dropout=False),
+}
+# Keras itself takes generators only, no other iterators.
+BEYOND_KERAS = {"iterator get_state", "iterator state_dict"}
