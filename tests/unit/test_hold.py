@@ -27,17 +27,12 @@ TOKENS = RNG.integers(0, 50, (64, 7))
 
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     "adam": lambda: optimizers.Adam(0.01),
-    "adam amsgrad": lambda: optimizers.Adam(0.01, amsgrad=True),
     "adamw ema": lambda: optimizers.AdamW(0.01, use_ema=True, ema_overwrite_frequency=3),
     "sgd": lambda: optimizers.SGD(0.01),
     "momentum": lambda: optimizers.SGD(0.01, momentum=0.9, nesterov=True),
     "adagrad": lambda: optimizers.Adagrad(0.01),
-    "adadelta": lambda: optimizers.Adadelta(0.01),
     "rmsprop": lambda: optimizers.RMSprop(0.01, momentum=0.5, centered=True),
     "lion": lambda: optimizers.Lion(0.01),
-    "ftrl": lambda: optimizers.Ftrl(0.01),
-    "nadam": lambda: optimizers.Nadam(0.01),
-    "accumulating": lambda: optimizers.Adam(0.01, gradient_accumulation_steps=2),
     "scaled": lambda: optimizers.LossScaleOptimizer(optimizers.Adam(0.01), dynamic_growth_steps=2),
 }
 
@@ -88,7 +83,7 @@ def test_what_is_held_of_embeddings_does_not_change(name: str) -> None:
     watch(embedding(OPTIMIZERS[name]()), TOKENS)
 
 
-@pytest.mark.parametrize("name", ["adam", "lion"])
+@pytest.mark.parametrize("name", ["adam"])
 def test_what_is_held_does_not_change_under_xla(name: str) -> None:
     begin_process()
     model = dense(OPTIMIZERS[name]())

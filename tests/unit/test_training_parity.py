@@ -34,7 +34,6 @@ from tests.training_zoo import (
     shaped,
     tiny,
     vector_metric,
-    with_policy,
 )
 
 WEIGHTS = np.linspace(0, 2, SAMPLES)
@@ -46,7 +45,6 @@ MORE_TRACED: dict[str, Script] = {
     "regularizers and add_loss": Script(added_loss(), {**ARRAYS, "y": X}),
     "add_loss alone, no targets": Script(added_loss(None), {**ARRAYS, "y": None}),
     "sgd on a schedule": Script(model_of(*MLP, optimizer=sgd_on_a_schedule), ARRAYS),
-    "mixed_bfloat16": Script(with_policy("mixed_bfloat16"), ARRAYS),
     "static batch size": Script(shaped, {**ARRAYS, "x": X[:16], "y": Y[:16]}),
     "metric with many values": Script(vector_metric, {**ARRAYS, "y": np.eye(3)[Y]}),
 }
@@ -81,9 +79,6 @@ EAGER: dict[str, Script] = {
         },
     ),
     "validation_split": Script(tiny(), {**ARRAYS, "validation_split": 0.25}),
-    "validation_split, weighted": Script(
-        tiny(), {**ARRAYS, "validation_split": 0.25, "sample_weight": WEIGHTS}
-    ),
     "validation_freq": Script(
         tiny(), {**ARRAYS, "epochs": 4, "validation_data": HELD_OUT, "validation_freq": 2}
     ),
