@@ -46,6 +46,9 @@ class StepLogs:
     values: dict[str, Any]
     own_loss: Any | None
 
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values()))) if self.values else 0
+
     def rows(self) -> list[dict[str, Any]]:
         """Return one dict of python values a step, as `pythonify_logs` makes them."""
         columns = [
@@ -59,7 +62,7 @@ class StepLogs:
     def own_losses(self) -> list[float | None]:
         """Return each step's own loss, None where the model reports none."""
         if self.own_loss is None:
-            return [None] * len(self.rows())
+            return [None] * len(self)
         losses: list[float | None] = self.own_loss.tolist()
         return losses
 
