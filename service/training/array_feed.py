@@ -15,18 +15,21 @@ class ArrayFeed:
     """Hands out indices into the arrays, several batches at a time.
 
     steps_per_epoch: as in fit. With None or -1 an epoch is one pass, ordered by seed and epoch;
-    else a pass goes on over the epochs, ordered by seed and the pass' number. group: Keras'
-    steps_per_execution.
+    else a pass goes on over the epochs, ordered by seed and the pass' number. With -1 Keras takes
+    every epoch's end for data that ran out. group: Keras' steps_per_execution.
     """
 
     def __init__(self, data: ArraySource, steps_per_epoch: int | None, group: int = 1) -> None:
         self.data = data
-        self.steps_per_epoch = None if steps_per_epoch == -1 else steps_per_epoch
+        self.to_the_end = steps_per_epoch == -1
+        self.steps_per_epoch = None if self.to_the_end else steps_per_epoch
         self.steps: int = self.steps_per_epoch or data.batches
         self.group = group
         self._limit = executed(self.steps, group)
         self._key = -1  # the epoch, or the number of the pass
         self._seen = 0
+        self._short = False  # the data ended within an execution, which Keras does not notice
+        self._ran_out = False
 
     @property
     def spec(self) -> Any:
@@ -41,6 +44,7 @@ class ArrayFeed:
         """Nothing to do."""
 
     def begin_epoch(self, epoch: int) -> None:
+        self._short = self._ran_out = False
         if self.steps_per_epoch is None:
             self._key, self._seen = epoch, 0
         elif self._key < 0 or self._seen >= self.data.batches:
@@ -48,27 +52,41 @@ class ArrayFeed:
 
     def within(self, batch: int) -> bool:
         """Whether the epoch has a batch number `batch`."""
+        if self.to_the_end:
+            return not self._ran_out
         return batch < self._limit and self._seen < self.data.batches
 
     def more(self, batch: int) -> bool:
         """The same, with Keras' warning when the data ran out before the epoch's end."""
         if self.within(batch):
             return True
-        if executed(batch, self.group) < self.steps:
+        if executed(batch, self.group) < self.steps and not self.to_the_end:
             warnings.warn(RAN_OUT, stacklevel=2)
         return False
 
     def take(self, batch: int, limit: int) -> Any:
-        """Return the indices of up to `limit` batches from `batch` on, shape (k, size)."""
+        """Return the indices of up to `limit` batches from `batch` on, shape (k, size).
+
+        None when there are none: ask `more` whether to go on.
+        """
+        if self._seen >= self.data.batches:
+            if self._seen % self.group and not self._short:
+                self._short = True
+            else:
+                self._ran_out = True
+                warnings.warn(RAN_OUT, stacklevel=2)
+            return None
         indices = self.data.indices(self._key, self._seen, min(limit, self._limit - batch))
         self._seen += len(indices)
         return indices
 
     def state(self) -> Plain:
-        return {"key": self._key, "seen": self._seen}
+        ends = {"short": self._short, "ran_out": self._ran_out}
+        return {"key": self._key, "seen": self._seen, **ends}
 
     def restore(self, state: Plain) -> None:
         self._key, self._seen = state["key"], state["seen"]
+        self._short, self._ran_out = state["short"], state["ran_out"]
 
     def skip(self, state: Plain) -> None:
         """Nothing is taken from arrays."""

@@ -67,7 +67,9 @@ class Feed:
 
     def within(self, batch: int) -> bool:
         """Whether the epoch has, or may have, a batch number `batch`."""
-        if self._iterator is None or self._used_up:
+        if self._iterator is None or self.steps_per_epoch == -1:
+            return self._iterator is not None
+        if self._used_up:
             return False
         if self._short:
             batch = executed(batch, self.group)

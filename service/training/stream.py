@@ -19,8 +19,8 @@ class StreamSource(Source):
     """A generator or iterator of (x,), (x, y) or (x, y, sample_weight).
 
     Where it has `state_dict`/`load_state_dict` or `get_state`/`set_state`, its state after each
-    batch is kept with the batch; else a resume runs it again from its start. There is one pass:
-    an exhausted generator has nothing more to give, as in Keras.
+    batch is kept with the batch; else a resume runs it again from its start. When it is exhausted,
+    each further pass has its first two batches again and no more, as in Keras, which keeps them.
     max_queue_size: batches that are read ahead while the model trains.
     """
 
@@ -31,12 +31,8 @@ class StreamSource(Source):
         self._stream = stream
         self._size = max_queue_size
         self._methods = _state_methods(stream)
-        self._first: list[tuple[Any, Any]] = []
-        for _ in range(data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC):
-            item = self._read()
-            if item is None:
-                break
-            self._first.append(item)
+        self._began = self._methods[0]() if self._methods is not None else None
+        self._first = self._peek()
         if not self._first:
             raise ValueError(
                 "When passing a Python generator to a Keras model, the generator must yield at "
@@ -55,25 +51,35 @@ class StreamSource(Source):
         self._cost = "not needed yet"
 
     def open(self, index: int) -> Iterator[Any]:
-        return self._batches()
+        return self._batches(0, again=index > 0)
 
     def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
         started = time.perf_counter()
+        again = len(taken) > 1
+        skip = taken[-1]
         if position is not None and self._methods is not None:
             self._methods[1](position)
-            self._first = []
             self._position = position
+            # In the first pass the generator itself goes on right after the batch of `position`.
+            skip = skip if again else len(self._first)
         else:
-            for _ in range(sum(taken)):
-                if self._first:
-                    self._first.pop(0)
-                elif self._read() is None:
+            for _ in range(sum(max(0, count - len(self._first)) for count in taken)):
+                if self._read() is None:
                     raise RuntimeError(
                         f"the generator ended before batch {sum(taken)}, to which the training "
                         "has to go back: it must yield the same batches when the script runs again"
                     )
         self._cost = f"{time.perf_counter() - started:.2f} s this time"
-        return self._batches()
+        return self._batches(skip, again=again)
+
+    def state(self) -> Any:
+        return self._began
+
+    def restore(self, state: Any) -> None:
+        if state is not None and self._methods is not None:
+            self._methods[1](state)
+            self._began = state
+            self._first = self._peek()
 
     def position(self) -> Any:
         return self._position
@@ -87,15 +93,20 @@ class StreamSource(Source):
             self._ahead.stop()
             self._ahead = None
 
-    def _batches(self) -> Iterator[Any]:
-        while self._first:
-            batch, self._position = self._first.pop(0)
+    def _batches(self, skip: int, *, again: bool) -> Iterator[Any]:
+        for batch, position in self._first[skip:]:
+            if not again:
+                self._position = position
             yield as_tensors(batch, self.spec)
         if self._ahead is None:
             self._ahead = _ReadAhead(self._read, self._size)
         for batch, position in self._ahead:
             self._position = position
             yield as_tensors(batch, self.spec)
+
+    def _peek(self) -> list[tuple[Any, Any]]:
+        items = (self._read() for _ in range(data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC))
+        return [item for item in items if item is not None]
 
     def _read(self) -> tuple[Any, Any] | None:
         try:
