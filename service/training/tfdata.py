@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
+from service.training.pipeline import Pipeline
 from service.training.source import Plain, Source
 
 SMALL_BYTES = 1 << 20
@@ -38,10 +38,13 @@ class DatasetSource(Source):
         self.dataset = adapter.get_tf_dataset()
         self.num_batches = adapter.num_batches
         self.spec = self.dataset.element_spec
-        self.stateful = stateful_op(self.dataset)
-        buffers = [] if self.stateful else _buffers(self.dataset)
-        self.mode = "replay" if self.stateful else "skip" if buffers else "iterator"
-        self.cost = f"it has {', '.join(buffers)}" if buffers else "not measured yet"
+        self.pipeline = Pipeline(self.dataset)
+        if self.pipeline.stateful:
+            self.mode, self.cost = "replay", f"{self.pipeline.stateful} has a state of its own"
+        elif self.pipeline.buffers:
+            self.mode, self.cost = "skip", f"it has a {' and a '.join(self.pipeline.buffers)}"
+        else:
+            self.mode, self.cost = "iterator", "not measured yet"
         self._iterator: Any = None
 
     def open(self, index: int) -> Iterator[Any]:
@@ -85,27 +88,14 @@ class DatasetSource(Source):
         # A reshuffling shuffle draws its next seed when an iterator is made; a stateful op moves
         # on only when the pass is run.
         earlier = iter(self.dataset)
-        for _ in range(count if self.stateful else 0):
+        for _ in range(count if self.pipeline.stateful else 0):
             next(earlier)
 
     def how_resumed(self) -> str:
         return f"{self.mode} ({self.cost})"
 
     def doubts(self) -> list[str]:
-        doubts = []
-        if self.dataset.options().deterministic is False:
-            doubts.append(
-                "the pipeline's option deterministic=False lets batches come in any order: set it "
-                "to True"
-            )
-        if self.stateful:
-            doubts.append(
-                f"{self.stateful} in the pipeline keeps state that no checkpoint holds; a resume "
-                "runs the pipeline again from its start, which is exact only if it then does the "
-                "same: better use stateless ops (tf.random.stateless_* seeded by the element's "
-                "index) and plain TensorFlow in place of python functions"
-            )
-        return doubts
+        return self.pipeline.doubts()
 
 
 class AdapterSource(DatasetSource):
@@ -140,22 +130,3 @@ def _restore_iterator(iterator: Any, written: Plain) -> None:
         for name, content in written.items():
             Path(folder, Path(name).name).write_bytes(content.tobytes())
         tf.train.Checkpoint(iterator=iterator).read(f"{folder}/it").assert_consumed()
-
-
-def stateful_op(dataset: Any) -> str | None:
-    """Return the first op in the pipeline whose state is hidden; a seeded shuffle is none."""
-    from tensorflow.python.data.ops.options import ExternalStatePolicy
-
-    try:
-        dataset._as_serialized_graph(external_state_policy=ExternalStatePolicy.FAIL)
-    except tf.errors.FailedPreconditionError as error:
-        found = re.search(r"(\w+) is stateful", str(error.message))
-        return found[1] if found else str(error.message)
-    return None
-
-
-def _buffers(dataset: Any) -> list[str]:
-    """Return the kinds of ops in the pipeline that hold many elements at a time."""
-    graph = tf.compat.v1.GraphDef.FromString(dataset._as_serialized_graph().numpy())
-    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    return sorted({n.op for n in nodes if re.match(r"(Shuffle|Cache)", n.op)})

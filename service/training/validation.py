@@ -13,6 +13,7 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import data_adapter_utils
 
 from service.context import AttemptContext
+from service.training.pipeline import Pipeline
 
 
 class StopProbe(Callback):  # type: ignore[misc]
@@ -136,7 +137,5 @@ def _moves_on(x: Any) -> bool:
 def _is_consumed(x: Any) -> bool:
     """Whether the batches themselves have to be taken again, not only the passes opened."""
     if data_adapters.is_tf_dataset(x):
-        from service.training.tfdata import stateful_op
-
-        return stateful_op(x) is not None
+        return Pipeline(x).stateful is not None
     return isinstance(x, Iterator)
