@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from tests.training_harness import Script
 
@@ -91,6 +92,26 @@ def without_targets(dropout: bool = True) -> Any:
     return compiled(keras.Model(inputs, outputs), loss=None, metrics=None)
 
 
+def ragged_inputs(dropout: bool = True) -> Any:
+    """A model of the means of rows of any length."""
+    inputs = layers.Input((None,), ragged=True)
+    means = layers.Lambda(lambda x: tf.reduce_mean(x, axis=1, keepdims=True), (1,))(inputs)
+    return compiled(keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.3)(means))))
+
+
+class WithOptional(layers.Layer):
+    """Joins two inputs, of which the second may be missing."""
+
+    def call(self, a: Any, b: Any = None) -> Any:
+        return a if b is None else a + b
+
+
+def optional_input(dropout: bool = True) -> Any:
+    a, b = layers.Input((3,), name="a"), layers.Input((3,), name="b", optional=True)
+    joined = layers.Dropout(0.3)(WithOptional()(a, b))
+    return compiled(keras.Model({"a": a, "b": b}, layers.Dense(1)(joined)))
+
+
 # -- arrays -------------------------------------------------------------------------------------
 
 
@@ -104,6 +125,20 @@ def frames() -> dict[str, Any]:
 def nested_arrays() -> dict[str, Any]:
     x = {"pair": (X[:, :1], X[:, 1:2]), "one": X[:, 2:]}
     return {"x": x, "y": {"sum": Y, "mean": Y / 4}, "batch_size": BATCH}
+
+
+def of_scipy() -> Any:
+    import scipy.sparse
+
+    return scipy.sparse.csr_matrix(np.maximum(X, 0))
+
+
+def of_tensorflow() -> tf.SparseTensor:
+    return tf.sparse.from_dense(np.maximum(X, 0))
+
+
+def ragged() -> tf.RaggedTensor:
+    return tf.RaggedTensor.from_tensor(X, lengths=np.arange(SAMPLES) % 4 + 1)
 
 
 # -- tf.data ------------------------------------------------------------------------------------
@@ -256,6 +291,31 @@ class WithStateDict(Cursor):
         self.random.bit_generator.state, self.drawn = state["random"], state["drawn"]
 
 
+def sparse_batches() -> Iterator[Any]:
+    import scipy.sparse
+
+    for i in range(EPOCHS * 5):
+        chosen = np.arange(i, i + BATCH)
+        yield scipy.sparse.coo_matrix(np.maximum(X[chosen], 0)), Y[chosen]
+
+
+def without_b() -> Iterator[Any]:
+    for i in range(EPOCHS * 5):
+        chosen = np.arange(i, i + BATCH)
+        yield {"a": X[chosen, :3], "b": None}, Y[chosen]
+
+
+class Adapter(DataAdapter):
+    """A data adapter of the user's own."""
+
+    def get_tf_dataset(self) -> tf.data.Dataset:
+        return slices().batch(BATCH)
+
+    @property
+    def num_batches(self) -> int:
+        return -(-SAMPLES // BATCH)
+
+
 # -- other loaders ------------------------------------------------------------------------------
 
 
@@ -305,6 +365,9 @@ KINDS: dict[str, Kind] = {
     "arrays with steps_per_epoch": Kind(
         lambda: {"x": X, "y": Y, "batch_size": BATCH, "steps_per_epoch": 5}, "by cursor"
     ),
+    "scipy sparse": of(of_scipy, "by cursor", y=Y, batch_size=BATCH, needs="scipy"),
+    "sparse tensor": of(of_tensorflow, "by cursor", y=Y, batch_size=BATCH),
+    "ragged tensor": of(ragged, "by cursor", y=Y, batch_size=BATCH, build=ragged_inputs),
     # tf.data
     "tf.data": of(lambda: slices().batch(BATCH), "iterator"),
     "tf.data shuffle": of(lambda: slices().shuffle(SAMPLES, seed=4).batch(BATCH), "skip"),
@@ -334,6 +397,7 @@ KINDS: dict[str, Kind] = {
     "tf.data layer map": of(lambda: augmented().batch(BATCH), "replay", doubt="ReadVariableOp"),
     "tf.data from_generator": of(from_generator, "replay", dropout=False, doubt="PyFunc"),
     "tf.data sparse": of(sparse, "iterator"),
+    "data adapter": of(Adapter, "iterator"),
     # PyDataset
     "PyDataset": of(Batches, "by cursor"),
     "PyDataset threads": of(lambda: Batches(workers=3, max_queue_size=4), "by cursor"),
@@ -355,6 +419,12 @@ KINDS: dict[str, Kind] = {
         inputs_only, "replay from its start", build=without_targets, steps_per_epoch=5
     ),
     "generator dicts": of(dicts, "replay from its start", build=two_inputs, steps_per_epoch=5),
+    "generator scipy sparse": of(
+        sparse_batches, "replay from its start", needs="scipy", steps_per_epoch=5
+    ),
+    "generator without an input": of(
+        without_b, "replay from its start", build=optional_input, steps_per_epoch=5
+    ),
     "iterator get_state": of(WithGetState, "its own state", steps_per_epoch=5),
     "iterator state_dict": of(WithStateDict, "its own state", steps_per_epoch=5),
     # other loaders
