@@ -20,7 +20,7 @@ _COUNTS = {
     "batch_size": 1,
     "max_queue_size": 1,
 }
-_OPTIONAL = {"batch_size", "seed", "steps_per_epoch", "name", "save_every", "keep"}
+_OPTIONAL = {"batch_size", "seed", "steps_per_epoch", "name", "save_every", "keep", "jit_compile"}
 
 
 def check(**arguments: Any) -> None:
@@ -72,6 +72,9 @@ def _check_one(field: str, value: Any) -> None:
         case "verbose":
             good = _is_count(value, 0, 2) or isinstance(value, bool) or str(value) == "auto"
             _require(good, field, value, 'Give "auto", 0, 1 or 2.')
+        case "jit_compile":
+            good = isinstance(value, bool) or value == "auto"
+            _require(good, field, value, 'Give True, False, "auto", or None: as compiled.')
         case "name":
             good = isinstance(value, str) and value != ""
             _require(good, field, value, "Give a text.")

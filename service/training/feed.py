@@ -9,6 +9,7 @@ an execution has 6 batches.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -21,9 +22,12 @@ RAN_OUT = (
     "`.repeat()` function when building your dataset."
 )
 
+PATIENCE_S = 0.1  # a stop request waits at most this long for batches to be gathered
+_NOTHING = object()
+
 
 class Feed:
-    """Hands out the batches of the epochs in order, one at a time.
+    """Hands out the batches of the epochs in order, several at a time.
 
     steps_per_epoch: as in fit; None: a pass is an epoch; -1: until the data ends. group: Keras'
     steps_per_execution.
@@ -38,6 +42,7 @@ class Feed:
         self._iterator: Iterator[Any] | None = None
         self._limit: int | None = None
         self._short = False  # the data ended within an execution, which Keras does not notice
+        self._ended = False  # the iterator has said that it has no more
 
     @property
     def steps(self) -> int | None:
@@ -51,8 +56,8 @@ class Feed:
         return self.source.spec
 
     def batch_of(self, lot: Any) -> Any:
-        """Return the batch that `take` handed out."""
-        return lot
+        """Return the first batch of the lot that `take` handed out."""
+        return lot[0]
 
     def start(self) -> None:
         """Begin a training anew: Keras resets its iterator, which tells the data adapter so."""
@@ -91,23 +96,48 @@ class Feed:
         self.source.on_epoch_end()
         return False
 
-    def take(self, batch: int, limit: int) -> Any | None:
-        """Return batch number `batch`; None when there is none: ask `more` whether to go on."""
-        assert self._iterator is not None
-        try:
-            data = next(self._iterator)
-        except StopIteration:
-            if self._seen % self.group and not self._short:
-                self._short = True
-                return None
-            if self.num_batches is None:  # Keras counts the execution that found nothing
-                self.num_batches = executed(self._seen, self.group) + self.group
-            warnings.warn(RAN_OUT, stacklevel=2)
-            self._iterator = None
-            self.source.on_epoch_end()
+    def take(self, batch: int, limit: int) -> list[Any] | None:
+        """Return up to `limit` batches from number `batch` on, fewer where they come slowly.
+
+        None when there are none: ask `more` whether to go on.
+        """
+        first = self._next()
+        if first is _NOTHING:
+            self._end()
             return None
-        self._taken[-1] += 1
+        lot, started = [first], time.monotonic()
+        while (
+            len(lot) < limit
+            and self.within(batch + len(lot))
+            and time.monotonic() - started < PATIENCE_S
+        ):
+            data = self._next()
+            if data is _NOTHING:
+                self._ended = True  # dealt with when the next one is asked for, as with limit 1
+                break
+            lot.append(data)
+        return lot
+
+    def _next(self) -> Any:
+        assert self._iterator is not None
+        if self._ended:
+            return _NOTHING
+        data = next(self._iterator, _NOTHING)
+        if data is not _NOTHING:
+            self._taken[-1] += 1
         return data
+
+    def _end(self) -> None:
+        """The data ended before the epoch did."""
+        self._ended = False
+        if self._seen % self.group and not self._short:
+            self._short = True
+            return
+        if self.num_batches is None:  # Keras counts the execution that found nothing
+            self.num_batches = executed(self._seen, self.group) + self.group
+        warnings.warn(RAN_OUT, stacklevel=3)
+        self._iterator = None
+        self.source.on_epoch_end()
 
     def state(self) -> Plain:
         """Return the cursor as plain data."""
@@ -163,7 +193,7 @@ class Feed:
     def _open(self) -> None:
         self._iterator = self.source.open(len(self._taken))
         self._taken.append(0)
-        self._short = False
+        self._short = self._ended = False
 
 
 def executed(batches: int, group: int) -> int:

@@ -37,6 +37,7 @@ def fit(
     *,
     seed: int | None = None,
     max_queue_size: int = 10,
+    jit_compile: bool | str | None = None,
     view_metrics: bool = False,
     job_dir: str | Path | None = None,
     save_every: str | int | None = None,
@@ -53,6 +54,9 @@ def fit(
         seed: seed of the order of samples, an integer. Default: derived from python's `random`
             generator (without disturbing it), so `keras.utils.set_random_seed` decides it.
         max_queue_size: batches of a generator that are read ahead. Default 10.
+        jit_compile: True trains by XLA programs of several steps, False without XLA, "auto"
+            measures both at the training's start and keeps to the faster, also over resumes (it
+            stands in the checkpoint). Default None: as the model was compiled.
         view_metrics: True draws the metrics by epoch while training: in a notebook below the
             cell, elsewhere into metrics.png in the job's folder (needs matplotlib).
         job_dir: folder or URL of the job; needed in a script started without `holdfast run`,
@@ -86,6 +90,7 @@ def fit(
         validation_freq=validation_freq,
         seed=seed,
         max_queue_size=max_queue_size,
+        jit_compile=jit_compile,
         save_every=save_every,
         keep=keep,
         name=name,
@@ -115,6 +120,7 @@ def fit(
         class_weight=class_weight,
         steps_per_epoch=steps_per_epoch,
         max_queue_size=max_queue_size,
+        jit_compile=jit_compile,
         view_metrics=view_metrics,
         seed=seed,
         name=name,

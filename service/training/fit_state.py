@@ -38,6 +38,7 @@ class FitState:
         feed: ArrayFeed | Feed,
         validation: Validation,
         callbacks: CallbackStates,
+        program: str,
         rehearse: Callable[[], None] | None = None,
     ) -> None:
         self.logs: Logs = {}
@@ -49,8 +50,9 @@ class FitState:
         self._feed = feed
         self._validation = validation
         self._callbacks = callbacks
+        self._program = program
         self._rehearse = rehearse
-        self._documents = _describe_model(model)
+        self._documents = describe_model(model)
 
     def take(self, progress: Progress) -> Snapshot:
         """Hold everything at this place; the variables without a copy."""
@@ -58,6 +60,7 @@ class FitState:
             self._live.refresh()
         plain = {
             "model": self._live.describe(),
+            "program": self._program,
             "data": self._feed.describe(),
             "callbacks": self._callbacks.capture(),
             "logs": self.logs,
@@ -135,7 +138,7 @@ def _short(rate: float | None) -> str:
     return "a schedule" if rate is None else f"{rate:g}"
 
 
-def _describe_model(model: Any) -> dict[str, bytes]:
+def describe_model(model: Any) -> dict[str, bytes]:
     """Return `model.json`, from which `export` makes a `.keras` file; nothing if Keras cannot."""
     try:
         with warnings.catch_warnings():

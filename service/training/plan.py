@@ -30,5 +30,6 @@ class Plan:
     steps_per_epoch: int | None
     max_queue_size: int
     view_metrics: bool
+    jit_compile: bool | str | None
     seed: int | None
     name: str | None

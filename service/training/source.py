@@ -106,13 +106,13 @@ def without_optionals(structure: Any) -> Any:
     return tree.map_structure(lambda v: None if isinstance(v, kinds) else v, structure)
 
 
-def an_empty_batch(spec: Any) -> Any:
-    """Return a batch of zeros, of one sample where the spec leaves its size open."""
+def an_empty_batch(spec: Any, size: int = 1) -> Any:
+    """Return a batch of zeros; `size` stands where the spec leaves a dimension open."""
 
     def zeros(spec: Any) -> Any:
         if spec is None:
             return None
-        shape = [size or 1 for size in spec.shape]
+        shape = [size if given is None else given for given in spec.shape]
         dense = tf.zeros(shape, spec.dtype)
         if isinstance(spec, tf.SparseTensorSpec):
             return tf.sparse.from_dense(dense)

@@ -2,8 +2,9 @@
 
 One `tf.function` holds a `tf.while_loop` over K steps; each step gathers its batch from resident
 tensors and calls the model's own `train_step`, which is compiled apart, just as Keras' fit compiles
-it (with XLA where the model says so). The loop form is the same for K = 1 and for K = 100, so the
-results are equal to the bit whatever K is. Every step's logs come back stacked.
+it. Batches that come from elsewhere are stacked, and the loop goes over the stack. The loop form is
+the same for K = 1 and for K = 100, so the results are equal to the bit whatever K is. Every step's
+logs come back stacked.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
 
 from service.training import rows
+from service.training.own_loss import OwnLoss
+from service.training.program import Program, xla_program
 from service.training.source import an_empty_batch, without_optionals
+
+STREAMED_STEPS = 32  # so many batches lie in memory at a time
+XLA_STEPS = 128  # the room for logs in one XLA program of several steps
 
 STATEFUL_RANDOM = frozenset(
     {
@@ -67,59 +72,8 @@ class StepLogs:
         return losses
 
 
-class OwnLoss:
-    """Each batch's own loss, beside Keras' running mean.
-
-    With Keras' own train_step the loss tracker is emptied before the step and the sums are put
-    back afterwards: exact, and state and logs stay equal to the bit. With a custom train_step,
-    which may read its tracker, nothing is touched: the loss is the difference of the totals, which
-    rounds (float32 totals). Where no mean named "loss" exists, the step's own "loss" log is it.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.tracker = next(
-            (m for m in model.metrics if m.name == "loss" and isinstance(m, keras.metrics.Mean)),
-            None,
-        )
-        kind = type(model)
-        stock = all(
-            getattr(kind, name) is getattr(keras.Model, name) and name not in vars(model)
-            for name in ("train_step", "compute_metrics", "get_metrics_result")
-        )
-        self.exact = stock and self.tracker is not None
-
-    def before(self) -> tuple[Any, Any] | None:
-        if self.tracker is None:
-            return None
-        sums = (
-            tf.identity(_value(self.tracker.total)),
-            tf.identity(_value(self.tracker.count)),
-        )
-        if self.exact:
-            self.tracker.total.assign(tf.zeros_like(sums[0]))
-            self.tracker.count.assign(tf.zeros_like(sums[1]))
-        return sums
-
-    def after(self, sums: tuple[Any, Any] | None, logs: dict[str, Any]) -> Any | None:
-        if self.tracker is None or sums is None:
-            return tf.cast(logs["loss"], tf.float64) if _is_scalar(logs.get("loss")) else None
-        total = _value(self.tracker.total)
-        count = _value(self.tracker.count)
-        if not self.exact:
-            return tf.math.divide_no_nan(
-                tf.cast(total, tf.float64) - tf.cast(sums[0], tf.float64),
-                tf.cast(count, tf.float64) - tf.cast(sums[1], tf.float64),
-            )
-        own = tf.cast(tf.math.divide_no_nan(total, count), tf.float64)
-        self.tracker.total.assign(sums[0] + total)
-        self.tracker.count.assign(sums[1] + count)
-        if "loss" in logs:
-            logs["loss"] = tf.cast(self.tracker.result(), logs["loss"].dtype)
-        return own
-
-
 class CompiledSteps:
-    """Calls of K steps on resident arrays, or of one step on a batch.
+    """Calls of K steps on resident arrays, or on batches that are handed in.
 
     model: compiled. arrays: a structure of tensors (None where a part is missing), all with the
     same first dimension; None when batches come from elsewhere. size: samples in every batch of
@@ -136,8 +90,10 @@ class CompiledSteps:
         self.size = size
         self.spec = without_optionals(spec) if arrays is None else rows.spec_of_rows(arrays, size)
         self._optionals = arrays is None and tree.flatten(self.spec) != tree.flatten(spec)
+        self._stacked = arrays is None and _can_be_stacked(self.spec)
         self.eager = bool(model.run_eagerly)
-        self._names: list[str] = []
+        self.program = Program.GRAPH
+        self._example: dict[str, Any] = {}
         self._call: Any = None
         self._graph: Any = None
         self._summaries = False
@@ -148,24 +104,48 @@ class CompiledSteps:
             self.model._symbolic_build(data_batch=self.spec)
             self.own_loss = OwnLoss(self.model)
             return
-        inner = tf.function(
-            self.model.train_step, jit_compile=bool(self.model.jit_compile), autograph=False
-        )
         self._summaries = tf.summary.should_record_summaries()
-        concrete = inner.get_concrete_function(self.spec)
+        self._inner = tf.function(self.model.train_step, autograph=False)
+        concrete = self._inner.get_concrete_function(self.spec)
+        self._graph = concrete.graph
         self.own_loss = OwnLoss(self.model)
-        logs = concrete.structured_outputs
-        self._names = list(_flat(logs))
-        if self.arrays is None:
+        self._example = _flat(concrete.structured_outputs)
+        self.use(self.program)
+
+    def use(self, program: Program) -> None:
+        """Compile the calls to come in this way; after `trace`."""
+        self.program = program
+        inner, whole = self._inner, program == Program.XLA_CALL
+        if program != Program.GRAPH:
+            jit = True if program == Program.XLA_STEP else None
+            inner = tf.function(self.model.train_step, jit_compile=jit, autograph=False)
+        if self.arrays is None and not self._stacked:
             self._call = tf.function(self._single(inner), reduce_retracing=True, autograph=False)
-            self._graph = self._call.get_concrete_function(self.spec).graph
             return
+        if self.arrays is None:
+            lots = tree.map_structure(_stacked_spec, self.spec)
+        else:
+            lots = tf.TensorSpec([None, self.size], tf.int64)
+        # XLA needs the size of a batch when it compiles a loop in a loop (an LSTM's): for a short
+        # last batch the whole is traced once more.
+        signature = None if whole else [lots, tf.TensorSpec([], tf.int32)]
         self._call = tf.function(
-            self._looped(inner, _flat(logs)),
-            input_signature=[tf.TensorSpec([None, self.size], tf.int64)],
+            self._looped(inner),
+            input_signature=signature,
+            jit_compile=whole or None,
             autograph=False,
         )
-        self._graph = self._call.get_concrete_function().graph
+
+    def xla_program(self) -> Program:
+        """Return XLA's program for this step; after `trace`."""
+        return xla_program(self._graph.as_graph_def(), streamed=self.arrays is None)
+
+    @property
+    def most(self) -> int:
+        """How many steps a call may take."""
+        if self.arrays is None:
+            return STREAMED_STEPS
+        return XLA_STEPS if self.program == Program.XLA_CALL else 1000
 
     def rehearse(self) -> None:
         """Take an eager step for the sake of the variables that it makes; the caller undoes it."""
@@ -192,28 +172,47 @@ class CompiledSteps:
         return sorted({f"{n.op} ({n.name})" for n in nodes if n.op in STATEFUL_RANDOM})
 
     def run(self, lot: Any) -> StepLogs:
-        """Train K batches of the arrays, `lot` being int64 indices of shape (K, batch); or, where
-        there are no arrays, the one batch `lot`."""
+        """Train K batches: `lot` are int64 indices into the arrays, of shape (K, batch); or,
+        where there are no arrays, a list of batches."""
         if self._optionals:
-            lot = without_optionals(lot)
+            lot = [without_optionals(batch) for batch in lot]
         if self.eager:
             return self._run_eagerly(lot)
         if tf.summary.should_record_summaries() and not self._summaries:
             self.trace()  # a callback has set a writer since: the model's own summaries go there
-        if self.arrays is None:
-            values, own = self._call(lot)
-            values = [tf.expand_dims(v, 0) for v in values]
-            own = None if own is None else tf.expand_dims(own, 0)
+        if self.arrays is not None:
+            return self._run(tf.constant(self._padded(lot), tf.int64), len(lot))
+        if self._stacked:
+            parts = [self._run(_stack(alike), len(alike)) for alike in _alike(lot)]
         else:
-            values, own = self._call(tf.constant(lot, tf.int64))
+            parts = [self._run_single(batch) for batch in lot]
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def _padded(self, indices: Any) -> Any:
+        """XLA compiles anew for every shape, so its whole calls have one for every K."""
+        if self.program != Program.XLA_CALL:
+            return indices
+        padded = np.zeros((XLA_STEPS, indices.shape[1]), np.int64)
+        padded[: len(indices)] = indices
+        return padded
+
+    def _run(self, lots: Any, count: int) -> StepLogs:
+        values, own = self._call(lots, tf.constant(count, tf.int32))
         return StepLogs(
-            dict(zip(self._names, (v.numpy() for v in values), strict=True)),
-            None if own is None else own.numpy(),
+            {n: v.numpy()[:count] for n, v in zip(self._example, values, strict=True)},
+            None if own is None else own.numpy()[:count],
+        )
+
+    def _run_single(self, batch: Any) -> StepLogs:
+        values, own = self._call(batch)
+        return StepLogs(
+            {n: v.numpy()[None] for n, v in zip(self._example, values, strict=True)},
+            None if own is None else own.numpy()[None],
         )
 
     def _run_eagerly(self, lot: Any) -> StepLogs:
         stack, owns = [], []
-        for part in [lot] if self.arrays is None else lot:
+        for part in lot:
             batch = part if self.arrays is None else self._gather(tf.constant(part, tf.int64))
             sums = self.own_loss.before()
             logs = _flat(self.model.train_step(batch))
@@ -231,20 +230,24 @@ class CompiledSteps:
             sums = self.own_loss.before()
             logs = _flat(inner(batch))
             own = self.own_loss.after(sums, logs)
-            return [logs[name] for name in self._names], own
+            return [logs[name] for name in self._example], own
 
         return step
 
-    def _looped(self, inner: Any, example: dict[str, Any]) -> Callable[[Any], Any]:
-        def steps(indices: Any) -> Any:
-            count = tf.shape(indices)[0]
-            names = list(example)
-            dtypes = [example[n].dtype for n in names] + [tf.float64]
-            arrays = [tf.TensorArray(d, size=count) for d in dtypes]
+    def _looped(self, inner: Any) -> Callable[[Any, Any], Any]:
+        names = list(self._example)
+        dtypes = [self._example[n].dtype for n in names] + [tf.float64]
+
+        def steps(lots: Any, count: Any) -> Any:
+            room = tf.shape(tree.flatten(lots)[0])[0]
+            arrays = [tf.TensorArray(d, size=room) for d in dtypes]
             known: dict[str, bool] = {}
 
             def body(i: Any, stacked: list[Any]) -> tuple[Any, list[Any]]:
-                batch = self._gather(indices[i])
+                if self.arrays is None:
+                    batch = tree.map_structure(lambda lot: None if lot is None else lot[i], lots)
+                else:
+                    batch = self._gather(lots[i])
                 sums = self.own_loss.before()
                 logs = _flat(inner(batch))
                 own = self.own_loss.after(sums, logs)
@@ -265,6 +268,43 @@ class CompiledSteps:
         return steps
 
 
+def _can_be_stacked(spec: Any) -> bool:
+    """Whether batches of this spec can be laid one on the other: dense tensors all of them."""
+    return all(isinstance(part, tf.TensorSpec) for part in tree.flatten(spec) if part is not None)
+
+
+def _stacked_spec(part: Any) -> Any:
+    return None if part is None else tf.TensorSpec([None, *part.shape], part.dtype)
+
+
+def _alike(lot: list[Any]) -> list[list[Any]]:
+    """Split batches, in order, where their shapes change: a last one may be shorter."""
+    parts: list[list[Any]] = []
+    before: Any = None
+    for batch in lot:
+        shapes = [None if t is None else t.shape for t in tree.flatten(batch)]
+        if shapes != before:
+            parts.append([])
+        parts[-1].append(batch)
+        before = shapes
+    return parts
+
+
+def _stack(batches: list[Any]) -> Any:
+    if len(batches) == 1:
+        return tree.map_structure(lambda t: None if t is None else t[None], batches[0])
+    return tree.map_structure(lambda *t: None if t[0] is None else tf.stack(t), *batches)
+
+
+def _joined(parts: list[StepLogs]) -> StepLogs:
+    names = parts[0].values
+    owns = [part.own_loss for part in parts if part.own_loss is not None]
+    return StepLogs(
+        {name: np.concatenate([part.values[name] for part in parts]) for name in names},
+        np.concatenate(owns) if owns else None,
+    )
+
+
 def _flat(logs: Any) -> dict[str, Any]:
     """Flatten nested logs as `keras.src.utils.python_utils.pythonify_logs` does."""
     flat: dict[str, Any] = {}
@@ -274,11 +314,3 @@ def _flat(logs: Any) -> dict[str, Any]:
         elif value is not None:
             flat[key] = tf.convert_to_tensor(value)
     return flat
-
-
-def _value(variable: Any) -> Any:
-    return getattr(variable, "_value", variable).read_value()
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is not None and value.shape.rank == 0

@@ -30,10 +30,23 @@ class Stored:
         )
 
     @classmethod
-    def of(cls, job: TrainingJob, phase: int) -> Stored | None:
-        """Return what the phase goes on from, None when it starts anew."""
+    def of(cls, job: TrainingJob, phase: int, by: str) -> Stored | None:
+        """Return what the phase goes on from, None when it starts anew.
+
+        by: who asks, "fit" or "Loop". Raises `StateMismatch` when the other one made it.
+        """
         checkpoint = job.checkpoint_of(phase)
-        return None if checkpoint is None else cls(job, checkpoint)
+        if checkpoint is None:
+            return None
+        stored = cls(job, checkpoint)
+        maker = "Loop" if "state" in stored.plain else "fit"
+        if maker != by:
+            raise StateMismatch(
+                checkpoint=stored.checkpoint,
+                what=f"phase {phase}",
+                problem=f"it is of a {maker}, the script has a {by} there",
+            )
+        return stored
 
     def release(self) -> None:
         """Let go of the arrays: they are in the model now."""

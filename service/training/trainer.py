@@ -22,13 +22,12 @@ from service.training.history import History
 from service.training.job import TrainingJob
 from service.training.phase import Phase
 from service.training.plan import Plan
+from service.training.program_choice import ProgramChoice
 from service.training.state import LiveState
 from service.training.step import CompiledSteps
 from service.training.stored import Stored, choose_seed
 from service.training.validation import Validation
 from service.training.view import MetricsView
-
-MAX_STEPS_A_CALL = 1000
 
 
 class Trainer:
@@ -52,7 +51,7 @@ class Trainer:
 
     def _run(self) -> History:
         index = self.job.enter_phase(self.plan.name)
-        stored = Stored.of(self.job, index)
+        stored = Stored.of(self.job, index, "fit")
         self.job.make_deterministic()
         seed = choose_seed(stored, self.plan.seed)
         self._prepare_data(seed)
@@ -60,7 +59,7 @@ class Trainer:
             return self._run_phase(index, stored, seed)
 
     def _run_phase(self, index: int, stored: Stored | None, seed: int) -> History:
-        live = self._compile()
+        live = self._compile(stored)
         self._prepare_callbacks()
         over = self._is_over(stored)
         if over:
@@ -72,7 +71,9 @@ class Trainer:
         own = [c for c in self.callbacks.callbacks if c not in shown]
         states = CallbackStates(own)
         rehearse = self.steps.rehearse if self.steps.eager else None
-        self.state = FitState(self.model, live, self.feed, self.validation, states, rehearse)
+        self.state = FitState(
+            self.model, live, self.feed, self.validation, states, str(self.steps.program), rehearse
+        )
         self.phase = Phase(
             self.job,
             index,
@@ -131,7 +132,7 @@ class Trainer:
             freq=plan.validation_freq,
         )
 
-    def _compile(self) -> LiveState:
+    def _compile(self, stored: Stored | None) -> LiveState:
         """Trace the step, so that every variable exists, and find where each one is kept."""
         self.job.ctx.status.activity = "compiling"
         if isinstance(self.feed, ArrayFeed):
@@ -150,6 +151,10 @@ class Trainer:
                 "reaches: after a resume they draw other numbers",
                 instead="use keras.random with a SeedGenerator, or tf.random.stateless_*",
             )
+        if not self.steps.eager:
+            choice = ProgramChoice(self.model, self.steps, live, self.feed, self.job.ctx.log)
+            before = None if stored is None else stored.plain["program"]
+            self.steps.use(choice.choose(self.plan.jit_compile, before))
         self.job.ctx.status.tick()
         return live
 
@@ -262,11 +267,11 @@ class Trainer:
         """
         done = 0
         while True:
-            limit = group - done if group else self.phase.steps_allowed(MAX_STEPS_A_CALL)
+            limit = group - done if group else self.phase.steps_allowed(self.steps.most)
+            started = time.perf_counter()
             lot = self.feed.take(batch + done, limit)
             if lot is None:
                 return done
-            started = time.perf_counter()
             result = self.steps.run(lot)
             seconds = time.perf_counter() - started
             rows = result.rows()
