@@ -1,10 +1,12 @@
 # `make demo` and `make test` set everything up themselves; nothing is installed outside .venv.
 # Another interpreter: make PYTHON=python3.12 test. Fewer or more test processes: make JOBS=1 test.
+# With torch, without which its tests are skipped (some gigabytes): make EXTRAS=test,lint,torch test.
 PYTHON ?= python3
 JOBS ?= 2
+EXTRAS ?= test,lint
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (the first time this fetches TensorFlow, some hundred megabytes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) setuptools
-	@$(PIP) --no-build-isolation --editable '.[test,lint]'
+	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP) ## train, be killed twice, resume, prove the end equal to an untouched training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -68,13 +69,27 @@ def require() -> Callable[[str], str]:
         beside_python = Path(sys.executable).parent / tool
         found = str(beside_python) if beside_python.exists() else shutil.which(tool)
         if found is None:
-            reason = f"{tool} is not installed (.ci/run installs what the tests need)"
-            if os.environ.get("HOLDFAST_REQUIRE") == "all":
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
-        return found
+            _lack(f"{tool} is not installed (.ci/run installs what the tests need)")
+        return str(found)
 
     return require
+
+
+@pytest.fixture(scope="session")
+def require_package() -> Callable[[str], None]:
+    """Return a function that asks for an optional package, as `require` asks for a tool."""
+
+    def require_package(package: str) -> None:
+        if importlib.util.find_spec(package) is None:
+            _lack(f"{package} is not installed (make EXTRAS=test,lint,torch test installs all)")
+
+    return require_package
+
+
+def _lack(reason: str) -> None:
+    if os.environ.get("HOLDFAST_REQUIRE") == "all":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -319,24 +320,100 @@ class Adapter(DataAdapter):
 # -- other loaders ------------------------------------------------------------------------------
 
 
-def torch_loader(**options: Any) -> Any:
+def torch_loader(data: Any = None, **options: Any) -> Any:
+    """A DataLoader of the samples; seed: of a generator of its own."""
     import torch
 
-    data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
+    if "seed" in options:
+        options["generator"] = torch.Generator().manual_seed(options.pop("seed"))
+    if data is None:
+        data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y))
     return torch.utils.data.DataLoader(data, batch_size=BATCH, **options)
 
 
-def torch_shuffled(**options: Any) -> Any:
+def torch_seeded(**options: Any) -> Any:
+    """A DataLoader that draws from torch's global generator."""
     import torch
 
-    return torch_loader(shuffle=True, generator=torch.Generator().manual_seed(4), **options)
+    torch.manual_seed(4)
+    return torch_loader(shuffle=True, **options)
+
+
+def torch_noisy(**options: Any) -> Any:
+    """A DataLoader of a dataset that draws at random, from all that may be drawn from."""
+    import torch
+
+    class Noisy(torch.utils.data.Dataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return SAMPLES
+
+        def __getitem__(self, i: int) -> Any:
+            noise = torch.rand(4).numpy() + np.random.rand() + random.random()
+            return X[i] + 0.1 * noise.astype("float32"), Y[i]
+
+    torch.manual_seed(4)
+    return torch_loader(Noisy(), shuffle=True, seed=5, **options)
+
+
+def torch_stream(**options: Any) -> Any:
+    """A DataLoader of an IterableDataset."""
+    import torch
+
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[misc]
+        def __iter__(self) -> Iterator[Any]:
+            worker = torch.utils.data.get_worker_info()
+            start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+            for i in range(start, SAMPLES, step):
+                yield X[i], Y[i]
+
+    return torch_loader(Stream(), **options)
 
 
 def grain_dataset() -> Any:
     import grain
 
-    pairs = grain.MapDataset.source([(X[i], Y[i]) for i in range(SAMPLES)])
-    return pairs.shuffle(seed=4).batch(BATCH)
+    return grain.MapDataset.source([(X[i], Y[i]) for i in range(SAMPLES)]).shuffle(seed=4)
+
+
+def grain_noisy() -> Any:
+    """Another order and other noise in each pass of an endless dataset, read by two threads."""
+    import grain
+
+    class Noise(grain.transforms.RandomMap):  # type: ignore[misc]
+        def random_map(self, pair: Any, rng: np.random.Generator) -> Any:
+            return pair[0] + 0.1 * rng.random(4, dtype="float32"), pair[1]
+
+    ds = grain_dataset().seed(6).random_map(Noise()).repeat().batch(BATCH)
+    return ds.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+
+
+def grain_windowed() -> Any:
+    """Shuffled through a window, as data without random access is."""
+    import grain
+
+    ds = grain_dataset().to_iter_dataset()
+    return grain.experimental.WindowShuffleIterDataset(ds, window_size=20, seed=3).batch(BATCH)
+
+
+class Pairs:
+    """The samples by their index; its repr is another one in every process."""
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, i: int) -> Any:
+        return X[i], Y[i]
+
+
+def grain_loader(workers: int = 0) -> Any:
+    import grain
+
+    return grain.DataLoader(
+        data_source=list(map(Pairs().__getitem__, range(SAMPLES))) if workers else Pairs(),
+        sampler=grain.samplers.IndexSampler(SAMPLES, shuffle=True, seed=4, num_epochs=1),
+        operations=[grain.transforms.Batch(BATCH)],
+        worker_count=workers,
+    )
 
 
 def of(make: Callable[[], Any], way: str, **rest: Any) -> Kind:
@@ -344,6 +421,8 @@ def of(make: Callable[[], Any], way: str, **rest: Any) -> Kind:
     fields = {k: rest.pop(k) for k in list(rest) if k in Kind.__dataclass_fields__}
     return Kind(lambda: {"x": make(), **rest}, way, **fields)
 
+
+GRAINS_WAY = "its iterator's own state"
 
 KINDS: dict[str, Kind] = {
     # arrays
@@ -429,11 +508,21 @@ KINDS: dict[str, Kind] = {
     "iterator state_dict": of(WithStateDict, "its own state", steps_per_epoch=5),
     # other loaders
     "torch": of(torch_loader, "skip within the pass", needs="torch"),
-    "torch shuffle": of(torch_shuffled, "skip within the pass", needs="torch"),
-    "torch workers": of(
-        lambda: torch_shuffled(num_workers=2), "skip within the pass", needs="torch"
+    "torch shuffle": of(
+        lambda: torch_loader(shuffle=True, seed=4), "skip within the pass", needs="torch"
     ),
-    "grain": of(grain_dataset, "its iterator's own state", needs="grain", dropout=False),
+    "torch global shuffle": of(torch_seeded, "skip within the pass", needs="torch"),
+    "torch in pieces": of(torch_seeded, "skip within the pass", needs="torch", steps_per_epoch=5),
+    "torch noise": of(torch_noisy, "skip within the pass", needs="torch"),
+    "torch workers": of(lambda: torch_noisy(num_workers=2), "skip within the pass", needs="torch"),
+    "torch stream": of(torch_stream, "skip within the pass", needs="torch", dropout=False),
+    "torch stream workers": of(
+        lambda: torch_stream(num_workers=2), "skip within the pass", needs="torch", dropout=False
+    ),
+    "grain": of(lambda: grain_dataset().batch(BATCH), GRAINS_WAY, needs="grain", dropout=False),
+    "grain noise": of(grain_noisy, GRAINS_WAY, needs="grain", steps_per_epoch=5),
+    "grain window": of(grain_windowed, GRAINS_WAY, needs="grain", dropout=False),
+    "grain DataLoader": of(grain_loader, GRAINS_WAY, needs="grain", dropout=False),
 }
 # Keras itself takes generators only, no other iterators.
 BEYOND_KERAS = {"iterator get_state", "iterator state_dict"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,9 +19,8 @@ from service.training.source import Source, as_tensors, spec_of
 class TorchSource(Source):
     """A torch.utils.data.DataLoader.
 
-    A pass is made again from torch's generator as it was when the pass began (its samplers and
-    workers draw their seeds from there) and skipped to its batch; a loader with its own
-    `state_dict` (torchdata's StatefulDataLoader) goes there directly.
+    A pass is made again from torch's generators as they were when the pass began (samplers and
+    workers draw their seeds from there) and skipped to its batch.
     """
 
     kind = "torch DataLoader"
@@ -27,68 +28,86 @@ class TorchSource(Source):
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self.num_batches = len(loader) if hasattr(loader.dataset, "__len__") else None
-        before = self._generators()
-        peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
-        batches = [_numpy(b) for b in itertools.islice(loader, peek)]
-        self._set_generators(before)
-        self.spec = tuple(spec_of(batches))
-        self._began: Any = None
-        self._stateful = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+        # Keras looks at the first batches as well, which moves torch's generators on.
+        first = list(itertools.islice(loader, data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC))
+        if not first or not isinstance(first[0], list | tuple):
+            raise TypeError(
+                "A torch DataLoader must yield (inputs,), (inputs, targets) or (inputs, targets, "
+                f"sample_weights). Received: {type(first[0]) if first else 'no batch at all'}"
+            )
+        self.spec = tuple(spec_of([_of_numpy(batch) for batch in first]))
+        self._pass: Any = None  # the one in progress
+        self._place = "before"  # of it; or "within" or "after"
+        self._generators: dict[str, Any] = {}  # at the begin of the pass that we are within
         self._cost = "not needed yet"
 
     def open(self, index: int) -> Iterator[Any]:
-        self._began = None
-        return self._batches(0)
+        self.close()
+        self._place = "before"
+        self._pass = self._whole()
+        return self._pass  # type: ignore[no-any-return]
 
     def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
-        if position is None:
-            return self._batches(0)
-        self._began = position["began"]
-        if position["own"] is not None:
-            self._loader.load_state_dict(position["own"])
-            return self._batches(0)
-        return self._batches(taken[-1], position["began"])
+        if self._place == "before":
+            return self.open(len(taken) - 1)
+        self._pass = self._rest(self._go_to(taken[-1]))
+        return self._pass  # type: ignore[no-any-return]
 
-    def position(self) -> Any:
-        if self._began is None:
-            return None
-        own = self._loader.state_dict() if self._stateful else None
-        return {"began": self._began, "own": own}
+    def skip_passes(self, taken: list[int]) -> None:
+        self._go_to(taken[-1])
+
+    def state(self) -> Any:
+        within = self._place == "within"
+        generators = self._generators if within else _generators_of(self._loader)
+        return {"place": self._place, "generators": generators}
+
+    def restore(self, state: Any) -> None:
+        self._place, self._generators = state["place"], state["generators"]
+        _set_generators(self._loader, self._generators)
+
+    def close(self) -> None:
+        if self._pass is not None:
+            self._pass.close()  # drops torch's iterator, which ends its workers
+            self._pass = None
 
     def how_resumed(self) -> str:
-        way = "its own state" if self._stateful else "skip within the pass"
-        return f"{way} ({self._cost})"
+        return f"skip within the pass ({self._cost})"
 
-    def _batches(self, skip: int, began: Any = None) -> Iterator[Any]:
+    def doubts(self) -> list[str]:
+        doubts = []
+        if self._loader.num_workers and self._loader.persistent_workers:
+            doubts.append(
+                "persistent_workers=True: what the workers' random generators have drawn in "
+                "earlier passes is lost with them; leave it out if the dataset draws at random"
+            )
+        if self._loader.num_workers and not getattr(self._loader, "in_order", True):
+            doubts.append("in_order=False lets batches come in any order: leave it out")
+        return doubts
+
+    def _whole(self) -> Iterator[Any]:
         # A generator: Keras' rules open passes that are never used, which must draw no seed.
-        started = time.perf_counter()
-        if began is not None:
-            self._set_generators(began)
-        self._began = self._generators()
-        batches = iter(self._loader)
-        for _ in range(skip):
-            next(batches)
-        if began is not None:
-            self._cost = f"{time.perf_counter() - started:.2f} s this time"
+        self._place, self._generators = "within", _generators_of(self._loader)
+        yield from self._rest(iter(self._loader))
+
+    def _rest(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
-            yield as_tensors(_numpy(batch), self.spec)
+            yield as_tensors(_of_numpy(batch), self.spec)
+        self._place = "after"
 
-    def _generators(self) -> dict[str, Any]:
-        import torch
-
-        own = getattr(self._loader, "generator", None)
-        return {
-            "torch": torch.get_rng_state().numpy().copy(),
-            "own": own.get_state().numpy().copy() if own is not None else None,
-        }
-
-    def _set_generators(self, state: dict[str, Any]) -> None:
-        import torch
-
-        torch.set_rng_state(torch.from_numpy(np.array(state["torch"])))
-        own = getattr(self._loader, "generator", None)
-        if own is not None and state["own"] is not None:
-            own.set_state(torch.from_numpy(np.array(state["own"])))
+    def _go_to(self, count: int) -> Iterator[Any]:
+        """Return what is left of the pass of which `count` batches are taken."""
+        if self._place != "within":
+            return iter(())
+        started = time.perf_counter()
+        batches: Iterator[Any] = iter(self._loader)
+        for _ in range(count):
+            if next(batches, None) is None:
+                raise RuntimeError(
+                    f"the torch DataLoader ended before batch {count}, to which the training has "
+                    "to go back: it must yield the same batches when the script runs again"
+                )
+        self._cost = f"{time.perf_counter() - started:.2f} s this time"
+        return batches
 
 
 class GrainSource(Source):
@@ -100,17 +119,19 @@ class GrainSource(Source):
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
         peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
-        self.spec = spec_of([_numpy(b) for b in itertools.islice(iter(dataset), peek)])
-        self._iterator: Any = None
-        self._position: Any = None
+        self.spec = spec_of([_of_numpy(batch) for batch in itertools.islice(dataset, peek)])
+        self._pass: Any = None
+        self._iterator: Any = None  # Grain's, of the pass in progress
+        self._position: Any = None  # where that is to begin
 
     def open(self, index: int) -> Iterator[Any]:
-        self._iterator, self._position = None, None
-        return self._batches(None)
+        return self._open(None)
 
     def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
-        self._iterator, self._position = None, position
-        return self._batches(position)
+        return self._open(position)
+
+    def skip_passes(self, taken: list[int]) -> None:
+        """Nothing to do: a pass does not depend on those before."""
 
     def position(self) -> Any:
         return self._position if self._iterator is None else self._iterator.get_state()
@@ -118,22 +139,70 @@ class GrainSource(Source):
     def how_resumed(self) -> str:
         return "its iterator's own state"
 
-    def _batches(self, position: Any) -> Iterator[Any]:
-        dataset = self._dataset
-        if hasattr(dataset, "to_iter_dataset"):
-            dataset = dataset.to_iter_dataset()
-        self._iterator = iter(dataset)
-        if position is not None:
-            self._iterator.set_state(position)
-        for batch in self._iterator:
-            yield as_tensors(_numpy(batch), self.spec)
+    def close(self) -> None:
+        if self._pass is not None:
+            self._pass.close()
+        self._pass = self._iterator = None
+
+    def _open(self, position: Any) -> Iterator[Any]:
+        self.close()
+        self._position = position
+        self._pass = self._batches()
+        return self._pass  # type: ignore[no-any-return]
+
+    def _batches(self) -> Iterator[Any]:
+        # A generator: Keras' rules open passes that are never used, which must start no worker.
+        iterator = self._iterator = iter(self._dataset)
+        if self._position is not None:
+            iterator.set_state(_of_this_process(self._position, iterator.get_state()))
+        for batch in iterator:
+            yield as_tensors(_of_numpy(batch), self.spec)
 
 
-def _numpy(batch: Any) -> Any:
+def _of_this_process(stored: Any, present: Any) -> Any:
+    """Return the stored state of a Grain iterator as one of this process has it.
+
+    A DataLoader's state names its sampler and its data source by their repr and is refused when
+    that differs, as the address in python's own repr always does.
+    """
+    if not isinstance(stored, bytes):
+        return stored
+    state, mine = json.loads(stored), json.loads(present)
+    for name, value in state.items():
+        if isinstance(value, str) and _without_address(value) == _without_address(mine[name]):
+            state[name] = mine[name]
+    return json.dumps(state).encode()
+
+
+def _without_address(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _generators_of(loader: Any) -> dict[str, Any]:
+    """Return the states of torch's global generator and of the loader's own."""
+    import torch
+
+    own = loader.generator
+    return {
+        "torch": torch.get_rng_state().numpy().copy(),
+        "own": own.get_state().numpy().copy() if own is not None else None,
+    }
+
+
+def _set_generators(loader: Any, states: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(np.array(states["torch"])))
+    if loader.generator is not None and states["own"] is not None:
+        loader.generator.set_state(torch.from_numpy(np.array(states["own"])))
+
+
+def _of_numpy(batch: Any) -> Any:
+    """Return a batch with arrays in place of tensors, and tuples in place of lists, as Keras."""
+
     def convert(value: Any) -> Any:
-        if hasattr(value, "detach"):
-            value = value.detach().cpu().numpy()
+        if hasattr(value, "detach"):  # a torch tensor
+            return np.asarray(value.detach().cpu())
         return np.asarray(value) if hasattr(value, "__array__") else value
 
-    converted = tree.map_structure(convert, batch, none_is_leaf=False)
-    return tuple(converted) if isinstance(converted, list) else converted
+    return tree.lists_to_tuples(tree.map_structure(convert, batch, none_is_leaf=False))

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.data_kinds import BEYOND_KERAS, KINDS, Kind
+from tests.data_kinds import (
+    BEYOND_KERAS,
+    GRAINS_WAY,
+    KINDS,
+    Kind,
+    X,
+    grain_loader,
+    of,
+    torch_loader,
+)
 from tests.training_harness import (
     Death,
     End,
@@ -26,10 +37,10 @@ _untouched: dict[str, End] = {}
 
 
 @pytest.fixture(params=KINDS)
-def name(request: pytest.FixtureRequest) -> str:
+def name(request: pytest.FixtureRequest, require_package: Callable[[str], None]) -> str:
     needed = KINDS[request.param].needs
     if needed is not None:
-        pytest.importorskip(needed, reason=f"{needed} is an optional package and not installed")
+        require_package(needed)
     return str(request.param)
 
 
@@ -87,3 +98,47 @@ def test_it_resumes_exactly(name: str, kind: Kind, untouched: End, tmp_path: Pat
     doubts = [row["why"] for row in events(folder, 1) if row["event"] == "data_not_exact"]
     assert bool(doubts) == bool(kind.doubt)
     assert all(kind.doubt in why for why in doubts if kind.doubt)
+
+
+def assert_resumed(kind: Kind, folder: Path, at: int) -> list[dict[str, Any]]:
+    """Stop a training of this kind once, compare its end, return the log of what was resumed."""
+    script = kind.script()
+    untouched = train(script, folder / "untouched")
+    with stopping_at(at), pytest.raises(SystemExit):
+        train(script, folder / "job")
+    assert_same_end(train(script, folder / "job"), untouched)
+    return events(folder / "job", 2)
+
+
+def test_torch_workers_that_outlive_a_pass(
+    tmp_path: Path, require_package: Callable[[str], None]
+) -> None:
+    """What they have drawn at random is lost with them, which is said; the order is not."""
+    require_package("torch")
+    kind = of(
+        lambda: torch_loader(shuffle=True, seed=4, num_workers=2, persistent_workers=True),
+        "skip within the pass",
+        epochs=2,
+    )
+    log = assert_resumed(kind, tmp_path, 9)
+    why = next(row["why"] for row in log if row["event"] == "data_not_exact")
+    assert why.startswith("persistent_workers=True")
+    gc.collect()  # the workers live as long as the loader
+
+
+def test_grains_worker_processes(tmp_path: Path, require_package: Callable[[str], None]) -> None:
+    """With them, Keras itself fails on a grain.DataLoader: its own part of it cannot be pickled."""
+    require_package("grain")
+    assert_resumed(of(lambda: grain_loader(workers=2), GRAINS_WAY, epochs=1), tmp_path, 3)
+
+
+@pytest.mark.parametrize("yielded", ["dict", "tensor"])
+def test_what_a_torch_loader_yields_is_checked(
+    tmp_path: Path, require_package: Callable[[str], None], yielded: str
+) -> None:
+    """Keras takes neither of them, with an error from deep within."""
+    require_package("torch")
+    samples = [{"x": x} for x in X] if yielded == "dict" else X
+    kind = of(lambda: torch_loader(samples), "")
+    with pytest.raises(TypeError, match=r"must yield \(inputs,\), \(inputs, targets\)"):
+        train(kind.script(), tmp_path)
