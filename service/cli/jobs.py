@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from checkpoints import layout
-from checkpoints.errors import HoldfastError, StorageError
 from service.cli import view, words
 from service.cli.group import Verb
 from service.cli.options import job_argument, json_option, root_option
@@ -18,9 +16,9 @@ from service.cli.tables import print_fields, print_json, print_table
 from service.cli.where import Place, absolute, find_job
 
 if TYPE_CHECKING:
-    from checkpoints.storage import Storage
     from service.heartbeat import Beat
     from service.journal import Entry
+    from service.roster import Listed
 
 
 @click.command("list", cls=Verb)
@@ -29,10 +27,10 @@ if TYPE_CHECKING:
 def list_jobs(root: str, as_json: bool) -> None:
     """List the jobs below the root, the last touched first."""
     from checkpoints.storage import open_storage
+    from service import roster
 
     storage = open_storage(absolute(root))
-    names = [name for name in storage.list("") if _holds_job(storage, name)]
-    summaries = [_summary(storage.sub(name), name) for name in names]
+    summaries = [_summary(found) for found in roster.listed(storage)]
     summaries.sort(key=lambda summary: summary["updated"], reverse=True)
     if as_json:
         print_json([{**summary, **_moments(summary)} for summary in summaries])
@@ -46,29 +44,13 @@ def list_jobs(root: str, as_json: bool) -> None:
     )
 
 
-def _holds_job(storage: Storage, name: str) -> bool:
-    try:
-        return storage.exists(f"{name}/{layout.SPEC}")
-    except StorageError as error:
-        if error.fields.get("errno") == errno.ENOTDIR:  # a file of somebody's
-            return False
-        raise
-
-
-def _summary(storage: Storage, name: str) -> dict[str, Any]:
-    """Return what the list tells of a job, by a few small reads."""
-    from service import heartbeat
-    from service.journal import Journal
-
-    try:
-        entry = Journal(storage).newest()
-        if entry is None:
-            return {"job": name, "state": "unreadable", "updated": 0.0, "note": "no journal"}
-        beat = heartbeat.read(storage, entry.attempt) if entry.attempt else None
-    except HoldfastError as error:
-        return {"job": name, "state": "unreadable", "updated": 0.0, "note": str(error)}
+def _summary(found: Listed) -> dict[str, Any]:
+    """Return what the list tells of a job."""
+    entry, beat = found.entry, found.beat
+    if entry is None:
+        return {"job": found.name, "state": "unreadable", "updated": 0.0, "note": found.problem}
     return {
-        "job": name,
+        "job": found.name,
         "state": entry.state.value,
         "attempt": entry.attempt,
         "phase": beat.phase if beat else None,

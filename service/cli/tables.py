@@ -40,12 +40,14 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         for header, column in zip(headers, columns, strict=True)
     ]
     right = [bool(column) and all(_is_number(cell) for cell in column) for column in columns]
+    lines = []
     for row in [list(headers), *cells]:
         parts = [
             cell.rjust(width) if leans else cell.ljust(width)
             for cell, width, leans in zip(row, widths, right, strict=True)
         ]
-        click.echo("  ".join(parts).rstrip())
+        lines.append("  ".join(parts).rstrip())
+    click.echo("\n".join(lines))  # at once: a call for each of ten thousand lines is felt
 
 
 def _is_number(cell: str) -> bool:

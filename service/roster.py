@@ -1,0 +1,68 @@
+"""All jobs below a root, each told by its newest event and its attempt's last beat.
+
+That is a listing and two small reads a job. On a disk that has none of it in memory, and in a
+bucket always, waiting for them is what takes the time: many jobs are read at once.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from checkpoints import layout
+from checkpoints.errors import HoldfastError, StorageError
+from checkpoints.storage import Storage
+from service import heartbeat
+from service.heartbeat import Beat
+from service.journal import Entry, Journal
+
+_AT_ONCE = 16
+_PORTION = 64  # jobs that one reader takes at a time
+
+
+class Listed(NamedTuple):
+    """A job as a list shows it. entry: None when it cannot be read, for what `problem` says."""
+
+    name: str
+    entry: Entry | None = None
+    beat: Beat | None = None
+    problem: str = ""
+
+
+def listed(root: Storage) -> list[Listed]:
+    """Return the jobs below `root` by name. Raises `StorageError` when it is out of reach."""
+    names = root.list("")
+    portions = [names[at : at + _PORTION] for at in range(0, len(names), _PORTION)]
+    with ThreadPoolExecutor(max_workers=_AT_ONCE) as readers:
+        done = readers.map(lambda portion: _portion(root, portion), portions)
+        return [found for some in done for found in some]
+
+
+def _portion(root: Storage, names: Iterable[str]) -> list[Listed]:
+    looked = (_look(root, name) for name in names)
+    return [found for found in looked if found is not None]
+
+
+def _look(root: Storage, name: str) -> Listed | None:
+    """Return the job `name`, None when there is none of that name."""
+    storage = root.sub(name)
+    try:
+        # An event that reads well needs no look whether there is a spec beside it.
+        entry = Journal(storage).newest()
+        if entry is None:
+            return Listed(name, problem="no journal") if storage.exists(layout.SPEC) else None
+        beat = heartbeat.read(storage, entry.attempt) if entry.attempt else None
+    except HoldfastError as error:
+        return Listed(name, problem=str(error)) if _holds_job(storage) else None
+    return Listed(name, entry, beat)
+
+
+def _holds_job(storage: Storage) -> bool:
+    try:
+        return storage.exists(layout.SPEC)
+    except StorageError as error:
+        if error.fields.get("errno") == errno.ENOTDIR:  # a file of somebody's
+            return False
+        raise
