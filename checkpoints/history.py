@@ -10,18 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 
 from checkpoints import layout, rows
-from checkpoints.errors import AlreadyExists, FormatError, NotFound, StorageError
+from checkpoints.columns import Columns
+from checkpoints.errors import AlreadyExists, FormatError, StorageError
 from checkpoints.layout import CheckpointId
 from checkpoints.lineage import Lineage, Origin, read_lineage
 from checkpoints.manifest import HistoryMark
+from checkpoints.parts import Part
 from checkpoints.rows import Row
 from checkpoints.storage import Appender, Storage
 
 _FLUSH_AT = 256 << 10
 _UPLOAD_AT = 16 << 20
-_PIECE = 1 << 20
 
 
 class HistoryWriter:
@@ -147,22 +149,28 @@ class HistoryReader:
         self._storage = storage
         self._origins: dict[int, Origin] = {}
 
-    def rows(self) -> Iterator[Row]:
-        """Give every row, oldest first. An unfinished last line is left out.
+    def rows(self, kind: str | None = None) -> Iterator[Row]:
+        """Give every row (of a kind), oldest first. An unfinished last line is left out.
 
         Raises `FormatError`, naming attempt and byte, for damage anywhere else.
         """
-        for attempt, mark in self._lineage().history_parts():
-            for row, _ in self._part(attempt, 0, mark):
+        for _, part in self._parts():
+            for row, _ in part.rows(kind=kind):
                 yield row
 
-    def tail(self, n: int) -> list[Row]:
-        """Return the last `n` rows, oldest first, without reading all of them."""
-        found: list[Row] = []
-        for attempt, mark in reversed(self._lineage().history_parts()):
-            if len(found) < n:
-                found = self._part_tail(attempt, mark, n - len(found)) + found
-        return found
+    def columns(self) -> Iterator[Columns]:
+        """Give the numbers of every row, oldest first, some thousand rows at a time.
+
+        Several times as fast as `rows`. Raises `FormatError` as it does.
+        """
+        for _, part in self._parts():
+            yield from part.columns()
+
+    def tail(self, n: int, kind: str | None = None) -> list[Row]:
+        """Return the last `n` rows (of a kind), oldest first, without reading all of them."""
+        parts = reversed(self._parts())
+        newest_first = (row for _, part in parts for row in part.backwards(kind))
+        return list(islice(newest_first, n))[::-1]
 
     def follow(self, poll: float = 0.5, stop: Callable[[], bool] | None = None) -> Iterator[Row]:
         """Give every row, then new ones as they come, until `stop()` is true.
@@ -180,7 +188,7 @@ class HistoryReader:
                 start = done.get(attempt, 0)
                 if mark is not None and start > mark:
                     continue  # shown before the next attempt took over from further back
-                for row, end in self._part(attempt, start, mark):
+                for row, end in Part(self._storage, attempt, mark).rows(start):
                     done[attempt] = end
                     if rows.place(row) > floor:
                         newest = max(newest, rows.place(row))
@@ -206,62 +214,7 @@ class HistoryReader:
             raise FormatError(path=path, reason=reason or "it is missing")
         return line
 
-    def _part(self, attempt: int, start: int, mark: int | None) -> Iterator[tuple[Row, int]]:
-        """Give an attempt's rows from byte `start` to `mark`, each with the byte after it."""
-        rest = b""
-        at = start
-        for piece in self._pieces(attempt, start, mark):
-            lines = (rest + piece).split(b"\n")
-            rest = lines.pop()
-            for text in lines:
-                end = at + len(text) + 1
-                yield rows.decode(text, attempt, at), end
-                at = end
-        if mark is not None and at != mark:
-            raise rows.damaged(attempt, f"it ends at byte {at}, but {mark} were committed")
-
-    def _part_tail(self, attempt: int, mark: int | None, n: int) -> list[Row]:
-        size = sum(size for _, size in self._files(attempt))
-        if mark is not None and size < mark:
-            raise rows.damaged(attempt, f"it ends at byte {size}, but {mark} were committed")
-        start = size if mark is None else mark
-        data = b""
-        step = 64 << 10
-        while start > 0 and data.count(b"\n") <= n:
-            before = max(0, start - step)
-            data = b"".join(self._pieces(attempt, before, start)) + data
-            start, step = before, step * 2
-        lines = data.split(b"\n")[:-1]
-        at = start
-        found = []
-        for index, text in enumerate(lines):
-            if index >= len(lines) - n:
-                found.append(rows.decode(text, attempt, at))
-            at += len(text) + 1
-        return found
-
-    def _files(self, attempt: int) -> list[tuple[str, int]]:
-        """Return the paths and sizes of an attempt's history, in order."""
-        names = set(self._storage.list(layout.attempt_dir(attempt)))
-        whole = layout.history(attempt)
-        paths = [whole] if whole.rpartition("/")[2] in names else []
-        while (path := layout.history_segment(attempt, len(paths))).rpartition("/")[2] in names:
-            paths.append(path)
-        found = []
-        for path in paths:
-            with suppress(NotFound):
-                found.append((path, self._storage.size(path)))
-        return found
-
-    def _pieces(self, attempt: int, start: int, end: int | None) -> Iterator[bytes]:
-        base = 0
-        for path, size in self._files(attempt):
-            stop = size if end is None else min(size, end - base)
-            at = max(0, start - base)
-            while at < stop:
-                piece = self._storage.read_range(path, at, min(stop, at + _PIECE))
-                if not piece:
-                    break
-                yield piece
-                at += len(piece)
-            base += size
+    def _parts(self) -> list[tuple[int, Part]]:
+        """Return the attempts of the line with their parts, oldest first."""
+        parts = self._lineage().history_parts()
+        return [(attempt, Part(self._storage, attempt, mark)) for attempt, mark in parts]

@@ -36,6 +36,26 @@ def decode(text: bytes, attempt: int, at: int) -> Row:
     return row
 
 
+def kinds(lines: bytes) -> list[str] | None:
+    """Return the kind of each of some whole lines; None when not all of them can be read."""
+    try:
+        found = _kinds(lines)
+    except msgspec.MsgspecError:
+        return None
+    return [row.kind for row in found] if len(found) == lines.count(b"\n") else None
+
+
+def mention(kind: str) -> bytes:
+    """Return what stands in every line of a kind of row, so that others need not be decoded."""
+    return b'"kind":' + msgspec.json.encode(kind)
+
+
+def epoch(row: Row) -> tuple[int, int] | None:
+    """Return phase and epoch of a row, which never go back from row to row; None: not said."""
+    number = row.get("epoch")
+    return (int(row.get("phase", 0)), number) if isinstance(number, int) else None
+
+
 def place(row: Row) -> tuple[int, int, int]:
     """Return the row's place in the training, by which rows are ordered."""
     rank = {"phase": 0, "step": 1, "epoch": 2}.get(str(row.get("kind")), 1)
@@ -58,6 +78,11 @@ def _plain(value: Any) -> Any:
     raise NotImplementedError(f"a {type(value).__name__} cannot be a value of a history row")
 
 
+class _Kind(msgspec.Struct, gc=False):
+    kind: str = ""
+
+
+_kinds = msgspec.json.Decoder(_Kind).decode_lines
 _encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
 

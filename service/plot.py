@@ -4,87 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from service.curves import Curve, Curves, Panel
 from service.errors import ExtraMissing
 
 MOST_PANELS = 6
 MOST_LABELS, FEW = 40, 8  # restarts that are numbered at all, and those with the word
 _BLUE, _ORANGE, _GREY, _RED = "#0072b2", "#d55e00", "#8c8c8c", "#b22222"
-
-
-@dataclass
-class Curve:
-    """One line: places (steps over all phases) and values."""
-
-    x: array[float] = field(default_factory=lambda: array("d"))
-    y: array[float] = field(default_factory=lambda: array("d"))
-
-    def add(self, x: float, y: float) -> None:
-        self.x.append(x)
-        # A gap where the value is not finite: an infinity would take the whole axis along.
-        self.y.append(y if math.isfinite(y) else math.nan)
-
-
-@dataclass
-class Panel:
-    """A metric's lines: each step's own value, its running mean, each epoch's, validation's."""
-
-    own: Curve = field(default_factory=Curve)
-    running: Curve = field(default_factory=Curve)
-    epoch: Curve = field(default_factory=Curve)
-    validation: Curve = field(default_factory=Curve)
-
-
-@dataclass
-class Curves:
-    """What is drawn: panels by metric, where phases begin, where later attempts took over.
-
-    Steps of a script's phases follow one another on one axis.
-    """
-
-    panels: dict[str, Panel]
-    phases: list[tuple[float, str]]
-    restarts: list[tuple[float, int]]
-
-    @classmethod
-    def of(
-        cls, rows: Iterable[Mapping[str, Any]], restarts: Sequence[tuple[int, int, int]]
-    ) -> Curves:
-        """Gather history rows; `restarts` are (attempt, phase, step) as history tells them."""
-        panels: dict[str, Panel] = {}
-        phases: list[tuple[float, str]] = []
-        begins: dict[int, float] = {}
-        end = 0.0
-        for row in rows:
-            phase = int(row["phase"])
-            if phase not in begins:
-                begins[phase] = end
-                phases.append((end, f"phase {phase}"))
-            if row["kind"] == "phase":
-                if row.get("name"):
-                    phases[-1] = (phases[-1][0], str(row["name"]))
-                continue
-            place = begins[phase] + int(row["step"])
-            end = max(end, place)
-            in_steps = row["kind"] == "step"
-            if in_steps and isinstance(row.get("batch_loss"), float):
-                panels.setdefault("loss", Panel()).own.add(place, row["batch_loss"])
-            for name, value in row.get("logs", {}).items():
-                if not isinstance(value, (int, float)):
-                    continue
-                panel = panels.setdefault(name.removeprefix("val_"), Panel())
-                if name.startswith("val_"):
-                    panel.validation.add(place, value)
-                else:
-                    (panel.running if in_steps else panel.epoch).add(place, value)
-        marks = [
-            (begins[phase] + step, attempt) for attempt, phase, step in restarts if phase in begins
-        ]
-        return cls(panels, phases, marks)
 
 
 def draw(
@@ -130,24 +58,44 @@ def _draw_panel(axes: Any, name: str, panel: Panel) -> None:
     axes.set_ylabel(name)
     axes.spines["right"].set_visible(False)
     axes.grid(True, color="#e6e6e6", linewidth=0.6)
-    own, running = panel.own, panel.running
-    if own.x:
-        axes.plot(own.x, own.y, color=_BLUE, alpha=0.25, linewidth=0.6, label="each batch")
-        axes.plot(own.x, smooth(own.y), color=_BLUE, linewidth=1.4, label="smoothed")
-    elif running.x:
-        axes.plot(running.x, running.y, color=_BLUE, linewidth=1.0, label="mean in the epoch")
-    elif panel.epoch.x:
-        axes.plot(panel.epoch.x, panel.epoch.y, color=_BLUE, marker=".", label="epoch")
-    if panel.validation.x:
+    if panel.own:
+        _draw_each(axes, panel.own, "each batch")
+        axes.plot(panel.own.x, smooth(panel.own.y), color=_BLUE, linewidth=1.4, label="smoothed")
+    elif panel.running:
+        if not panel.running.exact:
+            _draw_each(axes, panel.running, "least to most")
         axes.plot(
-            panel.validation.x,
-            panel.validation.y,
+            panel.running.x, panel.running.y, color=_BLUE, linewidth=1.0, label="mean in the epoch"
+        )
+    elif panel.epoch:
+        _draw_epochs(axes, panel.epoch, color=_BLUE, marker=".", label="epoch")
+    if panel.validation:
+        _draw_epochs(
+            axes,
+            panel.validation,
             color=_ORANGE,
             marker="o",
             markersize=3,
             linewidth=1.4,
             label="validation",
         )
+
+
+def _draw_each(axes: Any, curve: Curve, label: str) -> None:
+    """Draw every value palely; where they are too many for the picture, from least to most."""
+    if curve.exact:
+        axes.plot(curve.x, curve.y, color=_BLUE, alpha=0.25, linewidth=0.6, label=label)
+    else:
+        axes.fill_between(
+            curve.x, curve.low, curve.high, color=_BLUE, alpha=0.25, linewidth=0.3, label=label
+        )
+
+
+def _draw_epochs(axes: Any, curve: Curve, **style: Any) -> None:
+    if not curve.exact:
+        axes.fill_between(curve.x, curve.low, curve.high, color=style["color"], alpha=0.25)
+        style |= {"marker": None}
+    axes.plot(curve.x, curve.y, **style)
 
 
 def _draw_marks(axes: Any, curves: Curves) -> None:
@@ -171,8 +119,9 @@ def _label(axes: Any, place: float, text: str, color: str) -> None:
     axes.text(place, 1.01, text, transform=across, color=color, fontsize=7, ha="left", va="bottom")
 
 
-def smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Iterable[float]) -> list[float]:
     """Return an exponential mean over about a fiftieth of `values`; NaN stays where it is."""
+    values = list(values)
     weight = 1.0 / max(1.0, len(values) / 50)
     smoothed: list[float] = []
     mean, seen = 0.0, 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,9 +83,7 @@ def history(
 
 def _rows(reader: HistoryReader, kind: str | None, tail: int | None) -> Iterator[Row]:
     """Give the rows of a kind (None: all), at most the last `tail`."""
-    rows = reader.rows() if tail is None or kind is not None else iter(reader.tail(tail))
-    wanted = (row for row in rows if kind is None or row["kind"] == kind)
-    return wanted if tail is None else iter(deque(wanted, maxlen=tail))
+    return reader.rows(kind) if tail is None else iter(reader.tail(tail, kind))
 
 
 def print_csv(rows: Callable[[], Iterable[Row]]) -> None:
@@ -178,11 +175,12 @@ def draw_history(
     place: Place, reader: HistoryReader, path: Path, metrics: tuple[str, ...] = ()
 ) -> None:
     """Write the learning curves of a job to `path`, a PNG."""
-    from service.plot import Curves, draw
+    from service.curves import Curves
+    from service.plot import draw
 
     if path.suffix.lower() != ".png":
         raise UsageError(field="--plot", problem=f"{path.name!r} is no PNG", hint="End it in .png.")
-    curves = Curves.of(reader.rows(), reader.restarts())
+    curves = Curves.of(reader.columns(), reader.restarts())
     for name in metrics:
         if name not in curves.panels:
             raise UsageError(

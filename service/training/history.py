@@ -7,8 +7,9 @@ from typing import Any
 
 from keras import callbacks
 
+from service.curves import Curves, of_epochs
 from service.errors import ExtraMissing
-from service.plot import Curves, draw
+from service.plot import draw
 
 
 class History(callbacks.History):  # type: ignore[misc]
@@ -20,17 +21,7 @@ class History(callbacks.History):  # type: ignore[misc]
 
     def curves(self) -> Curves:
         """Return the metrics by epoch (counted from 1), ready to draw."""
-        names = list(self.history)
-        rows = [
-            {
-                "kind": "epoch",
-                "phase": 0,
-                "step": epoch + 1,
-                "logs": {n: self.history[n][i] for n in names if i < len(self.history[n])},
-            }
-            for i, epoch in enumerate(self.epoch)
-        ]
-        return Curves.of(rows, [])
+        return of_epochs(self.history, self.epoch)
 
     def plot(self, path: str | Path | None = None, *, title: str = "history") -> bytes:
         """Draw the metrics by epoch; return the PNG, and write it to `path` when one is given.

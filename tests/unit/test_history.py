@@ -7,7 +7,7 @@ import math
 import resource
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -191,7 +191,105 @@ def test_long_histories_are_read_in_pieces(storage: Storage) -> None:
     assert [row["step"] for row in HistoryReader(storage).tail(1500)] == list(range(3501, 5001))
 
 
+class CountingStorage(FaultyStorage):
+    """Counts the bytes that are read."""
+
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage)
+        self.bytes = 0
+
+    def read_range(self, path: str, start: int, end: int | None) -> bytes:
+        data = super().read_range(path, start, end)
+        self.bytes += len(data)
+        return data
+
+
+def write_epochs(storage: Storage, attempt: int, epochs: list[int], first: int = 0) -> None:
+    """Write epochs of so many steps each; 0: an epoch with nothing but its end."""
+    history = HistoryWriter(storage, attempt)
+    at = 0
+    if attempt == 1:
+        history.append({"kind": "phase", "phase": 0, "step": 0, "name": None, "params": {}})
+    for epoch, steps in enumerate(epochs, first):
+        for batch in range(steps):
+            at += 1
+            history.append(step(at, epoch=epoch, batch=batch, pad="x" * 100))
+        history.append({"kind": "epoch", "phase": 0, "step": at, "epoch": epoch, "logs": {}})
+    history.append(step(at + 1, epoch=first + len(epochs), batch=0))
+    history.close()
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [[], [1], [3, 0, 0, 2], [3000], [2500, 1, 2500, 0, 0, 700], [1] * 3000, [9000, 4, 1, 1]],
+)
+def test_rows_of_a_kind_are_found_from_either_end(storage: Storage, epochs: list[int]) -> None:
+    CheckpointStore(storage, attempt=1).begin()
+    write_epochs(storage, 1, epochs)
+    reader = HistoryReader(storage)
+    whole = list(reader.rows())
+    for kind in ("epoch", "step", "phase", "none such"):
+        wanted = [row for row in whole if row["kind"] == kind]
+        assert list(reader.rows(kind)) == wanted
+        for n in (0, 1, 2, 5, 10**6):
+            assert reader.tail(n, kind) == (wanted[-n:] if n else [])
+
+
+def test_the_last_epochs_are_found_without_reading_all_steps(local: Storage) -> None:
+    CheckpointStore(local, attempt=1).begin()
+    write_epochs(local, 1, [6000] * 8)
+    size = local.size(layout.history(1))
+    counting = CountingStorage(local)
+    found = HistoryReader(counting).tail(3, "epoch")
+    assert [row["epoch"] for row in found] == [5, 6, 7]
+    assert counting.bytes < size / 4
+
+
+def test_epochs_that_nobody_numbered_are_found_step_by_step(local: Storage) -> None:
+    attempt = Attempt(local, 1)
+    attempt.history.append({"kind": "epoch", "phase": 0, "step": 0, "logs": {}})
+    for number in range(1, 2000):
+        attempt.history.append(step(number, pad="x" * 100))
+    attempt.history.close()
+    assert [row["step"] for row in HistoryReader(local).tail(2, "epoch")] == [0]
+
+
+def test_epochs_are_found_over_attempts(storage: Storage) -> None:
+    one = Attempt(storage, 1)
+    write_epochs(storage, 1, [1500, 2])
+    size = sum(
+        storage.size(f"{layout.attempt_dir(1)}/{name}")
+        for name in storage.list(layout.attempt_dir(1))
+        if name.startswith("history")
+    )
+    one.store.save(sample_snapshot(1503), reason="step", history=HistoryMark(1, size))
+    CheckpointStore(storage, attempt=2).begin()
+    write_epochs(storage, 2, [1800], first=2)
+    reader = HistoryReader(storage)
+    assert [row["epoch"] for row in reader.tail(9, "epoch")] == [0, 1, 2]
+    assert [row["epoch"] for row in reader.rows("epoch")] == [0, 1, 2]
+    steps = [one for columns in reader.columns() for one in columns.steps]
+    assert steps == [row["step"] for row in reader.rows()]
+
+
 # Damage
+
+
+def test_damage_in_rows_of_another_kind_is_named_too(local: Storage) -> None:
+    CheckpointStore(local, attempt=1).begin()
+    write_epochs(local, 1, [5, 5])
+    path = local.local_path(layout.history(1))
+    assert path is not None
+    whole = path.read_bytes()
+    third = [at for at, byte in enumerate(whole) if byte == ord(b"\n")][2] + 1
+    path.write_bytes(whole[:third] + b"!" + whole[third + 1 :])
+    for read_all in (lambda: list(HistoryReader(local).rows("epoch")), columns_of(local)):
+        with pytest.raises(FormatError, match=f"attempt 1: it is damaged at byte {third}"):
+            read_all()
+
+
+def columns_of(storage: Storage) -> Callable[[], object]:
+    return lambda: list(HistoryReader(storage).columns())
 
 
 @pytest.mark.parametrize("rest", [b'{"kind":"step","phase":0,', b'{"kind":1}', b"\0" * 300])

@@ -1,0 +1,192 @@
+"""One attempt's part of a history: read forwards in blocks, backwards, and by seeking.
+
+Where a storage can append it is one file, elsewhere numbered segments; a byte's place counts over
+all of them alike.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import suppress
+
+from checkpoints import layout, rows
+from checkpoints.columns import ColumnReader, Columns
+from checkpoints.errors import NotFound
+from checkpoints.rows import Row
+from checkpoints.storage import Storage
+
+_PIECE = 1 << 20
+_BLOCK = 64 << 10
+_LINE = 4 << 10  # enough for one row, as a rule
+
+
+class Part:
+    """The rows of one attempt up to byte `mark`; None: all that are there now.
+
+    An unfinished last line is left out. Everything that reads raises `FormatError`, naming the
+    byte, for damage anywhere else, and when the file ends before `mark`.
+    """
+
+    def __init__(self, storage: Storage, attempt: int, mark: int | None) -> None:
+        self._storage = storage
+        self._attempt = attempt
+        self._mark = mark
+
+    def rows(self, start: int = 0, kind: str | None = None) -> Iterator[tuple[Row, int]]:
+        """Give the rows (of a kind) from byte `start` on, each with the byte after it."""
+        for lines, at in self._blocks(start):
+            kinds = None if kind is None else rows.kinds(lines)
+            if kinds is not None and kind not in kinds:
+                continue
+            for index, text in enumerate(lines.split(b"\n")[:-1]):
+                end = at + len(text) + 1
+                if kinds is None or kinds[index] == kind:
+                    row = rows.decode(text, self._attempt, at)
+                    if kind is None or row.get("kind") == kind:
+                        yield row, end
+                at = end
+
+    def columns(self) -> Iterator[Columns]:
+        """Give the numbers of all rows, block by block."""
+        reader = ColumnReader()
+        for lines, at in self._blocks(0):
+            yield reader.read(lines, self._attempt, at)
+
+    def backwards(self, kind: str | None = None) -> Iterator[Row]:
+        """Give the rows (of a kind), newest first, reading only what that takes."""
+        mention = b"" if kind is None else rows.mention(kind)
+        end, size = self._end(), _BLOCK
+        while end > 0:
+            lines = self._lines_before(end, size)
+            start, size = end - len(lines), min(2 * size, _PIECE)
+            if mention in lines:
+                for text in reversed(lines.split(b"\n")[:-1]):
+                    end -= len(text) + 1
+                    if mention in text:
+                        row = rows.decode(text, self._attempt, end)
+                        if kind is None or row.get("kind") == kind:
+                            yield row
+            elif kind == "epoch":
+                # Steps alone: a long epoch. The row of the one before stands before all of them.
+                start, size = self._begin_of_epoch(start), _BLOCK
+            end = start
+
+    def _begin_of_epoch(self, start: int) -> int:
+        """Return the byte of a row not long after the begin of the epoch of the row at `start`.
+
+        Epochs never go back from row to row, so it is found without reading what is between.
+        """
+        at, row = self._row_from(start)
+        wanted = rows.epoch(row)
+        low, high, reach = 0, at, _BLOCK
+        while high > 0:  # first in growing leaps, as most epochs are much shorter than the history
+            at, row = self._row_from(max(0, high - reach))
+            found = rows.epoch(row)
+            if wanted is None or found is None:
+                return high  # not told: go on row by row
+            if found < wanted:
+                low = at
+                break
+            high, reach = min(at, high), 2 * reach
+        while high - low > _BLOCK:  # then by halves
+            at, row = self._row_from((low + high) // 2)
+            found = rows.epoch(row)
+            if found is None or wanted is None or at >= high:
+                break
+            if found < wanted:
+                low = at
+            else:
+                high = at
+        return high
+
+    def _row_from(self, place: int) -> tuple[int, Row]:
+        """Return the first row that begins at byte `place` or later, and where it does."""
+        begin = max(0, place - 1)  # a row begins where a line has ended
+        size = _LINE
+        while True:
+            data = self._read(begin, begin + size)
+            first = data.find(b"\n") + 1 if place else 0
+            end = data.find(b"\n", first)
+            if end >= 0 and (first or not place):
+                return begin + first, rows.decode(data[first:end], self._attempt, begin + first)
+            if len(data) < size:
+                raise rows.damaged(self._attempt, f"no row begins after byte {place}")
+            size *= 4
+
+    def _lines_before(self, end: int, size: int) -> bytes:
+        """Return whole lines, at least one, of together about `size` bytes before byte `end`."""
+        while True:
+            begin = max(0, end - size)
+            data = self._read(begin, end)
+            if not data.endswith(b"\n"):
+                raise rows.damaged(self._attempt, f"no row ends at byte {end}")
+            whole = data.find(b"\n", 0, -1) + 1 if begin else 0
+            if whole or not begin:
+                return data[whole:]
+            size *= 2
+
+    def _end(self) -> int:
+        """Return the byte after the last whole line."""
+        size = sum(size for _, size in self._files)
+        if self._mark is not None:
+            if size < self._mark:
+                raise self._too_short(size)
+            return self._mark
+        end = size
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            last = self._read(begin, end).rfind(b"\n") + 1
+            if last:
+                return begin + last
+            end = begin
+        return 0
+
+    def _blocks(self, start: int) -> Iterator[tuple[bytes, int]]:
+        """Give the whole lines from byte `start` on, each block with its place."""
+        rest = b""
+        at = start
+        for piece in self._pieces(start, self._mark):
+            data = rest + piece
+            whole = data.rfind(b"\n") + 1
+            if whole:
+                yield data[:whole], at
+            rest = data[whole:]
+            at += whole
+        if self._mark is not None and at != self._mark:
+            raise self._too_short(at)
+
+    def _too_short(self, end: int) -> Exception:
+        reason = f"it ends at byte {end}, but {self._mark} were committed"
+        return rows.damaged(self._attempt, reason)
+
+    def _read(self, start: int, end: int) -> bytes:
+        return b"".join(self._pieces(start, end))
+
+    def _pieces(self, start: int, end: int | None) -> Iterator[bytes]:
+        base = 0
+        for path, size in self._files:
+            stop = size if end is None else min(size, end - base)
+            at = max(0, start - base)
+            while at < stop:
+                piece = self._storage.read_range(path, at, min(stop, at + _PIECE))
+                if not piece:
+                    break
+                yield piece
+                at += len(piece)
+            base += size
+
+    @functools.cached_property
+    def _files(self) -> list[tuple[str, int]]:
+        """Paths and sizes, in order."""
+        folder = layout.attempt_dir(self._attempt)
+        names = {f"{folder}/{name}" for name in self._storage.list(folder)}
+        whole = layout.history(self._attempt)
+        paths = [whole] if whole in names else []
+        while (path := layout.history_segment(self._attempt, len(paths))) in names:
+            paths.append(path)
+        found = []
+        for path in paths:
+            with suppress(NotFound):
+                found.append((path, self._storage.size(path)))
+        return found

@@ -1,0 +1,197 @@
+"""Learning curves: any number of history rows gathered in bounded memory, ready to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+import numpy as np
+
+from checkpoints.columns import Columns, Value
+
+MOST_SPANS = 4096  # about four for each pixel of a plot's width
+_SPELLED = frozenset({"NaN", "Infinity", "-Infinity"})
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class Curve:
+    """Values by their place: each as it is, or least, mean and most of spans of equal length.
+
+    Spans begin with a length of 1 and double whenever a place lies beyond the last of
+    `MOST_SPANS`; so what is kept does not grow, and no value is left out of it. Where no value of
+    a span is finite there is a gap: an infinity would take the whole axis along.
+    """
+
+    def __init__(self) -> None:
+        self._length = 1.0
+        self._seen = np.zeros(MOST_SPANS)
+        self._places = np.zeros(MOST_SPANS)
+        self._finite = np.zeros(MOST_SPANS)
+        self._total = np.zeros(MOST_SPANS)
+        self._low = np.full(MOST_SPANS, np.inf)
+        self._high = np.full(MOST_SPANS, -np.inf)
+
+    def add(self, places: Numbers, values: Numbers) -> None:
+        """Add values at their places (from 0 on, in any order)."""
+        if not len(places):
+            return
+        while places.max() >= MOST_SPANS * self._length:
+            self._double()
+        spans = (places / self._length).astype(np.intp)
+        finite = np.isfinite(values)
+        self._seen += np.bincount(spans, minlength=MOST_SPANS)
+        self._places += np.bincount(spans, places, MOST_SPANS)
+        if not finite.all():
+            spans, values = spans[finite], values[finite]
+        self._finite += np.bincount(spans, minlength=MOST_SPANS)
+        self._total += np.bincount(spans, values, MOST_SPANS)
+        np.minimum.at(self._low, spans, values)
+        np.maximum.at(self._high, spans, values)
+
+    def _double(self) -> None:
+        self._length *= 2
+        for sums in (self._seen, self._places, self._finite, self._total):
+            _halve(sums, sums.reshape(-1, 2).sum(axis=1), 0.0)
+        _halve(self._low, self._low.reshape(-1, 2).min(axis=1), np.inf)
+        _halve(self._high, self._high.reshape(-1, 2).max(axis=1), -np.inf)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self._seen.any())
+
+    @property
+    def exact(self) -> bool:
+        """Whether each value is there as it is: no span has more than one."""
+        return bool(self._seen.max() <= 1)
+
+    @property
+    def x(self) -> Numbers:
+        """The mean place of each span that has values, rising."""
+        seen = self._seen > 0
+        return self._places[seen] / self._seen[seen]
+
+    @property
+    def y(self) -> Numbers:
+        """The mean of the finite values of each such span; NaN where there are none."""
+        return self._of_seen(self._total / np.maximum(1, self._finite))
+
+    @property
+    def low(self) -> Numbers:
+        """The least of them."""
+        return self._of_seen(self._low)
+
+    @property
+    def high(self) -> Numbers:
+        """The most of them."""
+        return self._of_seen(self._high)
+
+    def _of_seen(self, numbers: Numbers) -> Numbers:
+        return np.where(self._finite > 0, numbers, np.nan)[self._seen > 0]
+
+
+def _halve(numbers: Numbers, joined: Numbers, empty: float) -> None:
+    numbers[: len(joined)] = joined
+    numbers[len(joined) :] = empty
+
+
+@dataclass
+class Panel:
+    """A metric's lines: each step's own value, its running mean, each epoch's, validation's."""
+
+    own: Curve = field(default_factory=Curve)
+    running: Curve = field(default_factory=Curve)
+    epoch: Curve = field(default_factory=Curve)
+    validation: Curve = field(default_factory=Curve)
+
+
+class Curves:
+    """What is drawn: panels by metric, where phases begin, where later attempts took over.
+
+    Steps of a script's phases follow one another on one axis. phases: (place, name). restarts:
+    (place, attempt).
+    """
+
+    def __init__(self) -> None:
+        self.panels: dict[str, Panel] = {}
+        self.phases: list[tuple[float, str]] = []
+        self.restarts: list[tuple[float, int]] = []
+        self._begins: dict[int, float] = {}
+        self._end = 0.0
+
+    @classmethod
+    def of(cls, blocks: Iterable[Columns], restarts: Iterable[tuple[int, int, int]] = ()) -> Curves:
+        """Gather a history's columns; `restarts` are (attempt, phase, step) as history tells."""
+        curves = cls()
+        for block in blocks:
+            for columns in block.by_phase():
+                if columns.phases:
+                    curves._add(columns.phases[0], columns)
+        curves.restarts = [
+            (curves._begins[phase] + step, attempt)
+            for attempt, phase, step in restarts
+            if phase in curves._begins
+        ]
+        return curves
+
+    def _add(self, phase: int, columns: Columns) -> None:
+        if phase not in self._begins:
+            self._begins[phase] = self._end
+            self.phases.append((self._end, f"phase {phase}"))
+        for name in filter(None, columns.of_kind("phase").names):
+            self.phases[-1] = (self.phases[-1][0], name)
+        for kind in ("step", "epoch"):
+            alike = columns.of_kind(kind)
+            if not alike.steps:
+                continue
+            places = self._begins[phase] + np.array(alike.steps, float)
+            self._end = max(self._end, float(places.max()))
+            has_own = kind == "step" and self._gather("loss", "own", places, alike.batch_loss)
+            for name, values in alike.logs.items():
+                if has_own and name == "loss":
+                    continue  # nobody looks at its running mean beside it
+                metric = name.removeprefix("val_")
+                curve = "validation" if metric != name else "running" if kind == "step" else "epoch"
+                self._gather(metric, curve, places, values)
+
+    def _gather(self, metric: str, curve: str, places: Numbers, values: Sequence[Value]) -> bool:
+        """Add to a curve; return whether there was anything to add."""
+        if values == [None] * len(values):  # as val_* are in every step
+            return False
+        places, numbers = _numbers(places, values)
+        if len(numbers):
+            getattr(self.panels.setdefault(metric, Panel()), curve).add(places, numbers)
+        return len(numbers) > 0
+
+
+def _numbers(places: Numbers, values: Sequence[Value]) -> tuple[Numbers, Numbers]:
+    """Return the places and values of those that are numbers, also by name."""
+    try:
+        numbers = np.array(values, float)  # which knows the names, and takes None for NaN
+        if not np.isnan(numbers).any():
+            return places, numbers
+    except ValueError:
+        pass
+    there = [isinstance(value, (int, float)) or value in _SPELLED for value in values]
+    return places[there], np.array(list(compress(values, there)), float)
+
+
+def of_epochs(history: Mapping[str, Sequence[float]], epochs: Sequence[int]) -> Curves:
+    """Return metrics by epoch, counted from 1, of lists as Keras' History has them."""
+    count = len(epochs)
+    logs: dict[str, list[Value]] = {
+        name: [value if isinstance(value, (int, float)) else None for value in values[:count]]
+        + [None] * (count - len(values))
+        for name, values in history.items()
+    }
+    columns = Columns(
+        kinds=["epoch"] * count,
+        phases=[0] * count,
+        steps=[epoch + 1 for epoch in epochs],
+        names=[None] * count,
+        batch_loss=[None] * count,
+        logs=logs,
+    )
+    return Curves.of([columns])
