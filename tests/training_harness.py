@@ -84,11 +84,11 @@ def begin_process(seed: int = SEED) -> None:
 def all_state(model: Any) -> dict[str, bytes]:
     """Return the bytes of every variable of a model: weights, seeds, metrics, optimizer."""
     found: dict[str, bytes] = {}
-    optimizer = [] if model.optimizer is None else model.optimizer.variables
+    optimizer = getattr(model, "optimizer", None)  # a model that was never compiled has none
     for group, variables in (
         ("model", model.variables),
         ("metrics", model.metrics_variables),
-        ("optimizer", optimizer),
+        ("optimizer", [] if optimizer is None else optimizer.variables),
     ):
         for i, variable in enumerate(variables):
             tensor = getattr(variable, "_value", variable).read_value()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class TrainingJob:
         )
         self._entered: list[str | None] = []
         self._failed = False
+        self._left: tuple[int, Any] | None = None
         self._names = {
             p: self.store.manifest(c).progress.phase_name for p, c in self.finished.items()
         }
@@ -95,6 +97,8 @@ class TrainingJob:
                 )
             ctx = context.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
         earlier = _jobs.get(id(ctx))
+        if earlier is not None:
+            earlier._judge_what_was_left()
         if earlier is not None and earlier._failed:
             earlier._close()
             root = ctx.storage.root
@@ -111,7 +115,19 @@ class TrainingJob:
         return job
 
     def enter_phase(self, name: str | None) -> int:
-        """Return the index of the phase that starts now: by its name, else by its turn."""
+        """Return the index of the phase that starts now: by its name, else by its turn.
+
+        Raises `UsageError` when the one before was left unfinished: a later attempt could go on
+        with neither.
+        """
+        if self._left is not None:
+            raise UsageError(
+                field="Loop",
+                problem=f"phase {self._left[0]} was left by `break`, or by an error in the loop's "
+                "body, and is not finished",
+                hint="End it with loop.stop() in place of `break`; after an error, start the "
+                "script again.",
+            )
         if name is not None and name in self._entered:
             raise UsageError(
                 field="name",
@@ -140,6 +156,27 @@ class TrainingJob:
             self._entered.pop()
             self._failed = True
             self.ctx.status.error = f"{type(error).__name__}: {error}"
+
+    def leave_phase(self, phase: int) -> None:
+        """Note that a loop was left before its end, by `break` or by an error in its body."""
+        self.writer.wait()
+        self._left = phase, getattr(sys, "last_value", None)
+        self.ctx.log.warning(
+            "phase_left",
+            phase=phase,
+            why="by `break`, or by an error in the loop's body",
+            then="it is unfinished, with the checkpoints that it has",
+        )
+
+    def _judge_what_was_left(self) -> None:
+        # A notebook and a prompt show the error that ended the cell, and go on: as after an error
+        # in `fit`, the cell is run again. `break` shows none.
+        if self._left is None or self.ctx.supervised:
+            return
+        shown = getattr(sys, "last_value", None)
+        if shown is not None and shown is not self._left[1]:
+            self.fail_phase(shown)
+            self._left = None
 
     def _close(self) -> None:
         del _jobs[id(self.ctx)]

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-from keras import tree
-from keras.src.trainers.data_adapters import data_adapter_utils
+import keras
+import numpy as np
+from keras.callbacks import ProgbarLogger
 
 from checkpoints.errors import UsageError
 from checkpoints.layout import STATE_FILE, Stage
 from checkpoints.snapshot import Progress, Snapshot
 from service.training import arguments, document, generators
 from service.training.array_feed import ArrayFeed
-from service.training.data import make_feed
-from service.training.feed import Feed
+from service.training.errors import NotSupported
+from service.training.fit_state import describe_model
 from service.training.history import History
 from service.training.job import TrainingJob
-from service.training.loop_state import LoopState, Plain, build_compiled
+from service.training.loop_data import knows_its_end, make_loop_feed, samples_of
+from service.training.loop_state import LoopState, Plain
 from service.training.means import Means
 from service.training.permutation import Shuffle
 from service.training.phase import Phase
-from service.training.source import Plain as PlainData
 from service.training.stored import Stored, choose_seed
+from service.training.trees import NotPlain
 
 
 class Loop:
@@ -41,20 +42,29 @@ class Loop:
             loop.log(loss=loss, accuracy=accuracy)
         print(loop.history.history["loss"])
 
+    The body is one step: what it does and logs is saved as a whole or done again. When the phase
+    was finished before, the state and the history are put back and the body is not run.
+
     Args:
-        state: everything that the step changes, by name: models, optimizers, metrics, variables,
-            random generators, objects with get_state/set_state; or one model.
-        data: arrays, a tuple of them, or any data that `fit` takes; None for a loop without data,
-            which then hands out step numbers (needs steps_per_epoch).
+        state: everything that the step changes, by name: models, optimizers, metrics, layers,
+            variables, random generators, numpy arrays, lists and dicts of plain data or of parts,
+            objects with get_state/set_state or state_dict/load_state_dict; or one model. Models
+            and optimizers have to be built, arrays and containers to be changed in place.
+        data: x, (x,), (x, y) or (x, y, sample_weight) of arrays, or any other data that `fit`
+            takes; batches come as tensors, in the structure that was given. None for a loop
+            without data, which hands out the numbers of the steps, from 0 (needs
+            steps_per_epoch; -1 goes on until `stop`).
         batch_size, epochs, initial_epoch, steps_per_epoch, shuffle, seed, max_queue_size, job_dir,
             save_every, keep, name: as in `fit`.
-        verbose: 0 for silence, else a line an epoch. Default "auto": a line.
+        verbose: 0 for silence, 1 for a progress bar, 2 for a line an epoch. Default "auto": a bar
+            on a terminal, else a line.
 
-    Attributes: epoch, batch (of the batch handed out, from 0), step (steps done); history, a
-    `keras.callbacks.History` of the epochs' means; last_batch (whether the epoch ends after this
-    batch, where that is known).
+    Attributes:
+        epochs: as given. epoch, batch: of the batch handed out, from 0. step: steps done before.
+        history: a `keras.callbacks.History` of the epochs' means, complete over all attempts.
 
-    Raises: as `fit`. Leaving the loop by `break` leaves the phase unfinished; `stop()` ends it.
+    Raises: as `fit`. Leaving the loop by `break`, or by an error, leaves the phase unfinished, with
+    the checkpoints that it has; `stop` ends it.
     """
 
     def __init__(
@@ -88,88 +98,143 @@ class Loop:
             keep=keep,
             name=name,
         )
-        seed = None if seed is None else int(seed)
         if data is None and not steps_per_epoch:
             raise UsageError(
                 field="steps_per_epoch",
                 problem="a loop without data has no end of its own",
-                hint="Say how many steps an epoch has.",
+                hint="Say how many steps an epoch has, or -1 to go on until loop.stop().",
             )
-        self.epochs = epochs
-        self.epoch = initial_epoch
+        most = keras.config.max_epochs()
+        self.epochs = min(int(epochs), most) if most else int(epochs)
+        self.epoch = int(initial_epoch)
         self.batch = 0
         self.history = History()
         self.history.on_train_begin()
-        self._given = state
+        self._state = LoopState(state)
         self._data = data
         self._name = name
-        self._verbose = verbose
+        terminal = 1 if sys.stdout.isatty() else 2
+        self._verbose = terminal if verbose == "auto" else int(verbose)
+        self._steps_per_epoch = None if steps_per_epoch is None else int(steps_per_epoch)
         self._options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "steps_per_epoch": steps_per_epoch,
+            "batch_size": None if batch_size is None else int(batch_size),
             "shuffle": shuffle,
             "max_queue_size": max_queue_size,
         }
-        self._seed = seed
+        self._seed = None if seed is None else int(seed)
         self._means = Means()
-        self._step_logs: dict[str, float] = {}
-        self._weight = 1.0
+        self._logs: dict[str, float] = {}  # of the step
+        self._iterated = False
+        self._in_body = False
         self._stopped = False
         self._begun = False  # the epoch
         self._trained = False  # the epoch's batches
-        self._job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=seed)
+        self._job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=self._seed)
+
+    # -- for the body ----------------------------------------------------------------------
 
     @property
     def step(self) -> int:
-        return self._phase.step
+        return self._phase.step if self._iterated else 0
 
     @property
     def last_batch(self) -> bool:
+        """Whether the epoch ends after this batch.
+
+        Raises `UsageError` when that is not known: data of unknown size without steps_per_epoch.
+        """
+        self._require_body("last_batch")
+        if self._stopped:
+            return True
+        if not knows_its_end(self._feed, self._steps_per_epoch):
+            raise UsageError(
+                field="last_batch",
+                problem="nobody knows how many batches the data has",
+                hint="Give steps_per_epoch.",
+            )
         return not self._feed.within(self.batch + 1)
 
-    def log(self, **values: Any) -> None:
-        """Record values of this step; the epoch's means are weighted by batch size."""
-        for key, value in values.items():
-            self._step_logs[key] = float(value)
+    def log(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        """Record numbers of this step; an epoch's means are weighted by batch size."""
+        self._require_body("log")
+        self._logs.update(_numbers({**(values or {}), **more}))
 
-    def log_epoch(self, **values: Any) -> None:
-        """Record values of this epoch (a validation loss, say); call it at its last batch."""
-        self._means.fix({key: float(value) for key, value in values.items()})
+    def log_epoch(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        """Record numbers of this epoch as they are (a validation loss, say)."""
+        self._require_body("log_epoch")
+        self._means.fix(_numbers({**(values or {}), **more}))
 
     def stop(self) -> None:
-        """End the training after this step."""
+        """End the training after this step; the epoch ends with it."""
         self._stopped = True
 
+    def _require_body(self, field: str) -> None:
+        if not self._in_body:
+            raise UsageError(
+                field=field,
+                problem="it was used outside of the loop's body",
+                hint="Use it between `for batch in loop:` and the next batch.",
+            )
+
+    # -- from top to bottom ----------------------------------------------------------------
+
     def __iter__(self) -> Iterator[Any]:
+        if self._iterated:
+            raise UsageError(
+                field="Loop", problem="it was begun before", hint="Make a new one for each phase."
+            )
         stop = self._job.ctx.stop
         watched, stop.watched = stop.watched, True
+        index = self._job.enter_phase(self._name)
         try:
-            finished = self._start()
-            with closing(self._feed):
-                if not finished:
-                    yield from self._epochs()
-                    self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
-                    self._phase.log.info("phase_finished", step=self._phase.step, name=self._name)
+            yield from self._run(index)
+        except GeneratorExit:
+            self._job.leave_phase(index)
+            raise
+        except BaseException as error:
+            self._job.fail_phase(error)
+            raise
         finally:
+            self._in_body = False
             stop.watched = watched
 
-    # -- start and restore -----------------------------------------------------------------
-
-    def _start(self) -> bool:
-        """Prepare and restore; return whether the phase was finished before."""
-        index = self._job.enter_phase(self._name)
-        stored = Stored.of(self._job, index)
+    def _run(self, index: int) -> Iterator[Any]:
+        stored = Stored.of(self._job, index, "Loop")
         self._job.make_deterministic()
         seed = choose_seed(stored, self._seed)
-        self._feed = self._make_feed(seed)
+        self._feed = make_loop_feed(
+            self._data, seed=seed, steps_per_epoch=self._steps_per_epoch, **self._options
+        )
+        with closing(self._feed):
+            self._prepare(index, seed)
+            if stored is not None:
+                over = stored.is_over(self._job, self.epochs, stopped=stored.plain["stopped"])
+                self._restore(stored, finished=over)
+                if over:
+                    self._phase.log.info("phase_finished_before", name=self._name)
+                    return
+            else:
+                self._feed.start()
+                self._phase.record_start(self._feed.describe())
+                self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
+            yield from self._epochs()
+            self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
+            self._phase.log.info("phase_finished", step=self._phase.step, name=self._name)
+
+    def _prepare(self, index: int, seed: int) -> None:
         for doubt in self._feed.doubts():
             self._job.ctx.log.warning("data_not_exact", why=doubt)
-        self._state = LoopState(self._given)
+        self._state.require_built(self._feed.spec)
+        model = self._state.alone
+        self._documents = {} if model is None else describe_model(model)
         self.history.params = {
+            "verbose": self._verbose,
             "epochs": self.epochs,
             "steps": self._feed.steps,
-            "verbose": self._verbose,
         }
+        self._bar = ProgbarLogger() if self._verbose else None
+        if self._bar is not None:
+            self._bar.set_params(self.history.params)
         self._phase = Phase(
             self._job,
             index,
@@ -179,26 +244,7 @@ class Loop:
             seed=seed,
             take=self._take,
         )
-        if stored is not None:
-            over = stored.is_over(self._job, self.epochs, stopped=stored.plain["stopped"])
-            self._restore(stored, finished=over)
-            return over
-        self._feed.start()
-        self._phase.record_start(self._feed.describe())
-        self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
-        return False
-
-    def _make_feed(self, seed: int) -> ArrayFeed | Feed:
-        data = self._data if self._data is not None else _step_numbers()
-        x, y, weight = (
-            data_adapter_utils.unpack_x_y_sample_weight(data)
-            if isinstance(data, tuple | list)
-            else (data, None, None)
-        )
-        feed = make_feed(x, y, weight, class_weight=None, seed=seed, **self._options)
-        if self._data is not None:
-            build_compiled(self._given, feed.spec)
-        return feed
+        self._iterated = True
 
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
@@ -209,6 +255,7 @@ class Loop:
             self._feed.skip(plain["feed"])
         else:
             self._feed.restore(plain["feed"])
+        self._logs = plain["logs"]
         self._means.restore(plain["means"])
         self.history.history.update(plain["history"])
         self.history.epoch.extend(plain["epochs"])
@@ -227,7 +274,9 @@ class Loop:
     # -- the loop --------------------------------------------------------------------------
 
     def _epochs(self) -> Iterator[Any]:
-        while self.epoch < self.epochs and not (self._stopped and not self._begun):
+        while self.epoch < self.epochs and (self._begun or not self._stopped):
+            if self._bar is not None:
+                self._bar.on_epoch_begin(self.epoch)
             if not self._begun:
                 self._feed.begin_epoch(self.epoch)
                 self._means.clear()
@@ -245,15 +294,27 @@ class Loop:
                 return
             lot = self._feed.take(self.batch, 1)
             if lot is None:
-                return
-            batch = self._feed.batch_of(lot)
-            self._step_logs = {}
+                continue
+            batch = self._batch_of(lot)
+            self._logs = {}
             started = time.perf_counter()
-            yield batch if self._data is not None else self._phase.step
-            self._means.add(self._step_logs, _size_of(batch))
+            self._in_body = True
+            yield batch
+            self._in_body = False
+            self._means.add(self._logs, samples_of(batch))
             seconds = time.perf_counter() - started
-            self._phase.record_steps(self.epoch, self.batch, [self._step_logs], [None], seconds)
+            self._phase.record_steps(self.epoch, self.batch, [self._logs], [None], seconds)
+            if self._bar is not None:
+                self._bar.on_train_batch_end(self.batch, self._means.result())
             self.batch += 1
+
+    def _batch_of(self, lot: Any) -> Any:
+        if self._data is None:
+            return self._phase.step
+        batch = self._feed.batch_of(lot)
+        alone = isinstance(self._data, tuple | list) and len(self._data) == 1
+        # Keras knows (x,) and x as the same; whoever gave a tuple of one unpacks one.
+        return (batch,) if alone and isinstance(self._feed, ArrayFeed) else batch
 
     def _end_epoch(self) -> None:
         logs = self._means.result()
@@ -261,10 +322,8 @@ class Loop:
         for key, value in logs.items():
             self.history.history.setdefault(key, []).append(value)
         self._phase.record_epoch(self.epoch, logs)
-        if self._verbose != 0:
-            values = " - ".join(f"{k}: {v:.4f}" for k, v in logs.items())
-            sys.stdout.write(f"Epoch {self.epoch + 1}/{self.epochs} - {values}\n")
-            sys.stdout.flush()
+        if self._bar is not None:
+            self._bar.on_epoch_end(self.epoch, logs)
         self._begun = self._trained = False
         ended = self.epoch
         self.epoch, self.batch = self.epoch + 1, 0
@@ -276,6 +335,7 @@ class Loop:
             "state": self._state.plain(),
             "data": self._feed.describe(),
             "feed": self._feed.state(),
+            "logs": self._logs,
             "means": self._means.state(),
             "history": self.history.history,
             "epochs": self.history.epoch,
@@ -284,43 +344,33 @@ class Loop:
             "trained": self._trained,
             "generators": generators.capture(),
         }
-        state = document.pack(plain, self._state.others())
+        try:
+            state = document.pack(plain, self._state.others())
+        except NotPlain as error:
+            raise NotSupported(
+                field="state",
+                problem=f"it has become what cannot be stored: {error}",
+                hint="Keep numbers, strings, arrays, lists and dicts of them.",
+            ) from None
         ended = progress.stage != Stage.STEP
-        newest = {k: v[-1] for k, v in self.history.history.items()} if ended else self._step_logs
+        newest = {k: v[-1] for k, v in self.history.history.items()} if ended else self._logs
         return Snapshot(
             progress=progress,
             files={**self._state.files(), STATE_FILE: state},
+            documents=self._documents,
             metrics=dict(newest),
         )
 
 
-class _StepNumbers:
-    """Endless data for a loop without any: the position is all there is to it."""
-
-    def __init__(self) -> None:
-        self.at = 0
-
-    def __iter__(self) -> _StepNumbers:
-        return self
-
-    def __next__(self) -> tuple[Any]:
-        self.at += 1
-        return (tf.fill([1], self.at),)
-
-    def get_state(self) -> PlainData:
-        return {"at": self.at}
-
-    def set_state(self, state: PlainData) -> None:
-        self.at = state["at"]
-
-
-def _step_numbers() -> _StepNumbers:
-    return _StepNumbers()
-
-
-def _size_of(batch: Any) -> float:
-    for leaf in tree.flatten(batch):
-        shape = getattr(leaf, "shape", None)
-        if shape is not None and len(shape) > 0 and shape[0] is not None:
-            return float(shape[0])
-    return 1.0
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = float(np.asarray(value).item())
+        except (TypeError, ValueError):
+            raise UsageError(
+                field="log",
+                problem=f"{name!r} is {value!r}, not a number",
+                hint="Log numbers, arrays and tensors of one element.",
+            ) from None
+    return found
