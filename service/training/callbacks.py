@@ -22,10 +22,15 @@ from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.utils.python_utils import is_default
 
 from service.training import trees
+from service.training.callback_files import rows_written
 from service.training.errors import NotSupported
 
 # Set anew in every process, by set_params and set_model.
 NOT_STATE = frozenset({"params", "_params", "model", "_model"})
+# TensorBoard's files and traces that are open in this process.
+OPEN_HERE = frozenset(
+    {"_writers", "_prev_summary_state", "_is_tracing", "_profiler_started", "_batch_trace_context"}
+)
 
 Plain = dict[str, Any]
 
@@ -47,37 +52,48 @@ class CallbackStates:
         """Return each callback's class name and state, whose arrays are still its own."""
         states = []
         for i, callback in enumerate(self.callbacks):
-            kind = type(callback).__name__
+            state: Plain = {"class": type(callback).__name__}
+            rows = rows_written(callback)
+            if rows is not None:
+                state["rows"] = rows
             if _speaks(callback):
-                states.append({"class": kind, "own": _spoken(callback)})
-                continue
-            changed = {
-                name: value
-                for name, value, mark in _plain_attributes(callback)
-                if mark != self._baselines[i].get(name)
-            }
-            states.append({"class": kind, "changed": changed})
+                state["own"] = _spoken(callback)
+            else:
+                state["changed"] = {
+                    name: value
+                    for name, value, mark in _plain_attributes(callback)
+                    if mark != self._baselines[i].get(name)
+                }
+            states.append(state)
         return states
 
     def restore(self, states: list[Plain]) -> list[str]:
         """Put back what `capture` returned; return the names of states that found no callback."""
         lost = []
-        places: dict[str, list[int]] = {}
-        for i, callback in enumerate(self.callbacks):
-            places.setdefault(type(callback).__name__, []).append(i)
-        for state in states:
-            kind = state["class"]
-            if not places.get(kind):
-                lost.append(kind)
-                continue
-            i = places[kind].pop(0)
-            callback = self.callbacks[i]
-            if "own" in state:
+        for state, callback in matched(states, self.callbacks):
+            if callback is None:
+                lost.append(state["class"])
+            elif "own" in state:
                 callback.set_state(state["own"])
-                continue
-            for name, value in state["changed"].items():
-                _put_back(callback, name, value)
+            else:
+                for name, value in state["changed"].items():
+                    _put_back(callback, name, value)
         return lost
+
+
+def matched(states: list[Plain], callbacks: list[Any]) -> Iterator[tuple[Plain, Any]]:
+    """Yield each state with its callback, by class and order; with None where there is none."""
+    left: dict[str, deque[Any]] = {}
+    for callback in callbacks:
+        left.setdefault(type(callback).__name__, deque()).append(callback)
+    for state in states:
+        of_class = left.get(state["class"])
+        yield state, of_class.popleft() if of_class else None
+
+
+def files_before(states: list[Plain], callbacks: list[Any]) -> list[tuple[Any, int | None]]:
+    """Return the callbacks that have a state, each with how much of its file the state counts."""
+    return [(c, state.get("rows")) for state, c in matched(states, callbacks) if c is not None]
 
 
 def wants_batches(callback: Any) -> bool:
@@ -147,6 +163,8 @@ def _plain_attributes(callback: Any) -> Iterator[tuple[str, Any, bytes]]:
     for name, value in vars(callback).items():
         variable = _variable(value)
         if name in NOT_STATE or (callable(value) and variable is None):
+            continue
+        if name in OPEN_HERE and isinstance(callback, keras_callbacks.TensorBoard):
             continue
         if name == "min_delta" and isinstance(callback, MonitorCallback):
             continue  # turns its sign when the callback first learns the direction of its metric

@@ -14,7 +14,8 @@ from keras.src.utils.python_utils import pythonify_logs
 from checkpoints.layout import Stage
 from service.training import arrays
 from service.training.array_feed import ArrayFeed
-from service.training.callbacks import CallbackStates, wants_batches
+from service.training.callback_files import appends_rows, going_on
+from service.training.callbacks import CallbackStates, files_before, wants_batches
 from service.training.data import make_feed
 from service.training.feed import executed
 from service.training.fit_state import FitState, Logs
@@ -66,7 +67,7 @@ class Trainer:
             self.callbacks._history.on_train_begin()
         else:
             self.model.stop_training = False
-            self.callbacks.on_train_begin()
+            self._begin(stored)
         shown = (self.probe, self.callbacks._progbar)  # they belong to the process
         own = [c for c in self.callbacks.callbacks if c not in shown]
         states = CallbackStates(own)
@@ -89,6 +90,14 @@ class Trainer:
             return self._history()
         self._train(*self._start(stored))
         return self._finish()
+
+    def _begin(self, stored: Stored | None) -> None:
+        if stored is None:
+            self.callbacks.on_train_begin()
+            return
+        written = files_before(stored.plain["callbacks"], self.callbacks.callbacks)
+        with going_on(self.callbacks, written, self.job.ctx.log):
+            self.callbacks.on_train_begin()
 
     def _is_over(self, stored: Stored | None) -> bool:
         if stored is None:
@@ -200,6 +209,8 @@ class Trainer:
         epoch = self.model._initial_epoch or self.plan.initial_epoch
         # With this first save even the untrained weights are the same after any death.
         self.phase.commit(self.phase.hold(epoch, 0, Stage.STEP), "start")
+        if any(appends_rows(c) for c in self.callbacks.callbacks):
+            self.job.writer.wait()
         return epoch, 0
 
     def _restore(self, stored: Stored, *, finished: bool) -> None:
@@ -218,7 +229,7 @@ class Trainer:
     def _train(self, epoch: int, batch: int) -> None:
         self.ended_at = epoch
         while epoch < self.plan.epochs:
-            self._begin_epoch(epoch)
+            self._begin_epoch(epoch, batch)
             batch = self._train_epoch(epoch, batch)
             self._end_epoch(epoch, batch)
             epoch, batch = epoch + 1, 0
@@ -226,7 +237,7 @@ class Trainer:
             if self.model.stop_training:
                 break
 
-    def _begin_epoch(self, epoch: int) -> None:
+    def _begin_epoch(self, epoch: int, batch: int) -> None:
         if not self.state.epoch_begun:
             self.model.reset_metrics()
             self.callbacks.on_epoch_begin(epoch)
@@ -236,6 +247,7 @@ class Trainer:
             # Its begin was counted by the attempt that began it; only the progress bar, which
             # lives in this process, has to be begun again.
             self.callbacks._progbar.on_epoch_begin(epoch)
+            self.callbacks._progbar.seen = batch
 
     def _train_epoch(self, epoch: int, batch: int) -> int:
         """Train the rest of an epoch from `batch` on; return how many batches it had."""

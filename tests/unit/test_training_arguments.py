@@ -192,17 +192,6 @@ def test_stateful_random_ops_are_named_at_the_start(tmp_path: Path) -> None:
     assert "RandomStandardNormal" in logs
 
 
-@pytest.mark.parametrize("verbose", ["auto", 0, 1, 2])
-def test_verbose_shows_what_keras_shows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], verbose: Any
-) -> None:
-    train(PLAIN.but(verbose=verbose), tmp_path)
-    shown = capsys.readouterr().out
-    lines = [line for line in shown.splitlines() if line.startswith("Epoch")]
-    assert lines == ([] if verbose == 0 else ["Epoch 1/2", "Epoch 2/2"])
-    assert ("step - accuracy" in shown or "accuracy: " in shown) == (verbose != 0)
-
-
 def test_nothing_warns(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
