@@ -117,6 +117,28 @@ def many_inputs_and_outputs() -> Any:
     return model
 
 
+def listed_outputs() -> Any:
+    """Losses, their weights and metrics as lists, by the outputs' order."""
+    x = layers.Input((6,))
+    h = layers.Dropout(0.3)(x)
+    model = keras.Model(x, [layers.Dense(3)(h), layers.Dense(1)(h)])
+    model.compile(
+        optimizers.SGD(0.1),
+        loss=[cross_entropy(), "mse"],
+        loss_weights=[1.0, 0.3],
+        metrics=[["accuracy"], ["mae", "mse"]],
+        run_eagerly=True,
+    )
+    return model
+
+
+def falling_and_growing_scale() -> Any:
+    """Loss scaling that begins far too high, and grows every second good step."""
+    return optimizers.LossScaleOptimizer(
+        optimizers.SGD(0.1, momentum=0.9), initial_scale=2.0**18, dynamic_growth_steps=2
+    )
+
+
 MANY = {
     **ARRAYS,
     "x": {"a": X, "b": TOKENS},
@@ -164,6 +186,16 @@ class Raw(Own):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         return {"loss": self.step(data), "constant": tf.constant(3)}
+
+
+class OwnTest(Own):
+    """A test_step of its own as well."""
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        hits = tf.argmax(self(x), 1, output_type=y.dtype) == y
+        self.tracker.update_state(tf.cast(hits, "float32"))
+        return {"accuracy": self.tracker.result()}
 
 
 class Pair(Own):
@@ -229,12 +261,12 @@ def shaped() -> Any:
     return model
 
 
-def with_policy(policy: str) -> Callable[[], Any]:
+def with_policy(policy: str, make: Callable[[], Any]) -> Callable[[], Any]:
     def build() -> Any:
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(policy)
         try:
-            return model_of(*MLP)()
+            return make()
         finally:
             keras.config.set_dtype_policy(before)
 
@@ -270,7 +302,7 @@ TRACED: dict[str, Script] = {
     "gradient accumulation": Script(
         model_of(*MLP, optimizer=lambda: optimizers.Adam(gradient_accumulation_steps=4)), ARRAYS
     ),
-    "mixed_float16": Script(with_policy("mixed_float16"), ARRAYS),
+    "mixed_float16": Script(with_policy("mixed_float16", model_of(*MLP)), ARRAYS),
     "xla": Script(model_of(*MLP, jit=True), ARRAYS),
     "steps_per_execution": Script(model_of(*MLP, steps_per_execution=2), ARRAYS),
     "stateful lstm": Script(

@@ -1,4 +1,5 @@
-"""`fit` against Keras' own `Model.fit` with the samples in the same order: every byte is equal.
+"""`fit` against Keras' own `Model.fit` with the samples in the same order: every byte is equal,
+at the end of an untouched training and of one that died in its midst.
 
 Where a float differs for a reason, the reason is stated and the tolerance is float32 rounding.
 """
@@ -16,17 +17,29 @@ import tensorflow as tf
 from keras import layers
 
 from service import fit
-from tests.training_harness import End, Script, assert_same_end, keras_fit, train
+from tests.training_harness import (
+    Death,
+    End,
+    Script,
+    assert_same_end,
+    dying_at,
+    keras_fit,
+    train,
+)
 from tests.training_zoo import (
     ARRAYS,
     IMAGES,
     MLP,
     SAMPLES,
+    TINY,
     TRACED,
+    OwnTest,
     X,
     Y,
     added_loss,
     cross_entropy,
+    falling_and_growing_scale,
+    listed_outputs,
     model_of,
     own,
     rotated,
@@ -34,12 +47,16 @@ from tests.training_zoo import (
     shaped,
     tiny,
     vector_metric,
+    with_policy,
 )
 
 WEIGHTS = np.linspace(0, 2, SAMPLES)
 HELD_OUT = (X[:7], Y[:7])
 
 MORE_TRACED: dict[str, Script] = {
+    "loss scaling": Script(
+        with_policy("mixed_float16", model_of(*TINY, optimizer=falling_and_growing_scale)), ARRAYS
+    ),
     "not built before": Script(model_of(*MLP, shape=None), ARRAYS),
     "rotated and zoomed": Script(rotated, {**ARRAYS, "x": IMAGES}),
     "regularizers and add_loss": Script(added_loss(), {**ARRAYS, "y": X}),
@@ -59,6 +76,10 @@ def of_sequences() -> Any:
 
 
 EAGER: dict[str, Script] = {
+    "own test_step": Script(
+        own(OwnTest, run_eagerly=True), {**ARRAYS, "validation_data": HELD_OUT}
+    ),
+    "losses and metrics as lists": Script(listed_outputs, {**ARRAYS, "y": [Y, X[:, :1]]}),
     "run_eagerly": Script(tiny(), ARRAYS),
     "own train_step, eager": Script(own(run_eagerly=True), ARRAYS),
     "class_weight": Script(tiny(), {**ARRAYS, "class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}),
@@ -121,24 +142,46 @@ EAGER: dict[str, Script] = {
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def assert_as_keras(script: Script, folder: Path) -> tuple[End, End]:
-    theirs, ours = keras_fit(script), train(script, folder)
-    if script.arguments["epochs"] <= script.arguments.get("initial_epoch", 0):
-        # Keras has not traced anything, so metrics are not made; ours are, and untouched.
-        ours.state = {name: ours.state[name] for name in theirs.state}
-    assert_same_end(theirs, ours, rows=False)
-    return theirs, ours
+def assert_as_keras(script: Script, folder: Path) -> End:
+    """Assert that Keras' training, ours, and ours that died in its midst end alike."""
+    theirs = keras_fit(script)
+    trained = int(theirs.model.optimizer.iterations)
+    untouched = train(script, folder / "untouched")
+    died = script.but(save_every=2)
+    if trained:
+        with pytest.raises(Death), dying_at(min(3, trained)):
+            train(died, folder / "died")
+    resumed = train(died, folder / "died")
+    for ours in (untouched, resumed):
+        if not trained:
+            # Keras has not traced anything, so metrics are not made; ours are, and untouched.
+            ours.state = {name: ours.state[name] for name in theirs.state}
+        assert_same_end(theirs, ours, rows=False)
+    assert resumed.rows == untouched.rows
+    return theirs
 
 
 @pytest.mark.parametrize("name", [*TRACED, *MORE_TRACED])
 def test_compiled_training_ends_as_keras_does(tmp_path: Path, name: str) -> None:
-    theirs, _ = assert_as_keras((TRACED | MORE_TRACED)[name], tmp_path)
+    theirs = assert_as_keras((TRACED | MORE_TRACED)[name], tmp_path)
     assert len(theirs.epoch) == 2
 
 
 @pytest.mark.parametrize("name", EAGER)
 def test_arguments_mean_what_they_mean_in_keras(tmp_path: Path, name: str) -> None:
     assert_as_keras(EAGER[name], tmp_path)
+
+
+def test_the_loss_scale_falls_and_grows_on_the_way(tmp_path: Path) -> None:
+    """So "loss scaling" has steps that change no weight, and deaths between two growths."""
+    scales: list[float] = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            scales.append(float(self.model.optimizer.dynamic_scale))
+
+    train(MORE_TRACED["loss scaling"].with_callbacks(lambda: [Watch()]), tmp_path)
+    assert {-1.0, 0.0, 1.0} == set(np.sign(np.diff(scales)))
 
 
 def test_the_history_rows_are_keras_logs(tmp_path: Path) -> None:
