@@ -69,7 +69,7 @@ class FitState:
             "epoch_begun": self.epoch_begun,
             "epoch_trained": self.epoch_trained,
             "feed": self._feed.state(),
-            "validations": self._validation.runs,
+            "validation": self._validation.state(),
             "generators": generators.capture(),
         }
         state = document.pack(plain, self._live.others())
@@ -114,7 +114,7 @@ class FitState:
             self._feed.skip(plain["feed"])
         else:
             self._feed.restore(plain["feed"])
-            seconds = self._validation.restore(plain["validations"])
+            seconds = self._validation.restore(plain["validation"])
             if seconds is not None:
                 phase.log.info("validation_data_replayed", seconds=round(seconds, 3))
         generators.restore(plain["generators"])

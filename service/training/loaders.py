@@ -58,12 +58,12 @@ class TorchSource(Source):
 
     def state(self) -> Any:
         within = self._place == "within"
-        generators = self._generators if within else _generators_of(self._loader)
+        generators = self._generators if within else generators_of(self._loader)
         return {"place": self._place, "generators": generators}
 
     def restore(self, state: Any) -> None:
         self._place, self._generators = state["place"], state["generators"]
-        _set_generators(self._loader, self._generators)
+        set_generators(self._loader, self._generators)
 
     def close(self) -> None:
         if self._pass is not None:
@@ -86,7 +86,7 @@ class TorchSource(Source):
 
     def _whole(self) -> Iterator[Any]:
         # A generator: Keras' rules open passes that are never used, which must draw no seed.
-        self._place, self._generators = "within", _generators_of(self._loader)
+        self._place, self._generators = "within", generators_of(self._loader)
         yield from self._rest(iter(self._loader))
 
     def _rest(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -178,8 +178,8 @@ def _without_address(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
-def _generators_of(loader: Any) -> dict[str, Any]:
-    """Return the states of torch's global generator and of the loader's own."""
+def generators_of(loader: Any) -> dict[str, Any]:
+    """Return the states of torch's global generator and of a DataLoader's own."""
     import torch
 
     own = loader.generator
@@ -189,7 +189,8 @@ def _generators_of(loader: Any) -> dict[str, Any]:
     }
 
 
-def _set_generators(loader: Any, states: dict[str, Any]) -> None:
+def set_generators(loader: Any, states: dict[str, Any]) -> None:
+    """Put back what `generators_of` returned."""
     import torch
 
     torch.set_rng_state(torch.from_numpy(np.array(states["torch"])))

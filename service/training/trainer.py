@@ -109,6 +109,8 @@ class Trainer:
         """Leave nothing running behind an error that the script may catch."""
         if hasattr(self, "feed"):
             self.feed.close()
+        if hasattr(self, "validation"):
+            self.validation.close()
         if hasattr(self, "probe") and self.probe in self.callbacks.callbacks:
             self.callbacks.callbacks.remove(self.probe)
         self.job.fail_phase(error)

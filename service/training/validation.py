@@ -13,7 +13,9 @@ from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import data_adapter_utils
 
 from service.context import AttemptContext
+from service.training.loaders import generators_of, set_generators
 from service.training.pipeline import Pipeline
+from service.training.source import Plain
 
 
 class StopProbe(Callback):  # type: ignore[misc]
@@ -84,21 +86,34 @@ class Validation:
         self.runs += 1
         return results
 
-    def restore(self, runs: int) -> float | None:
-        """Bring the validation data to where `runs` evaluations have left it.
-
-        Arrays need nothing. A tf.data pipeline is opened as often as before (a shuffle draws a
-        seed each time); one with hidden state, and a generator, is run through again. Returns the
-        seconds that took, None where nothing had to be done.
-        """
-        self.runs = runs
+    def state(self) -> Plain:
+        """Return, as plain data, what `restore` needs to find the data as it is now."""
         x = self._arguments.get("x")
-        if not runs or not self._given or not _moves_on(x):
-            return None
+        generators = generators_of(x) if data_adapters.is_torch_dataloader(x) else None
+        return {"runs": self.runs, "torch": generators}
+
+    def restore(self, state: Plain) -> float | None:
+        """Bring the validation data to where the evaluations of `state` have left it.
+
+        Arrays need nothing, a torch DataLoader torch's generators. A tf.data pipeline is opened as
+        often as before (a shuffle draws a seed each time); one with hidden state, and a generator,
+        is run through again. Returns the seconds that took, None where nothing had to be done.
+        """
+        self.runs = state["runs"]
+        x = self._arguments.get("x")
         started = time.perf_counter()
-        consume = _is_consumed(x)
+        replayed = bool(self.runs) and self._moves_on(x)
+        if replayed:
+            self._replay(consume=self._is_consumed(x))
+        if state["torch"] is not None:
+            if self.runs:
+                self._iterator()  # takes its look at the first batches now, not later
+            set_generators(x, state["torch"])
+        return time.perf_counter() - started if replayed else None
+
+    def _replay(self, *, consume: bool) -> None:
         iterator = self._iterator()
-        for _ in range(runs):
+        for _ in range(self.runs):
             iterator.reset()
             with iterator.catch_stop_iteration():
                 for _, _, batches in iterator:
@@ -106,11 +121,32 @@ class Validation:
                         next(batches)
                     if not consume and iterator.num_batches is None:
                         break
-        return time.perf_counter() - started
 
     def close(self) -> None:
-        if getattr(self.model, "_eval_epoch_iterator", None) is not None:
+        """Let go of the data; ends its workers, also where an evaluation was left early."""
+        iterator = getattr(self.model, "_eval_epoch_iterator", None)
+        if iterator is not None:
+            enqueuer = getattr(iterator.data_adapter, "enqueuer", None)
+            if enqueuer is not None:
+                enqueuer.stop()
             del self.model._eval_epoch_iterator
+
+    def _moves_on(self, x: Any) -> bool:
+        """Whether evaluating changes what the next evaluation sees, torch's generators aside."""
+        if isinstance(x, keras.utils.PyDataset):
+            return _has_hooks(x) or self._leaves_batches(x)
+        return data_adapters.is_tf_dataset(x) or isinstance(x, Iterator)
+
+    def _is_consumed(self, x: Any) -> bool:
+        """Whether the batches themselves have to be taken again, not only the passes opened."""
+        if data_adapters.is_tf_dataset(x):
+            return Pipeline(x).stateful is not None
+        # What Keras' workers have fetched ahead is what an evaluation begins with.
+        return isinstance(x, Iterator) or x.workers > 0
+
+    def _leaves_batches(self, x: Any) -> bool:
+        """Whether an evaluation ends before the batches that workers have fetched ahead."""
+        return x.workers > 0 and (self._steps is not None or x.num_batches is None)
 
     def _iterator(self) -> Any:
         if getattr(self.model, "_eval_epoch_iterator", None) is None:
@@ -124,18 +160,6 @@ class Validation:
         return self.model._eval_epoch_iterator
 
 
-def _moves_on(x: Any) -> bool:
-    """Whether evaluating changes what the next evaluation sees."""
-    if data_adapters.is_tf_dataset(x) or isinstance(x, Iterator):
-        return True
-    if isinstance(x, keras.utils.PyDataset):
-        kind, base = type(x), keras.utils.PyDataset
-        return (kind.on_epoch_begin, kind.on_epoch_end) != (base.on_epoch_begin, base.on_epoch_end)
-    return False
-
-
-def _is_consumed(x: Any) -> bool:
-    """Whether the batches themselves have to be taken again, not only the passes opened."""
-    if data_adapters.is_tf_dataset(x):
-        return Pipeline(x).stateful is not None
-    return isinstance(x, Iterator)
+def _has_hooks(x: Any) -> bool:
+    kind, base = type(x), keras.utils.PyDataset
+    return (kind.on_epoch_begin, kind.on_epoch_end) != (base.on_epoch_begin, base.on_epoch_end)
