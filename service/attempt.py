@@ -24,7 +24,7 @@ from typing import Final
 from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, Superseded
 from checkpoints.storage import Storage, open_storage
-from service import context, exit_codes, identity, preemption, seeding
+from service import context, exit_codes, identity, preemption, seeding, warmth
 from service import spec as specs
 from service.backends.local import SUPERVISOR_PID
 from service.context import AttemptContext
@@ -70,6 +70,7 @@ class Attempt:
             fence=lambda: journal.fence(attempt),
             supervised=True,
             local_dir=storage.local_path(""),
+            before_training=self._before_training,
         )
         self._heartbeat = HeartbeatWriter(
             storage,
@@ -92,7 +93,11 @@ class Attempt:
         self._heartbeat.start()
         context.set_current(self.context)
         self.context.log.info(
-            "attempt started", pid=os.getpid(), supervised=True, runs=self.context.spec.runs
+            "attempt started",
+            pid=os.getpid(),
+            supervised=True,
+            runs=self.context.spec.runs,
+            **_told(warmth.warmth()),
         )
         self.context.status.activity = "importing"
         self._code = self._run_script()
@@ -159,6 +164,22 @@ class Attempt:
         self._file.close()
         self._heartbeat.stop(self._code)
 
+    def _before_training(self) -> None:
+        """Tell what a spare would have to import; leave this process if it is an unfit one."""
+        variables = warmth.unfit()
+        if variables:
+            self.context.log.warning(
+                "spare_unfit",
+                variables=variables,
+                why="the script sets them to other values than the attempt before, and what was "
+                "imported has seen the old ones",
+                then="this attempt is started again without a spare",
+            )
+            self._heartbeat.stop()
+            self._file.close()
+            warmth.start_cold(self._storage.root, self.context.attempt)
+        self.context.status.preload = warmth.preload_of(sys.modules)
+
     def _on_superseded(self, error: Superseded) -> None:
         self._superseded = error
         self._leave_soon("superseded", exit_codes.SUPERSEDED)
@@ -182,6 +203,15 @@ class Attempt:
             self._code = code
             self.context.log.warning("asked to leave", why=reason)
             self.context.stop.request(reason)
+
+
+def _told(warmed: warmth.Warmth | None) -> dict[str, float]:
+    """Return what the log tells of a spare."""
+    if warmed is None:
+        return {}
+    resident, own = (round(size / 2**20) for size in warmed.memory)
+    waited = round(warmed.seconds, 1)
+    return {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
 
 
 def run_script(spec: JobSpec) -> None:

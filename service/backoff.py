@@ -12,10 +12,10 @@ def delay(spec: JobSpec, fruitless: int, outcome: Outcome) -> float:
     """Return the seconds to wait after `fruitless` attempts in a row without a new checkpoint.
 
     Doubles from `backoff` up to `backoff_max`, with up to one `backoff` of jitter so that jobs
-    that crashed together do not come back together. A preempted attempt has nothing to wait for
-    unless it was fruitless before.
+    that crashed together do not come back together. After an attempt that came further there is
+    nothing to wait for, nor after a preempted one unless it was fruitless before.
     """
-    failures = fruitless - 1 if outcome is Outcome.PREEMPTED else max(fruitless, 1)
+    failures = fruitless - 1 if outcome is Outcome.PREEMPTED else fruitless
     if failures <= 0 or spec.backoff == 0:
         return 0.0
     wait = wait_exponential_jitter(

@@ -53,7 +53,8 @@ class AttemptContext:
     storage: the job's folder. stop: read it between two compiled calls. status: set it, the
     heartbeat tells it. log: bound to job and attempt. fence: raises `Superseded` when a newer
     attempt was claimed. supervised: under a supervisor. local_dir: the job's folder on this
-    machine, None when it is elsewhere. exit_code: what this process is about to exit with.
+    machine, None when it is elsewhere. before_training: called before the first phase; may start
+    the script anew. exit_code: what this process is about to exit with.
     """
 
     storage: Storage
@@ -65,6 +66,7 @@ class AttemptContext:
     fence: Callable[[], None]
     supervised: bool
     local_dir: Path | None
+    before_training: Callable[[], None] = lambda: None
     exit_code: int | None = field(default=None)
 
     def leave(self, code: int = exit_codes.RESUMABLE) -> NoReturn:

@@ -14,6 +14,7 @@ from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, Superseded
 from checkpoints.storage import Storage
 from service import identity
+from service.warmth import Preload
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,8 +22,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
     count: beats so far. progress: grows with any sign of progress (a step, a save). activity:
     what it does, for people. step, epoch, batch: done so far in the phase. steps_per_second:
-    over the last seconds. ended: the exit code, once it is known; error: what it died of.
-    at: unix seconds by the writer's clock, for people only.
+    over the last seconds. preload: what a spare for the next attempt would import. ended: the
+    exit code, once it is known; error: what it died of. at: unix seconds by the writer's clock,
+    for people only.
     """
 
     attempt: int
@@ -46,6 +48,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     last_checkpoint_at_step: int | None = None
     restored_from: str | None = None
     progress: int = 0
+    preload: Preload | None = None
     ended: int | None = None
     error: str | None = None
     at: float = 0.0
@@ -73,6 +76,7 @@ class Status:
         self.last_checkpoint_at_step: int | None = None
         self.restored_from: str | None = None
         self.progress = 0
+        self.preload: Preload | None = None
         self.ended: int | None = None
         self.error: str | None = None
 

@@ -11,6 +11,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from service import warmth
+
 Hook = Callable[[Any], None]
 
 
@@ -78,5 +80,13 @@ class _HookedLoader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
-        self._loader.exec_module(module)
+        drawn = random.getstate()
+        if module.__name__ == "tensorflow":
+            with warmth.importing():
+                self._loader.exec_module(module)
+        else:
+            self._loader.exec_module(module)
+        # TensorFlow draws some numbers while it is imported; an attempt whose process had
+        # imported it before (a spare) must not differ from one whose script imports it.
+        random.setstate(drawn)
         self._hook(sys.modules[module.__name__])

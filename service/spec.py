@@ -49,7 +49,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     backoff, backoff_max: first and longest wait before a retry, seconds. stall_timeout: seconds
     without progress before an attempt is killed, 0 for never. heartbeat_every: seconds.
     lost_after: seconds of an unchanged heartbeat. grace: seconds between asking an attempt to
-    leave and killing it. on_nan, on_save_error: policies of the loop. created: unix seconds.
+    leave and killing it. warm_spare: keep a process ready that has imported what the script
+    imports. on_nan, on_save_error: policies of the loop. created: unix seconds.
 
     Raises `SpecInvalid` naming the field.
     """
@@ -73,6 +74,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     heartbeat_every: float = 2.0
     lost_after: float = 30.0
     grace: float = 30.0
+    warm_spare: bool = False
     on_nan: Literal["ignore", "stop"] = "ignore"
     on_save_error: Literal["continue", "stop"] = "continue"
     backend: str = "local"

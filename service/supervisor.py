@@ -119,6 +119,7 @@ class Supervisor:
             raise
         finally:
             self._abandon(hurry=hurry)
+            self._backend.close()
             if self._file is not None:
                 self._file.close()
         return self._journal.existing_job()
@@ -260,6 +261,8 @@ class Supervisor:
             self._show(self._observer.on_beat, beat)
             if first:
                 self._append(Started(attempt=flight.attempt))
+            if self._spec.warm_spare and beat.preload is not None and beat.step > 0:
+                self._backend.prepare(self._spec, beat.preload)
         silent = flight.watch.observe(beat, now)
         flight.lost = flight.unseen is not None and silent.beat > self._spec.lost_after
         limit = self._spec.stall_timeout

@@ -8,6 +8,7 @@ import msgspec
 
 from checkpoints.storage import Storage
 from service.spec import JobSpec
+from service.warmth import Preload
 
 Handle = dict[str, Any]
 
@@ -32,6 +33,16 @@ class Backend(Protocol):
         Its stdout and stderr go to the attempt's output.log. Raises `BackendFailed` when it
         certainly does not run.
         """
+
+    def prepare(self, spec: JobSpec, preload: Preload) -> None:
+        """Make ready for the next attempt of the job, which may be needed at any moment.
+
+        Called again and again while an attempt trains, when the job asks for a warm spare. A
+        backend that can do nothing in advance does nothing.
+        """
+
+    def close(self) -> None:
+        """Give up what `prepare` has made ready: no further attempt is launched."""
 
     def poll(self, handle: Handle) -> Exit | None:
         """Return how the attempt ended, None while it is queued or runs. Same answer again later.

@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from checkpoints import layout
 from checkpoints.errors import AlreadyExists
@@ -23,6 +25,7 @@ from service.backends.base import Exit, Handle
 from service.errors import BackendFailed, SpecInvalid
 from service.identity import Identity
 from service.spec import JobSpec, interpreter
+from service.warmth import Order, Preload
 
 SUPERVISOR_PID: Final = "HOLDFAST_SUPERVISOR_PID"
 _PACKAGES: Final = ("site-packages", "dist-packages")
@@ -33,6 +36,7 @@ class LocalBackend:
 
     def __init__(self) -> None:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._spare: subprocess.Popen[bytes] | None = None
 
     def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
         if storage.capabilities.in_process:
@@ -42,22 +46,17 @@ class LocalBackend:
                 "would not see it. Use a folder or a bucket.",
             )
         output = _output_path(storage, attempt)
-        command = [interpreter(spec), "-P", "-m", "service.attempt", storage.root, str(attempt)]
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            with output.open("ab") as file:
-                child = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    cwd=spec.cwd or None,
-                    env=_environment(spec, os.environ),
-                    start_new_session=True,
-                )
+            child = self._warm_child(storage, attempt, output)
+            if child is None:
+                with output.open("ab") as file:
+                    arguments = ["service.attempt", storage.root, str(attempt)]
+                    child = _start(spec, arguments, subprocess.DEVNULL, file)
         except OSError as error:
+            what = interpreter(spec)
             raise BackendFailed(
-                backend="local", action=f"start {command[0]!r} in {spec.cwd!r}", reason=str(error)
+                backend="local", action=f"start {what!r} in {spec.cwd!r}", reason=str(error)
             ) from error
         self._children[child.pid] = child
         who = identity.of_process(child.pid)
@@ -68,6 +67,51 @@ class LocalBackend:
             "boot_id": who.boot_id,
             "output": str(output),
         }
+
+    def prepare(self, spec: JobSpec, preload: Preload) -> None:
+        """Start a spare process, unless there is one: the next attempt need not import."""
+        if self._spare is not None and self._spare.poll() is None:
+            return
+        self.close()
+        try:
+            self._spare = _start(spec, ["service.spare"], subprocess.PIPE, subprocess.DEVNULL)
+        except OSError:
+            return  # the next attempt starts cold
+        self._say(self._spare, preload)
+
+    def close(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            _kill_group(spare.pid)  # it may be importing, which takes a while
+            spare.wait()
+            assert spare.stdin is not None
+            with suppress(OSError):
+                spare.stdin.close()
+
+    def _warm_child(
+        self, storage: Storage, attempt: int, output: Path
+    ) -> subprocess.Popen[bytes] | None:
+        """Return the spare, told to be this attempt; None when there is none."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return None
+        order = Order(url=storage.root, attempt=attempt, output=str(output))
+        if spare.poll() is None and self._say(spare, order):
+            assert spare.stdin is not None
+            spare.stdin.close()
+            return spare
+        spare.wait()
+        return None
+
+    @staticmethod
+    def _say(spare: subprocess.Popen[bytes], what: Preload | Order) -> bool:
+        assert spare.stdin is not None
+        try:
+            spare.stdin.write(msgspec.json.encode(what) + b"\n")
+            spare.stdin.flush()
+        except OSError:  # it has just died
+            return False
+        return True
 
     def poll(self, handle: Handle) -> Exit | None:
         child = self._children.get(handle["pid"])
@@ -116,6 +160,18 @@ class LocalBackend:
             return self.poll(handle) is None
         who = _identity(handle)
         return who.local and not who.gone()
+
+
+def _start(spec: JobSpec, arguments: list[str], stdin: int, output: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [interpreter(spec), "-P", "-m", *arguments],
+        stdin=stdin,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd=spec.cwd or None,
+        env=_environment(spec, os.environ),
+        start_new_session=True,
+    )
 
 
 def _identity(handle: Handle) -> Identity:

@@ -138,7 +138,7 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
         for key in (
             "save_every", "keep", "on_save_error", "deterministic", "on_nan", "max_retries",
             "backoff", "backoff_max", "stall_timeout", "grace", "heartbeat_every", "lost_after",
-            "backend",
+            "backend", "warm_spare",
         )
     }  # fmt: skip
     return JobSpec(

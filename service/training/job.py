@@ -32,6 +32,7 @@ class TrainingJob:
     """
 
     def __init__(self, ctx: AttemptContext) -> None:
+        ctx.before_training()
         self.ctx = ctx
         self.store = CheckpointStore(
             ctx.storage,
