@@ -190,11 +190,7 @@ class Trainer:
                 model=self.model,
             )
         history = self.callbacks._history
-        self.view = (
-            MetricsView(self.job.ctx, history)
-            if plan.view_metrics and isinstance(history, History)
-            else None
-        )
+        self.view = MetricsView(self.job.ctx, history) if plan.view_metrics else None
         # Keras may hand batch-end hooks to a thread pool; a snapshot must see them done.
         self.callbacks._async_train = False
         self.every_batch = any(wants_batches(c) for c in self.callbacks.callbacks)

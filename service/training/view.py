@@ -7,12 +7,14 @@ import sys
 import threading
 from typing import Any
 
+from keras import callbacks
+
 from checkpoints import layout
 from checkpoints.errors import HoldfastError
 from service.context import AttemptContext
 from service.errors import ExtraMissing
 from service.plot import draw
-from service.training.history import History
+from service.training.history import curves_of
 
 
 class MetricsView:
@@ -22,7 +24,7 @@ class MetricsView:
     `metrics.png` in the job's folder. Raises `ExtraMissing` at once when matplotlib is missing.
     """
 
-    def __init__(self, ctx: AttemptContext, history: History) -> None:
+    def __init__(self, ctx: AttemptContext, history: callbacks.History) -> None:
         if importlib.util.find_spec("matplotlib") is None:
             raise ExtraMissing(feature="view_metrics", package="matplotlib", extra="plot")
         self._ctx = ctx
@@ -33,7 +35,7 @@ class MetricsView:
     def update(self) -> None:
         """Draw the epochs so far, unless the last picture is still being drawn."""
         if self._thread is None or not self._thread.is_alive():
-            curves = self._history.curves()
+            curves = curves_of(self._history)
             self._thread = threading.Thread(
                 target=self._draw, args=(curves,), name="holdfast-view", daemon=True
             )
@@ -43,7 +45,7 @@ class MetricsView:
         """Draw the last picture and wait for it."""
         if self._thread is not None:
             self._thread.join()
-        self._draw(self._history.curves())
+        self._draw(curves_of(self._history))
 
     def _draw(self, curves: Any) -> None:
         try:
