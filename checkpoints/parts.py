@@ -56,7 +56,7 @@ class Part:
     def backwards(self, kind: str | None = None) -> Iterator[Row]:
         """Give the rows (of a kind), newest first, reading only what that takes."""
         mention = b"" if kind is None else rows.mention(kind)
-        end, size = self._end(), _BLOCK
+        end, size, leap = self._end(), _BLOCK, _BLOCK
         while end > 0:
             lines = self._lines_before(end, size)
             start, size = end - len(lines), min(2 * size, _PIECE)
@@ -69,26 +69,29 @@ class Part:
                             yield row
             elif kind == "epoch":
                 # Steps alone: a long epoch. The row of the one before stands before all of them.
-                start, size = self._begin_of_epoch(start), _BLOCK
+                begin = self._begin_of_epoch(start, leap)
+                start, size, leap = begin, _BLOCK, max(_BLOCK, start - begin)
             end = start
 
-    def _begin_of_epoch(self, start: int) -> int:
+    def _begin_of_epoch(self, start: int, leap: int) -> int:
         """Return the byte of a row not long after the begin of the epoch of the row at `start`.
 
         Epochs never go back from row to row, so it is found without reading what is between.
+        leap: how far before `start` to look first, as epochs are often equally long.
         """
-        at, row = self._row_from(start)
+        high, row = self._row_from(start)
         wanted = rows.epoch(row)
-        low, high, reach = 0, at, _BLOCK
-        while high > 0:  # first in growing leaps, as most epochs are much shorter than the history
-            at, row = self._row_from(max(0, high - reach))
+        low = 0
+        reach = _BLOCK
+        while high > 0:
+            at, row = self._row_from(max(0, high - leap))
             found = rows.epoch(row)
             if wanted is None or found is None:
                 return high  # not told: go on row by row
             if found < wanted:
                 low = at
                 break
-            high, reach = min(at, high), 2 * reach
+            high, leap, reach = min(at, high), reach, 2 * reach
         while high - low > _BLOCK:  # then by halves
             at, row = self._row_from((low + high) // 2)
             found = rows.epoch(row)

@@ -8,8 +8,8 @@ with ".tmp-" and are invisible to readers; a crash leaves at most one of them.
 from __future__ import annotations
 
 import errno
+import functools
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from checkpoints.errors import AlreadyExists, NotFound, StorageError
 from checkpoints.storage import Appender, Capabilities, check_path, storage_error
 
 _TEMPORARY = ".tmp-"
+_SMALL, _LARGE = 64 << 10, 4 << 20  # bytes that are read of a file first, and at most at a time
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
@@ -32,23 +33,33 @@ class LocalStorage:
     def __init__(self, root: Path) -> None:
         if root.parts[:1] == ("~",):
             root = root.expanduser()
-        self._root = Path(os.path.abspath(root))  # noqa: PTH100  (not resolve(): symlinks stay)
-        self.root = str(self._root)
+        self._settle(os.path.abspath(root))  # noqa: PTH100  (not resolve(): symlinks stay)
+
+    def _settle(self, root: str) -> None:
+        self.root = root
+        self._base = root.rstrip("/")
         self._durable: set[Path] = set()
         self._lock = threading.Lock()
+
+    @functools.cached_property
+    def _root(self) -> Path:
+        return Path(self.root)
 
     def __repr__(self) -> str:
         return f"LocalStorage({self.root!r})"
 
     def read(self, path: str) -> bytes:
-        # By the plain calls: a list of jobs is tens of thousands of small reads.
-        with self._errors("read", path):
-            return _read_all(self._name(path))
+        # By the plain calls, as `list` does: lists and tails are thousands of small reads.
+        try:
+            return _read(self._name(path))
+        except OSError as error:
+            raise storage_error(error, "read", path, self.root) from error
 
     def read_range(self, path: str, start: int, end: int | None) -> bytes:
-        with self._errors("read", path), self._at(path).open("rb") as file:
-            file.seek(start)
-            return file.read() if end is None else file.read(max(0, end - start))
+        try:
+            return _read(self._name(path), start, end)
+        except OSError as error:
+            raise storage_error(error, "read", path, self.root) from error
 
     def size(self, path: str) -> int:
         with self._errors("look at", path):
@@ -97,10 +108,11 @@ class LocalStorage:
 
     def list(self, folder: str) -> list[str]:
         try:
-            with self._errors("list", folder):
-                names = os.listdir(self._name(folder) if folder else self.root)  # noqa: PTH208
-        except NotFound:
+            names = os.listdir(self._name(folder) if folder else self.root)  # noqa: PTH208
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise storage_error(error, "list", folder, self.root) from error
         return sorted(name for name in names if not name.startswith(_TEMPORARY))
 
     def delete(self, path: str) -> None:
@@ -150,10 +162,12 @@ class LocalStorage:
         return self._at(path) if path else self._root
 
     def sub(self, folder: str) -> LocalStorage:
-        return LocalStorage(self._at(folder))
+        found = LocalStorage.__new__(LocalStorage)
+        found._settle(self._name(folder))
+        return found
 
     def _name(self, path: str) -> str:
-        return f"{self.root.rstrip('/')}/{check_path(path)}"
+        return f"{self._base}/{check_path(path)}"
 
     def _at(self, path: str) -> Path:
         return self._root / check_path(path)
@@ -246,17 +260,19 @@ def _mkdir(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
-def _read_all(name: str) -> bytes:
+def _read(name: str, start: int = 0, end: int | None = None) -> bytes:
+    """Return the bytes of a file from `start` to before `end`, or to its own end."""
     file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        size = os.fstat(file).st_size
-        found = os.read(file, size + 1)
-        if len(found) == size:
-            return found
-        pieces = [found]  # it is larger than one read gives, or has grown or shrunk meanwhile
-        while piece := os.read(file, 1 << 20):
+        pieces = []
+        size = _SMALL
+        while piece := os.pread(
+            file, size if end is None else max(0, min(_LARGE, end - start)), start
+        ):
             pieces.append(piece)
-        return b"".join(pieces)
+            start += len(piece)
+            size = _SMALL if len(piece) < size else min(2 * size, _LARGE)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     finally:
         os.close(file)
 
@@ -269,7 +285,7 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 
 
 def _write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
-    temporary = target.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    temporary = target.with_name(f"{_TEMPORARY}{os.urandom(8).hex()}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         try:

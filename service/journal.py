@@ -6,7 +6,7 @@ exactly one of them wins: appending is a compare-and-swap on the job's state.
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 import time
 from typing import Final
@@ -121,7 +121,7 @@ class Journal:
             attempt=job.attempt,
             at=time.time(),
             by=identity.here(),
-            nonce=secrets.token_hex(8),
+            nonce=os.urandom(8).hex(),
         )
         path = layout.journal_event(entry.seq)
         data = msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n"

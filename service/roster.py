@@ -18,7 +18,7 @@ from service import heartbeat
 from service.heartbeat import Beat
 from service.journal import Entry, Journal
 
-_AT_ONCE = 16
+_AT_ONCE = 8  # more get into each other's way, for Python runs one at a time
 _PORTION = 64  # jobs that one reader takes at a time
 
 

@@ -15,7 +15,6 @@ from service.cli import words
 from service.cli.following import POLL, is_final, show_last
 from service.cli.group import Verb
 from service.cli.options import job_argument, json_option
-from service.cli.replacing import replacing
 from service.cli.tables import plain, print_json_line, print_table
 from service.cli.where import Place, find_job
 
@@ -175,6 +174,7 @@ def draw_history(
     place: Place, reader: HistoryReader, path: Path, metrics: tuple[str, ...] = ()
 ) -> None:
     """Write the learning curves of a job to `path`, a PNG."""
+    from service.cli.replacing import replacing
     from service.curves import Curves
     from service.plot import draw
 

@@ -201,3 +201,13 @@ def test_what_the_disk_refuses(
     assert told in first
     assert str(tmp_path / "a") in first
     assert second == "[]"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 300_000, 9_000_000])
+def test_files_of_any_size_are_read_whole_and_in_part(tmp_path: Path, size: int) -> None:
+    storage = open_storage(tmp_path)
+    content = os.urandom(1000) * (size // 1000) + b"x" * (size % 1000)
+    (tmp_path / "file").write_bytes(content)
+    assert storage.read("file") == content
+    for start, end in ((0, 5), (0, None), (size // 2, None), (1, size), (5, 3), (size, size + 9)):
+        assert storage.read_range("file", start, end) == content[start:end]
