@@ -115,7 +115,7 @@ class Loop:
         self._name = name
         terminal = 1 if sys.stdout.isatty() else 2
         self._verbose = terminal if verbose == "auto" else int(verbose)
-        self._steps_per_epoch = None if steps_per_epoch is None else int(steps_per_epoch)
+        self._steps_per_epoch = int(steps_per_epoch or 0) or None  # 0 means None, as in Keras
         self._options: dict[str, Any] = {
             "batch_size": None if batch_size is None else int(batch_size),
             "shuffle": shuffle,
@@ -183,9 +183,9 @@ class Loop:
             raise UsageError(
                 field="Loop", problem="it was begun before", hint="Make a new one for each phase."
             )
+        index = self._job.enter_phase(self._name)
         stop = self._job.ctx.stop
         watched, stop.watched = stop.watched, True
-        index = self._job.enter_phase(self._name)
         try:
             yield from self._run(index)
         except GeneratorExit:

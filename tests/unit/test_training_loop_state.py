@@ -239,6 +239,7 @@ def rule(kind: Any = keras.optimizers.Adam, **options: Any) -> Any:
 MADE: dict[str, Callable[[], Any]] = {
     "net": net,
     "rule": rule,
+    "averaged": lambda: rule(use_ema=True),
     "array": lambda: np.zeros(3),
     "list": lambda: [1.0],
     "mean": keras.metrics.Mean,
@@ -260,6 +261,7 @@ MADE: dict[str, Callable[[], Any]] = {
             "rule: it is Adam in the checkpoint, SGD in",
         ),
         ({"rule": lambda: rule(amsgrad=True)}, "rule/4: the script has it"),
+        ({"averaged": rule}, "averaged/4: the checkpoint has it, the script does not"),
         ({"array": lambda: np.zeros(4)}, r"array: the checkpoint has shape \(3,\) of float64"),
         ({"array": lambda: np.zeros(3, "int32")}, "array: .*the script .* of int32"),
         ({"mean": keras.metrics.MeanSquaredError}, "mean: it is Mean in the checkpoint"),

@@ -113,13 +113,16 @@ DATA = [
 # Whose batches Keras' own rules decide, or chance, so that only the resume can be compared.
 OTHERS = [
     "arrays with steps_per_epoch", "ragged tensor", "tf.data shuffle", "tf.data random map",
-    "PyDataset reshuffled",
+    "PyDataset reshuffled", "torch shuffle", "grain",
 ]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*ran out of data", "ignore:`shuffle=True`")
 @pytest.mark.parametrize("name", DATA + OTHERS)
 def test_every_kind_of_data_is_handed_out_and_resumed(name: str, tmp_path: Path) -> None:
+    needed = KINDS[name].needs
+    if needed is not None:
+        pytest.importorskip(needed, reason=f"{needed} is an optional package and not installed")
     program = of_kind(name)
     whole = run(program, tmp_path / "whole")
     if name in DATA:
@@ -346,6 +349,25 @@ def test_stop_ends_the_epoch_and_the_training_with_this_step(at: int, tmp_path: 
     assert_same_loop(whole, run(program, tmp_path / "parts"))
     # It is over, whatever number of epochs is asked for.
     assert_same_loop(whole, run(program, tmp_path / "parts", epochs=9), rows=False)
+
+
+def test_a_stop_right_after_a_resume_keeps_what_was_logged(tmp_path: Path) -> None:
+    def at_once(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
+        def make_and_ask(*given: Any, **options: Any) -> Any:
+            loop = make(*given, **options)
+            loop._job.ctx.stop.request("SIGTERM")
+            return loop
+
+        return adding(note)(make_and_ask)
+
+    with pytest.raises(SystemExit), stopping_at(2):
+        run(adding(note), tmp_path)
+    with pytest.raises(SystemExit):
+        run(at_once, tmp_path)
+    store = CheckpointStore(open_storage(tmp_path))
+    before, after = (store.manifest(found) for found in ids(tmp_path)[-2:])
+    assert (before.progress, before.metrics) == (after.progress, after.metrics)
+    assert list(after.metrics) == ["w"]
 
 
 def test_stop_ends_data_and_steps_without_an_end(tmp_path: Path) -> None:
