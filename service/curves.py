@@ -162,7 +162,9 @@ class Curves:
             return False
         places, numbers = _numbers(places, values)
         if len(numbers):
-            getattr(self.panels.setdefault(metric, Panel()), curve).add(places, numbers)
+            if metric not in self.panels:
+                self.panels[metric] = Panel()
+            getattr(self.panels[metric], curve).add(places, numbers)
         return len(numbers) > 0
 
 
