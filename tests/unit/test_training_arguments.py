@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from keras import layers
 from checkpoints.errors import UsageError
 from service import context, fit
 from service.training.errors import Diverged, NotSupported
-from tests.training_harness import Script, begin_process, process, rows, train
+from tests.training_harness import Script, begin_process, keras_fit, process, rows, train
 from tests.training_zoo import ARRAYS, SAMPLES, X, Y, own, tiny
 
 PLAIN = Script(tiny(), ARRAYS)
@@ -132,6 +134,53 @@ def test_data_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         train(PLAIN.but(**arguments), tmp_path)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> Any:
+        return X[:8], Y[:8]
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "tf.data": lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8),
+    "PyDataset": Batches,
+    "generator": lambda: ((X[:8], Y[:8]) for _ in range(9)),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_what_belongs_to_arrays_is_refused_elsewhere_in_keras_words(
+    tmp_path: Path, kind: str
+) -> None:
+    """Keras refuses some of them and passes over others, such as a batch_size."""
+    weights = {0: 1.0, 1: 2.0, 2: 0.5}
+    given: dict[str, Any] = {
+        "y": Y,
+        "sample_weight": np.ones(SAMPLES),
+        "class_weight": weights,
+        "validation_split": 0.2,
+        "batch_size": 4,
+        "shuffle": True,
+    }
+    refused = set()
+    for field, value in given.items():
+        arguments = {"epochs": 1, "steps_per_epoch": 2, "shuffle": False, field: value}
+        answers = []
+        for run in (keras_fit, lambda script, to=tmp_path / field: train(script, to)):
+            try:
+                end = run(Script(tiny(), {"x": STREAMS[kind](), **arguments}))
+                answers.append(repr(end.history))
+            except ValueError as error:
+                answers.append(re.sub(r"0x\w+", "", str(error)))
+                refused.add(field)
+        assert answers[0] == answers[1], field
+    assert refused == {"y", "sample_weight", "validation_split"} | (
+        {"class_weight"} if kind == "generator" else set()
+    )
 
 
 def test_a_shape_that_does_not_fit_the_model_is_keras_own_error(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras import layers
 
 from service import fit
+from service.training.permutation import epoch_order
 from tests.training_harness import (
     Death,
     End,
@@ -182,6 +183,42 @@ def test_the_loss_scale_falls_and_grows_on_the_way(tmp_path: Path) -> None:
 
     train(MORE_TRACED["loss scaling"].with_callbacks(lambda: [Watch()]), tmp_path)
     assert {-1.0, 0.0, 1.0} == set(np.sign(np.diff(scales)))
+
+
+class Permuted(keras.utils.PyDataset):
+    """The samples of each epoch in the order that `fit` gives them."""
+
+    def __init__(self, shuffle: Any) -> None:
+        super().__init__()
+        self._shuffle, self._epoch = shuffle, 0
+        self._begun = False
+
+    def __len__(self) -> int:
+        return -(-SAMPLES // 8)
+
+    def __getitem__(self, i: int) -> Any:
+        chosen = epoch_order(SAMPLES, 8, self._shuffle, 5, self._epoch)[8 * i : 8 * i + 8]
+        return X[chosen], Y[chosen]
+
+    def on_epoch_end(self) -> None:
+        # Keras calls it when it has made its iterator, too.
+        self._epoch += self._begun
+        self._begun = True
+
+
+@pytest.mark.parametrize("shuffle", [True, "batch"])
+def test_shuffled_samples_are_trained_as_keras_trains_them_in_that_order(
+    tmp_path: Path, shuffle: Any
+) -> None:
+    """The order is another one than Keras', which no seed of its own reproduces after a death."""
+    ordered = {"x": Permuted(shuffle), "y": None, "batch_size": None, "epochs": 3}
+    theirs = keras_fit(Script(tiny(), {**ARRAYS, **ordered}))
+    script = Script(tiny(), {**ARRAYS, "epochs": 3, "shuffle": shuffle, "seed": 5, "save_every": 2})
+    for step in (2, 4, 7):
+        with pytest.raises(Death), dying_at(step):
+            train(script, tmp_path)
+    assert_same_end(theirs, train(script, tmp_path), rows=False)
+    assert theirs.history != keras_fit(script.but(shuffle=False)).history
 
 
 def test_the_history_rows_are_keras_logs(tmp_path: Path) -> None:
