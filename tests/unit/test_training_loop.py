@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.loop_harness import LoopEnd, Program, assert_as_plain, assert_same_loop, run, run_plain
+from tests.loop_harness import LoopEnd, assert_as_plain, assert_same_loop, run, run_plain
 from tests.loop_zoo import PROGRAMS, on_batches
 from tests.training_harness import Death, dying_at, rows, stopping_at
 
+OTHERS = [name for name, program in PROGRAMS.items() if program is not on_batches]
 _untouched: dict[str, LoopEnd] = {}
 
 
-@pytest.fixture(params=PROGRAMS)
-def program(request: pytest.FixtureRequest) -> Program:
-    return PROGRAMS[request.param]
+@pytest.fixture
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoopEnd]:
+    """Return a function that gives a program's training as it is when nobody touches it."""
+
+    def untouched(name: str) -> LoopEnd:
+        if name not in _untouched:
+            _untouched[name] = run(PROGRAMS[name], tmp_path_factory.mktemp("untouched"))
+        return _untouched[name]
+
+    return untouched
 
 
 @pytest.fixture
-def untouched(program: Program, tmp_path_factory: pytest.TempPathFactory) -> LoopEnd:
-    """The program's training as it is when nobody touches it."""
-    name = program.__name__
-    if name not in _untouched:
-        _untouched[name] = run(program, tmp_path_factory.mktemp("untouched"))
-    return _untouched[name]
+def of_batches(untouched: Callable[[str], LoopEnd]) -> LoopEnd:
+    return untouched("train_on_batch")
 
 
-def test_it_comes_to_what_the_plain_loop_comes_to(program: Program, untouched: LoopEnd) -> None:
-    assert_as_plain(untouched, run_plain(program))
-
-
-@pytest.fixture(scope="module")
-def of_batches(tmp_path_factory: pytest.TempPathFactory) -> LoopEnd:
-    return run(on_batches, tmp_path_factory.mktemp("untouched"))
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_comes_to_what_the_plain_loop_comes_to(
+    name: str, untouched: Callable[[str], LoopEnd]
+) -> None:
+    assert_as_plain(untouched(name), run_plain(PROGRAMS[name]))
 
 
 def test_a_death_at_each_step_in_turn(of_batches: LoopEnd, tmp_path: Path) -> None:
@@ -54,12 +57,14 @@ def test_a_stop_at_each_step_in_turn_loses_none(of_batches: LoopEnd, tmp_path: P
     assert_same_loop(of_batches, run(on_batches, tmp_path))
 
 
+@pytest.mark.parametrize("name", OTHERS)
 def test_deaths_and_stops_in_every_kind_of_loop(
-    program: Program, untouched: LoopEnd, tmp_path: Path
+    name: str, untouched: Callable[[str], LoopEnd], tmp_path: Path
 ) -> None:
     """In an epoch's midst, after its last step, in the next one; with steps done again."""
-    epoch = untouched.steps // 3
+    program, whole = PROGRAMS[name], untouched(name)
+    epoch = whole.steps // 3
     for how, step in ((stopping_at, 2), (dying_at, epoch), (dying_at, epoch + 2)):
         with pytest.raises((Death, SystemExit)), how(step):
             run(program, tmp_path, save_every="3")
-    assert_same_loop(untouched, run(program, tmp_path, save_every="3"))
+    assert_same_loop(whole, run(program, tmp_path, save_every="3"))

@@ -23,7 +23,9 @@ from checkpoints.layout import CheckpointId
 from checkpoints.storage import open_storage
 from checkpoints.store import CheckpointStore
 from service import Loop, fit
-from service.training.errors import StateMismatch
+from service import spec as specs
+from service.spec import JobSpec
+from service.training.errors import Diverged, StateMismatch
 from tests.data_kinds import KINDS
 from tests.loop_harness import MakeLoop, Program, assert_same_loop, of_part, run
 from tests.training_harness import Death, begin_process, dying_at, process, stopping_at
@@ -458,6 +460,18 @@ def dying_at_step_of(phase: int, step: int) -> Iterator[None]:
         yield
 
 
+def test_a_start_that_is_refused_takes_no_phase(tmp_path: Path) -> None:
+    with process(tmp_path):
+        for name in ("one", "one", "two"):
+            loop = Loop({"n": []}, X, job_dir=tmp_path, name=name, verbose=0)
+            if loop._job._entered == [name]:
+                with pytest.raises(UsageError, match="'one' names an earlier phase"):
+                    next(iter(loop))
+            else:
+                assert len(list(loop)) == 1
+    assert {found.phase for found in ids(tmp_path)} == {0, 1}
+
+
 @pytest.mark.parametrize(("first", "second"), [("l", "fl"), ("fl", "ll")])
 def test_a_phase_of_the_other_kind_is_named(first: str, second: str, tmp_path: Path) -> None:
     run(phases(first), tmp_path)
@@ -522,6 +536,17 @@ def test_it_shows_what_fit_shows(
         assert ends[0].strip("\b ") == ends[1].strip("\b ")
     else:
         assert shown() == wanted
+
+
+def test_a_loss_that_is_no_number_ends_it_where_the_job_says_so(tmp_path: Path) -> None:
+    def body(loop: Any, batch: Any, state: dict[str, Any]) -> None:
+        loop.log(loss=float("nan") if loop.step == 4 else 1.0)
+
+    assert run(adding(body), tmp_path / "ignored").steps == 9
+    spec = JobSpec(job="strict", on_nan="stop")
+    open_storage(tmp_path / "strict").create("spec.json", specs.encode(spec))
+    with pytest.raises(Diverged, match="at step 5"):
+        run(adding(body), tmp_path / "strict")
 
 
 def test_a_single_models_file_is_keras_own(tmp_path: Path) -> None:
