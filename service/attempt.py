@@ -24,7 +24,7 @@ from typing import Final
 from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, Superseded
 from checkpoints.storage import Storage, open_storage
-from service import context, exit_codes, identity, preemption, seeding, warmth
+from service import context, exit_codes, failures, identity, preemption, seeding, warmth
 from service import spec as specs
 from service.backends.local import SUPERVISOR_PID
 from service.context import AttemptContext
@@ -70,6 +70,7 @@ class Attempt:
             fence=lambda: journal.fence(attempt),
             supervised=True,
             local_dir=storage.local_path(""),
+            failures=failures.seen_in(journal.read()),
             before_training=self._before_training,
         )
         self._heartbeat = HeartbeatWriter(

@@ -24,10 +24,11 @@ from structlog.typing import FilteringBoundLogger
 from checkpoints import layout
 from checkpoints.errors import AlreadyExists, HoldfastError, NotFound, Superseded
 from checkpoints.storage import Storage, open_storage
-from service import exit_codes, identity, preemption, succession
+from service import exit_codes, failures, identity, preemption, succession
 from service import spec as specs
 from service.errors import InvalidTransition
 from service.heartbeat import HeartbeatWriter, Status
+from service.interval import Failures
 from service.journal import Journal
 from service.lifecycle import (
     Ended,
@@ -53,8 +54,9 @@ class AttemptContext:
     storage: the job's folder. stop: read it between two compiled calls. status: set it, the
     heartbeat tells it. log: bound to job and attempt. fence: raises `Superseded` when a newer
     attempt was claimed. supervised: under a supervisor. local_dir: the job's folder on this
-    machine, None when it is elsewhere. before_training: called before the first phase; may start
-    the script anew. exit_code: what this process is about to exit with.
+    machine, None when it is elsewhere. failures: of the attempts before. before_training: called
+    before the first phase; may start the script anew. exit_code: what this process is about to
+    exit with.
     """
 
     storage: Storage
@@ -66,6 +68,7 @@ class AttemptContext:
     fence: Callable[[], None]
     supervised: bool
     local_dir: Path | None
+    failures: Failures = field(default_factory=Failures)
     before_training: Callable[[], None] = lambda: None
     exit_code: int | None = field(default=None)
 
@@ -172,6 +175,7 @@ class _Bare:
             fence=lambda: self._journal.fence(job.attempt),
             supervised=False,
             local_dir=storage.local_path(""),
+            failures=failures.seen_in(self._journal.read()),
         )
         self._heartbeat = HeartbeatWriter(
             storage,

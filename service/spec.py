@@ -63,7 +63,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cwd: str = ""
     python: str | None = None
     env: dict[str, str] = {}
-    save_every: str = "epoch,60s"
+    save_every: str = "auto"
     keep: str = "last:3"
     seed: int = msgspec.field(default_factory=lambda: secrets.randbits(63))
     deterministic: bool = True

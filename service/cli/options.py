@@ -44,6 +44,15 @@ def cadence(text: str) -> str:
     return _checked(text, SaveEvery.parse)
 
 
+def share(text: str) -> str:
+    """Return `text`, a percentage, as the automatic cadence spells it."""
+    from service.cadence import SaveEvery
+
+    spelled = f"{text.removesuffix('%').strip()}%"
+    _checked(f"auto:{spelled}", SaveEvery.parse)
+    return spelled
+
+
 def retention(text: str) -> str:
     """Return `text` when it says what to keep."""
     from checkpoints.retention import Keep
@@ -143,11 +152,18 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         "--save-every",
         section="Saving",
         type=cadence,
-        default="epoch,60s",
+        default="auto",
         show_default=True,
         metavar="WHEN",
-        help="Steps (100), a time (30s, 5m), 'epoch', several with commas, or 'never'. What is "
-        "going to be stopped is always saved.",
+        help="Steps (100), a time (30s, 5m), 'epoch', several with commas, 'never', or 'auto': as "
+        "often as it pays. What is going to be stopped is always saved.",
+    ),
+    option(
+        "--max-overhead",
+        section="Saving",
+        type=share,
+        metavar="PERCENT",
+        help="With --save-every auto: the share of the time that saves may take.  [default: 1%]",
     ),
     option(
         "--keep",

@@ -122,6 +122,20 @@ def _what_to_run(ctx: click.Context, command: tuple[str, ...], module: bool) -> 
     }
 
 
+def _cadence(save_every: str, max_overhead: str | None) -> str:
+    """Return the cadence with the bound of an automatic one in it."""
+    if max_overhead is None:
+        return save_every
+    parts = [part.strip() for part in save_every.split(",")]
+    if "auto" not in parts:
+        raise UsageError(
+            field="--max-overhead",
+            problem=f"it bounds an automatic cadence, and --save-every is {save_every!r}",
+            hint="Leave one of them out, or say --save-every auto.",
+        )
+    return ",".join(f"auto:{max_overhead}" if part == "auto" else part for part in parts)
+
+
 def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str, Any]) -> JobSpec:
     from service.spec import JobSpec, spec_env
 
@@ -141,6 +155,7 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
             "backend", "warm_spare",
         )
     }  # fmt: skip
+    policies["save_every"] = _cadence(options["save_every"], options["max_overhead"])
     return JobSpec(
         job=name,
         cwd=str(cwd),

@@ -62,7 +62,9 @@ def fit(
         job_dir: folder or URL of the job; needed in a script started without `holdfast run`,
             where the job decides this, `save_every` and `keep`.
         save_every: when to save: steps (100), time ("30s", "5m"), "epoch", or several with
-            commas. Default "epoch,60s".
+            commas. Default "auto": as often as the measured cost of a save and the failures so
+            far make worth while (see `service.interval`), for at most one per cent of the time;
+            "auto:2%" sets another bound.
         keep: which checkpoints to keep: a number of newest ones, or
             "last:3,every:1000,best:val_loss". Default "last:3".
         name: name of the phase; default: told apart by their order in the script.

@@ -65,6 +65,7 @@ class TrainingJob:
             keep=Keep.parse(ctx.spec.keep),
             on_event=self._on_event,
         )
+        self.written_in: float | None = None  # seconds, of the newest save until it was durable
         self._entered: list[str | None] = []
         self._failed = False
         self._left: tuple[int, Any] | None = None
@@ -233,6 +234,7 @@ class TrainingJob:
             status.last_checkpoint = str(saved)
             status.last_checkpoint_at_step = saved.step
             status.tick()
+            self.written_in = fields["seconds"]
             fields["seconds"] = round(fields["seconds"], 4)
         if "error" in fields:
             self.ctx.log.warning(event, **{**fields, "error": str(fields["error"])})

@@ -16,6 +16,7 @@ from checkpoints.manifest import HistoryMark
 from checkpoints.snapshot import Progress, Snapshot
 from service.cadence import SaveEvery
 from service.exit_codes import RESUMABLE
+from service.interval import Failures, SaveCost, interval
 from service.training.errors import Diverged, StateSaved
 from service.training.job import TrainingJob
 
@@ -55,9 +56,12 @@ class Phase:
         self.step = 0
         self._take = take
         self._cadence = SaveEvery.parse(job.ctx.spec.save_every)
-        self._last_save = self._last_flush = time.monotonic()
+        self._began = self._last_save = self._last_flush = time.monotonic()
         self._last_step_saved = -1
         self._pace: float | None = None
+        self._cost = SaveCost()
+        self._interval = 0.0  # seconds, where the cadence is automatic
+        self._writing = False
         self.log = job.ctx.log.bind(phase=index)
         status = job.ctx.status
         status.phase, status.phase_name = index, name
@@ -99,6 +103,7 @@ class Phase:
             self._check_finite(epoch, own_loss if own_loss is not None else logs.get("loss"))
         pace = seconds / len(rows)
         self._pace = pace if self._pace is None else 0.5 * self._pace + 0.5 * pace
+        self._cost.steps(len(rows), seconds, writing=self._writing)
         self._show(epoch, batch + len(rows), rows[-1])
 
     def record_epoch(self, epoch: int, logs: dict[str, float]) -> None:
@@ -210,10 +215,12 @@ class Phase:
             self._cadence.steps is not None
             and self.step - max(self._last_step_saved, 0) >= self._cadence.steps
         )
-        timed = self._cadence.time_due(time.monotonic() - self._last_save)
+        self._writing = self.job.writer.busy
+        since = time.monotonic() - self._last_save
+        timed = self._cadence.time_due(since) or self._chosen_time_due(since)
         # A save that falls due while one is being written waits for the first step border at
         # which the writer is free: the loop never stands still for it and writes never pile up.
-        if (due or late or timed) and not self.job.writer.busy:
+        if (due or late or timed) and not self._writing:
             reason = "step" if due or late else "time"
             self.commit(self.hold(epoch, batch, stage), reason)
 
@@ -221,19 +228,52 @@ class Phase:
         """After validation and the epoch-end callbacks; the next epoch has not begun."""
         if self.job.ctx.stop.reason is not None:
             self.leave(self.hold(epoch + 1, 0, Stage.EPOCH))
-        if self._cadence.epoch:
+        since = time.monotonic() - self._last_save
+        # A resume from here has no validation to repeat: worth to be early for.
+        early = self._chosen_time_due(2 * since) and not self.job.writer.busy
+        if self._cadence.epoch or early:
             self.commit(self.hold(epoch + 1, 0, Stage.EPOCH), "epoch")
 
     def commit(self, held: Held, reason: str) -> None:
         """Hand the held state to the writer; waits only while an earlier write is in flight."""
         self._last_save = time.monotonic()
         self._last_step_saved = held.snapshot.progress.step
+        self._cost.held(held.held_ms / 1e3)
+        self._writing = True
         self.log.debug("snapshot_held", reason=reason, step=self.step, ms=round(held.held_ms, 2))
         try:
             self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)
         except HoldfastError as error:
             self._save_failed(error)
             self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)
+
+    def _chosen_time_due(self, since: float) -> bool:
+        """Whether an automatic cadence wants a save `since` seconds after the last one."""
+        if self._cadence.overhead is None:
+            return False
+        if self.job.written_in is not None:
+            self._cost.written(self.job.written_in)
+            self.job.written_in = None
+            self._choose_interval(self._cadence.overhead)
+        return since >= self._interval
+
+    def _choose_interval(self, overhead: float) -> None:
+        cost, writing = self._cost.seconds, self._cost.writing
+        before, here = self.job.ctx.failures, time.monotonic() - self._began
+        failures = Failures(before.count, before.seconds + here)
+        mean_time = failures.mean_time_between
+        chosen = interval(cost, writing, mean_time, overhead)
+        if not 0.8 <= chosen / (self._interval or 1e-9) <= 1.25:
+            self.log.info(
+                "save_interval",
+                seconds=round(chosen, 2),
+                cost_ms=round(cost * 1e3, 1),
+                overhead=f"{cost / chosen:.2%}",
+                written_in_s=round(writing, 3),
+                failures=failures.count,
+                mean_time_between_failures_s=round(mean_time),
+            )
+            self._interval = chosen
 
     def commit_now(self, held: Held, reason: str) -> None:
         """Save and wait until it is durable; a failure is raised, after one more try."""

@@ -32,6 +32,15 @@ def test_what_is_written_is_what_is_meant(
 
 
 @pytest.mark.parametrize(
+    ("text", "overhead"), [("auto", 0.01), ("auto:2.5%", 0.025), ("epoch, auto:10%", 0.1)]
+)
+def test_an_automatic_cadence_has_a_bound(text: str, overhead: float) -> None:
+    found = SaveEvery.parse(text)
+    assert found.overhead == pytest.approx(overhead)
+    assert SaveEvery.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -39,6 +48,10 @@ def test_what_is_written_is_what_is_meant(
         "-5",
         "1.5",
         "10,20",
+        "auto,auto:2%",
+        "auto:0%",
+        "auto:101%",
+        "auto:2",
         "30s,1m",
         "epoch,epoch",
         "never,10",

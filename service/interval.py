@@ -1,0 +1,96 @@
+"""How often to save, from what a save costs and how often attempts die: pure.
+
+Sources: J. W. Young, "A first order approximation to the optimum checkpoint interval",
+Communications of the ACM 17(9), 1974; J. T. Daly, "A higher order estimate of the optimum
+checkpoint interval for restart dumps", Future Generation Computer Systems 22(3), 2006, eq. 37.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+# One failure within ten minutes is assumed beside what is seen: a job that is new saves often, and
+# one that has run for days without a failure seldom.
+ASSUMED_UPTIME: Final = 600.0
+SHORTEST: Final = 1.0
+LONGEST: Final = 600.0  # a save costs little: more than this need never be lost
+
+
+class Failures(msgspec.Struct, frozen=True):
+    """How often attempts of a job ended otherwise than they should: count, in so many seconds."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean_time_between(self) -> float:
+        """Seconds between two failures, estimated."""
+        return (self.seconds + ASSUMED_UPTIME) / (self.count + 1)
+
+
+def daly(cost: float, mean_time: float) -> float:
+    """Return Daly's optimum of the time between two saves.
+
+    cost: seconds that a save takes from the training. mean_time: seconds between two failures.
+    For a small cost it is Young's sqrt(2 * cost * mean_time).
+    """
+    if cost >= 2 * mean_time:
+        return mean_time
+    part = math.sqrt(cost / (2 * mean_time))
+    return math.sqrt(2 * cost * mean_time) * (1 + part / 3 + part * part / 9) - cost
+
+
+def interval(cost: float, writing: float, mean_time: float, overhead: float) -> float:
+    """Return the seconds from one save to the next.
+
+    cost: seconds that a save takes from the training. writing: seconds until it is durable, in
+    the background; a save is never begun while another is written. mean_time: seconds between two
+    failures. overhead: the share of the time that saves may take at most.
+    """
+    wanted = min(max(daly(cost, mean_time), SHORTEST), LONGEST)
+    return max(wanted, cost / overhead, 2 * writing)
+
+
+class SaveCost:
+    """What saves have cost the training so far.
+
+    While a save is being written the steps may be slower than otherwise; what they take more,
+    and the time that the loop was held, is the save's cost. Until one was measured the whole
+    writing counts, which is the most that it can be.
+    """
+
+    def __init__(self) -> None:
+        self.writing = 0.0  # seconds until durable, of the last save
+        self._pace: float | None = None  # seconds a step while nothing is written
+        self._excess = 0.0
+        self._held = 0.0
+        self._cost: float | None = None
+        self._steps = 0
+
+    @property
+    def seconds(self) -> float:
+        """The cost of a save."""
+        return self._held + self.writing if self._cost is None else self._cost
+
+    def steps(self, count: int, seconds: float, *, writing: bool) -> None:
+        """Take in a call of so many steps. writing: a save was being written meanwhile."""
+        if not writing:
+            pace = seconds / count
+            self._pace = pace if self._pace is None else 0.8 * self._pace + 0.2 * pace
+        elif self._pace is not None:
+            self._excess += seconds - count * self._pace
+            self._steps += count
+
+    def held(self, seconds: float) -> None:
+        """Take in that the loop was held for a save, which begins now."""
+        self._held, self._excess, self._steps = seconds, 0.0, 0
+
+    def written(self, seconds: float) -> None:
+        """Take in that the save is durable, after so many seconds of writing."""
+        self.writing = seconds
+        if self._steps:
+            cost = self._held + max(0.0, self._excess)
+            self._cost = cost if self._cost is None else 0.7 * self._cost + 0.3 * cost
