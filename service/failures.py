@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from service.interval import Failures
+from service.interval import LIVES, Failures
 from service.journal import Entry
 from service.lifecycle import Ended, Outcome, Started
 
@@ -16,15 +16,18 @@ _FAILURES = frozenset(
 
 def seen_in(entries: Iterable[Entry]) -> Failures:
     """Return the failures and the time under way of all attempts that have ended."""
-    count, seconds = 0, 0.0
+    lives: list[float] = []
+    seconds = 0.0
     started: float | None = None
     for entry in entries:
         match entry.event:
             case Started():
                 started = entry.at
             case Ended(outcome=outcome):
-                count += outcome in _FAILURES
                 # by the clocks of the writers, which may have been set back in between
-                seconds += max(0.0, entry.at - started) if started is not None else 0.0
+                life = max(0.0, entry.at - started) if started is not None else 0.0
+                seconds += life
+                if outcome in _FAILURES:
+                    lives.append(life)
                 started = None
-    return Failures(count, seconds)
+    return Failures(len(lives), seconds, tuple(lives[-LIVES:]))

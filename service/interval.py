@@ -8,6 +8,7 @@ checkpoint interval for restart dumps", Future Generation Computer Systems 22(3)
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Final
 
 import msgspec
@@ -17,18 +18,30 @@ import msgspec
 ASSUMED_UPTIME: Final = 600.0
 SHORTEST: Final = 1.0
 LONGEST: Final = 600.0  # a save costs little: more than this need never be lost
+UNMEASURED: Final = 10.0  # so soon comes the save that shows what one costs
+LIVES: Final = 5  # recent failures that show how long attempts live
 
 
 class Failures(msgspec.Struct, frozen=True):
-    """How often attempts of a job ended otherwise than they should: count, in so many seconds."""
+    """How often attempts of a job ended otherwise than they should.
+
+    count: in `seconds` of all attempts. lives: seconds that those lived which failed last, the
+    newest last.
+    """
 
     count: int = 0
     seconds: float = 0.0
+    lives: tuple[float, ...] = ()
 
     @property
     def mean_time_between(self) -> float:
         """Seconds between two failures, estimated."""
         return (self.seconds + ASSUMED_UPTIME) / (self.count + 1)
+
+    @property
+    def usual_life(self) -> float:
+        """Seconds that attempts which fail have lately lived; infinite before the first."""
+        return statistics.median(self.lives[-LIVES:]) if self.lives else math.inf
 
 
 def daly(cost: float, mean_time: float) -> float:
@@ -43,15 +56,18 @@ def daly(cost: float, mean_time: float) -> float:
     return math.sqrt(2 * cost * mean_time) * (1 + part / 3 + part * part / 9) - cost
 
 
-def interval(cost: float, writing: float, mean_time: float, overhead: float) -> float:
+def interval(cost: SaveCost, failures: Failures, overhead: float) -> float:
     """Return the seconds from one save to the next.
 
-    cost: seconds that a save takes from the training. writing: seconds until it is durable, in
-    the background; a save is never begun while another is written. mean_time: seconds between two
-    failures. overhead: the share of the time that saves may take at most.
+    overhead: the share of the time that saves may take at most. Where attempts die so fast that
+    within this bound they would hardly come further, it yields: a quarter of their life passes
+    between two saves. A save is never begun while another is written.
     """
-    wanted = min(max(daly(cost, mean_time), SHORTEST), LONGEST)
-    return max(wanted, cost / overhead, 2 * writing)
+    wanted = daly(cost.seconds, failures.mean_time_between)
+    bounded = max(min(max(wanted, SHORTEST), LONGEST), cost.seconds / overhead)
+    if not cost.measured:
+        bounded = min(bounded, UNMEASURED)
+    return max(min(bounded, failures.usual_life / 4), 2 * cost.writing)
 
 
 class SaveCost:
@@ -69,6 +85,11 @@ class SaveCost:
         self._held = 0.0
         self._cost: float | None = None
         self._steps = 0
+
+    @property
+    def measured(self) -> bool:
+        """Whether steps were taken while a save was being written."""
+        return self._cost is not None
 
     @property
     def seconds(self) -> float:

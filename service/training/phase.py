@@ -258,20 +258,20 @@ class Phase:
         return since >= self._interval
 
     def _choose_interval(self, overhead: float) -> None:
-        cost, writing = self._cost.seconds, self._cost.writing
-        before, here = self.job.ctx.failures, time.monotonic() - self._began
-        failures = Failures(before.count, before.seconds + here)
-        mean_time = failures.mean_time_between
-        chosen = interval(cost, writing, mean_time, overhead)
+        cost, before = self._cost, self.job.ctx.failures
+        under_way = before.seconds + time.monotonic() - self._began
+        failures = Failures(before.count, under_way, before.lives)
+        chosen = interval(cost, failures, overhead)
         if not 0.8 <= chosen / (self._interval or 1e-9) <= 1.25:
             self.log.info(
                 "save_interval",
                 seconds=round(chosen, 2),
-                cost_ms=round(cost * 1e3, 1),
-                overhead=f"{cost / chosen:.2%}",
-                written_in_s=round(writing, 3),
+                cost_ms=round(cost.seconds * 1e3, 1),
+                cost_measured=cost.measured,
+                overhead=f"{cost.seconds / chosen:.2%}",
+                written_in_s=round(cost.writing, 3),
                 failures=failures.count,
-                mean_time_between_failures_s=round(mean_time),
+                mean_time_between_failures_s=round(failures.mean_time_between),
             )
             self._interval = chosen
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from checkpoints.storage import open_storage
 from service import failures, identity
-from service.interval import ASSUMED_UPTIME, LONGEST, Failures, SaveCost, daly, interval
+from service.interval import (
+    ASSUMED_UPTIME,
+    LONGEST,
+    UNMEASURED,
+    Failures,
+    SaveCost,
+    daly,
+    interval,
+)
 from service.journal import Journal
 from service.lifecycle import Claimed, Ended, Launched, Outcome, Started, Submitted
 
@@ -35,20 +43,42 @@ def test_for_a_small_cost_it_is_youngs() -> None:
     assert daly(0.01, 3600.0) == pytest.approx(math.sqrt(2 * 0.01 * 3600), rel=0.01)
 
 
-@given(seconds, seconds, seconds, st.floats(0.001, 1))
+def cost_of(held: float, writing: float, *, measured: bool = True) -> SaveCost:
+    """Return a cost of `held` seconds, written in so many others."""
+    cost = SaveCost()
+    cost.steps(1, 1.0, writing=False)
+    cost.held(held)
+    if measured:
+        cost.steps(1, 1.0, writing=True)
+    cost.written(writing)
+    return cost
+
+
+@given(seconds, seconds, st.integers(0, 100), seconds, st.floats(0.001, 1))
 def test_saves_never_take_more_than_their_share(
-    cost: float, writing: float, mean_time: float, overhead: float
+    cost: float, writing: float, failures: int, uptime: float, overhead: float
 ) -> None:
-    chosen = interval(cost, writing, mean_time, overhead)
+    chosen = interval(cost_of(cost, writing), Failures(failures, uptime), overhead)
     assert cost / chosen <= overhead * (1 + 1e-9)
     assert chosen >= 2 * writing
     assert chosen <= max(LONGEST, cost / overhead, 2 * writing)
 
 
+def test_what_a_save_costs_is_soon_seen() -> None:
+    assert interval(cost_of(0.3, 2.0, measured=False), Failures(), 0.01) == UNMEASURED
+    assert interval(cost_of(0.3, 2.0), Failures(), 0.01) == pytest.approx(30.0)
+
+
+def test_attempts_that_live_shortly_come_further_all_the_same() -> None:
+    lives = (500.0, 21.0, 19.0, 20.0, 300.0)
+    for measured in (False, True):
+        cost = cost_of(0.5, 1.0, measured=measured)
+        assert interval(cost, Failures(5, sum(lives), lives), 0.01) == 21.0 / 4
+
+
 def test_many_failures_save_more_often_than_few() -> None:
     def chosen(count: int, hours: float) -> float:
-        mean_time = Failures(count, hours * 3600).mean_time_between
-        return interval(0.05, 0.3, mean_time, 0.01)
+        return interval(cost_of(0.05, 0.3), Failures(count, hours * 3600), 0.01)
 
     assert Failures().mean_time_between == ASSUMED_UPTIME
     assert chosen(20, 1) < chosen(0, 0) < chosen(1, 10) < chosen(0, 100)
@@ -83,7 +113,7 @@ def test_failures_are_counted_from_the_journal(tmp_path: Path) -> None:
         journal.append(Ended(attempt=attempt, outcome=outcome, advanced=True))
     entries = journal.read()
     found = failures.seen_in(entries)
-    assert found.count == 2
+    assert found.count == len(found.lives) == 2
     started = [e.at for e in entries if isinstance(e.event, Started)]
     ended = [e.at for e in entries if isinstance(e.event, Ended)]
     assert found.seconds == pytest.approx(sum(b - a for a, b in zip(started, ended, strict=True)))
