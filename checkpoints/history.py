@@ -155,8 +155,7 @@ class HistoryReader:
         Raises `FormatError`, naming attempt and byte, for damage anywhere else.
         """
         for _, part in self._parts():
-            for row, _ in part.rows(kind=kind):
-                yield row
+            yield from part.rows(kind)
 
     def columns(self) -> Iterator[Columns]:
         """Give the numbers of every row, oldest first, some thousand rows at a time.
@@ -172,8 +171,13 @@ class HistoryReader:
         newest_first = (row for _, part in parts for row in part.backwards(kind))
         return list(islice(newest_first, n))[::-1]
 
-    def follow(self, poll: float = 0.5, stop: Callable[[], bool] | None = None) -> Iterator[Row]:
-        """Give every row, then new ones as they come, until `stop()` is true.
+    def follow(
+        self,
+        poll: float = 0.5,
+        stop: Callable[[], bool] | None = None,
+        kind: str | None = None,
+    ) -> Iterator[Row]:
+        """Give every row (of a kind), then new ones as they come, until `stop()` is true.
 
         poll: seconds between looks. When an attempt takes over from a place that was shown
         already, the steps it repeats are not shown again.
@@ -188,11 +192,12 @@ class HistoryReader:
                 start = done.get(attempt, 0)
                 if mark is not None and start > mark:
                     continue  # shown before the next attempt took over from further back
-                for row, end in Part(self._storage, attempt, mark).rows(start):
+                for some, end in Part(self._storage, attempt, mark).blocks(start, kind):
+                    for row in some:
+                        if rows.place(row) > floor:
+                            newest = max(newest, rows.place(row))
+                            yield row
                     done[attempt] = end
-                    if rows.place(row) > floor:
-                        newest = max(newest, rows.place(row))
-                        yield row
             if stopping:
                 return
             time.sleep(poll)

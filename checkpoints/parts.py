@@ -33,24 +33,33 @@ class Part:
         self._attempt = attempt
         self._mark = mark
 
-    def rows(self, start: int = 0, kind: str | None = None) -> Iterator[tuple[Row, int]]:
-        """Give the rows (of a kind) from byte `start` on, each with the byte after it."""
-        for lines, at in self._blocks(start):
-            kinds = None if kind is None else rows.kinds(lines)
-            if kinds is not None and kind not in kinds:
-                continue
-            for index, text in enumerate(lines.split(b"\n")[:-1]):
-                end = at + len(text) + 1
-                if kinds is None or kinds[index] == kind:
-                    row = rows.decode(text, self._attempt, at)
-                    if kind is None or row.get("kind") == kind:
-                        yield row, end
-                at = end
+    def rows(self, kind: str | None = None) -> Iterator[Row]:
+        """Give the rows (of a kind)."""
+        for some, _ in self.blocks(kind=kind):
+            yield from some
+
+    def blocks(
+        self, start: int = 0, kind: str | None = None
+    ) -> Iterator[tuple[Iterator[Row], int]]:
+        """Give the rows (of a kind) from byte `start` on in blocks, each with the byte after it."""
+        for lines, at in self._lines(start):
+            yield self._rows_of(lines, at, kind), at + len(lines)
+
+    def _rows_of(self, lines: bytes, at: int, kind: str | None) -> Iterator[Row]:
+        kinds = None if kind is None else rows.kinds(lines)
+        if kinds is not None and kind not in kinds:
+            return
+        for index, text in enumerate(lines.split(b"\n")[:-1]):
+            if kinds is None or kinds[index] == kind:
+                row = rows.decode(text, self._attempt, at)
+                if kind is None or row.get("kind") == kind:
+                    yield row
+            at += len(text) + 1
 
     def columns(self) -> Iterator[Columns]:
         """Give the numbers of all rows, block by block."""
         reader = ColumnReader()
-        for lines, at in self._blocks(0):
+        for lines, at in self._lines(0):
             yield reader.read(lines, self._attempt, at)
 
     def backwards(self, kind: str | None = None) -> Iterator[Row]:
@@ -145,7 +154,7 @@ class Part:
             end = begin
         return 0
 
-    def _blocks(self, start: int) -> Iterator[tuple[bytes, int]]:
+    def _lines(self, start: int) -> Iterator[tuple[bytes, int]]:
         """Give the whole lines from byte `start` on, each block with its place."""
         rest = b""
         at = start

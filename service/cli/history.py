@@ -154,8 +154,7 @@ def _follow(
                 all_seen()
             return is_final(place.storage)
 
-        rows = reader.follow(poll=POLL, stop=stop)
-        return (row for row in rows if wanted is None or row["kind"] == wanted)
+        return reader.follow(poll=POLL, stop=stop, kind=wanted)
 
     try:
         show_last(source, tail, print_json_line if as_json else _show_row)

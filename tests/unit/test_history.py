@@ -500,6 +500,40 @@ def test_follow_gives_rows_as_they_come_and_each_once(storage: Storage) -> None:
     ]
 
 
+def test_follow_gives_the_rows_of_a_kind_over_attempts(local: Storage) -> None:
+    def epoch(attempt: Attempt) -> None:
+        row = {"kind": "epoch", "phase": 0, "step": attempt.at, "by": attempt.number, "logs": {}}
+        attempt.history.append(row)
+        attempt.history.flush()
+
+    one = Attempt(local, 1)
+    one.train(2)
+    one.save()
+    looks = iter(range(100))
+    two: list[Attempt] = []
+
+    def stop() -> bool:
+        look = next(looks)
+        if look == 1:
+            epoch(one)
+            one.train(3000)
+            epoch(one)
+            one.train(1)
+            one.history.flush()
+        elif look == 2:
+            two.append(Attempt(local, 2))  # takes over before the first epoch's end
+            epoch(two[0])
+            two[0].train(3000)
+            epoch(two[0])
+        elif look == 3:
+            two[0].train(1)
+            epoch(two[0])
+        return look == 4
+
+    rows = HistoryReader(local).follow(poll=0, stop=stop, kind="epoch")
+    assert [(row["step"], row["by"]) for row in rows] == [(2, 1), (3002, 1), (3003, 2)]
+
+
 def test_follow_waits_for_the_end_of_a_row(local: Storage) -> None:
     attempt = Attempt(local, 1)
     attempt.train(1)
