@@ -40,18 +40,18 @@ class Trainer:
         self.job = job
 
     def run(self) -> History:
+        index = self.job.enter_phase(self.plan.name)
         stop = self.job.ctx.stop
         watched, stop.watched = stop.watched, True
         try:
-            return self._run()
+            return self._run(index)
         except BaseException as error:
             self._abandon(error)
             raise
         finally:
             stop.watched = watched
 
-    def _run(self) -> History:
-        index = self.job.enter_phase(self.plan.name)
+    def _run(self, index: int) -> History:
         stored = Stored.of(self.job, index, "fit")
         self.job.make_deterministic()
         seed = choose_seed(stored, self.plan.seed)

@@ -472,6 +472,17 @@ def test_a_start_that_is_refused_takes_no_phase(tmp_path: Path) -> None:
     assert {found.phase for found in ids(tmp_path)} == {0, 1}
 
 
+def test_a_fit_that_is_refused_takes_none_either(tmp_path: Path) -> None:
+    model = keras.Sequential([layers.Input((1,)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with process(tmp_path):
+        fit(model, X, X, job_dir=tmp_path, name="one", verbose=0)
+        with pytest.raises(UsageError, match="'one' names an earlier phase"):
+            fit(model, X, X, job_dir=tmp_path, name="one", verbose=0)
+        fit(model, X, X, job_dir=tmp_path, name="two", verbose=0)
+    assert {found.phase for found in ids(tmp_path)} == {0, 1}
+
+
 @pytest.mark.parametrize(("first", "second"), [("l", "fl"), ("fl", "ll")])
 def test_a_phase_of_the_other_kind_is_named(first: str, second: str, tmp_path: Path) -> None:
     run(phases(first), tmp_path)
