@@ -35,7 +35,7 @@ class TorchSource(Source):
                 "A torch DataLoader must yield (inputs,), (inputs, targets) or (inputs, targets, "
                 f"sample_weights). Received: {type(first[0]) if first else 'no batch at all'}"
             )
-        self.spec = tuple(spec_of([_of_numpy(batch) for batch in first]))
+        self.spec = spec_of([tuple(_of_numpy(batch)) for batch in first])
         self._pass: Any = None  # the one in progress
         self._place = "before"  # of it; or "within" or "after"
         self._generators: dict[str, Any] = {}  # at the begin of the pass that we are within
@@ -91,7 +91,7 @@ class TorchSource(Source):
 
     def _rest(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
-            yield as_tensors(_of_numpy(batch), self.spec)
+            yield as_tensors(tuple(_of_numpy(batch)), self.spec)
         self._place = "after"
 
     def _go_to(self, count: int) -> Iterator[Any]:
