@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,9 +22,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
     count: beats so far. progress: grows with any sign of progress (a step, a save). activity:
     what it does, for people. step, epoch, batch: done so far in the phase. steps_per_second:
-    over the last seconds. preload: what a spare for the next attempt would import. ended: the
-    exit code, once it is known; error: what it died of. at: unix seconds by the writer's clock,
-    for people only.
+    over the last seconds. preload: what a spare for the next attempt would import. steps_done: by
+    this attempt. spent: seconds by activity. ended: the exit code, once it is known; error: what
+    it died of. at: unix seconds by the writer's clock, for people only.
     """
 
     attempt: int
@@ -49,6 +49,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     restored_from: str | None = None
     progress: int = 0
     preload: Preload | None = None
+    steps_done: int = 0
+    spent: dict[str, float] = {}
     ended: int | None = None
     error: str | None = None
     at: float = 0.0
@@ -61,7 +63,9 @@ class Status:
     """
 
     def __init__(self) -> None:
-        self.activity = "starting"
+        self._activity = "starting"
+        self._since = time.monotonic()
+        self._spent: dict[str, float] = {}
         self.phase: int | None = None
         self.phase_name: str | None = None
         self.step = 0
@@ -77,15 +81,43 @@ class Status:
         self.restored_from: str | None = None
         self.progress = 0
         self.preload: Preload | None = None
+        self.steps_done = 0
         self.ended: int | None = None
         self.error: str | None = None
+
+    @property
+    def activity(self) -> str:
+        """What the attempt does now, for people; setting it ends what it did before."""
+        return self._activity
+
+    @activity.setter
+    def activity(self, activity: str) -> None:
+        if activity != self._activity:
+            self._spent = self.spent
+            self._since = time.monotonic()
+            self._activity = activity
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds spent on each activity so far, the present one included."""
+        now = self._spent.get(self._activity, 0.0) + time.monotonic() - self._since
+        return {**self._spent, self._activity: now}
+
+    def move(self, seconds: float, activity: str) -> None:
+        """Count so many of the present activity's seconds as another's."""
+        spent = self.spent
+        spent[self._activity] -= seconds
+        spent[activity] = spent.get(activity, 0.0) + seconds
+        self._spent, self._since = spent, time.monotonic()
 
     def tick(self) -> None:
         """Show a sign of progress: the stall watchdog starts to count anew."""
         self.progress += 1
 
     def beat(self, attempt: int, count: int, who: identity.Identity) -> Beat:
-        values: dict[str, Any] = dict(vars(self))
+        values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        values["activity"] = self.activity
+        values["spent"] = {name: round(seconds, 3) for name, seconds in self.spent.items()}
         # JSON knows no NaN; null is "not a finite number"
         values["logs"] = {
             str(name): float(value) if math.isfinite(value) else None

@@ -12,7 +12,7 @@ import click
 from checkpoints import layout
 from checkpoints.errors import HoldfastError
 from service.cli import words
-from service.cli.jobs import job_status
+from service.cli.jobs import goodput_line, job_status
 from service.cli.where import DEFAULT_ROOT, Place, absolute
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def summary(place: Place, root: str) -> str:
         "job": f"{found['job']}: {found['description']}",
         "steps": _steps(found),
         "attempts": _attempts(found),
+        "goodput": goodput_line(found["goodput"]),
         **_checkpoint(place, found),
     }
     word = job_word(place, root)

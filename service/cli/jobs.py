@@ -16,6 +16,7 @@ from service.cli.tables import print_fields, print_json, print_table
 from service.cli.where import Place, absolute, find_job
 
 if TYPE_CHECKING:
+    from checkpoints.storage import Storage
     from service.heartbeat import Beat
     from service.journal import Entry
     from service.roster import Listed
@@ -145,8 +146,50 @@ def job_status(place: Place) -> dict[str, Any]:
         "checkpoints": len(ids),
         "last_checkpoint": _checkpoint(store.manifest(ids[-1])) if ids else None,
         "attempts": attempts(journal.read()),
+        "goodput": _goodput(storage, journal.read()),
         "spec": msgspec.to_builtins(spec),
     }
+
+
+def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
+    """Return what became of the job's time, seconds each, and `goodput` from 0 to 1."""
+    import msgspec
+
+    from service import goodput, heartbeat
+    from service.lifecycle import Claimed, Ended, Outcome
+
+    began: dict[int, float] = {}
+    ended: dict[int, tuple[float, Outcome]] = {}
+    for entry in entries:
+        if isinstance(entry.event, Claimed):
+            began[entry.event.attempt] = entry.at
+        elif isinstance(entry.event, Ended):
+            ended[entry.event.attempt] = entry.at, entry.event.outcome
+    lives = []
+    for attempt, at in began.items():
+        end, outcome = ended.get(attempt, (None, None))
+        on_purpose = outcome in (Outcome.COMPLETED, Outcome.STOPPED)
+        beat = heartbeat.read(storage, attempt)
+        lives.append(goodput.Life(began=at, ended=end, on_purpose=on_purpose, beat=beat))
+    found = goodput.measure(lives, time.time())
+    values = msgspec.to_builtins(found)
+    rounded = {name: round(value, 3) for name, value in values.items()}
+    return {"goodput": round(found.share, 4), **rounded}
+
+
+def goodput_line(found: dict[str, Any]) -> str:
+    """Return "0.93: training 4:10 of 4:29; getting ready 0:12, …", "" before any step."""
+    if not found["steps"]:
+        return ""
+    parts = [
+        f"{name.replace('_', ' ')} {words.duration(found[name])}"
+        for name in ("getting_ready", "down", "validating", "saving", "repeated")
+        if found[name] >= 0.5
+    ]
+    if found["repeated_steps"]:
+        parts.append(f"{words.number(found['repeated_steps'])} steps done again")
+    spent = f"training {words.duration(found['training'])} of {words.duration(found['total'])}"
+    return f"{found['goodput']:.2f}: {'; '.join([spent, ', '.join(parts)] if parts else [spent])}"
 
 
 def _checkpoint(manifest: Any) -> dict[str, Any]:
@@ -227,6 +270,7 @@ def _print_status(found: dict[str, Any]) -> None:
             f"{last['checkpoint']}: step {words.number(last['step'])}, {words.size(last['size'])}"
             f" ({found['checkpoints']} kept)"
         )
+    fields["goodput"] = goodput_line(found["goodput"])
     print_fields(fields)
     if found["attempts"]:
         click.echo()

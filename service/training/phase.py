@@ -101,6 +101,7 @@ class Phase:
                 row["batch_loss"] = own_loss
             self.job.history.append(row)
             self._check_finite(epoch, own_loss if own_loss is not None else logs.get("loss"))
+        self.job.ctx.status.steps_done += len(rows)
         pace = seconds / len(rows)
         self._pace = pace if self._pace is None else 0.5 * self._pace + 0.5 * pace
         self._cost.steps(len(rows), seconds, writing=self._writing)
@@ -118,6 +119,7 @@ class Phase:
                 "logs": _storable(logs),
             }
         )
+        self.job.ctx.status.activity = "training"
         self.job.ctx.status.logs = {k: v for k, v in logs.items() if isinstance(v, float)}
         self.job.ctx.status.tick()
 
@@ -239,6 +241,7 @@ class Phase:
         self._last_save = time.monotonic()
         self._last_step_saved = held.snapshot.progress.step
         self._cost.held(held.held_ms / 1e3)
+        self.job.ctx.status.move(held.held_ms / 1e3, "saving")
         self._writing = True
         self.log.debug("snapshot_held", reason=reason, step=self.step, ms=round(held.held_ms, 2))
         try:

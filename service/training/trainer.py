@@ -213,6 +213,7 @@ class Trainer:
 
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
+        self.job.ctx.status.activity = "restoring"
         self.state.restore(stored, self.phase, finished=finished)
         stored.release()
         self.phase.resumed(
