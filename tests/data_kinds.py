@@ -113,6 +113,24 @@ def optional_input(dropout: bool = True) -> Any:
     return compiled(keras.Model({"a": a, "b": b}, layers.Dense(1)(joined)))
 
 
+def classifier(dropout: bool = True) -> Any:
+    """Of two classes, by a loss that takes one-hot and sparse targets alike."""
+    model = keras.Sequential([layers.Input((4,)), layers.Dropout(0.3), layers.Dense(2, "softmax")])
+    return compiled(model, loss=crossed, metrics=None, weighted_metrics=[crossed], run_eagerly=True)
+
+
+def crossed(y: Any, p: Any) -> Any:
+    y = y if y.shape[-1] == 2 else tf.one_hot(tf.cast(tf.reshape(y, [-1]), tf.int32), 2)
+    return keras.losses.categorical_crossentropy(y, p)
+
+
+def temporal(dropout: bool = True) -> Any:
+    """Of a row of four numbers, each with a weight of its own."""
+    drop = layers.Dropout(0.3)
+    model = keras.Sequential([layers.Input((4,)), layers.Reshape((4, 1)), drop, layers.Dense(1)])
+    return compiled(model, metrics=None, weighted_metrics=["mae"], run_eagerly=True)
+
+
 # -- arrays -------------------------------------------------------------------------------------
 
 
@@ -140,6 +158,13 @@ def of_tensorflow() -> tf.SparseTensor:
 
 def ragged() -> tf.RaggedTensor:
     return tf.RaggedTensor.from_tensor(X, lengths=np.arange(SAMPLES) % 4 + 1)
+
+
+LABELS = (X[:, 0] > 0).astype("int32")
+# Of rank 1, one-hot, and sparse of rank 2: what class_weight takes.
+TARGETS = {"1": LABELS, "one-hot": np.eye(2, dtype="float32")[LABELS], "2": LABELS[:, None]}
+CLASSES = {0: 0.5, 1: 2.0}
+TIMES = (X[:, :, None], X[:, :, None] ** 2, _RANDOM.uniform(0.5, 2.0, (SAMPLES, 4)))
 
 
 # -- tf.data ------------------------------------------------------------------------------------
@@ -192,6 +217,17 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __getitem__(self, i: int) -> Any:
         return X[i * BATCH : (i + 1) * BATCH], Y[i * BATCH : (i + 1) * BATCH]
+
+
+class Parts(Batches):
+    """Batches of any arrays."""
+
+    def __init__(self, *arrays: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.arrays = arrays
+
+    def __getitem__(self, i: int) -> Any:
+        return tuple(array[i * BATCH : (i + 1) * BATCH] for array in self.arrays)
 
 
 class Reshuffled(Batches):
@@ -258,6 +294,11 @@ def inputs_only() -> Iterator[Any]:
 def dicts() -> Iterator[Any]:
     for x, y in passes():
         yield {"a": x[:, :3], "b": x[:, 3:]}, y
+
+
+def of_parts(*arrays: Any) -> Iterator[Any]:
+    while True:
+        yield from (Parts(*arrays)[i] for i in range(len(Parts(*arrays))))
 
 
 class Cursor:
@@ -447,6 +488,16 @@ KINDS: dict[str, Kind] = {
     "scipy sparse": of(of_scipy, "by cursor", y=Y, batch_size=BATCH, needs="scipy"),
     "sparse tensor": of(of_tensorflow, "by cursor", y=Y, batch_size=BATCH),
     "ragged tensor": of(ragged, "by cursor", y=Y, batch_size=BATCH, build=ragged_inputs),
+    "arrays class_weight": Kind(
+        lambda: {"x": X, "y": TARGETS["2"], "batch_size": BATCH, "class_weight": CLASSES},
+        "by cursor",
+        classifier,
+    ),
+    "arrays temporal weights": Kind(
+        lambda: dict(zip(("x", "y", "sample_weight", "batch_size"), (*TIMES, BATCH), strict=True)),
+        "by cursor",
+        temporal,
+    ),
     # tf.data
     "tf.data": of(lambda: slices().batch(BATCH), "iterator"),
     "tf.data shuffle": of(lambda: slices().shuffle(SAMPLES, seed=4).batch(BATCH), "skip"),
@@ -477,6 +528,21 @@ KINDS: dict[str, Kind] = {
     "tf.data from_generator": of(from_generator, "replay", dropout=False, doubt="PyFunc"),
     "tf.data sparse": of(sparse, "iterator"),
     "data adapter": of(Adapter, "iterator"),
+    **{
+        f"tf.data class_weight, targets {kind}": of(
+            lambda y=y: tf.data.Dataset.from_tensor_slices((X, y)).batch(BATCH),
+            "iterator",
+            class_weight=CLASSES,
+            build=classifier,
+        )
+        for kind, y in TARGETS.items()
+    },
+    "tf.data weighted": of(
+        lambda: tf.data.Dataset.from_tensor_slices((X, Y, W)).batch(BATCH), "iterator"
+    ),
+    "tf.data temporal weights": of(
+        lambda: tf.data.Dataset.from_tensor_slices(TIMES).batch(BATCH), "iterator", build=temporal
+    ),
     # PyDataset
     "PyDataset": of(Batches, "by cursor"),
     "PyDataset threads": of(lambda: Batches(workers=3, max_queue_size=4), "by cursor"),
@@ -489,6 +555,11 @@ KINDS: dict[str, Kind] = {
     "PyDataset endless threads": of(
         lambda: Endless(workers=2, max_queue_size=3), "by cursor", steps_per_epoch=5
     ),
+    "PyDataset class_weight": of(
+        lambda: Parts(X, TARGETS["one-hot"]), "by cursor", class_weight=CLASSES, build=classifier
+    ),
+    "PyDataset weighted": of(lambda: Parts(X, Y, W), "by cursor"),
+    "PyDataset temporal weights": of(lambda: Parts(*TIMES), "by cursor", build=temporal),
     # generators
     "generator endless": of(endless, "replay from its start", steps_per_epoch=5),
     "generator finite": of(finite, "replay from its start", dropout=False),
@@ -496,6 +567,9 @@ KINDS: dict[str, Kind] = {
     "generator weighted": of(weighted, "replay from its start", steps_per_epoch=5),
     "generator inputs only": of(
         inputs_only, "replay from its start", build=without_targets, steps_per_epoch=5
+    ),
+    "generator temporal weights": of(
+        lambda: of_parts(*TIMES), "replay from its start", build=temporal, steps_per_epoch=5
     ),
     "generator dicts": of(dicts, "replay from its start", build=two_inputs, steps_per_epoch=5),
     "generator scipy sparse": of(
