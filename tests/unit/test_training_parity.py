@@ -143,34 +143,40 @@ EAGER: dict[str, Script] = {
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def assert_as_keras(script: Script, folder: Path) -> End:
-    """Assert that Keras' training, ours, and ours that died in its midst end alike."""
-    theirs = keras_fit(script)
-    trained = int(theirs.model.optimizer.iterations)
-    untouched = train(script, folder / "untouched")
-    died = script.but(save_every=2)
-    if trained:
-        with pytest.raises(Death), dying_at(min(3, trained)):
-            train(died, folder / "died")
-    resumed = train(died, folder / "died")
-    for ours in (untouched, resumed):
-        if not trained:
-            # Keras has not traced anything, so metrics are not made; ours are, and untouched.
-            ours.state = {name: ours.state[name] for name in theirs.state}
-        assert_same_end(theirs, ours, rows=False)
-    assert resumed.rows == untouched.rows
-    return theirs
+def trained_by_keras(script: Script) -> tuple[End, int]:
+    """Return Keras' end of a training and how many steps it took."""
+    end = keras_fit(script)
+    return end, int(end.model.optimizer.iterations)
+
+
+def died_and_resumed(script: Script, folder: Path, steps: int) -> End:
+    """Train with a death in the midst, after a step that was not saved."""
+    if steps:
+        with pytest.raises(Death), dying_at(min(3, steps)):
+            train(script.but(save_every=2), folder)
+    return train(script.but(save_every=2), folder)
 
 
 @pytest.mark.parametrize("name", [*TRACED, *MORE_TRACED])
 def test_compiled_training_ends_as_keras_does(tmp_path: Path, name: str) -> None:
-    theirs = assert_as_keras((TRACED | MORE_TRACED)[name], tmp_path)
+    """Over a death; how an untouched one compares with that, test_training_steps shows."""
+    script = (TRACED | MORE_TRACED)[name]
+    theirs, steps = trained_by_keras(script)
     assert len(theirs.epoch) == 2
+    assert_same_end(theirs, died_and_resumed(script, tmp_path, steps), rows=False)
 
 
 @pytest.mark.parametrize("name", EAGER)
 def test_arguments_mean_what_they_mean_in_keras(tmp_path: Path, name: str) -> None:
-    assert_as_keras(EAGER[name], tmp_path)
+    script = EAGER[name]
+    theirs, steps = trained_by_keras(script)
+    untouched = train(script, tmp_path / "untouched")
+    resumed = died_and_resumed(script, tmp_path / "died", steps)
+    assert_same_end(untouched, resumed)
+    if not steps:
+        # Keras has not traced anything, so metrics are not made; ours are, and untouched.
+        resumed.state = {name: resumed.state[name] for name in theirs.state}
+    assert_same_end(theirs, resumed, rows=False)
 
 
 def test_the_loss_scale_falls_and_grows_on_the_way(tmp_path: Path) -> None:
