@@ -1,0 +1,241 @@
+"""Steps a second of `fit` beside Keras' own: history of every step, a checkpoint every 100 steps.
+
+`python tests/benchmarks/loop.py [--json] [CASE …]`. Ours and the peer's train in processes of their
+own, which take turns; the first epoch, in which both compile, is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+
+SAVE_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training. network: see `networks`. steps: of an epoch; ours, peer: what trains it."""
+
+    name: str
+    network: str
+    steps: int
+    bar: float
+    epochs: int = 4
+    batch: int = 32
+    ours: str = "fit"
+    peer: str = "model.fit"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case("MLP 784-128-10", "mlp", 800, 2.5),
+    Case("small CNN", "cnn", 150, 1.7),
+    Case("LSTM", "lstm", 200, 1.3),
+    Case("25M parameters", "dense", 10, 1.05, epochs=3, batch=64),
+    Case("MLP on tf.data", "mlp", 800, 1.0, ours="fit, tf.data", peer="model.fit, tf.data"),
+    Case("MLP against train_on_batch", "mlp", 800, 1.0, peer="train_on_batch, float sums"),
+    Case("MLP, XLA", "mlp", 800, 6.0, epochs=6, options={"jit_compile": True}),
+    Case("LSTM, XLA", "lstm", 200, 4.0, epochs=6, options={"jit_compile": True}),
+    Case('small CNN, jit_compile="auto"', "cnn", 150, 1.7, options={"jit_compile": "auto"}),
+]
+
+
+def shapes(network: str) -> tuple[int, ...]:
+    """Return the shape of a sample."""
+    return {"mlp": (784,), "dense": (784,), "cnn": (28, 28, 1), "lstm": (28, 28)}[network]
+
+
+def build(network: str) -> Any:
+    """Return a model, compiled with Adam and accuracy."""
+    import keras
+    from keras import layers
+
+    parts: dict[str, list[Any]] = {
+        "mlp": [layers.Dense(128, "relu")],
+        "dense": [layers.Dense(units, "relu") for units in (4096, 4096, 1024)],
+        "cnn": [
+            layers.Conv2D(16, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+        ],
+        "lstm": [layers.LSTM(32)],
+    }
+    model = keras.Sequential(
+        [keras.Input(shapes(network)), *parts[network], layers.Dense(10, "softmax")]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def train(case: Case, how: str) -> float:
+    """Train once from the beginning; return steps a second from the second epoch on."""
+    import keras
+    import numpy as np
+
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(1)
+    random = np.random.default_rng(1)
+    samples = case.batch * case.steps
+    x = random.normal(size=(samples, *shapes(case.network))).astype("float32")
+    y = random.integers(0, 10, samples)
+    model = build(case.network)
+    ends: list[float] = []
+    RUNS[how](case, model, x, y, lambda: ends.append(time.perf_counter()))
+    return (case.epochs - 1) * case.steps / (ends[-1] - ends[0])
+
+
+def _watch(ended: Callable[[], None]) -> list[Any]:
+    import keras
+
+    return [keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ended())]
+
+
+def _batched(case: Case, x: Any, y: Any) -> Any:
+    import tensorflow as tf
+
+    slices = tf.data.Dataset.from_tensor_slices((x, y))
+    return slices.batch(case.batch).prefetch(tf.data.AUTOTUNE)
+
+
+def _fit(case: Case, model: Any, *data: Any, ended: Callable[[], None], **options: Any) -> None:
+    from service import context, fit
+
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+        fit(
+            model,
+            *data,
+            epochs=case.epochs,
+            verbose=0,
+            callbacks=_watch(ended),
+            job_dir=f"{folder}/job",
+            save_every=SAVE_EVERY,
+            **case.options,
+            **options,
+        )
+        attempt = context.current()
+        assert attempt is not None
+        context.close_bare(attempt)
+
+
+def _by_fit(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
+    _fit(case, model, x, y, ended=ended, batch_size=case.batch)
+
+
+def _by_fit_on_tfdata(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
+    _fit(case, model, _batched(case, x, y), ended=ended, shuffle=False)
+
+
+def _by_keras(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
+    options: dict[str, Any] = {"epochs": case.epochs, "verbose": 0, "callbacks": _watch(ended)}
+    model.fit(x, y, batch_size=case.batch, **options)
+
+
+def _by_keras_on_tfdata(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
+    options: dict[str, Any] = {"epochs": case.epochs, "verbose": 0, "callbacks": _watch(ended)}
+    model.fit(_batched(case, x, y), shuffle=False, **options)
+
+
+def _by_train_on_batch(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
+    """The loop that is commonly taught: sums of floats, divided at the epoch's end."""
+    for _ in range(case.epochs):
+        loss = accuracy = 0.0
+        for batch in range(case.steps):
+            part = slice(batch * case.batch, (batch + 1) * case.batch)
+            found = model.train_on_batch(x[part], y[part])
+            loss += float(found[0])
+            accuracy += float(found[1])
+        loss, accuracy = loss / case.steps, accuracy / case.steps
+        ended()
+
+
+RUNS: dict[str, Callable[..., None]] = {
+    "fit": _by_fit,
+    "fit, tf.data": _by_fit_on_tfdata,
+    "model.fit": _by_keras,
+    "model.fit, tf.data": _by_keras_on_tfdata,
+    "train_on_batch, float sums": _by_train_on_batch,
+}
+
+
+class Worker:
+    """A process that trains a case whenever it is told to."""
+
+    def __init__(self, case: Case, how: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", case.name, how],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+
+    def rate(self) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return float(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def work(case: Case, how: str) -> None:
+    """Train whenever a line comes in, and answer with the steps a second."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else that is printed may be taken for an answer
+    for _ in sys.stdin:
+        answers.write(f"{train(case, how)}\n")
+        answers.flush()
+
+
+def run(names: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
+    """Measure the cases of these names, or all."""
+    figures = []
+    for case in CASES:
+        if names and case.name not in names:
+            continue
+        ours, peer = Worker(case, case.ours), Worker(case, case.peer)
+        try:
+            mine, theirs = in_turn(ours.rate, peer.rate, pairs)
+        finally:
+            ours.close()
+            peer.close()
+        ratio = Spread.of([a / b for a, b in zip(mine, theirs, strict=True)]).median
+        bar, holds = f">= {case.bar:g} x", ratio >= case.bar
+        figures.append(
+            compared(case.name, "steps/s", mine, theirs, case.peer, bar=bar, holds=holds)
+        )
+    return figures
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(next(case for case in CASES if case.name == sys.argv[2]), sys.argv[3])
+        sys.exit()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    options = parser.parse_args()
+    figures = run(options.cases, pairs=options.pairs)
+    print(
+        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
+    )
