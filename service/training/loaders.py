@@ -20,7 +20,9 @@ class TorchSource(Source):
     """A torch.utils.data.DataLoader.
 
     A pass is made again from torch's generators as they were when the pass began (samplers and
-    workers draw their seeds from there) and skipped to its batch.
+    workers draw their seeds from there) and skipped to its batch. The workers are torch's own: on
+    Linux forks of the training, in which TensorFlow's threads are missing. numpy and torch work
+    there, TensorFlow and Keras may wait for ever; `multiprocessing_context="spawn"` is for those.
     """
 
     kind = "torch DataLoader"
