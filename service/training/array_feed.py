@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from service.training import rows
 from service.training.arrays import ArraySource
 from service.training.feed import RAN_OUT, executed
 from service.training.source import Plain
@@ -34,11 +33,11 @@ class ArrayFeed:
     @property
     def spec(self) -> Any:
         """The tf.TypeSpec structure of a batch of any size."""
-        return rows.spec_of_rows(self.data.tensors)
+        return self.data.spec()
 
     def batch_of(self, lot: Any) -> Any:
         """Return the first batch of the lot that `take` handed out."""
-        return rows.gather(self.data.tensors, lot[0])
+        return self.data.batch(lot[0]) if self.data.outsized is None else lot[0]
 
     def start(self) -> None:
         """Nothing to do."""
@@ -67,7 +66,8 @@ class ArrayFeed:
     def take(self, batch: int, limit: int) -> Any:
         """Return the indices of up to `limit` batches from `batch` on, shape (k, size).
 
-        None when there are none: ask `more` whether to go on.
+        Of arrays that are not resident, a list of the batches themselves. None when there are
+        none: ask `more` whether to go on.
         """
         if self._seen >= self.data.batches:
             if self._seen % self.group and not self._short:
@@ -78,7 +78,23 @@ class ArrayFeed:
             return None
         indices = self.data.indices(self._key, self._seen, min(limit, self._limit - batch))
         self._seen += len(indices)
-        return indices
+        if self.data.outsized is None:
+            return indices
+        batches = []
+        for at, rows_of_one in enumerate(indices):
+            batches.append(self.data.batch(rows_of_one))
+            following = self._following(at, indices)
+            if following is not None:
+                self.data.outsized.prepare(following)
+        return batches
+
+    def _following(self, at: int, indices: Any) -> Any:
+        """Return the indices of the batch after number `at` of these; None at the pass' end."""
+        if at + 1 < len(indices):
+            return indices[at + 1]
+        if self._seen >= self.data.batches:
+            return None
+        return self.data.indices(self._key, self._seen, 1)[0]
 
     def state(self) -> Plain:
         ends = {"short": self._short, "ran_out": self._ran_out}
@@ -106,4 +122,5 @@ class ArrayFeed:
         return []
 
     def close(self) -> None:
-        """Nothing to close."""
+        if self.data.outsized is not None:
+            self.data.outsized.close()

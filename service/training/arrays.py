@@ -17,13 +17,15 @@ from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
 from checkpoints.errors import UsageError
 from service.training import rows
+from service.training.outsized import Outsized, is_outsized
 from service.training.permutation import Shuffle, epoch_order
 
 
 class ArraySource:
     """Batches of resident arrays, by index.
 
-    tensors: the structure that the model's train_step receives, whole, as `rows` keeps it.
+    tensors: the structure that the model's train_step receives, whole, as `rows` keeps it; None
+    for arrays that are too large, whose batches `outsized` gathers.
     samples, batch_size, batches: counts; the last batch of an epoch may be shorter.
     """
 
@@ -56,9 +58,22 @@ class ArraySource:
         self.fixed_batch = self.batch_size if self.samples % self.batch_size == 0 else None
         self.shuffle = shuffle
         self.seed = seed
-        self.tensors = rows.resident(adapter._inputs)
+        self.outsized = Outsized(adapter._inputs) if is_outsized(adapter._inputs) else None
+        self.tensors = None if self.outsized else rows.resident(adapter._inputs)
         self._epoch: int | None = None
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
+
+    def spec(self, size: int | None = None) -> Any:
+        """Return the tf.TypeSpec structure of a batch; size None: of any size."""
+        if self.outsized is not None:
+            return self.outsized.spec(size)
+        return rows.spec_of_rows(self.tensors, size)
+
+    def batch(self, indices: Any) -> Any:
+        """Return the batch of these samples, int64 of shape (size,)."""
+        if self.outsized is not None:
+            return self.outsized.batch(indices)
+        return rows.gather(self.tensors, indices)
 
     def indices(self, epoch: int, batch: int, count: int) -> npt.NDArray[np.int64]:
         """Return the sample indices of up to `count` batches from `batch` on, shape (k, size).

@@ -79,7 +79,7 @@ class ProgramChoice:
 
     def _train(self, steps: int) -> float:
         """Train so many steps, or as many as a pass has; return the seconds of each."""
-        if isinstance(self._feed, ArrayFeed):
+        if isinstance(self._feed, ArrayFeed) and self._steps.arrays is not None:
             lot: Any = self._feed.data.indices(0, 0, steps)
         else:
             lot = [an_empty_batch(self._steps.spec, TRIAL_BATCH)] * steps

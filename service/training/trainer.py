@@ -148,7 +148,8 @@ class Trainer:
         self.job.ctx.status.activity = "compiling"
         if isinstance(self.feed, ArrayFeed):
             data = self.feed.data
-            self.steps = CompiledSteps(self.model, data.tensors, data.fixed_batch)
+            size = data.fixed_batch
+            self.steps = CompiledSteps(self.model, data.tensors, size, spec=data.spec(size))
         else:
             self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
         self.steps.trace()
