@@ -6,6 +6,7 @@ import importlib.util
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -32,7 +33,7 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
         if deterministic:
             module.config.experimental.enable_op_determinism()
 
-    after_import({"numpy": seed_numpy, "tensorflow": seed_tensorflow})
+    after_import({"numpy": seed_numpy, "tensorflow": seed_tensorflow, "keras": lambda _keras: None})
 
 
 def after_import(hooks: Mapping[str, Hook]) -> None:
@@ -81,10 +82,8 @@ class _HookedLoader(Loader):
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         drawn = random.getstate()
-        if module.__name__ == "tensorflow":
-            with warmth.importing():
-                self._loader.exec_module(module)
-        else:
+        # numpy may well be imported before the script sets what TensorFlow reads
+        with nullcontext() if module.__name__ == "numpy" else warmth.importing():
             self._loader.exec_module(module)
         # TensorFlow draws some numbers while it is imported; an attempt whose process had
         # imported it before (a spare) must not differ from one whose script imports it.

@@ -60,8 +60,10 @@ class Warmth:
 
 
 start: Final = dict(os.environ)
-_before: dict[str, str] | None = None  # the concerned variables when TensorFlow's import began
-_after: dict[str, str] = {}  # and with what the import itself has set
+_before: dict[str, str] | None = None  # the concerned variables when the first import began
+_after: dict[str, str] = {}  # and with what the imports themselves have set
+_late = False  # something else has set more of them between two of the imports
+_depth = 0
 _warmth: Warmth | None = None
 
 
@@ -78,12 +80,23 @@ def set_warmth(warmth: Warmth) -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Note which variables the import of TensorFlow in this block sees, and which it sets."""
-    global _before, _after
-    before = concerned(os.environ)
-    yield
+    """Note which variables the import of TensorFlow or Keras in this block sees, and which it sets.
+
+    Keras imports TensorFlow, and more that sets variables: blocks within a block are part of it.
+    """
+    global _before, _after, _late, _depth
+    found = concerned(os.environ)
     if _before is None:
-        _before, _after = before, concerned(os.environ)
+        _before = found
+    elif _depth == 0 and found != _after:
+        _late = True
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0:
+            _after = concerned(os.environ)
 
 
 def concerned(environ: Mapping[str, str]) -> dict[str, str]:
@@ -97,7 +110,7 @@ def preload_of(loaded: Iterable[str]) -> Preload | None:
     loaded: names of all modules of this process, whose script is about to train. None when the
     script sets variables later than it imports: a spare could not tell what it imports under.
     """
-    if _before is None or _after != concerned(os.environ):
+    if _before is None or _late or _after != concerned(os.environ):
         return None
     known = set(loaded)
     changed = different(concerned(start), _before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,17 @@ from tests.acceptance.jobs import Training, assert_same, gone
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 WARM = f"{SAVE} --warm-spare --heartbeat-every 0.1s"
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what scikit-learn sets when it is imported, as these tests may have done.
+
+    Keras imports it where it is installed, so an attempt sets it after TensorFlow's import began.
+    """
+    for name in os.environ:
+        if name.startswith("KMP_"):
+            monkeypatch.delenv(name)
 
 
 def spare_of(training: Training, attempt: psutil.Process) -> psutil.Process | None:
