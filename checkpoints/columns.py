@@ -2,66 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import compress, groupby
-from operator import attrgetter, itemgetter
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import compress
+from operator import or_
+from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from checkpoints import rows
 from checkpoints.rows import Row
 
 Value = float | str | None
-Kind = Literal["step", "epoch", "phase"]
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+_SPELLED = frozenset({"NaN", "Infinity", "-Infinity"})
+
+
+class Points(NamedTuple):
+    """A metric's numbers, and the step of each: arrays of one length."""
+
+    steps: Numbers
+    numbers: Numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows in order, turned on their side: lists of one length, an element a row.
+    """Rows of one kind and one phase, in order, turned on their side.
 
-    kinds, phases, steps: as in the rows. names: a phase's. batch_loss, and logs by name: numbers,
-    those that JSON has no word for still by name ("NaN"), None where a row has none.
+    steps: of each row. name: the phase's, where its row tells one. batch_loss, and logs by name:
+    the points of the rows that have one; None, or no name, where none of them has.
     """
 
-    kinds: list[str]
-    phases: list[int]
-    steps: list[int]
-    names: list[str | None]
-    batch_loss: list[Value]
-    logs: dict[str, list[Value]]
-
-    def by_phase(self) -> Iterator[Columns]:
-        """Give the runs of rows of one phase each."""
-        if self.phases.count(self.phases[0] if self.phases else 0) == len(self.phases):
-            yield self  # as a rule
-            return
-        end = 0
-        for _, run in groupby(self.phases):
-            part = slice(end, end + sum(1 for _ in run))
-            yield self._each(itemgetter(part))
-            end = part.stop
-
-    def of_kind(self, kind: str) -> Columns:
-        """Return the rows of a kind."""
-        count = self.kinds.count(kind)
-        if count == len(self.kinds):
-            return self
-        if not count:
-            return self._each(lambda _: [])
-        is_one = [found == kind for found in self.kinds]
-        return self._each(lambda column: list(compress(column, is_one)))
-
-    def _each(self, change: Callable[[list[Any]], list[Any]]) -> Columns:
-        return Columns(
-            kinds=change(self.kinds),
-            phases=change(self.phases),
-            steps=change(self.steps),
-            names=change(self.names),
-            batch_loss=change(self.batch_loss),
-            logs={name: change(column) for name, column in self.logs.items()},
-        )
+    kind: str
+    phase: int
+    steps: Numbers
+    name: str | None = None
+    batch_loss: Points | None = None
+    logs: dict[str, Points] = field(default_factory=dict)
 
 
 class ColumnReader:
@@ -72,82 +52,122 @@ class ColumnReader:
     """
 
     def __init__(self) -> None:
-        self._metrics: list[str] = []
-        self._decode = _decoder([])
+        self._metrics: dict[str, list[str]] = {"step": [], "epoch": []}
+        self._decode = _decoder(self._metrics)
 
-    def read(self, lines: bytes, attempt: int, at: int) -> Columns:
+    def read(self, lines: bytes, attempt: int, at: int) -> list[Columns]:
         """Return the columns of whole lines, the first at byte `at`. Raises `FormatError`."""
         try:
             found = self._decode(lines)
             if len(found) == lines.count(b"\n"):
-                return self._columns(found)
+                return [self._columns(run) for run in _alike(found)]
         except msgspec.MsgspecError:
             pass  # damage, a metric not seen before, or more than numbers
-        decoded = []
+        runs: dict[tuple[int, str], list[Row]] = {}
         for text in lines.split(b"\n")[:-1]:
-            decoded.append(rows.decode(text, attempt, at))
+            row = rows.decode(text, attempt, at)
+            kind = int(row.get("phase", 0)), str(row.get("kind", "step"))
+            runs.setdefault(kind, []).append(row)
             at += len(text) + 1
-        return self._one_by_one(decoded)
+        return [self._one_by_one(phase, kind, run) for (phase, kind), run in runs.items()]
 
     def _columns(self, found: Sequence[Any]) -> Columns:
+        kind = str(found[0].__struct_config__.tag)
+        steps = np.fromiter([row.step for row in found], float, len(found))
+        if kind == "phase":
+            return Columns(kind, found[0].phase, steps, _last(row.name for row in found))
         logs = [row.logs for row in found]
-        kinds = [row.kind for row in found]
+        values = ([getattr(log, name) for log in logs] for name in _fields(self._metrics[kind]))
         return Columns(
-            kinds=kinds,
-            phases=[row.phase for row in found],
-            steps=[row.step for row in found],
-            names=[row.name for row in found] if "phase" in kinds else [None] * len(kinds),
-            batch_loss=[row.batch_loss for row in found],
-            logs={
-                metric: list(map(attrgetter(field), logs))
-                for metric, field in zip(self._metrics, _fields(self._metrics), strict=True)
-            },
+            kind,
+            found[0].phase,
+            steps,
+            batch_loss=_points(steps, [row.batch_loss for row in found]),
+            logs=_known(steps, zip(self._metrics[kind], values, strict=True)),
         )
 
-    def _one_by_one(self, found: Sequence[Row]) -> Columns:
+    def _one_by_one(self, phase: int, kind: str, found: Sequence[Row]) -> Columns:
+        steps = np.fromiter([int(row.get("step", 0)) for row in found], float, len(found))
+        if kind not in self._metrics:
+            return Columns(kind, phase, steps, _last(row.get("name") for row in found))
         logs = [row.get("logs", {}) for row in found]
-        metrics = dict.fromkeys([*self._metrics, *(name for log in logs for name in log)])
-        if len(metrics) > len(self._metrics):
-            self._metrics = list(metrics)
+        known = self._metrics[kind]
+        metrics = list(dict.fromkeys([*known, *(name for log in logs for name in log)]))
+        if len(metrics) > len(known):
+            self._metrics[kind] = metrics
             self._decode = _decoder(self._metrics)
+        values = ([log.get(metric) for log in logs] for metric in metrics)
         return Columns(
-            kinds=[str(row.get("kind", "step")) for row in found],
-            phases=[int(row.get("phase", 0)) for row in found],
-            steps=[int(row.get("step", 0)) for row in found],
-            names=[row.get("name") for row in found],
-            batch_loss=[_number(row.get("batch_loss")) for row in found],
-            logs={metric: [_number(log.get(metric)) for log in logs] for metric in metrics},
+            kind,
+            phase,
+            steps,
+            batch_loss=_points(steps, [row.get("batch_loss") for row in found]),
+            logs=_known(steps, zip(metrics, values, strict=True)),
         )
 
 
-def _decoder(metrics: Sequence[str]) -> Callable[[bytes], list[Any]]:
-    fields = _fields(metrics)
-    logs = msgspec.defstruct(
-        "Logs",
-        [(field, Value, None) for field in fields],
-        rename=dict(zip(fields, metrics, strict=True)),
-        forbid_unknown_fields=True,
-        frozen=True,
-        gc=False,
-    )
-    row = msgspec.defstruct(
-        "Numbers",
-        [
-            ("kind", Kind, "step"),
-            ("phase", int, 0),
-            ("step", int, 0),
-            ("name", str | None, None),
-            ("batch_loss", Value, None),
-            ("logs", logs, logs()),
-        ],
-        gc=False,
-    )
-    return msgspec.json.Decoder(row).decode_lines
+def _alike(found: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    """Return rows by phase and kind."""
+    # A phase never goes back from row to row, so that the first and the last tell of all.
+    if found[0].phase == found[-1].phase and len(set(map(type, found))) == 1:
+        return [found]  # as a rule
+    runs: dict[tuple[int, type], list[Any]] = {}
+    for row in found:
+        runs.setdefault((row.phase, type(row)), []).append(row)
+    return runs.values()
+
+
+def _known(steps: Numbers, values: Iterable[tuple[str, list[Any]]]) -> dict[str, Points]:
+    found = ((name, _points(steps, column)) for name, column in values)
+    return {name: points for name, points in found if points is not None}
+
+
+def _points(steps: Numbers, values: list[Any]) -> Points | None:
+    """Return those of `values` that are numbers, also by name; None when there are none."""
+    if values[0] is None and values.count(None) == len(values):
+        return None
+    try:
+        numbers = np.fromiter(values, float, len(values))  # which takes None for NaN
+        if not np.isnan(numbers).any():
+            return Points(steps, numbers)
+    except (TypeError, ValueError):
+        pass
+    there = [isinstance(value, (int, float)) or _is_spelled(value) for value in values]
+    numbers = np.array([float(value) for value in compress(values, there)], float)
+    return Points(steps[there], numbers) if len(numbers) else None
+
+
+def _is_spelled(value: Any) -> bool:
+    return isinstance(value, str) and value in _SPELLED
+
+
+def _last(names: Iterable[str | None]) -> str | None:
+    return next(reversed(list(filter(None, names))), None)
+
+
+def _decoder(metrics: dict[str, list[str]]) -> Callable[[bytes], list[Any]]:
+    place = [("phase", int, 0), ("step", int, 0)]
+    kinds: list[Any] = [
+        msgspec.defstruct(
+            "Phase", [*place, ("name", str | None, None)], tag_field="kind", tag="phase", gc=False
+        )
+    ]
+    for kind, names in metrics.items():
+        fields = _fields(names)
+        logs = msgspec.defstruct(
+            "Logs",
+            [(name, Value, None) for name in fields],
+            rename=dict(zip(fields, names, strict=True)),
+            forbid_unknown_fields=True,
+            frozen=True,
+            gc=False,
+        )
+        values = [("batch_loss", Value, None), ("logs", logs, logs())]
+        kinds.append(
+            msgspec.defstruct(kind, [*place, *values], tag_field="kind", tag=kind, gc=False)
+        )
+    return msgspec.json.Decoder(reduce(or_, kinds)).decode_lines
 
 
 def _fields(metrics: Sequence[str]) -> list[str]:
     return [f"metric_{index}" for index in range(len(metrics))]
-
-
-def _number(value: Any) -> Value:
-    return value if isinstance(value, (int, float)) else None

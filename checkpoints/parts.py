@@ -9,12 +9,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from checkpoints import layout, rows
-from checkpoints.columns import ColumnReader, Columns
 from checkpoints.errors import NotFound
 from checkpoints.rows import Row
 from checkpoints.storage import Storage
+
+if TYPE_CHECKING:
+    from checkpoints.columns import ColumnReader, Columns
 
 _PIECE = 1 << 20
 _BLOCK = 64 << 10
@@ -56,11 +59,36 @@ class Part:
                     yield row
             at += len(text) + 1
 
-    def columns(self) -> Iterator[Columns]:
-        """Give the numbers of all rows, block by block."""
-        reader = ColumnReader()
-        for lines, at in self._lines(0):
-            yield reader.read(lines, self._attempt, at)
+    def columns(self, start: int = 0, reader: ColumnReader | None = None) -> Iterator[Columns]:
+        """Give the numbers of all rows from byte `start` on, block by block.
+
+        reader: one that has read rows like these already, which saves it from learning.
+        """
+        from checkpoints.columns import ColumnReader  # with numpy, which no other reading needs
+
+        reader = reader or ColumnReader()
+        for lines, at in self._lines(start):
+            yield from reader.read(lines, self._attempt, at)
+
+    def size(self) -> int:
+        """Return how many bytes there are to read, at most."""
+        whole = sum(size for _, size in self._files)
+        return whole if self._mark is None else min(whole, self._mark)
+
+    def shares(self, size: int) -> list[tuple[int, int | None]]:
+        """Return where parts of about `size` bytes begin and end; the last one has the mark's end.
+
+        Each begins where `columns` begins a block in any case, so that what is read share by
+        share comes in the very same blocks.
+        """
+        end = self.size()
+        step = -(-size // _PIECE) * _PIECE
+        cuts = [0]
+        for place in range(step, end, step):
+            last = self._read(place - _PIECE, place).rfind(b"\n") + 1
+            if last:
+                cuts.append(place - _PIECE + last)
+        return list(zip(cuts, [*cuts[1:], self._mark], strict=True))
 
     def backwards(self, kind: str | None = None) -> Iterator[Row]:
         """Give the rows (of a kind), newest first, reading only what that takes."""
@@ -181,7 +209,8 @@ class Part:
             stop = size if end is None else min(size, end - base)
             at = max(0, start - base)
             while at < stop:
-                piece = self._storage.read_range(path, at, min(stop, at + _PIECE))
+                # Up to the same places wherever the reading began.
+                piece = self._storage.read_range(path, at, min(stop, at + _PIECE - at % _PIECE))
                 if not piece:
                     break
                 yield piece

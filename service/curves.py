@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
-from typing import Any
 
 import numpy as np
 
-from checkpoints.columns import Columns, Value
+from checkpoints.columns import Columns, Numbers, Points
 
 MOST_SPANS = 4096  # about four for each pixel of a plot's width
-_SPELLED = frozenset({"NaN", "Infinity", "-Infinity"})
-
-Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class Curve:
@@ -125,10 +120,8 @@ class Curves:
     def of(cls, blocks: Iterable[Columns], restarts: Iterable[tuple[int, int, int]] = ()) -> Curves:
         """Gather a history's columns; `restarts` are (attempt, phase, step) as history tells."""
         curves = cls()
-        for block in blocks:
-            for columns in block.by_phase():
-                if columns.phases:
-                    curves._add(columns.phases[0], columns)
+        for columns in blocks:
+            curves._add(columns)
         curves.restarts = [
             (curves._begins[phase] + step, attempt)
             for attempt, phase, step in restarts
@@ -136,64 +129,38 @@ class Curves:
         ]
         return curves
 
-    def _add(self, phase: int, columns: Columns) -> None:
-        if phase not in self._begins:
-            self._begins[phase] = self._end
-            self.phases.append((self._end, f"phase {phase}"))
-        for name in filter(None, columns.of_kind("phase").names):
-            self.phases[-1] = (self.phases[-1][0], name)
-        for kind in ("step", "epoch"):
-            alike = columns.of_kind(kind)
-            if not alike.steps:
-                continue
-            places = self._begins[phase] + np.array(alike.steps, float)
-            self._end = max(self._end, float(places.max()))
-            has_own = kind == "step" and self._gather("loss", "own", places, alike.batch_loss)
-            for name, values in alike.logs.items():
-                if has_own and name == "loss":
-                    continue  # nobody looks at its running mean beside it
-                metric = name.removeprefix("val_")
-                curve = "validation" if metric != name else "running" if kind == "step" else "epoch"
-                self._gather(metric, curve, places, values)
+    def _add(self, columns: Columns) -> None:
+        if columns.phase not in self._begins:
+            self._begins[columns.phase] = self._end
+            self.phases.append((self._end, f"phase {columns.phase}"))
+        if columns.name:
+            self.phases[-1] = (self.phases[-1][0], columns.name)
+        if columns.kind not in ("step", "epoch"):
+            return
+        begin = self._begins[columns.phase]
+        self._end = max(self._end, begin + float(columns.steps.max()))
+        own = columns.batch_loss if columns.kind == "step" else None
+        if own is not None:
+            self._gather("loss", "own", begin, own)
+        for name, points in columns.logs.items():
+            if own is not None and name == "loss":
+                continue  # nobody looks at its running mean beside it
+            metric = name.removeprefix("val_")
+            kind = "running" if columns.kind == "step" else "epoch"
+            self._gather(metric, "validation" if metric != name else kind, begin, points)
 
-    def _gather(self, metric: str, curve: str, places: Numbers, values: Sequence[Value]) -> bool:
-        """Add to a curve; return whether there was anything to add."""
-        if values == [None] * len(values):  # as val_* are in every step
-            return False
-        places, numbers = _numbers(places, values)
-        if len(numbers):
-            if metric not in self.panels:
-                self.panels[metric] = Panel()
-            getattr(self.panels[metric], curve).add(places, numbers)
-        return len(numbers) > 0
-
-
-def _numbers(places: Numbers, values: Sequence[Value]) -> tuple[Numbers, Numbers]:
-    """Return the places and values of those that are numbers, also by name."""
-    try:
-        numbers = np.array(values, float)  # which knows the names, and takes None for NaN
-        if not np.isnan(numbers).any():
-            return places, numbers
-    except ValueError:
-        pass
-    there = [isinstance(value, (int, float)) or value in _SPELLED for value in values]
-    return places[there], np.array(list(compress(values, there)), float)
+    def _gather(self, metric: str, curve: str, begin: float, points: Points) -> None:
+        if metric not in self.panels:
+            self.panels[metric] = Panel()
+        getattr(self.panels[metric], curve).add(begin + points.steps, points.numbers)
 
 
 def of_epochs(history: Mapping[str, Sequence[float]], epochs: Sequence[int]) -> Curves:
     """Return metrics by epoch, counted from 1, of lists as Keras' History has them."""
-    count = len(epochs)
-    logs: dict[str, list[Value]] = {
-        name: [value if isinstance(value, (int, float)) else None for value in values[:count]]
-        + [None] * (count - len(values))
-        for name, values in history.items()
-    }
-    columns = Columns(
-        kinds=["epoch"] * count,
-        phases=[0] * count,
-        steps=[epoch + 1 for epoch in epochs],
-        names=[None] * count,
-        batch_loss=[None] * count,
-        logs=logs,
-    )
-    return Curves.of([columns])
+    steps = np.array(epochs, float) + 1
+    logs = {}
+    for name, values in history.items():
+        there = [at for at, one in enumerate(values[: len(steps)]) if isinstance(one, (int, float))]
+        if there:
+            logs[name] = Points(steps[there], np.array([values[at] for at in there], float))
+    return Curves.of([Columns("epoch", 0, steps, logs=logs)] if len(steps) else [])

@@ -127,7 +127,7 @@ def verify_job(place: Place, *, deep: bool) -> dict[str, Any]:
     parts: dict[str, Any] = {
         "spec": _part(lambda: len([specs.decode(storage.read(layout.SPEC))])),
         "journal": _part(lambda: len(Journal(storage).read())),
-        "history": _part(lambda: sum(1 for _ in HistoryReader(storage).rows())),
+        "history": _part(lambda: sum(len(some.steps) for some in HistoryReader(storage).columns())),
     }
     _, origins = read_lineage(storage)
     parts["origins"] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+MOST_PROCESSES = 4
 _CSV_FIRST = ("kind", "phase", "epoch", "step", "batch", "time", "batch_loss")
 
 
@@ -169,6 +171,13 @@ def _show_row(row: Row) -> None:
     click.echo(f"{phase}epoch {row['epoch'] + 1}  step {words.number(row['step'])}  {values}")
 
 
+def processes() -> int:
+    """Return how many processes may read a long history: what this one may use of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    return min(MOST_PROCESSES, os.cpu_count() or 1)
+
+
 def draw_history(
     place: Place, reader: HistoryReader, path: Path, metrics: tuple[str, ...] = ()
 ) -> None:
@@ -179,7 +188,7 @@ def draw_history(
 
     if path.suffix.lower() != ".png":
         raise UsageError(field="--plot", problem=f"{path.name!r} is no PNG", hint="End it in .png.")
-    curves = Curves.of(reader.columns(), reader.restarts())
+    curves = Curves.of(reader.columns(processes()), reader.restarts())
     for name in metrics:
         if name not in curves.panels:
             raise UsageError(

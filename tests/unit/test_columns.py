@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checkpoints.columns import ColumnReader
+from checkpoints.columns import ColumnReader, Columns, Points
 from checkpoints.errors import FormatError
 from checkpoints.manifest import unspell
 from checkpoints.rows import Row, decode, encode
@@ -29,6 +30,12 @@ ROWS = st.fixed_dictionaries(
         "params": st.just({"loss": 3}),
     },
 )
+# A phase never goes back from row to row.
+BLOCKS = st.lists(ROWS, min_size=1, max_size=12).map(lambda rows: sorted(rows, key=phase_of))
+
+
+def phase_of(row: Row) -> int:
+    return int(row["phase"])
 
 
 def lines(rows: list[Row]) -> bytes:
@@ -40,51 +47,63 @@ def number(value: Any) -> float | None:
     return float(plain) if isinstance(plain, (int, float)) else None
 
 
-@given(st.lists(st.lists(ROWS, min_size=1, max_size=4), min_size=1, max_size=4))
+@given(st.lists(BLOCKS, min_size=1, max_size=4))
 def test_columns_hold_the_numbers_of_the_rows(blocks: list[list[Row]]) -> None:
     reader = ColumnReader()
     for block in blocks:
         data = lines(block)
         rows = [decode(text, 1, 0) for text in data.splitlines()]
         found = reader.read(data, 1, 0)
-        assert found.kinds == [row["kind"] for row in rows]
-        assert found.phases == [row["phase"] for row in rows]
-        assert found.steps == [row["step"] for row in rows]
-        phases = [i for i, kind in enumerate(found.kinds) if kind == "phase"]
-        assert [found.names[i] for i in phases] == [rows[i].get("name") for i in phases]
-        same(found.batch_loss, [row.get("batch_loss") for row in rows])
-        for name in {name for row in rows for name in row.get("logs", {})}:
-            same(found.logs[name], [row.get("logs", {}).get(name) for row in rows])
-        parts = list(found.by_phase())
-        assert [one for part in parts for one in part.steps] == found.steps
-        assert all(len(set(part.phases)) == 1 for part in parts)
-        for kind in ("step", "phase", "none such"):
-            alike = found.of_kind(kind)
-            places = [i for i, one in enumerate(found.kinds) if one == kind]
-            assert alike.steps == [found.steps[i] for i in places]
-            assert alike.batch_loss == pytest.approx(
-                [found.batch_loss[i] for i in places], nan_ok=True
+        assert [columns.phase for columns in found] == sorted(columns.phase for columns in found)
+        wanted = {(row["phase"], row["kind"]) for row in rows}
+        assert len(found) == len(wanted)
+        for columns in found:
+            wanted.remove((columns.phase, columns.kind))
+            same(
+                columns,
+                [r for r in rows if (r["phase"], r["kind"]) == (columns.phase, columns.kind)],
             )
+        assert not wanted
 
 
-def same(found: list[Any], wanted: list[Any]) -> None:
-    for one, other in zip(found, map(number, wanted), strict=True):
-        value = number(one)
-        assert value == other or (value is not None and other is not None and math.isnan(other))
+def same(columns: Columns, rows: list[Row]) -> None:
+    assert list(columns.steps) == [row["step"] for row in rows]
+    if columns.kind not in ("step", "epoch"):
+        names = [row["name"] for row in rows if row.get("name")]
+        assert columns.name == (names[-1] if names else None)
+        return
+    same_points(columns.batch_loss, rows, [row.get("batch_loss") for row in rows])
+    logs = [row.get("logs", {}) for row in rows]
+    for name in {name for log in logs for name in log}:
+        same_points(columns.logs.get(name), rows, [log.get(name) for log in logs])
+    assert columns.logs.keys() <= {name for log in logs for name in log}
+
+
+def same_points(found: Points | None, rows: list[Row], values: list[Any]) -> None:
+    wanted = [
+        (row["step"], number(value))
+        for row, value in zip(rows, values, strict=True)
+        if number(value) is not None
+    ]
+    if found is None:
+        assert not wanted
+        return
+    assert wanted
+    assert np.array_equal(np.column_stack(found), np.array(wanted, float), equal_nan=True)
 
 
 def test_the_second_block_of_a_training_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     block = lines(
         [{"kind": "step", "phase": 0, "step": n, "logs": {"a b": n, "c": math.nan}} for n in (1, 2)]
+        + [{"kind": "epoch", "phase": 0, "step": 2, "logs": {"val_a": 1.5}}]
     )
     reader = ColumnReader()
-    first = reader.read(block, 1, 0)
+    reader.read(block, 1, 0)
     monkeypatch.setattr("checkpoints.rows.decode", lambda *_: pytest.fail("row by row"))
-    second = reader.read(block, 1, len(block))
-    assert second.logs["a b"] == first.logs["a b"] == [1, 2]
-    assert [unspell(value) for value in second.logs["c"]] == pytest.approx(
-        [math.nan] * 2, nan_ok=True
-    )
+    steps, epochs = reader.read(block, 1, len(block))
+    assert list(steps.logs["a b"].numbers) == [1, 2]
+    assert np.array_equal(steps.logs["c"].numbers, [math.nan] * 2, equal_nan=True)
+    assert (epochs.kind, list(epochs.logs["val_a"].numbers)) == ("epoch", [1.5])
 
 
 @pytest.mark.parametrize("spoiled", [b"{", b"", b'{"kind":1,"step":"x"', b"\xff{}"])

@@ -14,7 +14,7 @@ from service import curves
 from service.curves import MOST_SPANS, Curve, Curves, of_epochs
 
 
-def columns(rows: list[Row]) -> Columns:
+def columns(rows: list[Row]) -> list[Columns]:
     return ColumnReader().read(b"".join(encode(row) + b"\n" for row in rows), 1, 0)
 
 
@@ -90,7 +90,7 @@ def test_rows_become_panels() -> None:
         {"kind": "phase", "phase": 1, "step": 0, "name": None},
         step(1, phase=1, own=2.0, loss=2.0, lr=1e-3, note="words", much=[1, 2]),
     ]
-    found = Curves.of([columns(rows[:3]), columns(rows[3:])], [(2, 0, 1), (3, 1, 1), (4, 7, 1)])
+    found = Curves.of([*columns(rows[:3]), *columns(rows[3:])], [(2, 0, 1), (3, 1, 1), (4, 7, 1)])
     assert list(found.panels) == ["loss", "accuracy", "lr"]
     loss = found.panels["loss"]
     assert (list(loss.own.x), list(loss.own.y)) == ([1, 2, 3], [5, 3, 2])
@@ -104,7 +104,7 @@ def test_rows_become_panels() -> None:
 
 
 def test_steps_without_a_loss_of_their_own_show_the_running_one() -> None:
-    found = Curves.of([columns([step(1, loss=4.0), step(2), step(3, loss=2.0)])])
+    found = Curves.of(columns([step(1, loss=4.0), step(2), step(3, loss=2.0)]))
     assert list(found.panels["loss"].running.x) == [1, 3]
     assert not found.panels["loss"].own
 
@@ -129,7 +129,7 @@ def test_as_few_curves_as_values_of_any_length_are_drawn(monkeypatch: pytest.Mon
     ends = [
         {"kind": "epoch", "phase": 0, "step": n, "logs": {"val_loss": 1 / n}} for n in range(1, 500)
     ]
-    found = Curves.of([columns(rows), columns(ends)])
+    found = Curves.of([*columns(rows), *columns(ends)])
     assert not found.panels["loss"].own.exact
     assert not found.panels["loss"].validation.exact
     assert len(found.panels["loss"].own.x) <= 64

@@ -268,8 +268,9 @@ def test_epochs_are_found_over_attempts(storage: Storage) -> None:
     reader = HistoryReader(storage)
     assert [row["epoch"] for row in reader.tail(9, "epoch")] == [0, 1, 2]
     assert [row["epoch"] for row in reader.rows("epoch")] == [0, 1, 2]
-    steps = [one for columns in reader.columns() for one in columns.steps]
-    assert steps == [row["step"] for row in reader.rows()]
+    for kind in ("step", "epoch"):
+        steps = [one for some in reader.columns() if some.kind == kind for one in some.steps]
+        assert steps == [row["step"] for row in reader.rows(kind)]
 
 
 # Damage
