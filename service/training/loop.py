@@ -259,6 +259,7 @@ class Loop:
         self._means.restore(plain["means"])
         self.history.history.update(plain["history"])
         self.history.epoch.extend(plain["epochs"])
+        self.history.epochs_of.update(plain["epochs_of"])
         self._stopped = plain["stopped"]
         self._begun, self._trained = plain["begun"], plain["trained"]
         generators.restore(plain["generators"])
@@ -321,6 +322,7 @@ class Loop:
         self.history.epoch.append(self.epoch)
         for key, value in logs.items():
             self.history.history.setdefault(key, []).append(value)
+            self.history.epochs_of.setdefault(key, []).append(self.epoch)
         self._phase.record_epoch(self.epoch, logs)
         if self._bar is not None:
             self._bar.on_epoch_end(self.epoch, logs)
@@ -339,6 +341,7 @@ class Loop:
             "means": self._means.state(),
             "history": self.history.history,
             "epochs": self.history.epoch,
+            "epochs_of": self.history.epochs_of,
             "stopped": self._stopped,
             "begun": self._begun,
             "trained": self._trained,

@@ -523,6 +523,26 @@ def test_the_history_is_that_of_fit(tmp_path: Path) -> None:
     assert run(same, tmp_path).epoch == [1, 2]
 
 
+def test_a_metric_of_some_epochs_stands_at_these(tmp_path: Path) -> None:
+    def body(loop: Any, batch: Any, state: dict[str, Any]) -> None:
+        loop.log(loss=1.0)
+        if loop.last_batch and loop.epoch % 2:
+            loop.log_epoch(val_loss=float(loop.epoch))
+
+    frames = []
+
+    def looking(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
+        loop, state = adding(body, epochs=4)(make)
+        frames.append(loop.history.to_frame())
+        return loop, state
+
+    with dying_at(8), pytest.raises(Death):
+        run(looking, tmp_path)
+    run(looking, tmp_path)
+    (frame,) = frames
+    assert frame["val_loss"].fillna(-1).tolist() == [-1, 1, -1, 3]
+
+
 @pytest.mark.parametrize(("verbose", "like"), [(0, 0), (1, 1), (2, 2), ("auto", 2), (True, 1)])
 def test_it_shows_what_fit_shows(
     verbose: Any, like: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
