@@ -14,6 +14,7 @@ from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, Superseded
 from checkpoints.storage import Storage
 from service import identity
+from service.lifecycle import Reached
 from service.warmth import Preload
 
 
@@ -23,8 +24,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     count: beats so far. progress: grows with any sign of progress (a step, a save). activity:
     what it does, for people. step, epoch, batch: done so far in the phase. steps_per_second:
     over the last seconds. preload: what a spare for the next attempt would import. steps_done: by
-    this attempt. spent: seconds by activity. ended: the exit code, once it is known; error: what
-    it died of. at: unix seconds by the writer's clock, for people only.
+    this attempt. saves: begun by it. saves_postponed: that fell due while an earlier one was being
+    written, and came after it. spent: seconds by activity. ended: the exit code, once it is known;
+    error: what it died of. at: unix seconds by the writer's clock, for people only.
     """
 
     attempt: int
@@ -50,10 +52,16 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     progress: int = 0
     preload: Preload | None = None
     steps_done: int = 0
+    saves: int = 0
+    saves_postponed: int = 0
     spent: dict[str, float] = {}
     ended: int | None = None
     error: str | None = None
     at: float = 0.0
+
+    def reached(self) -> Reached:
+        """Return how far the attempt has come."""
+        return Reached(**{name: getattr(self, name) for name in Reached.__struct_fields__})
 
 
 class Status:
@@ -82,6 +90,8 @@ class Status:
         self.progress = 0
         self.preload: Preload | None = None
         self.steps_done = 0
+        self.saves = 0
+        self.saves_postponed = 0
         self.ended: int | None = None
         self.error: str | None = None
 

@@ -61,7 +61,7 @@ class Phase:
         self._pace: float | None = None
         self._cost = SaveCost()
         self._interval = 0.0  # seconds, where the cadence is automatic
-        self._writing = False
+        self._writing = self._postponed = False
         self.log = job.ctx.log.bind(phase=index)
         status = job.ctx.status
         status.phase, status.phase_name = index, name
@@ -222,9 +222,16 @@ class Phase:
         timed = self._cadence.time_due(since) or self._chosen_time_due(since)
         # A save that falls due while one is being written waits for the first step border at
         # which the writer is free: the loop never stands still for it and writes never pile up.
-        if (due or late or timed) and not self._writing:
+        if not (due or late or timed):
+            return
+        if not self._writing:
             reason = "step" if due or late else "time"
             self.commit(self.hold(epoch, batch, stage), reason)
+        elif not self._postponed:
+            self._postponed = True
+            self.job.ctx.status.saves_postponed += 1
+            count = self.job.ctx.status.saves_postponed
+            self.log.info("save_postponed", step=self.step, why="one is being written", count=count)
 
     def at_epoch_end(self, epoch: int) -> None:
         """After validation and the epoch-end callbacks; the next epoch has not begun."""
@@ -242,7 +249,8 @@ class Phase:
         self._last_step_saved = held.snapshot.progress.step
         self._cost.held(held.held_ms / 1e3)
         self.job.ctx.status.move(held.held_ms / 1e3, "saving")
-        self._writing = True
+        self._writing, self._postponed = True, False
+        self.job.ctx.status.saves += 1
         self.log.debug("snapshot_held", reason=reason, step=self.step, ms=round(held.held_ms, 2))
         try:
             self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)

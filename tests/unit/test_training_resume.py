@@ -19,7 +19,8 @@ from keras import layers
 from checkpoints.layout import CheckpointId, Stage
 from checkpoints.storage import open_storage
 from checkpoints.store import CheckpointStore
-from service import context, fit
+from checkpoints.writer import Writer
+from service import context, fit, heartbeat
 from service.training.phase import Phase
 from tests.training_harness import (
     Death,
@@ -362,6 +363,25 @@ def test_saving_by_time_changes_nothing(tmp_path: Path, untouched: End) -> None:
 def test_it_is_saved_when_it_is_due(tmp_path: Path, save_every: str, steps: list[int]) -> None:
     train(PLAIN.but(save_every=save_every, keep="all"), tmp_path)
     assert [found.step for found in ids(tmp_path)] == steps
+
+
+def test_a_save_that_is_due_while_one_is_written_comes_after_it(tmp_path: Path) -> None:
+    class Slowly(keras.callbacks.Callback):
+        """Lets the save of step 2 take until step 7: what is due at 4 and 6 has to wait."""
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.step = 0
+            Writer.busy = property(lambda writer: 2 < self.step < 7)
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.step += 1
+
+    train(PLAIN.but(save_every=2, keep="all").with_callbacks(lambda: [Slowly()]), tmp_path)
+    assert [found.step for found in ids(tmp_path)] == [0, 2, 7, 8, 9]
+    assert [row["step"] for row in logged(tmp_path, "save_postponed")] == [4]
+    beat = heartbeat.read(open_storage(tmp_path), 1)
+    assert beat is not None
+    assert (beat.saves, beat.saves_postponed) == (5, 1)
 
 
 def test_a_learning_rate_that_is_not_taken_over_is_told(tmp_path: Path) -> None:
