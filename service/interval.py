@@ -18,7 +18,7 @@ import msgspec
 ASSUMED_UPTIME: Final = 600.0
 SHORTEST: Final = 1.0
 LONGEST: Final = 600.0  # a save costs little: more than this need never be lost
-UNMEASURED: Final = 10.0  # so soon comes the save that shows what one costs
+UNMEASURED: Final = 3.0  # so soon comes the save that shows what one costs
 LIVES: Final = 5  # recent failures that show how long attempts live
 
 
