@@ -235,6 +235,7 @@ class _Bare:
             exit_code=code,
             advanced=checkpoint is not None,
             checkpoint=checkpoint,
+            reached=context.status.beat(context.attempt, 0, identity.here()).reached(),
         )
         with suppress(InvalidTransition):  # superseded: the job is somebody else's now
             if self._journal.append(ended).state is State.WAITING:

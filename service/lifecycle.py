@@ -81,11 +81,24 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started", tag_fiel
     attempt: int
 
 
+class Reached(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an attempt had come, as its last heartbeat said: phase, steps, epochs, metrics."""
+
+    phase: int | None = None
+    step: int = 0
+    total_steps: int | None = None
+    epoch: int = 0
+    epochs: int | None = None
+    logs: dict[str, float | None] = {}
+    last_checkpoint: str | None = None
+
+
 class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended", tag_field="kind"):
     """The attempt is over.
 
     advanced: it committed a checkpoint beyond the one it started from. delay: seconds to wait
-    should it be worth a retry, backoff and jitter already in it.
+    should it be worth a retry, backoff and jitter already in it. reached: so that a list of jobs
+    need not look for the heartbeat of one that has ended.
     """
 
     attempt: int
@@ -96,6 +109,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended", tag_field="k
     advanced: bool = False
     checkpoint: str | None = None
     delay: float = 0.0
+    reached: Reached | None = None
 
 
 class StopRequested(

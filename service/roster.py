@@ -1,7 +1,8 @@
-"""All jobs below a root, each told by its newest event and its attempt's last beat.
+"""All jobs below a root, each told by its newest event, and at work by its attempt's last beat.
 
-That is a listing and two small reads a job. On a disk that has none of it in memory, and in a
-bucket always, waiting for them is what takes the time: many jobs are read at once.
+That is a listing and one small read a job, two while it is at work. On a disk that has none of it
+in memory, and in a bucket always, waiting for them is what takes the time: many jobs are read at
+once.
 """
 
 from __future__ import annotations
@@ -17,18 +18,27 @@ from checkpoints.storage import Storage
 from service import heartbeat
 from service.heartbeat import Beat
 from service.journal import Entry, Journal
+from service.lifecycle import Ended, Reached
 
 _AT_ONCE = 8  # more get into each other's way, for Python runs one at a time
 _PORTION = 64  # jobs that one reader takes at a time
 
 
 class Listed(NamedTuple):
-    """A job as a list shows it. entry: None when it cannot be read, for what `problem` says."""
+    """A job as a list shows it. entry: None when it cannot be read, for what `problem` says.
+
+    beat: None also when the newest event tells how far the job has come.
+    """
 
     name: str
     entry: Entry | None = None
     beat: Beat | None = None
     problem: str = ""
+
+    @property
+    def reached(self) -> Reached | None:
+        """How far the job has come; None when nobody says so."""
+        return self.beat.reached() if self.beat else _told(self.entry)
 
 
 def listed(root: Storage) -> list[Listed]:
@@ -53,10 +63,16 @@ def _look(root: Storage, name: str) -> Listed | None:
         entry = Journal(storage).newest()
         if entry is None:
             return Listed(name, problem="no journal") if storage.exists(layout.SPEC) else None
-        beat = heartbeat.read(storage, entry.attempt) if entry.attempt else None
+        looks = entry.attempt > 0 and _told(entry) is None
+        beat = heartbeat.read(storage, entry.attempt) if looks else None
     except HoldfastError as error:
         return Listed(name, problem=str(error)) if _holds_job(storage) else None
     return Listed(name, entry, beat)
+
+
+def _told(entry: Entry | None) -> Reached | None:
+    """Return how far the job has come by the event that ended its attempt, the newest one."""
+    return entry.event.reached if entry is not None and isinstance(entry.event, Ended) else None
 
 
 def _holds_job(storage: Storage) -> bool:

@@ -181,4 +181,5 @@ def ended_unseen(storage: Storage, job: Job) -> Ended:
         exit_code=code,
         advanced=checkpoint is not None,
         checkpoint=checkpoint,
+        reached=None if beat is None else beat.reached(),
     )

@@ -301,8 +301,10 @@ class Supervisor:
         signum: int | None = None,
     ) -> None:
         checkpoint: str | None = None
+        beat: Beat | None = None
         with suppress(StorageError):
             checkpoint = succession.new_checkpoint(self._storage, attempt)
+            beat = heartbeat.read(self._storage, attempt)
         job = self._journal.existing_job()
         fruitless = lifecycle.fruitless_after(job, checkpoint is not None)
         self._append(
@@ -315,6 +317,7 @@ class Supervisor:
                 advanced=checkpoint is not None,
                 checkpoint=checkpoint,
                 delay=backoff.delay(self._spec, fruitless, outcome),
+                reached=None if beat is None else beat.reached(),
             )
         )
 

@@ -47,20 +47,20 @@ def list_jobs(root: str, as_json: bool) -> None:
 
 def _summary(found: Listed) -> dict[str, Any]:
     """Return what the list tells of a job."""
-    entry, beat = found.entry, found.beat
+    entry, beat, reached = found.entry, found.beat, found.reached
     if entry is None:
         return {"job": found.name, "state": "unreadable", "updated": 0.0, "note": found.problem}
     return {
         "job": found.name,
         "state": entry.state.value,
         "attempt": entry.attempt,
-        "phase": beat.phase if beat else None,
-        "step": beat.step if beat else None,
-        "total_steps": beat.total_steps if beat else None,
-        "epoch": beat.epoch if beat else None,
-        "epochs": beat.epochs if beat else None,
-        "logs": dict(beat.logs) if beat else {},
-        "last_checkpoint": beat.last_checkpoint if beat else None,
+        "phase": reached.phase if reached else None,
+        "step": reached.step if reached else None,
+        "total_steps": reached.total_steps if reached else None,
+        "epoch": reached.epoch if reached else None,
+        "epochs": reached.epochs if reached else None,
+        "logs": dict(reached.logs) if reached else {},
+        "last_checkpoint": reached.last_checkpoint if reached else None,
         "updated": max(entry.at, beat.at if beat else 0.0),
         "note": "its process is gone" if is_gone(entry.state.value, beat) else "",
     }

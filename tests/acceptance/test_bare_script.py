@@ -87,7 +87,7 @@ def ready(process: subprocess.Popen[str]) -> None:
 
 
 def test_a_script_by_hand_is_a_job_like_any_other(bare: Bare) -> None:
-    code, said = bare.run("print(ctx.attempt, ctx.supervised, ctx.local_dir)")
+    code, said = bare.run("ctx.status.step = 12; print(ctx.attempt, ctx.supervised, ctx.local_dir)")
     assert (code, said) == (0, f"1 False {bare.folder / 'my job'}\n")
     spec = specs.decode(bare.storage.read("spec.json"))
     assert (spec.job, spec.args) == ("my-job", ["--lr", "1"])
@@ -95,7 +95,8 @@ def test_a_script_by_hand_is_a_job_like_any_other(bare: Bare) -> None:
     assert bare.job.state is State.SUCCEEDED
     beat = read_beat(bare.storage, 1)
     assert beat is not None
-    assert beat.ended == 0
+    assert (beat.ended, beat.step) == (0, 12)
+    assert [end.reached for end in bare.ends] == [beat.reached()]
 
 
 def test_running_it_again_is_the_next_attempt(bare: Bare) -> None:

@@ -58,10 +58,15 @@ def test_a_crash_loop_ends_by_the_budget_and_says_why(job: Make) -> None:
 
 
 def test_progress_gives_the_budget_back(job: Make) -> None:
-    plain = job("commit(ctx.attempt)\nsys.exit(0 if ctx.attempt == 5 else 1)", max_retries=0)
+    plain = job(
+        "for _ in range(ctx.attempt): step()\ncommit(ctx.attempt)\n"
+        "sys.exit(0 if ctx.attempt == 5 else 1)",
+        max_retries=0,
+    )
     assert plain.run() == exit_codes.DONE
     assert plain.job.attempt == 5
     assert [end.advanced for end in plain.ends] == [True] * 5
+    assert [end.reached and end.reached.step for end in plain.ends] == [1, 2, 3, 4, 5]
 
 
 def test_a_sigkill_is_perhaps_the_lack_of_memory(job: Make) -> None:

@@ -12,7 +12,7 @@ from checkpoints.storage import Storage, open_storage
 from service import heartbeat, identity, roster
 from service import spec as specs
 from service.journal import Journal
-from service.lifecycle import Ended, Outcome, State, Submitted
+from service.lifecycle import Ended, Outcome, Reached, Resumed, State, Submitted
 from service.spec import JobSpec
 
 
@@ -52,6 +52,23 @@ def test_each_job_is_told_by_its_newest_event_and_its_last_beat(root: Storage) -
     assert (a.entry.attempt, a.beat.step) == (2, 200)
     assert b.entry is not None
     assert (b.entry.state, b.beat) == (State.PENDING, None)
+
+
+def test_a_job_that_has_ended_is_told_by_that_event_alone(root: Storage) -> None:
+    reached = Reached(phase=0, step=300, total_steps=300, epochs=3, logs={"loss": 0.5})
+    for name, told in (("new", reached), ("old", None)):  # as earlier versions wrote it
+        job = submit(root, name)
+        Journal(job).claim(identity.here())
+        status = heartbeat.Status()
+        status.step = 299
+        heartbeat.HeartbeatWriter(job, 1, status, 60.0).stop(0)
+        Journal(job).append(Ended(attempt=1, outcome=Outcome.COMPLETED, reached=told))
+    new, old = roster.listed(root)
+    assert (new.beat, new.reached) == (None, reached)
+    assert old.reached == Reached(step=299)
+    Journal(root.sub("new")).append(Resumed())
+    Journal(root.sub("new")).claim(identity.here())
+    assert roster.listed(root)[0].reached is None  # the next attempt has not said anything yet
 
 
 def test_what_is_no_job_is_left_out_and_what_is_damaged_is_not(root: Storage) -> None:

@@ -23,7 +23,7 @@ from service.errors import JobBusy
 from service.heartbeat import Beat
 from service.identity import Identity
 from service.journal import Journal
-from service.lifecycle import Claimed, Ended, Launched, Outcome, Started, State, Submitted
+from service.lifecycle import Claimed, Ended, Launched, Outcome, Reached, Started, State, Submitted
 from service.spec import JobSpec
 
 SPEC = JobSpec(job="j", heartbeat_every=1.0, lost_after=30.0, grace=10.0)
@@ -134,10 +134,12 @@ def test_a_dead_owner_between_two_attempts_is_written_off_at_once(storage: Stora
 )
 def test_what_the_attempt_last_said_counts(storage: Storage, ended: int, state: State) -> None:
     journal = owned(storage, ended_process())
-    beat(storage, 9, ended=ended)
+    beat(storage, 9, ended=ended, step=7, logs={"loss": 0.5})
     take(storage, journal, Clock())
     assert journal.existing_job().state is state
     assert journal.existing_job().exit_code == ended
+    (end,) = [entry.event for entry in journal.read() if isinstance(entry.event, Ended)]
+    assert end.reached == Reached(step=7, logs={"loss": 0.5})
 
 
 def test_of_a_stranger_a_changed_heartbeat_means_that_it_is_at_work(storage: Storage) -> None:
