@@ -52,6 +52,15 @@ class Figure:
             found[name] = None if spread is None else spread._asdict()
         return found
 
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Figure:
+        """Return the figure that `plain` was made of."""
+        spreads = {
+            name: None if plain[name] is None else Spread(**plain[name])
+            for name in ("ours", "peer", "ratio")
+        }
+        return cls(**{**plain, **spreads})
+
 
 def in_turn(
     ours: Callable[[], float], peer: Callable[[], float], pairs: int = PAIRS

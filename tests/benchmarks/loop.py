@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+from tests.benchmarks.worker import Worker, serve
 
 SAVE_EVERY = 100
 
@@ -172,49 +171,16 @@ RUNS: dict[str, Callable[..., None]] = {
 }
 
 
-class Worker:
-    """A process that trains a case whenever it is told to."""
-
-    def __init__(self, case: Case, how: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", case.name, how],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
-
-    def rate(self) -> float:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return float(self._process.stdout.readline())
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def work(case: Case, how: str) -> None:
-    """Train whenever a line comes in, and answer with the steps a second."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nothing else that is printed may be taken for an answer
-    for _ in sys.stdin:
-        answers.write(f"{train(case, how)}\n")
-        answers.flush()
-
-
 def run(names: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
     """Measure the cases of these names, or all."""
     figures = []
     for case in CASES:
         if names and case.name not in names:
             continue
-        ours, peer = Worker(case, case.ours), Worker(case, case.peer)
+        ours = Worker(__file__, case.name, case.ours)
+        peer = Worker(__file__, case.name, case.peer)
         try:
-            mine, theirs = in_turn(ours.rate, peer.rate, pairs)
+            mine, theirs = in_turn(ours.ask, peer.ask, pairs)
         finally:
             ours.close()
             peer.close()
@@ -228,7 +194,8 @@ def run(names: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work(next(case for case in CASES if case.name == sys.argv[2]), sys.argv[3])
+        named = next(case for case in CASES if case.name == sys.argv[2])
+        serve(lambda: train(named, sys.argv[3]))
         sys.exit()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE")

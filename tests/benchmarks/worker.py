@@ -1,0 +1,47 @@
+"""A process that measures whenever it is told to, so that two of them can take turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class Worker:
+    """A file of this folder as a process of its own, `FILE --worker ARGUMENTS`; see `serve`."""
+
+    def __init__(self, file: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, file, "--worker", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+
+    def ask(self) -> Any:
+        """Return what one more measurement gives. Raises `RuntimeError` when the process died."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            raise RuntimeError(f"{self._process.args!r} ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve(measure: Callable[[], Any]) -> None:
+    """Measure whenever a line comes in, and answer with what JSON can hold."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else that is printed may be taken for an answer
+    for _ in sys.stdin:
+        answers.write(f"{json.dumps(measure())}\n")
+        answers.flush()
