@@ -160,8 +160,9 @@ class Journal:
         return self.act(Claimed(attempt=self.existing_job().attempt + 1, owner=owner))
 
     def _newest_seq(self) -> int:
-        found = map(layout.parse_journal_event, self._storage.list(layout.JOURNAL))
-        return max((seq for seq in found if seq is not None), default=0)
+        names = reversed(self._storage.list(layout.JOURNAL))  # sorted, and so by number
+        found = map(layout.parse_journal_event, names)
+        return next((seq for seq in found if seq is not None), 0)
 
     def _is_mine(self, entry: Entry) -> bool:
         there = self._load(entry.seq)

@@ -11,12 +11,14 @@ from checkpoints import layout
 from checkpoints.errors import HoldfastError
 from service.cli import words
 from service.cli.group import Verb
+from service.cli.history import processes
 from service.cli.options import job_argument, json_option, retention
 from service.cli.tables import print_json, print_table
 from service.cli.where import Place, find_job
 from service.exit_codes import DIVERGED, DONE
 
 if TYPE_CHECKING:
+    from checkpoints.history import HistoryReader
     from checkpoints.layout import CheckpointId
     from checkpoints.store import CheckpointStore
 
@@ -127,7 +129,7 @@ def verify_job(place: Place, *, deep: bool) -> dict[str, Any]:
     parts: dict[str, Any] = {
         "spec": _part(lambda: len([specs.decode(storage.read(layout.SPEC))])),
         "journal": _part(lambda: len(Journal(storage).read())),
-        "history": _part(lambda: sum(len(some.steps) for some in HistoryReader(storage).columns())),
+        "history": _part(lambda: _count_rows(HistoryReader(storage))),
     }
     _, origins = read_lineage(storage)
     parts["origins"] = {
@@ -146,6 +148,10 @@ def verify_job(place: Place, *, deep: bool) -> dict[str, Any]:
         "orphans": store.orphans(),
         **parts,
     }
+
+
+def _count_rows(history: HistoryReader) -> int:
+    return sum(len(some.steps) for some in history.columns(processes()))
 
 
 def _part(count: Callable[[], int]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import time
 
 
 def duration(seconds: float) -> str:
@@ -63,7 +64,7 @@ def rate(steps_per_second: float) -> str:
 
 def when(unix: float) -> str:
     """Return a moment in local time, "2026-03-01 14:05:59"."""
-    return datetime.datetime.fromtimestamp(unix).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
 
 
 def moment(unix: float) -> str:
