@@ -45,8 +45,11 @@ format: $(STAMP) ## rewrite the code in the one format
 	@$(BIN)/python -m ruff check --quiet --fix-only .
 	@$(BIN)/python -m ruff format .
 
-bench: $(STAMP) ## the benchmarks (not part of the tests)
-	@$(BIN)/python tests/benchmarks/training.py
+# At the sizes that the figures are asked for: make bench BENCH=--full. Some of them: BENCH="loop jobs".
+bench: EXTRAS := test,bench
+bench: ## the benchmarks beside their peers (not part of the tests)
+	@$(MAKE) --no-print-directory EXTRAS=$(EXTRAS) install
+	@$(BIN)/python tests/benchmarks/all.py $(BENCH)
 
 constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
 	@$(BIN)/python -m pip list --format=freeze --exclude holdfast --exclude pip

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,8 +123,11 @@ def test_the_command_that_the_dockerfile_reads_the_requirements_with(tmp_path: P
 # --- versions ------------------------------------------------------------------------------------
 
 
-def pins() -> dict[str, str]:
-    lines = (TOP / "constraints.txt").read_text().splitlines()
+def pins(*, without: Iterable[str] = ()) -> dict[str, str]:
+    text = (TOP / "constraints.txt").read_text()
+    for extra in without:
+        text = re.sub(rf"^# \[{extra}\].*?(?=^# |\Z)", "", text, count=1, flags=re.M | re.S)
+    lines = text.splitlines()
     found = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(name): version for name, version in found.items()}
 
@@ -134,10 +137,12 @@ OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 
 
 def extras() -> list[str]:
-    """The extras that are tested here: only .ci/run asks for torch."""
+    """The extras that are tested here: only .ci/run asks for torch, only `make bench` for bench."""
     names = list(PROJECT["project"]["optional-dependencies"])
     if os.environ.get("HOLDFAST_REQUIRE") != "all" and find_spec("torch") is None:
         names.remove("torch")
+    if find_spec("orbax") is None:
+        names.remove("bench")
     return names
 
 
@@ -174,7 +179,8 @@ def test_everything_that_is_installed_for_us_is_pinned_and_tested_at_its_pin() -
 def test_nothing_is_pinned_that_nobody_needs() -> None:
     if "torch" not in extras():
         pytest.skip("torch is not installed, so what it brings is not known")
-    assert set(pins()) <= required(extras())
+    missing = {"bench"} - set(extras())
+    assert set(pins(without=missing)) <= required(extras())
 
 
 def test_requirements_are_package_names_only() -> None:

@@ -1,0 +1,425 @@
+"""What saving a model of 25 million parameters costs: the loop's time, memory, the disk's.
+
+`python tests/benchmarks/saving.py [--json] [--pairs N]`. The peers are Keras' `save_weights` in the
+loop and, where it is installed (the extra `bench`), Orbax' AsyncCheckpointer. A training has two
+epochs of 20 steps; the second is looked at. In it two saves fall, the last at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+from tests.benchmarks.killed import rows_of
+from tests.benchmarks.loop import build, shapes
+from tests.benchmarks.worker import Worker, serve
+
+STEPS, BATCH = 20, 64
+MANY_STEPS = 100  # with a save every 10
+TWO_SAVES = "15"  # at steps 15 and 30, and at the end, 40: two after the first epoch
+MB = 1e6
+Found = dict[str, Any]
+
+
+def data(steps: int = STEPS) -> tuple[Any, Any]:
+    """Return the samples and labels of an epoch."""
+    import keras
+    import numpy as np
+
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(1)
+    random = np.random.default_rng(1)
+    x = random.normal(size=(BATCH * steps, *shapes("dense"))).astype("float32")
+    return x, random.integers(0, 10, BATCH * steps)
+
+
+class Clock:
+    """When the first epoch and the training ended, by callbacks that Keras calls an epoch."""
+
+    def __init__(self, first_ended: Callable[[], object] = lambda: None) -> None:
+        import keras
+
+        self.begin = self.end = 0.0
+
+        def on_epoch_end(epoch: int, logs: Any = None) -> None:
+            if epoch == 0:
+                first_ended()
+                self.begin = time.time()
+
+        def on_train_end(logs: Any = None) -> None:
+            self.end = time.time()
+
+        calls = {"on_epoch_end": on_epoch_end, "on_train_end": on_train_end}
+        self.callback = keras.callbacks.LambdaCallback(**calls)
+
+
+def by_fit(save_every: str, *, epochs: int = 2, first_ended: Any = lambda: None) -> Found:
+    """Train as a job; return what its clock, its log and its history say."""
+    from service import context, fit
+
+    clock = Clock(first_ended)
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+        options: dict[str, Any] = {"job_dir": f"{folder}/job", "save_every": save_every}
+        fit(build("dense"), *data(), epochs=epochs, batch_size=BATCH, verbose=0,
+            callbacks=[clock.callback], **options)  # fmt: skip
+        durable = time.time()
+        attempt = context.current()
+        assert attempt is not None
+        context.close_bare(attempt)
+        log = rows_of(Path(folder, "job/attempts/0001/log.jsonl"))
+        rows = rows_of(Path(folder, "job/attempts/0001/history.jsonl"))
+    times = [r["time"] for r in rows if r["kind"] == "step" and r["time"] > clock.begin]
+    held = [row for row in log if row["event"] == "snapshot_held"]
+    return {
+        "held": [row["ms"] for row in held if row["time"] > clock.begin],
+        "steps": [row["step"] for row in held],
+        "at_most_in_flight": _in_flight(log),
+        "gap": _longest_gap(times),
+        "trained": clock.end - clock.begin,
+        "durable": durable - clock.begin,
+    }
+
+
+def by_keras(save: Callable[[Any, str], None], wait: Callable[[], None] = lambda: None) -> Found:
+    """Train by Keras' fit with a callback that saves as often; return what the clock says."""
+    import keras
+
+    clock = Clock()
+    times: list[float] = []
+    held: list[float] = []
+    model = build("dense")
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+
+        class Saves(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                step = int(self.model.optimizer.iterations.numpy())
+                if step % 10 == 0:
+                    start = time.perf_counter()
+                    save(self.model, f"{folder}/{step}")
+                    held.append((time.perf_counter() - start) * 1e3)
+                times.append(time.time())
+
+        callbacks = [Saves(), clock.callback]
+        model.fit(*data(), epochs=2, batch_size=BATCH, verbose=0, callbacks=callbacks)
+        wait()
+    return {
+        "held": held[2:],
+        "gap": _longest_gap([t for t in times if t > clock.begin]),
+        "trained": clock.end - clock.begin,
+    }
+
+
+def _in_flight(log: list[Found]) -> int:
+    """Return how many saves were begun and not ended at most, from the order of events."""
+    most = now = 0
+    for row in log:
+        now += {"snapshot_held": 1, "saved": -1, "save_failed": -1}.get(row["event"], 0)
+        most = max(most, now)
+    return most
+
+
+def _longest_gap(times: list[float]) -> float:
+    """Return by how many ms the longest time between two steps' ends exceeds the median."""
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    return (max(gaps) - statistics.median(gaps)) * 1e3
+
+
+def _save_weights(model: Any, path: str) -> None:
+    model.save_weights(f"{path}.weights.h5")
+
+
+class _Orbax:
+    """Saves as Orbax does it in the background: it waits only for its own copy."""
+
+    def __init__(self) -> None:
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+
+    def __call__(self, model: Any, path: str) -> None:
+        variables = [*model.variables, *model.optimizer.variables]
+        state = {f"{i:04d}": v.numpy() for i, v in enumerate(variables)}
+        self._saver.save(path, args=self._ocp.args.StandardSave(state))
+
+    def wait(self) -> None:
+        self._saver.wait_until_finished()
+
+
+def by_orbax() -> Callable[[], Found]:
+    saves = _Orbax()
+    return lambda: by_keras(saves, saves.wait)
+
+
+def many_saves(save_every: str) -> Found:
+    """Train for long; return the most memory that was resident after the first epoch, in MB."""
+    status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    found = by_fit(
+        save_every, epochs=1 + MANY_STEPS // STEPS, first_ended=lambda: forget.write_text("5")
+    )
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return {**found, "peak": int(peak.split()[1]) * 1024 / MB}
+
+
+def writing() -> Callable[[], Found]:
+    """Write a checkpoint of 300 MB, and the same bytes plainly; by turns which is first."""
+    import numpy as np
+
+    from checkpoints.snapshot import ArrayFile, Progress, Snapshot
+    from checkpoints.storage import open_storage
+    from checkpoints.store import CheckpointStore
+
+    random = np.random.default_rng(1)
+    arrays = {f"layers/{i}/vars/0": random.random(3_125_000, np.float32) for i in range(24)}
+    folder = tempfile.TemporaryDirectory(prefix="holdfast-bench-")
+    store = CheckpointStore(open_storage(f"{folder.name}/job"), attempt=1)
+    store.begin()
+    count = 0
+
+    def ours() -> float:
+        snapshot = Snapshot(
+            Progress(phase=0, step=count, epoch=0, batch=0), {"model.weights.h5": ArrayFile(arrays)}
+        )
+        start = time.perf_counter()
+        manifest = store.save(snapshot, reason="step")
+        seconds = time.perf_counter() - start
+        store.delete(manifest.id)
+        return seconds
+
+    def plain() -> float:
+        path = Path(folder.name, "plain")
+        start = time.perf_counter()
+        with path.open("xb", buffering=0) as file:
+            for array in arrays.values():
+                file.write(memoryview(array).cast("B"))
+            os.fsync(file.fileno())
+        seconds = time.perf_counter() - start
+        path.unlink()
+        return seconds
+
+    def measure() -> Found:
+        nonlocal count
+        count += 1
+        os.sync()
+        first, second = (ours, plain) if count % 2 else (plain, ours)
+        found = {first.__name__: first(), second.__name__: second()}
+        assert folder.name
+        return found
+
+    return measure
+
+
+def reading() -> Callable[[], Found]:
+    """Put a checkpoint into the model that it is of, and the same file by `load_weights`."""
+    from checkpoints import layout
+    from checkpoints.snapshot import ArrayFile, Progress, Snapshot
+    from checkpoints.storage import open_storage
+    from checkpoints.store import CheckpointStore
+    from service.training.state import LiveState
+
+    model = build("dense")
+    model.optimizer.build(model.trainable_variables)
+    live = LiveState(model, [])
+    folder = tempfile.TemporaryDirectory(prefix="holdfast-bench-")
+    storage = open_storage(f"{folder.name}/job")
+    store = CheckpointStore(storage, attempt=1)
+    store.begin()
+    files = {
+        layout.WEIGHTS_FILE: live.weights(),
+        layout.STATE_FILE: ArrayFile(live.others()),
+    }
+    made = store.save(Snapshot(Progress(phase=0, step=1, epoch=0, batch=1), files), reason="step")
+    path = storage.local_path(layout.checkpoint_file(made.id, layout.WEIGHTS_FILE))
+    count = 0
+
+    def ours() -> float:
+        start = time.perf_counter()
+        loaded = CheckpointStore(storage).load(made.id)
+        live.assign(loaded.files[layout.WEIGHTS_FILE], loaded.files[layout.STATE_FILE])
+        return time.perf_counter() - start
+
+    def whole() -> float:
+        start = time.perf_counter()
+        CheckpointStore(storage).latest()
+        return time.perf_counter() - start
+
+    def plain() -> float:
+        start = time.perf_counter()
+        model.load_weights(path)
+        return time.perf_counter() - start
+
+    def measure() -> Found:
+        nonlocal count
+        count += 1
+        first, second = (ours, plain) if count % 2 else (plain, ours)
+        found = {first.__name__: first(), second.__name__: second()}
+        assert folder.name
+        return {**found, "find": whole()}
+
+    return measure
+
+
+MEASURES: dict[str, Callable[[], Callable[[], Found]]] = {
+    "ours": lambda: lambda: by_fit(TWO_SAVES),
+    "ours, no saves": lambda: lambda: by_fit("never"),
+    "save_weights": lambda: lambda: by_keras(_save_weights),
+    "orbax": by_orbax,
+    "writing": writing,
+    "reading": reading,
+    "many": lambda: lambda: many_saves("10"),
+    "many, none": lambda: lambda: many_saves("never"),
+}
+
+
+def once(name: str) -> Found:
+    """Measure once in a process of its own."""
+    worker = Worker(__file__, name)
+    try:
+        found: Found = worker.ask()
+        return found
+    finally:
+        worker.close()
+
+
+def several(names: list[str], count: int) -> dict[str, list[Found]]:
+    """Measure each so many times, by turns, in a process each."""
+    workers = {name: Worker(__file__, name) for name in names}
+    found: dict[str, list[Found]] = {name: [] for name in names}
+    try:
+        for turn in range(count):
+            for name in names if turn % 2 == 0 else reversed(names):
+                found[name].append(workers[name].ask())
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return found
+
+
+def run(*, pairs: int = PAIRS) -> list[Figure]:
+    """Measure the stall, the total, the memory and the throughput."""
+    names = ["ours", "ours, no saves", "save_weights"]
+    if find_spec("orbax") is not None:
+        names.append("orbax")
+    else:
+        print("orbax-checkpoint (extra bench) is not installed: no row of it", file=sys.stderr)
+    found = several(names, pairs)
+    return [*_stalls(found), _total(found), _memory(pairs), *_throughput(pairs)]
+
+
+def _stalls(found: dict[str, list[Found]]) -> list[Figure]:
+    figures = []
+    held = [max(one["held"]) for one in found["ours"]]
+    for peer, told in (("save_weights", "Keras save_weights"), ("orbax", "Orbax async")):
+        if peer in found:
+            other = [max(one["held"]) for one in found[peer]]
+            name = f"longest hold of the loop for a save, {told}"
+            bar, holds = "<= 5 ms", Spread.of(held).median <= 5
+            figures.append(compared(name, "ms", held, other, told, bar=bar, holds=holds))
+    gaps = [[one["gap"] for one in found[name]] for name in ("ours", "save_weights")]
+    nothing = Spread.of([one["gap"] for one in found["ours, no saves"]])
+    figures.append(
+        compared(
+            "longest step less the median",
+            "ms",
+            *gaps,
+            "Keras save_weights",
+            detail=f"without any save {nothing}",
+        )
+    )
+    return figures
+
+
+def _total(found: dict[str, list[Found]]) -> Figure:
+    mine = [one["durable"] for one in found["ours"]]
+    none = [one["trained"] for one in found["ours, no saves"]]
+    ratio = Spread.of([a / b for a, b in zip(mine, none, strict=True)]).median
+    theirs = Spread.of([one["trained"] for one in found["save_weights"]])
+    return compared(
+        f"{STEPS} steps with two durable saves",
+        "s",
+        mine,
+        none,
+        "the same without",
+        bar="<= 1.2 x",
+        holds=ratio <= 1.2,
+        detail=f"Keras with two save_weights, not synced: {theirs}",
+    )
+
+
+def _memory(pairs: int) -> Figure:
+    """Each training in a process of its own, whose peak is counted from the second epoch on."""
+    runs: list[Found] = []
+
+    def ours() -> float:
+        runs.append(once("many"))
+        return float(runs[-1]["peak"])
+
+    mine, none = in_turn(ours, lambda: float(once("many, none")["peak"]), pairs)
+    state = _state_size()
+    copies = [(a - b) / state for a, b in zip(mine, none, strict=True)]
+    last = runs[-1]
+    late = [step % 10 for step in last["steps"][1:-1]]
+    return Figure(
+        f"extra memory, a save every 10 of {MANY_STEPS} steps",
+        f"copies of the {state:.0f} MB of state",
+        Spread.of(copies),
+        bar="<= 1",
+        holds=Spread.of(copies).median <= 1.05,
+        detail=f"peak {Spread.of(mine)} MB, without saves {Spread.of(none)} MB; {len(late)} saves, "
+        f"{sum(map(bool, late))} of them waited for the one before, at most {max(late)} steps; "
+        f"in flight at most {max(one['at_most_in_flight'] for one in runs)}",
+    )
+
+
+def _state_size() -> float:
+    """Return the size of weights and Adam's two slots, MB, from the layers' units."""
+    units = [*shapes("dense"), 4096, 4096, 1024, 10]
+    weights = sum((a + 1) * b for a, b in itertools.pairwise(units))
+    return 3 * 4 * weights / MB
+
+
+def _throughput(pairs: int) -> list[Figure]:
+    written = several(["writing"], pairs)["writing"]
+    read = several(["reading"], pairs)["reading"]
+    figures = []
+    for name, found, against, bar in (
+        ("durable hashed checkpoint of 300 MB", written, "raw write + fsync", 1.15),
+        ("restore: read, check, assign", read, "Keras load_weights", 1.2),
+    ):
+        mine, theirs = [one["ours"] for one in found], [one["plain"] for one in found]
+        ratio = Spread.of([a / b for a, b in zip(mine, theirs, strict=True)]).median
+        figures.append(
+            compared(name, "s", mine, theirs, against, bar=f"<= {bar:g} x", holds=ratio <= bar)
+        )
+    found = [one["find"] for one in read]
+    figures.append(
+        Figure("finding and verifying the newest checkpoint, before that", "s", Spread.of(found))
+    )
+    return figures
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        serve(MEASURES[sys.argv[2]]())
+        sys.exit()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    options = parser.parse_args()
+    figures = run(pairs=options.pairs)
+    print(
+        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
+    )
