@@ -24,8 +24,15 @@ from tests.benchmarks.figure import Figure, table
 
 FOLDER = Path(__file__).parent
 # Those that take longer with --full; the others are the same size always.
-NAMES = {"loop": False, "saving": False, "restart": False, "goodput": True, "history": True,
-         "jobs": True}  # fmt: skip
+NAMES = {
+    "loop": False,
+    "saving": False,
+    "throughput": False,
+    "restart": False,
+    "goodput": True,
+    "history": True,
+    "jobs": True,
+}
 PACKAGES = ("tensorflow", "keras", "numpy", "h5py")
 
 

@@ -1,4 +1,4 @@
-"""What saving a model of 25 million parameters costs: the loop's time, memory, the disk's.
+"""What saving a model of 25 million parameters costs its training: time of the loop, and memory.
 
 `python tests/benchmarks/saving.py [--json] [--pairs N]`. The peers are Keras' `save_weights` in the
 loop and, where it is installed (the extra `bench`), Orbax' AsyncCheckpointer. A training has two
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
 from tests.benchmarks.killed import rows_of
 from tests.benchmarks.loop import build, shapes
-from tests.benchmarks.worker import Worker, serve
+from tests.benchmarks.worker import once, serve, several
 
 STEPS, BATCH = 20, 64
 MANY_STEPS = 100  # with a save every 10
@@ -174,149 +173,25 @@ def many_saves(save_every: str) -> Found:
     return {**found, "peak": int(peak.split()[1]) * 1024 / MB}
 
 
-def writing() -> Callable[[], Found]:
-    """Write a checkpoint of 300 MB, and the same bytes plainly; by turns which is first."""
-    import numpy as np
-
-    from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-    from checkpoints.storage import open_storage
-    from checkpoints.store import CheckpointStore
-
-    random = np.random.default_rng(1)
-    arrays = {f"layers/{i}/vars/0": random.random(3_125_000, np.float32) for i in range(24)}
-    folder = tempfile.TemporaryDirectory(prefix="holdfast-bench-")
-    store = CheckpointStore(open_storage(f"{folder.name}/job"), attempt=1)
-    store.begin()
-    count = 0
-
-    def ours() -> float:
-        snapshot = Snapshot(
-            Progress(phase=0, step=count, epoch=0, batch=0), {"model.weights.h5": ArrayFile(arrays)}
-        )
-        start = time.perf_counter()
-        manifest = store.save(snapshot, reason="step")
-        seconds = time.perf_counter() - start
-        store.delete(manifest.id)
-        return seconds
-
-    def plain() -> float:
-        path = Path(folder.name, "plain")
-        start = time.perf_counter()
-        with path.open("xb", buffering=0) as file:
-            for array in arrays.values():
-                file.write(memoryview(array).cast("B"))
-            os.fsync(file.fileno())
-        seconds = time.perf_counter() - start
-        path.unlink()
-        return seconds
-
-    def measure() -> Found:
-        nonlocal count
-        count += 1
-        os.sync()
-        first, second = (ours, plain) if count % 2 else (plain, ours)
-        found = {first.__name__: first(), second.__name__: second()}
-        assert folder.name
-        return found
-
-    return measure
-
-
-def reading() -> Callable[[], Found]:
-    """Put a checkpoint into the model that it is of, and the same file by `load_weights`."""
-    from checkpoints import layout
-    from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-    from checkpoints.storage import open_storage
-    from checkpoints.store import CheckpointStore
-    from service.training.state import LiveState
-
-    model = build("dense")
-    model.optimizer.build(model.trainable_variables)
-    live = LiveState(model, [])
-    folder = tempfile.TemporaryDirectory(prefix="holdfast-bench-")
-    storage = open_storage(f"{folder.name}/job")
-    store = CheckpointStore(storage, attempt=1)
-    store.begin()
-    files = {
-        layout.WEIGHTS_FILE: live.weights(),
-        layout.STATE_FILE: ArrayFile(live.others()),
-    }
-    made = store.save(Snapshot(Progress(phase=0, step=1, epoch=0, batch=1), files), reason="step")
-    path = storage.local_path(layout.checkpoint_file(made.id, layout.WEIGHTS_FILE))
-    count = 0
-
-    def ours() -> float:
-        start = time.perf_counter()
-        loaded = CheckpointStore(storage).load(made.id)
-        live.assign(loaded.files[layout.WEIGHTS_FILE], loaded.files[layout.STATE_FILE])
-        return time.perf_counter() - start
-
-    def whole() -> float:
-        start = time.perf_counter()
-        CheckpointStore(storage).latest()
-        return time.perf_counter() - start
-
-    def plain() -> float:
-        start = time.perf_counter()
-        model.load_weights(path)
-        return time.perf_counter() - start
-
-    def measure() -> Found:
-        nonlocal count
-        count += 1
-        first, second = (ours, plain) if count % 2 else (plain, ours)
-        found = {first.__name__: first(), second.__name__: second()}
-        assert folder.name
-        return {**found, "find": whole()}
-
-    return measure
-
-
 MEASURES: dict[str, Callable[[], Callable[[], Found]]] = {
     "ours": lambda: lambda: by_fit(TWO_SAVES),
     "ours, no saves": lambda: lambda: by_fit("never"),
     "save_weights": lambda: lambda: by_keras(_save_weights),
     "orbax": by_orbax,
-    "writing": writing,
-    "reading": reading,
     "many": lambda: lambda: many_saves("10"),
     "many, none": lambda: lambda: many_saves("never"),
 }
 
 
-def once(name: str) -> Found:
-    """Measure once in a process of its own."""
-    worker = Worker(__file__, name)
-    try:
-        found: Found = worker.ask()
-        return found
-    finally:
-        worker.close()
-
-
-def several(names: list[str], count: int) -> dict[str, list[Found]]:
-    """Measure each so many times, by turns, in a process each."""
-    workers = {name: Worker(__file__, name) for name in names}
-    found: dict[str, list[Found]] = {name: [] for name in names}
-    try:
-        for turn in range(count):
-            for name in names if turn % 2 == 0 else reversed(names):
-                found[name].append(workers[name].ask())
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return found
-
-
 def run(*, pairs: int = PAIRS) -> list[Figure]:
-    """Measure the stall, the total, the memory and the throughput."""
+    """Measure the stall, the total and the memory."""
     names = ["ours", "ours, no saves", "save_weights"]
     if find_spec("orbax") is not None:
         names.append("orbax")
     else:
         print("orbax-checkpoint (extra bench) is not installed: no row of it", file=sys.stderr)
-    found = several(names, pairs)
-    return [*_stalls(found), _total(found), _memory(pairs), *_throughput(pairs)]
+    found = several(__file__, names, pairs)
+    return [*_stalls(found), _total(found), _memory(pairs)]
 
 
 def _stalls(found: dict[str, list[Found]]) -> list[Figure]:
@@ -364,10 +239,10 @@ def _memory(pairs: int) -> Figure:
     runs: list[Found] = []
 
     def ours() -> float:
-        runs.append(once("many"))
+        runs.append(once(__file__, "many"))
         return float(runs[-1]["peak"])
 
-    mine, none = in_turn(ours, lambda: float(once("many, none")["peak"]), pairs)
+    mine, none = in_turn(ours, lambda: float(once(__file__, "many, none")["peak"]), pairs)
     state = _state_size()
     copies = [(a - b) / state for a, b in zip(mine, none, strict=True)]
     last = runs[-1]
@@ -389,26 +264,6 @@ def _state_size() -> float:
     units = [*shapes("dense"), 4096, 4096, 1024, 10]
     weights = sum((a + 1) * b for a, b in itertools.pairwise(units))
     return 3 * 4 * weights / MB
-
-
-def _throughput(pairs: int) -> list[Figure]:
-    written = several(["writing"], pairs)["writing"]
-    read = several(["reading"], pairs)["reading"]
-    figures = []
-    for name, found, against, bar in (
-        ("durable hashed checkpoint of 300 MB", written, "raw write + fsync", 1.15),
-        ("restore: read, check, assign", read, "Keras load_weights", 1.2),
-    ):
-        mine, theirs = [one["ours"] for one in found], [one["plain"] for one in found]
-        ratio = Spread.of([a / b for a, b in zip(mine, theirs, strict=True)]).median
-        figures.append(
-            compared(name, "s", mine, theirs, against, bar=f"<= {bar:g} x", holds=ratio <= bar)
-        )
-    found = [one["find"] for one in read]
-    figures.append(
-        Figure("finding and verifying the newest checkpoint, before that", "s", Spread.of(found))
-    )
-    return figures
 
 
 if __name__ == "__main__":

@@ -38,6 +38,29 @@ class Worker:
         self._process.wait()
 
 
+def once(file: str, name: str) -> Any:
+    """Return what one measurement gives in a process of its own."""
+    worker = Worker(file, name)
+    try:
+        return worker.ask()
+    finally:
+        worker.close()
+
+
+def several(file: str, names: list[str], count: int) -> dict[str, list[Any]]:
+    """Return what so many measurements of each give, by turns, in a process each."""
+    workers = {name: Worker(file, name) for name in names}
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    try:
+        for turn in range(count):
+            for name in names if turn % 2 == 0 else reversed(names):
+                found[name].append(workers[name].ask())
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return found
+
+
 def serve(measure: Callable[[], Any]) -> None:
     """Measure whenever a line comes in, and answer with what JSON can hold."""
     answers = os.fdopen(os.dup(1), "w")
