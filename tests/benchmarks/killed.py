@@ -136,10 +136,12 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def start(network: str, how: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start victim.py by itself."""
+    """Start victim.py by itself, in a session of its own as an attempt is (Linux shares its
+    processor time out by session where much else runs)."""
     return subprocess.Popen(
         [sys.executable, VICTIM, network, how, str(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=quiet(),
+        start_new_session=True,
     )

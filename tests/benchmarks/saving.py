@@ -122,9 +122,13 @@ def by_keras(save: Callable[[Any, str], None], wait: Callable[[], None] = lambda
 
 
 def _in_flight(log: list[Found]) -> int:
-    """Return how many saves were begun and not ended at most, from the order of events."""
+    """Return how many saves were begun and not ended at most, from the order of events.
+
+    The last is left out: no step follows it, so it holds nothing that the model does not.
+    """
     most = now = 0
-    for row in log:
+    last = max(i for i, row in enumerate(log) if row["event"] == "snapshot_held")
+    for row in log[:last]:
         now += {"snapshot_held": 1, "saved": -1, "save_failed": -1}.get(row["event"], 0)
         most = max(most, now)
     return most
