@@ -24,6 +24,11 @@ class Diverged(HoldfastError, ArithmeticError):
     exit_code = 65
 
 
+class DataWorkerDied(HoldfastError, RuntimeError):
+    """A worker process of the {kind}, {who}, {ended}, and a batch was lost with it. SIGKILL mostly
+    means that the machine had no memory left: use fewer workers, or a smaller max_queue_size."""
+
+
 class StateSaved(SystemExit):
     """Raised out of `fit` after a stop was asked for and the state is safe; exits with 75.
 

@@ -13,6 +13,7 @@ import numpy as np
 from keras import tree
 from keras.src.trainers.data_adapters import data_adapter_utils
 
+from service import workers
 from service.training.source import Source, as_tensors, spec_of
 
 
@@ -31,7 +32,8 @@ class TorchSource(Source):
         self._loader = loader
         self.num_batches = len(loader) if hasattr(loader.dataset, "__len__") else None
         # Keras looks at the first batches as well, which moves torch's generators on.
-        first = list(itertools.islice(loader, data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC))
+        peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+        first = list(itertools.islice(iterate(loader), peek))
         if not first or not isinstance(first[0], list | tuple):
             raise TypeError(
                 "A torch DataLoader must yield (inputs,), (inputs, targets) or (inputs, targets, "
@@ -89,7 +91,7 @@ class TorchSource(Source):
     def _whole(self) -> Iterator[Any]:
         # A generator: Keras' rules open passes that are never used, which must draw no seed.
         self._place, self._generators = "within", generators_of(self._loader)
-        yield from self._rest(iter(self._loader))
+        yield from self._rest(iterate(self._loader))
 
     def _rest(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
@@ -101,7 +103,7 @@ class TorchSource(Source):
         if self._place != "within":
             return iter(())
         started = time.perf_counter()
-        batches: Iterator[Any] = iter(self._loader)
+        batches = iterate(self._loader)
         for _ in range(count):
             if next(batches, None) is None:
                 raise RuntimeError(
@@ -113,7 +115,11 @@ class TorchSource(Source):
 
 
 class GrainSource(Source):
-    """A grain DataLoader, MapDataset or IterDataset, resumed by its iterator's own state."""
+    """A grain DataLoader, MapDataset or IterDataset, resumed by its iterator's own state.
+
+    Its worker processes hold signals back for good: Grain has no place where each could be asked to
+    `go_on`. It ends them itself, with SIGKILL if it has to.
+    """
 
     kind = "Grain"
     num_batches = None
@@ -121,7 +127,9 @@ class GrainSource(Source):
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
         peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
-        self.spec = spec_of([_of_numpy(batch) for batch in itertools.islice(dataset, peek)])
+        with workers.hold_back():
+            first = [_of_numpy(batch) for batch in itertools.islice(dataset, peek)]
+        self.spec = spec_of(first)
         self._pass: Any = None
         self._iterator: Any = None  # Grain's, of the pass in progress
         self._position: Any = None  # where that is to begin
@@ -154,9 +162,14 @@ class GrainSource(Source):
 
     def _batches(self) -> Iterator[Any]:
         # A generator: Keras' rules open passes that are never used, which must start no worker.
-        iterator = self._iterator = iter(self._dataset)
-        if self._position is not None:
-            iterator.set_state(_of_this_process(self._position, iterator.get_state()))
+        with workers.hold_back():
+            iterator = self._iterator = iter(self._dataset)
+            if self._position is not None:
+                iterator.set_state(_of_this_process(self._position, iterator.get_state()))
+            first = next(iterator, None)  # starts the workers
+        if first is None:
+            return
+        yield as_tensors(_of_numpy(first), self.spec)
         for batch in iterator:
             yield as_tensors(_of_numpy(batch), self.spec)
 
@@ -178,6 +191,34 @@ def _of_this_process(stored: Any, present: Any) -> Any:
 
 def _without_address(text: str) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def iterate(loader: Any) -> Iterator[Any]:
+    """Return a DataLoader's iterator; its worker processes leave signals to the training."""
+    iterator: Iterator[Any]
+    if not loader.num_workers:
+        iterator = iter(loader)
+        return iterator
+    own = loader.worker_init_fn
+    # Torch gives SIGTERM a handler of its own in a worker, before this is called.
+    loader.worker_init_fn = workers.going_on(own)
+    try:
+        with workers.hold_back():
+            iterator = iter(loader)
+    finally:
+        loader.worker_init_fn = own
+    workers.Crew().add(getattr(iterator, "_workers", ()))
+    return iterator
+
+
+class Iterated:
+    """A DataLoader as Keras' adapter uses it: iterated by `iterate`."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iterate(self._loader)
 
 
 def generators_of(loader: Any) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import keras
 from keras.src.trainers.data_adapters import data_adapter_utils
-from keras.src.trainers.data_adapters.py_dataset_adapter import OrderedEnqueuer, PyDatasetAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 from service.training.callbacks import CallbackStates
 from service.training.permutation import epoch_order
+from service.training.pydataset_workers import enqueue
 from service.training.source import Source, as_tensors, spec_of
 
 
@@ -98,12 +99,7 @@ class PyDatasetSource(Source):
         start = next(order) if indices is None else 0
         while indices is None or start < len(indices):
             self.close()
-            enqueuer = self._enqueuer = OrderedEnqueuer(
-                _InOrder(dataset, indices, start),
-                workers=dataset.workers,
-                use_multiprocessing=dataset.use_multiprocessing,
-                max_queue_size=dataset.max_queue_size,
-            )
+            enqueuer = self._enqueuer = enqueue(_InOrder(dataset, indices, start), dataset)
             enqueuer.start()
             for batch in enqueuer.get():
                 start += 1

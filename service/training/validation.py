@@ -11,10 +11,13 @@ from keras.callbacks import Callback, CallbackList
 from keras.src.backend.tensorflow.trainer import TFEpochIterator
 from keras.src.trainers import data_adapters
 from keras.src.trainers.data_adapters import data_adapter_utils
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 
 from service.context import AttemptContext
-from service.training.loaders import generators_of, set_generators
+from service.training.loaders import Iterated, generators_of, set_generators
 from service.training.pipeline import Pipeline
+from service.training.pydataset_workers import enqueue
 from service.training.source import Plain
 
 
@@ -151,13 +154,27 @@ class Validation:
     def _iterator(self) -> Any:
         if getattr(self.model, "_eval_epoch_iterator", None) is None:
             self.model._eval_epoch_iterator = TFEpochIterator(
-                **self._arguments,
+                **{**self._arguments, "x": self._with_our_workers()},
                 distribute_strategy=self.model.distribute_strategy,
                 steps_per_execution=self.model.steps_per_execution,
                 steps_per_epoch=self._steps,
                 shuffle=False,
             )
         return self.model._eval_epoch_iterator
+
+    def _with_our_workers(self) -> Any:
+        """Return the data, adapted as Keras does, where we start its worker processes."""
+        x = self._arguments["x"]
+        if self._arguments["y"] is None and self._arguments["sample_weight"] is None:
+            if isinstance(x, keras.utils.PyDataset) and x.workers > 0 and x.use_multiprocessing:
+                adapter = PyDatasetAdapter(x)
+                adapter.enqueuer = enqueue(x, x)
+                return adapter
+            if data_adapters.is_torch_dataloader(x) and x.num_workers > 0:
+                adapter = TorchDataLoaderAdapter(x)
+                adapter._dataloader = Iterated(x)
+                return adapter
+        return x
 
 
 def _has_hooks(x: Any) -> bool:

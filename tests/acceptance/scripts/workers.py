@@ -1,0 +1,161 @@
+"""Bare scripts whose data has worker processes; each a fork of this process, which has TensorFlow.
+
+Reads lines "KIND NAME"; answers with the process id, "held" when the training is within a step and
+waits for a signal, and the exit code. The job is NAME below the folder that is given.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+PATIENCE_S = 60  # only a failure takes that long
+
+
+def main(folder: Path, held_at: int) -> None:
+    for package in ("service.training.fit", "tests.data_kinds", "grain", "torch"):
+        if importlib.util.find_spec(package) is not None:
+            importlib.import_module(package)
+
+    for line in sys.stdin:
+        kind, name = line.split()
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(ours)
+            run = functools.partial(training, kind, folder / name, held_at, theirs)
+            as_process(run, folder / name)
+        os.close(theirs)
+        say(pid)
+        say("held" if os.read(ours, 1) else "not held")
+        os.close(ours)
+        say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def say(what: object) -> None:
+    print(what, flush=True)
+
+
+def as_process(run: Any, folder: Path) -> None:
+    """Run a script as an interpreter does, and end this process."""
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(2, 1)
+        os.close(0)
+        try:
+            run()
+            code = 0
+        except SystemExit as left:
+            code = int(left.code or 0)
+        except KeyboardInterrupt:
+            code = 130
+        except Exception:  # noqa: BLE001 - told as an interpreter tells it
+            folder.with_suffix(".told").write_text(traceback.format_exc())
+            traceback.print_exc()
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def training(kind: str, folder: Path, held_at: int, held: int) -> None:
+    import keras
+
+    from service import context, fit
+    from tests.data_kinds import X, Y, plain_model
+
+    kind, _, way = kind.partition("-")
+    validating = way == "validation"
+
+    class Hold(keras.callbacks.Callback):  # type: ignore[misc]
+        """Waits within a step, or within a validation, for the signal and for who dies of it."""
+
+        seen = 0
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            self.seen += 1
+            if self.seen == held_at and not validating:
+                self.hold()
+
+        def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch == 0:
+                self.hold()
+
+        def hold(self) -> None:
+            ctx = context.current()
+            assert ctx is not None
+            os.write(held, b"!")
+            os.close(held)
+            until = time.monotonic() + PATIENCE_S
+            while not (ctx.stop.requested or ctx.stop.save_and_go_on):
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            time.sleep(0.5)  # a worker that dies of it does so now, seen or not
+
+    keras.utils.set_random_seed(1)
+    arguments = {"x": data(kind, way), "epochs": 4}
+    if validating:
+        arguments = {
+            "x": X[: 8 * held_at],
+            "y": Y[: 8 * held_at],
+            "batch_size": 8,
+            "epochs": 1,
+            "validation_data": arguments["x"],
+        }
+    fit(
+        plain_model(),
+        verbose=0,
+        job_dir=folder,
+        save_every="never",
+        callbacks=[Hold()],
+        **arguments,
+    )
+
+
+def data(kind: str, way: str) -> Any:
+    from tests import data_kinds
+
+    if way == "stuck":
+        return stuck()
+    if way == "spawn":
+        return data_kinds.torch_loader(num_workers=2, multiprocessing_context="spawn")
+    if kind == "torch":
+        return data_kinds.torch_noisy(num_workers=2)
+    if kind == "grain":
+        return data_kinds.grain_loader(workers=2)
+    # More batches than are fetched ahead: the workers still have something to do.
+    return data_kinds.Batches(workers=2, use_multiprocessing=True, max_queue_size=2)
+
+
+def stuck() -> Any:
+    """A loader whose workers never get to the end of an item beyond those that are needed."""
+    import torch
+
+    from tests import data_kinds
+
+    class Stuck(torch.utils.data.Dataset):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return data_kinds.SAMPLES
+
+        def __getitem__(self, i: int) -> Any:
+            while i >= 40:
+                time.sleep(60)
+            return data_kinds.X[i], data_kinds.Y[i]
+
+    return data_kinds.torch_loader(Stuck(), num_workers=2)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    main(Path(sys.argv[1]), int(sys.argv[2]))
