@@ -1,19 +1,25 @@
-"""The files of one checkpoint: written and hashed, checked, read back."""
+"""The files of one checkpoint: written and hashed, checked, read back.
+
+What did not change since the checkpoint before is not written: see `frozen`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from checkpoints import layout
+from checkpoints import frozen, layout
 from checkpoints.envelope import checksum
 from checkpoints.errors import CheckpointDamaged, FormatError, NotFound, UsageError
+from checkpoints.frozen import FrozenPart, Seen
 from checkpoints.layout import CheckpointId
 from checkpoints.manifest import FileEntry, Manifest
-from checkpoints.snapshot import Snapshot
+from checkpoints.snapshot import ArrayFile, Snapshot
 from checkpoints.storage import Storage
 
 if TYPE_CHECKING:
@@ -56,20 +62,40 @@ class Loaded:
     documents: dict[str, bytes] = field(default_factory=dict)
 
 
-def write(storage: Storage, checkpoint: CheckpointId, snapshot: Snapshot) -> list[FileEntry]:
-    """Write a snapshot's files, durably, and return what a manifest says about them."""
-    from checkpoints.hdf5 import write_arrays
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written of a snapshot.
 
-    entries = []
-    for name, arrays in snapshot.files.items():
-        with storage.stage(_path(checkpoint, name, arrays=True)) as path:
-            size, digest = write_arrays(path, arrays)
-        entries.append(FileEntry(name, size, digest))
+    entries: what a manifest says about the files. seen: by file, what the next snapshot is to be
+    compared with.
+    """
+
+    entries: list[FileEntry] = field(default_factory=list)
+    seen: dict[str, Seen] = field(default_factory=dict)
+
+
+def write(
+    storage: Storage,
+    checkpoint: CheckpointId,
+    snapshot: Snapshot,
+    last: Mapping[str, Seen] | None = None,
+) -> Written:
+    """Write a snapshot's files, durably.
+
+    last: what the last commit saw of its files. Arrays that have not changed since go to a file of
+    their own where that pays, and are not written again by the checkpoints that follow.
+    """
+    written = Written()
+    for name in snapshot.files:
+        entries, seen = _write_file(storage, checkpoint, snapshot, name, (last or {}).get(name))
+        written.entries.extend(entries)
+        if seen is not None:
+            written.seen[name] = seen
     for name, document in snapshot.documents.items():
         with storage.stage(_path(checkpoint, name, arrays=False)) as path:
             path.write_bytes(document)
-        entries.append(FileEntry(name, len(document), checksum(document)))
-    return entries
+        written.entries.append(FileEntry(name, len(document), checksum(document)))
+    return written
 
 
 def check(storage: Storage, manifest: Manifest) -> list[Damage]:
@@ -88,25 +114,92 @@ def check(storage: Storage, manifest: Manifest) -> list[Damage]:
 
 def load(storage: Storage, manifest: Manifest) -> Loaded:
     """Return what a manifest names, checked. Raises `CheckpointDamaged`."""
-    from checkpoints.hdf5 import read_arrays, read_attributes
-
     loaded = Loaded(manifest)
     for entry in manifest.files:
-        try:
-            with storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local:
-                reason = _difference(local, entry)
-                if reason is None and entry.name.endswith(_ARRAYS):
-                    loaded.files[entry.name] = read_arrays(local)
-                    loaded.attributes[entry.name] = read_attributes(local)
-                elif reason is None:
-                    loaded.documents[entry.name] = local.read_bytes()
-        except NotFound:
-            reason = "it is missing"
-        except FormatError as error:
-            reason = error.fields["reason"]
-        if reason is not None:
-            raise Damage(manifest.checkpoint, entry.name, reason).error()
+        if not entry.name.endswith(_ARRAYS):
+            with _checked(storage, manifest, entry) as local:
+                loaded.documents[entry.name] = local.read_bytes()
+        elif entry.part_of is None:
+            file = load_file(storage, manifest, entry.name)
+            loaded.files[entry.name] = dict(file.arrays)
+            loaded.attributes[entry.name] = {g: dict(a) for g, a in file.group_attributes.items()}
     return loaded
+
+
+def load_file(storage: Storage, manifest: Manifest, name: str) -> ArrayFile:
+    """Return an array file, its parts merged into it, checked. Raises `CheckpointDamaged`."""
+    from checkpoints.hdf5 import read_arrays, read_attributes
+
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    attributes: dict[str, dict[str, str]] = {}
+    for entry in manifest.files:
+        if name in (entry.name, entry.part_of):
+            with _checked(storage, manifest, entry) as local:
+                found = read_arrays(local)
+                for path in found.keys() & arrays.keys():
+                    raise FormatError(path=entry.name, reason=f"{path} is in another file as well")
+                arrays |= found
+                attributes |= read_attributes(local)
+    return ArrayFile(arrays, attributes)
+
+
+def _write_file(
+    storage: Storage, checkpoint: CheckpointId, snapshot: Snapshot, name: str, last: Seen | None
+) -> tuple[list[FileEntry], Seen | None]:
+    """Write an array file whole, or without its unchanged arrays, which are a part of their own."""
+    from checkpoints.hdf5 import as_arrays
+
+    file, part_name = snapshot.files[name], frozen.part_name(name)
+    possible = part_name not in snapshot.files and layout.is_name(part_name)
+    if not (possible and storage.capabilities.links):
+        return [_write_arrays(storage, checkpoint, name, file)], None
+    arrays = as_arrays(file)
+    how = frozen.split(arrays, snapshot.progress, last)
+    part = None
+    if how.link is not None:
+        source = layout.checkpoint_file(how.link.checkpoint, part_name)
+        # Where it cannot be linked (its checkpoint was deleted, say), all is written.
+        if storage.link(source, layout.checkpoint_file(checkpoint, part_name)):
+            part = FrozenPart(checkpoint, how.link.entry, how.link.paths)
+    elif how.fresh:
+        unchanged = ArrayFile({path: arrays[path] for path in how.fresh})
+        entry = _write_arrays(storage, checkpoint, part_name, unchanged, part_of=name)
+        part = FrozenPart(checkpoint, entry, how.fresh)
+    if part is not None:
+        arrays = {path: array for path, array in arrays.items() if path not in part.paths}
+    rest = ArrayFile(arrays, file.group_attributes)
+    entries = [_write_arrays(storage, checkpoint, name, rest), *([part.entry] if part else [])]
+    return entries, Seen(snapshot.progress, how.prints, part)
+
+
+def _write_arrays(
+    storage: Storage,
+    checkpoint: CheckpointId,
+    name: str,
+    file: ArrayFile,
+    part_of: str | None = None,
+) -> FileEntry:
+    from checkpoints.hdf5 import write_arrays
+
+    with storage.stage(_path(checkpoint, name, arrays=True)) as path:
+        size, digest = write_arrays(path, file)
+    return FileEntry(name, size, digest, part_of)
+
+
+@contextmanager
+def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator[Path]:
+    """Give a file to read, every byte of it right. Raises `CheckpointDamaged`."""
+    try:
+        with storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local:
+            reason = _difference(local, entry)
+            if reason is None:
+                yield local
+                return
+    except NotFound:
+        reason = "it is missing"
+    except FormatError as error:
+        reason = error.fields["reason"]
+    raise Damage(manifest.checkpoint, entry.name, reason).error()
 
 
 def _path(checkpoint: CheckpointId, name: str, *, arrays: bool) -> str:

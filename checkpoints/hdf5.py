@@ -48,17 +48,33 @@ def write_arrays(path: Path, file: ArrayFile) -> tuple[int, str]:
     Raises `FileExistsError`, `OSError` as the disk does, `UsageError` for an array that is
     neither numbers nor booleans.
     """
-    arrays = {name: _as_array(name, value) for name, value in sorted(file.arrays.items())}
-    skeleton = _Skeleton()
-    spans = _lay_out(skeleton, arrays, file)
     hasher = xxhash.xxh3_128()
     size = 0
+    pieces = file_pieces(file)
     with open(path, "xb", buffering=0) as out:
-        for piece in _pieces(skeleton, spans):
+        for piece in pieces:
             hasher.update(piece)
             _write_all(out.fileno(), piece)
             size += len(piece)
     return size, f"xxh3:{hasher.hexdigest()}"
+
+
+def file_pieces(file: ArrayFile) -> Iterator[bytes | bytearray | memoryview]:
+    """Return the content of the file that `write_arrays` writes, from front to back.
+
+    The same arrays and attributes always give the same bytes. Raises `UsageError` as it does.
+    """
+    arrays = as_arrays(file)
+    skeleton = _Skeleton()
+    return _pieces(skeleton, _lay_out(skeleton, arrays, file))
+
+
+def as_arrays(file: ArrayFile) -> dict[str, np.ndarray[Any, Any]]:
+    """Return a file's arrays by path, sorted, as numpy's own and contiguous.
+
+    Raises `UsageError` for an array that is neither numbers nor booleans.
+    """
+    return {name: _as_array(name, value) for name, value in sorted(file.arrays.items())}
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

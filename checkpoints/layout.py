@@ -65,9 +65,14 @@ class CheckpointId:
         return found if str(found) == text else None
 
 
+def is_name(value: str) -> bool:
+    """Return whether `value` can safely be one path component."""
+    return _NAME.fullmatch(value) is not None
+
+
 def check_name(field: str, value: str) -> str:
     """Return `value` when it can safely be one path component, else raise `InvalidName`."""
-    if not _NAME.fullmatch(value):
+    if not is_name(value):
         raise InvalidName(field=field, value=value, problem="not a name that can be a folder's")
     return value
 

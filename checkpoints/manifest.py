@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,19 +18,23 @@ from checkpoints.errors import FormatError, HoldfastError
 from checkpoints.layout import CheckpointId
 from checkpoints.snapshot import Progress
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read; what needs no more is written as 1, for older readers
 REASONS = ("start", "step", "time", "epoch", "stop", "signal", "end", "request")
 
 _HASH = re.compile(r"xxh3:[0-9a-f]{32}")
 _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file of a checkpoint. size: bytes. hash: "xxh3:" and 32 hex digits (XXH3, 128 bits)."""
+class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One file of a checkpoint. size: bytes. hash: "xxh3:" and 32 hex digits (XXH3, 128 bits).
+
+    part_of: the file whose other arrays it holds, those that did not change; None: it is whole.
+    """
 
     name: str
     size: int
     hash: str
+    part_of: str | None = None
 
 
 class HistoryMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,7 +53,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     writer: versions of what wrote it, by package name.
     """
 
-    format: int = FORMAT
+    format: int = 1
     checkpoint: str
     progress: Progress
     reason: str
@@ -73,6 +77,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.files)
+
+
+def format_of(files: Iterable[FileEntry]) -> int:
+    """Return the format that a manifest of these files has to say: 2 when a file has parts."""
+    return 2 if any(entry.part_of is not None for entry in files) else 1
 
 
 class _Stored(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -134,4 +143,13 @@ def _problem(manifest: Manifest) -> str | None:
             return f"file {entry.name!r} cannot be named here"
         if entry.size < 0 or not _HASH.fullmatch(entry.hash):
             return f"file {entry.name!r} has no good size and hash"
+    whole = {entry.name for entry in manifest.files if entry.part_of is None}
+    for entry in manifest.files:
+        if entry.part_of is not None and (
+            entry.part_of not in whole
+            or not (entry.name.endswith(".h5") and entry.part_of.endswith(".h5"))
+        ):
+            return f"file {entry.name!r} cannot be part of {entry.part_of!r}"
+    if manifest.format < format_of(manifest.files):
+        return f"format {manifest.format} has no parts of files"
     return None

@@ -25,12 +25,14 @@ class Capabilities(msgspec.Struct, frozen=True):
     exclusive_create: of several creators of one path exactly one wins (fencing needs it).
     append: `appender` works. local: files are on a file system of this machine.
     in_process: the content is gone when this process ends (memory://).
+    links: `link` works, so that one file can stand in several folders and is stored once.
     """
 
     exclusive_create: bool
     append: bool
     local: bool
     in_process: bool
+    links: bool = False
 
 
 class Appender(Protocol):
@@ -104,6 +106,13 @@ class Storage(Protocol):
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         """Give a local path to read the file from, valid inside the `with`. Raises `NotFound`."""
+
+    def link(self, source: str, path: str) -> bool:
+        """Give a finished file a second durable name, or return False: it has to be written again.
+
+        Deleting one of the names leaves the file at the other one. False: `source` is gone, or
+        this storage does not link it (any more). Raises `AlreadyExists`.
+        """
 
     def appender(self, path: str) -> Appender:
         """Open a file to grow. Only where `capabilities.append`."""

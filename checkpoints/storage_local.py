@@ -22,13 +22,16 @@ from checkpoints.storage import Appender, Capabilities, check_path, storage_erro
 _TEMPORARY = ".tmp-"
 _SMALL, _LARGE = 64 << 10, 4 << 20  # bytes that are read of a file first, and at most at a time
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_CANNOT_LINK_THIS = _NO_LINKS | {errno.EXDEV, errno.ENOENT}
 _CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
 
 class LocalStorage:
     """A folder of this machine. It is made when the first file is written."""
 
-    capabilities = Capabilities(exclusive_create=True, append=True, local=True, in_process=False)
+    capabilities = Capabilities(
+        exclusive_create=True, append=True, local=True, in_process=False, links=True
+    )
 
     def __init__(self, root: Path) -> None:
         if root.parts[:1] == ("~",):
@@ -151,6 +154,21 @@ class LocalStorage:
         if not self.exists(path):
             raise NotFound(path=path, root=self.root)
         yield target
+
+    def link(self, source: str, path: str) -> bool:
+        there, target = self._at(source), self._at(path)
+        with self._errors("link", path):
+            self._make_folder(target.parent)
+            try:
+                os.link(there, target)
+            except OSError as error:
+                if error.errno in _CANNOT_LINK_THIS:
+                    return False
+                # Over NFS the answer to a link that worked may be lost: look whose name it is.
+                if not (isinstance(error, FileExistsError) and _same(there, target)):
+                    raise
+            _sync_folder(target.parent)
+            return True
 
     def appender(self, path: str) -> Appender:
         with self._errors("open", path):
@@ -313,6 +331,13 @@ def _link(temporary: Path, target: Path) -> None:
             reason = "this file system has no hard links, which committing needs; use another one"
             raise OSError(error.errno, reason) from error
         raise
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _sync_file(path: Path) -> None:

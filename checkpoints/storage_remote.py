@@ -181,6 +181,9 @@ class FsspecStorage:
             self._try("download", path, lambda at: self._fs.get_file(at, str(local)))
             yield local
 
+    def link(self, source: str, path: str) -> bool:
+        return False
+
     def appender(self, path: str) -> Appender:
         raise StorageError(
             action="append to", path=join(self.root, path), reason="this storage cannot append"

@@ -20,6 +20,7 @@ from checkpoints.errors import (
     Superseded,
     UsageError,
 )
+from checkpoints.frozen import Seen
 from checkpoints.layout import CheckpointId, Stage
 from checkpoints.lineage import Lineage, Origin
 from checkpoints.manifest import HistoryMark, Manifest
@@ -55,7 +56,8 @@ class CheckpointStore:
         self._origins: dict[int, Origin] = {}
         self._manifests: dict[CheckpointId, Manifest] = {}
         self._saved: dict[CheckpointId, Manifest] = {}
-        self._unknown: dict[CheckpointId, tuple[Manifest, bytes]] = {}
+        self._unknown: dict[CheckpointId, tuple[Manifest, bytes, dict[str, Seen]]] = {}
+        self._seen: dict[str, Seen] = {}  # by the last commit, of its files
 
     def begin(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
         """Find what to resume from and say so, once, before the attempt's first step.
@@ -120,8 +122,8 @@ class CheckpointStore:
         if checkpoint not in self._unknown:
             if self._has(checkpoint):
                 return self.manifest(checkpoint)
-            made = self._prepare(checkpoint, snapshot, reason, history, held_ms)
-            self._unknown[checkpoint] = made, manifest.encode(made)
+            made, seen = self._prepare(checkpoint, snapshot, reason, history, held_ms)
+            self._unknown[checkpoint] = made, manifest.encode(made), seen
         return self._commit(checkpoint)
 
     def latest(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
@@ -224,17 +226,19 @@ class CheckpointStore:
         reason: str,
         history: HistoryMark | None,
         held_ms: float,
-    ) -> Manifest:
-        """Write the files and return the manifest that would commit them."""
+    ) -> tuple[Manifest, dict[str, Seen]]:
+        """Write the files; return the manifest that would commit them, and what was seen."""
         try:
             # What an earlier save of this place left when it failed; it has no manifest.
             self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
-            return Manifest(
+            written = content.write(self.storage, checkpoint, snapshot, self._seen)
+            made = Manifest(
+                format=manifest.format_of(written.entries),
                 checkpoint=str(checkpoint),
                 progress=snapshot.progress,
                 reason=reason,
                 parent=self._parent,
-                files=tuple(content.write(self.storage, checkpoint, snapshot)),
+                files=tuple(written.entries),
                 history=history,
                 metrics={name: float(value) for name, value in snapshot.metrics.items()},
                 created=time.time(),
@@ -244,9 +248,10 @@ class CheckpointStore:
         except BaseException:
             self._discard(checkpoint)
             raise
+        return made, written.seen
 
     def _commit(self, checkpoint: CheckpointId) -> Manifest:
-        made, data = self._unknown[checkpoint]
+        made, data, seen = self._unknown[checkpoint]
         path = layout.manifest(checkpoint)
         try:
             if self._fence is not None:
@@ -266,7 +271,7 @@ class CheckpointStore:
                 raise
         del self._unknown[checkpoint]
         self._saved[checkpoint] = self._manifests[checkpoint] = made
-        self._parent = made.checkpoint
+        self._parent, self._seen = made.checkpoint, seen
         return made
 
     def _discard(self, checkpoint: CheckpointId) -> None:

@@ -40,8 +40,12 @@ def sample_snapshot(
     metrics: Mapping[str, float] | None = None,
     salt: int = 0,
     numbers: int = 64,
+    backbone: int | None = None,
 ) -> Snapshot:
-    """Return a small snapshot whose content follows from its place, `salt` and `numbers`."""
+    """Return a small snapshot whose content follows from its place, `salt` and `numbers`.
+
+    backbone: adds an array of 1 MiB that follows from this number alone, as a frozen layer's.
+    """
     import numpy as np
 
     generator = np.random.default_rng([phase, step, int(stage), salt])
@@ -50,6 +54,8 @@ def sample_snapshot(
         "layers/dense/vars/1": np.float32(step),
         "optimizer/vars/0": np.int64(step),
     }
+    if backbone is not None:
+        weights["layers/base/vars/0"] = np.full(1 << 18, backbone, np.float32)
     state = {"rng/key": generator.integers(0, 2**63, 4), "empty": np.zeros((0, 3))}
     return Snapshot(
         Progress(phase=phase, step=step, epoch=0, batch=step, stage=int(stage)),
@@ -130,6 +136,9 @@ class FaultyStorage:
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         return self._call("fetch", path, lambda: self.inner.fetch(path))
 
+    def link(self, source: str, path: str) -> bool:
+        return self._call("link", path, lambda: self.inner.link(source, path))
+
     def appender(self, path: str) -> Appender:
         return _FaultyAppender(
             self, path, self._call("appender", path, lambda: self.inner.appender(path))
@@ -184,7 +193,7 @@ class FaultyStorage:
 
 
 CHANGING = frozenset(
-    {"create", "replace", "delete", "delete_tree", "stage", "appender", "append", "sync"}
+    {"create", "replace", "delete", "delete_tree", "stage", "link", "appender", "append", "sync"}
 )
 
 
@@ -347,6 +356,25 @@ class StorageConformance:
             assert path.read_bytes() == b"content"
             assert path.name == "file.h5"
         assert storage.read("c/file.h5") == b"content"
+
+    def test_link(self, storage: Storage) -> None:
+        storage.create("c/one/file.h5", b"content")
+        storage.create("taken", b"other")
+        assert not storage.link("c/none/file.h5", "c/two/file.h5")
+        assert storage.list("c/two") == []
+        made = storage.link("c/one/file.h5", "c/two/file.h5")
+        assert made == storage.capabilities.links
+        if not made:
+            assert not storage.exists("c/two/file.h5")
+            return
+        with pytest.raises(AlreadyExists):
+            storage.link("c/one/file.h5", "taken")
+        assert storage.read("taken") == b"other"
+        storage.delete_tree("c/one")
+        assert storage.read("c/two/file.h5") == b"content"
+        assert storage.link("c/two/file.h5", "c/three/file.h5")
+        storage.delete("c/two/file.h5")
+        assert storage.read("c/three/file.h5") == b"content"
 
     def test_sub_is_the_folder_below(self, storage: Storage) -> None:
         job = storage.sub("jo b")

@@ -78,10 +78,20 @@ def _entry(manifest: Manifest, name: str) -> FileEntry | None:
     return next((entry for entry in manifest.files if entry.name == name), None)
 
 
-def _pieces(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator[bytes]:
-    """Yield the file's content; raise CheckpointDamaged at its end when it is not what it was."""
+def _pieces(
+    storage: Storage, manifest: Manifest, entry: FileEntry
+) -> Iterator[bytes | bytearray | memoryview]:
+    """Yield the file's content; raise CheckpointDamaged at its end when it is not what it was.
+
+    A file that is kept in parts is put together first, in memory, as it would have been written.
+    """
     import xxhash
 
+    if any(other.part_of == entry.name for other in manifest.files):
+        from checkpoints import content, hdf5
+
+        yield from hdf5.file_pieces(content.load_file(storage, manifest, entry.name))
+        return
     hasher = xxhash.xxh3_128()
     try:
         with (
@@ -143,7 +153,7 @@ def _write_whole(storage: Storage, manifest: Manifest, dest: Path) -> None:
         ):
             with _member(archive, name, 0) as member:
                 member.write(json.dumps(content).encode())
-        with _member(archive, layout.WEIGHTS_FILE, weights.size) as member:
+        with _member(archive, layout.WEIGHTS_FILE, manifest.size) as member:
             for piece in _pieces(storage, manifest, weights):
                 member.write(piece)
 

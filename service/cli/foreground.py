@@ -11,6 +11,7 @@ import click
 
 from checkpoints import layout
 from checkpoints.errors import HoldfastError
+from checkpoints.frozen import part_name
 from service.cli import words
 from service.cli.jobs import goodput_line, job_status
 from service.cli.where import DEFAULT_ROOT, Place, absolute
@@ -75,7 +76,7 @@ def summary(place: Place, root: str) -> str:
         lines["why"] = f"holdfast logs {word}; holdfast logs --output {word}"
     if found["state"] != "succeeded":
         lines["go on"] = f"holdfast resume {word}"
-    elif found["last_checkpoint"]:
+    if found["last_checkpoint"] and (found["state"] == "succeeded" or "load" not in lines):
         lines["export"] = f"holdfast export {word} model.keras"
     shown = {name: text for name, text in lines.items() if text}
     width = max(map(len, shown))
@@ -112,6 +113,8 @@ def _checkpoint(place: Place, found: dict[str, Any]) -> dict[str, str]:
         return {}
     folder = f"{place.url}/{layout.CHECKPOINTS}/{last['checkpoint']}"
     lines = {"checkpoint": f"{folder} (step {words.number(last['step'])})"}
-    if "://" not in place.url:
+    part = f"{layout.CHECKPOINTS}/{last['checkpoint']}/{part_name(layout.WEIGHTS_FILE)}"
+    # Keras reads it as it is, unless it is in parts.
+    if "://" not in place.url and not place.storage.exists(part):
         lines["load"] = f'model.load_weights("{folder}/{layout.WEIGHTS_FILE}")'
     return lines

@@ -18,7 +18,7 @@ from checkpoints.snapshot import Progress
 
 numbers = st.integers(0, 10**15)
 ids = st.builds(CheckpointId, st.integers(0, 200), numbers, st.sampled_from(Stage), numbers)
-names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}(\.h5)?", fullmatch=True)
 digests = st.from_regex(r"xxh3:[0-9a-f]{32}", fullmatch=True)
 entries = st.builds(FileEntry, names.filter(lambda name: name != "manifest.json"), numbers, digests)
 metrics = st.dictionaries(st.text(max_size=10), st.floats(), max_size=5)
@@ -37,12 +37,18 @@ def manifests(draw: st.DrawFn) -> Manifest:
         phase_name=st.none() | st.text(max_size=10),
         seed=st.none() | st.integers(0, 2**63 - 1),
     )
+    files = draw(st.lists(entries, max_size=4, unique_by=lambda entry: entry.name))
+    whole = draw(st.sampled_from(["", *(entry.name for entry in files)]))
+    part = []
+    if whole.endswith(".h5"):
+        part = [FileEntry(f"{'x' * 30}.h5", draw(numbers), draw(digests), whole)]
     return Manifest(
         checkpoint=str(checkpoint),
         progress=draw(progress),
         reason=draw(st.sampled_from(REASONS)),
         parent=draw(st.none() | ids.map(str)),
-        files=tuple(draw(st.lists(entries, max_size=4, unique_by=lambda entry: entry.name))),
+        format=2 if part else 1,
+        files=(*files, *part),
         history=draw(st.none() | st.builds(HistoryMark, numbers, numbers)),
         metrics=draw(metrics),
         created=draw(st.floats(0, 2e9)),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from checkpoints import layout
+from checkpoints.hdf5 import write_arrays
 from checkpoints.layout import Stage
 from checkpoints.snapshot import ArrayFile, Progress, Snapshot
 from checkpoints.storage import Storage, open_storage
@@ -139,6 +140,39 @@ def test_a_whole_model_is_the_zip_that_keras_writes(
     first = dest.read_bytes()
     export(str(dest))
     assert dest.read_bytes() == first
+
+
+def test_what_is_kept_in_parts_is_put_together(
+    export: Call, store: CheckpointStore, tmp_path: Path
+) -> None:
+    """The very file that a checkpoint in one piece would hold, in either kind of export."""
+    for step in (1, 2, 3):
+        arrays = {
+            "layers/base/vars/0": np.ones((512, 1024)),
+            "layers/head/vars/0": np.full(9, step),
+        }
+        file = ArrayFile(arrays, {"layers/base": {"name": "base"}})
+        place = Progress(phase=2, step=step, epoch=0, batch=0)
+        documents = {"model.json": json.dumps(MODEL).encode()}
+        made = store.save(Snapshot(place, {"model.weights.h5": file}, documents), reason="step")
+    assert [entry.part_of for entry in made.files] == [None, "model.weights.h5", None]
+    write_arrays(tmp_path / "whole.h5", file)
+    whole = (tmp_path / "whole.h5").read_bytes()
+    weights, model = tmp_path / "a.weights.h5", tmp_path / "a.keras"
+    assert export(str(weights))[0] == export(str(model))[0] == 0
+    assert weights.read_bytes() == whole
+    with zipfile.ZipFile(model) as archive:
+        assert archive.read("model.weights.h5") == whole
+
+    part = store.storage.local_path(f"checkpoints/{made.checkpoint}/model.weights.frozen.h5")
+    assert part is not None
+    with open(part, "r+b") as damaged:
+        damaged.seek(10_000)
+        damaged.write(b"?")
+    code, _, err = export(str(weights), "--checkpoint", made.checkpoint)
+    assert code == 65
+    assert "model.weights.frozen.h5: its content has changed" in err
+    assert weights.read_bytes() == whole
 
 
 def test_latest_passes_over_a_damaged_one_and_says_so(

@@ -10,7 +10,7 @@ import pytest
 
 from checkpoints.envelope import seal
 from checkpoints.errors import FormatError, FormatTooNew
-from checkpoints.manifest import FileEntry, HistoryMark, Manifest, decode, encode
+from checkpoints.manifest import FORMAT, FileEntry, HistoryMark, Manifest, decode, encode, format_of
 from checkpoints.snapshot import Progress
 
 DIGEST = "xxh3:" + "0123456789abcdef" * 2
@@ -71,19 +71,31 @@ def test_every_flipped_bit_and_every_cut_is_found() -> None:
 
 
 def test_a_newer_format_is_told_from_damage() -> None:
-    newer = msgspec.structs.replace(MANIFEST, format=2)
+    newer = msgspec.structs.replace(MANIFEST, format=FORMAT + 1)
     with pytest.raises(FormatTooNew, match="Install a newer Holdfast"):
         decode(encode(newer), "m")
 
 
 class _Newer(msgspec.Struct):
-    format: int = 2
+    format: int = FORMAT + 1
     anything: str = "else"
 
 
 def test_a_newer_format_may_look_quite_different() -> None:
     with pytest.raises(FormatTooNew):
         decode(seal(_Newer()), "m")
+
+
+WHOLE = FileEntry("a.h5", 1, DIGEST)
+PART = FileEntry("a.frozen.h5", 1, DIGEST, "a.h5")
+
+
+def test_only_what_has_parts_needs_a_newer_reader() -> None:
+    split = msgspec.structs.replace(MANIFEST, format=format_of([WHOLE, PART]), files=(WHOLE, PART))
+    assert decode(encode(split), "m") == split
+    assert split.format == 2
+    assert format_of([WHOLE]) == MANIFEST.format == 1
+    assert b"part_of" not in encode(MANIFEST)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +110,14 @@ def test_a_newer_format_may_look_quite_different() -> None:
         ({"files": (FileEntry("a", 1, DIGEST), FileEntry("a", 1, DIGEST))}, "'a'"),
         ({"files": (FileEntry("a", -1, DIGEST),)}, "size and hash"),
         ({"files": (FileEntry("a", 1, "md5:1"),)}, "size and hash"),
+        ({"format": 2, "files": (FileEntry("b.h5", 1, DIGEST, "a.h5"),)}, "'b.h5' cannot be part"),
+        ({"format": 2, "files": (FileEntry("a.h5", 1, DIGEST, "a.h5"),)}, "'a.h5' cannot be part"),
+        ({"format": 2, "files": (WHOLE, FileEntry("b", 1, DIGEST, "a.h5"))}, "'b' cannot be part"),
+        (
+            {"format": 2, "files": (WHOLE, PART, FileEntry("c.h5", 1, DIGEST, PART.name))},
+            "'c.h5' cannot be part",
+        ),
+        ({"files": (WHOLE, PART)}, "format 1 has no parts"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, object], reason: str) -> None:

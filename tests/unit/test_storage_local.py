@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -211,3 +213,54 @@ def test_files_of_any_size_are_read_whole_and_in_part(tmp_path: Path, size: int)
     assert storage.read("file") == content
     for start, end in ((0, 5), (0, None), (size // 2, None), (1, size), (5, 3), (size, size + 9)):
         assert storage.read_range("file", start, end) == content[start:end]
+
+
+def test_a_link_to_another_file_system_is_left_to_be_written(tmp_path: Path) -> None:
+    other = tempfile.mkdtemp(dir="/dev/shm")
+    try:
+        if os.stat(other).st_dev == tmp_path.stat().st_dev:  # noqa: PTH116
+            pytest.skip("one file system is all there is")
+        (tmp_path / "b").symlink_to(other)
+        storage = open_storage(tmp_path)
+        storage.create("a/file", b"1")
+        assert not storage.link("a/file", "b/file")
+        assert os.listdir(other) == []  # noqa: PTH208
+    finally:
+        shutil.rmtree(other)
+
+
+@pytest.mark.parametrize("error", ["EMLINK", "EPERM", "EOPNOTSUPP", "EXDEV", "EIO", "ENOSPC"])
+def test_a_link_that_the_disk_refuses(
+    tmp_path: Path, require: Callable[[str], str], error: str
+) -> None:
+    script = """
+        import os, sys
+        from checkpoints.errors import StorageError
+        from checkpoints.storage import open_storage
+
+        try:
+            print(open_storage(sys.argv[1]).link("a", "b"))
+        except StorageError as error:
+            print(type(error).__name__, error)
+        print(sorted(os.listdir(sys.argv[1])))
+    """
+    (tmp_path / "a").write_bytes(b"1")
+    inject = f"inject=link:error={error}"
+    traced = [require("strace"), "-f", "-qq", "-o", "/dev/null", "-e", inject]
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(
+        [*traced, *command], check=True, capture_output=True, text=True, timeout=120
+    )
+    told, left = done.stdout.splitlines()
+    kinds = {"EIO": "StorageError", "ENOSPC": "StorageFull"}
+    assert told.split()[0] == kinds.get(error, "False")
+    assert error not in kinds or str(tmp_path / "b") in told
+    assert left == "['a']"
+
+
+def test_a_link_whose_answer_was_lost_is_there(tmp_path: Path) -> None:
+    """Over NFS a repeated request finds that the first one worked."""
+    storage = open_storage(tmp_path)
+    storage.create("a", b"1")
+    os.link(tmp_path / "a", tmp_path / "b")
+    assert storage.link("a", "b")

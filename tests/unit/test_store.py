@@ -270,7 +270,7 @@ def test_a_newer_format_is_not_passed_over(local: Storage) -> None:
     made = store.save(sample_snapshot(1), reason="step")
     path = local.local_path(layout.manifest(made.id))
     assert path is not None
-    path.write_bytes(manifest.encode(msgspec.structs.replace(made, format=2)))
+    path.write_bytes(manifest.encode(msgspec.structs.replace(made, format=manifest.FORMAT + 1)))
     with pytest.raises(FormatTooNew):
         CheckpointStore(local, attempt=2).begin()
 
