@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,9 +34,10 @@ PR_SET_PDEATHSIG = 1
 SIGKILL = 9
 
 Step = Callable[[], Any]
+Steps = Iterator[tuple[str, Step]]
 
 
-def save(folder: str) -> Iterator[tuple[str, Step]]:
+def save(folder: str, steps: Sequence[int] = (3, 4), *, frozen: bool = False) -> Steps:
     """Attempt 2: go on from attempt 1, save two steps and prune, as the training's writer does."""
     storage = open_storage(folder)
     store = CheckpointStore(storage, attempt=2)
@@ -46,19 +47,19 @@ def save(folder: str) -> Iterator[tuple[str, Step]]:
     resumed: list[Any] = []
     yield "begin", lambda: resumed.append(store.begin()[0])
     done = resumed[0].progress.step if resumed[0] else 0
-    for step in (3, 4):
+    for step in steps:
         for missing in range(done + 1, step + 1):
             history.append(row(missing))
         done = step
         mark = history.mark()
-        commit = partial(store.save, snapshot(step), reason="step", history=mark)
+        commit = partial(store.save, snapshot(step, frozen=frozen), reason="step", history=mark)
         yield f"sync {step}", partial(history.sync, mark)
         yield f"save {step}", commit
         yield f"prune {step}", partial(store.prune, keep)
     yield "close", history.close
 
 
-def events(folder: str) -> Iterator[tuple[str, Step]]:
+def events(folder: str) -> Steps:
     """Attempt 1 is found ended, attempt 2 is claimed and started."""
     journal = Journal(open_storage(folder))
     ended = Ended(attempt=1, outcome=Outcome.PREEMPTED, reason="test", exit_code=75)
@@ -73,7 +74,13 @@ def events(folder: str) -> Iterator[tuple[str, Step]]:
         yield type(event).__name__, partial(journal.append, event)
 
 
-DEEDS = {"save": save, "events": events}
+DEEDS: dict[str, Callable[[str], Steps]] = {
+    "save": save,
+    # The first save is whole, the second one has what did not change in a file of its own, and the
+    # third one links that.
+    "tune": partial(save, steps=(3, 4, 5), frozen=True),
+    "events": events,
+}
 
 
 def child(folder: str, deed: str, address: str) -> None:

@@ -38,11 +38,14 @@ CALLS = (
 OTHERS = "fdatasync,rename,renameat,renameat2,linkat,mkdirat,ftruncate,truncate,creat,open,sync"
 
 
-def test_all_is_durable_before_the_commit(saver: Saver, fresh_job: Callable[[], Path]) -> None:
+@pytest.mark.parametrize(("deed", "saves"), [("save", 2), ("tune", 3)])
+def test_all_is_durable_before_the_commit(
+    saver: Saver, fresh_job: Callable[[], Path], deed: str, saves: int
+) -> None:
     """When a manifest gets its name, all that it stands for has been synced: what a crash of the
     whole machine would leave is no less than what a kill of the process leaves."""
     folder = fresh_job()
-    told = saver.do("save", folder, "openat,mkdir,write,pwrite64,fsync,link")
+    told = saver.do(deed, folder, "openat,mkdir,write,pwrite64,fsync,link")
     assert told.failed == []
     unsynced: set[str] = set()  # files with bytes, and names in folders, that are not durable
     commits = 0
@@ -63,14 +66,16 @@ def test_all_is_durable_before_the_commit(saver: Saver, fresh_job: Callable[[], 
                 # The manifest's own temporary name is all that need not last.
                 assert unsynced == {f"{temporary.name} in {temporary.parent}"}, line
             unsynced.add(f"{path.name} in {path.parent}")
-    assert commits == 2
+    assert commits == saves
     # Nothing is said to be saved before the manifest's name is durable, too.
     assert unsynced == set()
 
 
-def check_content(store: CheckpointStore, checkpoint: CheckpointId) -> None:
+def check_content(
+    store: CheckpointStore, checkpoint: CheckpointId, *, frozen: bool = False
+) -> None:
     loaded = store.load(checkpoint)
-    for file, wanted in arrays(checkpoint.step).items():
+    for file, wanted in arrays(checkpoint.step, frozen=frozen).items():
         assert loaded.files[file].keys() == wanted.keys()
         for name, array in wanted.items():
             found = loaded.files[file][name]
@@ -79,17 +84,18 @@ def check_content(store: CheckpointStore, checkpoint: CheckpointId) -> None:
     assert loaded.documents["model.json"] == document(checkpoint.step)
 
 
-def check_job(folder: Path, least: int) -> None:
+def check_job(folder: Path, least: int, *, frozen: bool = False) -> None:
     """Check what a crashed save left, and go on from there as attempt 3.
 
-    least: the oldest step that the newest checkpoint may have.
+    least: the oldest step that the newest checkpoint may have. frozen: whether attempt 2 had a
+    part that never changes.
     """
     storage = open_storage(folder)
     reader = CheckpointStore(storage)
     ids = reader.ids()
     assert [damage for found in ids for damage in reader.verify(found)] == []
     for found in ids:
-        check_content(reader, found)
+        check_content(reader, found, frozen=frozen and found.attempt == 2)
     newest, damages = reader.latest()
     assert newest is not None
     assert not damages
@@ -148,6 +154,30 @@ def test_kill_before_each_call(call: str, saver: Saver, fresh_job: Callable[[], 
         check_job(folder, 2)
     print(f"{call}: killed at each of {killed}")
     assert killed > 0
+
+
+def test_kill_around_the_link_to_what_is_frozen(
+    saver: Saver, fresh_job: Callable[[], Path]
+) -> None:
+    """Attempt 2 dies at each call that names, deletes or makes durable, in the save that links and
+    in the pruning after it, which deletes the folder that the linked file was written to."""
+    folder = fresh_job()
+    told = saver.do("tune", folder, ",".join(CALLS))
+    assert (told.code, told.failed) == (0, [])
+    check_job(folder, 5, frozen=True)
+    links = [n for n, line in enumerate(told.calls) if " link(" in line]
+    (at,) = (n for n in links if told.calls[n].count("model.weights.frozen.h5") == 2)
+    begun = links[links.index(at) - 1]  # what commits step 4
+    before, whole = numbered(told.calls[: begun + 1]), numbered(told.calls)
+    killed = 0
+    for call in ("link", "fsync", "unlink", "unlinkat"):
+        for n in range(before[call] + 1, whole[call] + 1):
+            folder = fresh_job()
+            told = saver.do("tune", folder, call, f"{call}:signal=SIGKILL:when={n}")
+            assert told.code == -9, (call, n)
+            killed += 1
+            check_job(folder, 4, frozen=True)
+    print("killed at", killed)
 
 
 PLANNED = ["ended", "released", "claimed", "launched", "started"]

@@ -2,10 +2,12 @@
 
 The model knows the training as it really went: it keeps one line of checkpoints and of rows and
 cuts it where an attempt takes over. The store gets to the same by origins and manifests alone.
+A large array of the training changes only now and then, so that checkpoints share its file.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -29,11 +31,21 @@ from checkpoints.errors import CheckpointDamaged, CommitUnknown, StorageError, S
 from checkpoints.history import HistoryReader, HistoryWriter
 from checkpoints.layout import CheckpointId, Stage
 from checkpoints.retention import Item, Keep, plan
+from checkpoints.snapshot import Snapshot
 from checkpoints.storage import Storage, open_storage
 from checkpoints.store import CheckpointStore
 from checkpoints.testing import Died, FaultyStorage, sample_snapshot
 
 Row = tuple[int, int]  # step, attempt
+PART = "model.weights.frozen.h5"
+
+
+def snapshot_at(checkpoint: CheckpointId) -> Snapshot:
+    """Return the training at a place; its large array is another one after every eighth step."""
+    place, backbone = checkpoint.place, checkpoint.step // 8
+    return sample_snapshot(
+        place[1], stage=place[2], salt=checkpoint.attempt, numbers=4, backbone=backbone
+    )
 
 
 @dataclass
@@ -53,6 +65,7 @@ class Job(RuleBasedStateMachine):
     """Attempts of one job; the newest one is the training, older ones are zombies."""
 
     make_storage: staticmethod[[], tuple[Storage, str]]
+    shared = 0  # commits, over all examples, whose frozen part is an older one's as well
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,6 +77,7 @@ class Job(RuleBasedStateMachine):
         # each checkpoint stands for.
         self.line: list[CheckpointId] = []
         self.bad: set[CheckpointId] = set()
+        self.spoiled: set[CheckpointId] = set()  # those whose frozen part is damaged
         self.rows: list[Row] = []
         self.rows_at: dict[CheckpointId, int] = {}
         self.origin: CheckpointId | None = None
@@ -114,10 +128,13 @@ class Job(RuleBasedStateMachine):
     def train(self, data: st.DataObject, steps: int) -> None:
         attempt = self.draw_living(data)
         for _ in range(steps):
-            attempt.step, attempt.stage = attempt.step + 1, Stage.STEP
-            row = {"kind": "step", "phase": 0, "step": attempt.step, "by": attempt.number}
-            attempt.history.append(row)
-            attempt.waiting.append((attempt.step, attempt.number))
+            self.step(attempt)
+
+    def step(self, attempt: Attempt) -> None:
+        attempt.step, attempt.stage = attempt.step + 1, Stage.STEP
+        row = {"kind": "step", "phase": 0, "step": attempt.step, "by": attempt.number}
+        attempt.history.append(row)
+        attempt.waiting.append((attempt.step, attempt.number))
 
     @precondition(lambda self: self.attempts)
     @rule(data=st.data())
@@ -132,15 +149,26 @@ class Job(RuleBasedStateMachine):
         stage=st.sampled_from(Stage),
         fault=st.sampled_from(["", "fail", "full", "lost", "die-before", "die-after"]),
         call=st.integers(1, 8),
-        operation=st.sampled_from(["any", "create", "stage", "sync", "append"]),
+        operation=st.sampled_from(["any", "create", "stage", "link", "sync", "append"]),
     )
     def save(
         self, data: st.DataObject, stage: Stage, fault: str, call: int, operation: str
     ) -> None:
+        self.save_one(self.draw_living(data), stage, fault, call, operation)
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), times=st.integers(2, 4))
+    def save_often(self, data: st.DataObject, times: int) -> None:
         attempt = self.draw_living(data)
+        for _ in range(times):
+            self.step(attempt)
+            self.save_one(attempt, Stage.STEP)
+
+    def save_one(
+        self, attempt: Attempt, stage: Stage, fault: str = "", call: int = 1, operation: str = "any"
+    ) -> None:
         attempt.stage = max(attempt.stage, stage)
         checkpoint = CheckpointId(0, attempt.step, attempt.stage, attempt.number)
-        here = (attempt.step, int(attempt.stage))
         before = self.reader_sees(checkpoint)
         if attempt is self.attempts[-1] and self.origin is not None:
             assert checkpoint.place >= self.origin.place
@@ -152,7 +180,7 @@ class Job(RuleBasedStateMachine):
             count = attempt.storage._counts[operation]
             attempt.storage._rules = {(operation, count + call): fault}
         rows_before = len(attempt.waiting)
-        snapshot = sample_snapshot(here[0], stage=here[1], salt=attempt.number, numbers=4)
+        snapshot = snapshot_at(checkpoint)
         mark = attempt.history.mark()
         died = False
         try:
@@ -189,7 +217,7 @@ class Job(RuleBasedStateMachine):
     @rule(data=st.data(), byte=st.integers(0, 10**9), how=st.sampled_from(["flip", "cut", "gone"]))
     def damage(self, data: st.DataObject, byte: int, how: str) -> None:
         checkpoint = data.draw(st.sampled_from(self.line))
-        names = ["model.weights.h5", "state.h5", "model.json", "manifest.json"]
+        names = ["model.weights.h5", PART, "state.h5", "model.json", "manifest.json"]
         name = data.draw(st.sampled_from(names))
         if name == "manifest.json" and how == "gone":
             return  # then it is no checkpoint any more: see `withdraw`
@@ -205,6 +233,26 @@ class Job(RuleBasedStateMachine):
         if how != "gone":
             self.storage.create(path, bytes(content))
         self.bad.add(checkpoint)
+        if name == PART:
+            self.spoiled.add(checkpoint)
+        self.reader = CheckpointStore(self.storage)
+
+    @precondition(lambda self: any(self.part(found) for found in self.line))
+    @rule(data=st.data(), byte=st.integers(0, 10**9))
+    def damage_in_place(self, data: st.DataObject, byte: int) -> None:
+        """All that share the file have its damage."""
+        parts = {found: part for found in self.line if (part := self.part(found))}
+        hit = data.draw(st.sampled_from([*parts]))
+        if hit in self.spoiled:
+            return  # what is flipped twice is good
+        with open(parts[hit], "r+b") as file:
+            file.seek(byte % parts[hit].stat().st_size)
+            (old,) = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([old ^ 1 << byte % 8]))
+        sharing = {found for found, part in parts.items() if part.samefile(parts[hit])}
+        self.bad |= sharing
+        self.spoiled |= sharing
         self.reader = CheckpointStore(self.storage)
 
     @precondition(lambda self: self.line)
@@ -228,20 +276,18 @@ class Job(RuleBasedStateMachine):
             return
         keep = Keep(last=last, every=every)
         good = [found for found in self.line if found not in self.bad]
-        wanted = plan([Item(found) for found in self.line], keep)
+        least = plan([Item(found) for found in self.line], keep)
         ends = [found for found in self.line if found.stage == Stage.END][-1:]
-        wanted |= {*self.line[-1:], *ends, *good[-1:]}
+        least |= {*self.line[-1:], *ends}
         if self.origin in self.line:
-            wanted.add(self.origin)
-        if self.line and not good:
-            wanted = set(self.line)
+            least.add(self.origin)
+        wanted = least | {*good[-1:]} if good else set(self.line)
         store.prune(keep)
         left = self.reader.ids()
         # A store that has just saved the newest need not look how good the older ones are.
         saved = self.line and not by_reader and self.line[-1] in store._saved
         if saved:
-            assert set(left) >= wanted - set(good[-1:])
-            assert set(left) <= wanted
+            assert least <= set(left) <= wanted
         else:
             assert set(left) == wanted
         self.deleted |= set(self.line) - set(left)
@@ -276,10 +322,7 @@ class Job(RuleBasedStateMachine):
         assert {damage.checkpoint for damage in damages} == {str(one) for one in newer}
         if found is not None:
             loaded = self.reader.load(found.id)
-            wanted = sample_snapshot(
-                found.id.step, stage=found.id.stage, salt=found.id.attempt, numbers=4
-            )
-            for name, file in wanted.files.items():
+            for name, file in snapshot_at(found.id).files.items():
                 for path, array in file.arrays.items():
                     assert loaded.files[name][path].tobytes() == array.tobytes()
 
@@ -308,6 +351,11 @@ class Job(RuleBasedStateMachine):
     def is_training(self, attempt: Attempt) -> bool:
         return attempt.number == self.numbers_begun()
 
+    def part(self, checkpoint: CheckpointId) -> Path | None:
+        """Return where a checkpoint's frozen part is on this machine, if it has one."""
+        path = self.storage.local_path(layout.checkpoint_file(checkpoint, PART))
+        return path if path is not None and path.exists() else None
+
     def reader_sees(self, checkpoint: CheckpointId) -> bool:
         return self.storage.exists(layout.manifest(checkpoint))
 
@@ -318,6 +366,13 @@ class Job(RuleBasedStateMachine):
 
     def note_commit(self, attempt: Attempt, checkpoint: CheckpointId) -> None:
         if self.is_training(attempt):
+            part = self.part(checkpoint)
+            if part is not None:
+                type(self).shared += part.stat().st_nlink > 1
+                # What is linked is not read again: it may have been damaged since it was written.
+                if any(part.samefile(p) for one in self.spoiled if (p := self.part(one))):
+                    self.spoiled.add(checkpoint)
+                    self.bad.add(checkpoint)
             self.line.append(checkpoint)
             self.rows_at[checkpoint] = len(self.rows)
 
@@ -335,7 +390,7 @@ class Job(RuleBasedStateMachine):
             self.rows += attempt.waiting[: visible - known]
 
 
-def run(make_storage: object, examples: int) -> None:
+def run(make_storage: object, examples: int) -> type[Job]:
     class Concrete(Job):
         pass
 
@@ -349,6 +404,7 @@ def run(make_storage: object, examples: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    return Concrete
 
 
 def in_memory() -> tuple[Storage, str]:
@@ -364,7 +420,7 @@ def in_a_folder() -> tuple[Storage, str]:
 
 
 def test_a_job_in_a_folder() -> None:
-    run(in_a_folder, 25)
+    assert run(in_a_folder, 25).shared > 0
 
 
 def test_a_job_in_memory() -> None:
