@@ -245,7 +245,7 @@ class CompiledSteps:
 
             def body(i: Any, stacked: list[Any]) -> tuple[Any, list[Any]]:
                 if self.arrays is None:
-                    batch = tree.map_structure(lambda lot: None if lot is None else lot[i], lots)
+                    batch = tree.map_structure(lambda lot: lot[i], lots)
                 else:
                     batch = self._gather(lots[i])
                 sums = self.own_loss.before()
@@ -269,12 +269,12 @@ class CompiledSteps:
 
 
 def _can_be_stacked(spec: Any) -> bool:
-    """Whether batches of this spec can be laid one on the other: dense tensors all of them."""
-    return all(isinstance(part, tf.TensorSpec) for part in tree.flatten(spec) if part is not None)
+    """Whether batches of this spec can be laid one on the other: dense tensors, none missing."""
+    return all(isinstance(part, tf.TensorSpec) for part in tree.flatten(spec))
 
 
 def _stacked_spec(part: Any) -> Any:
-    return None if part is None else tf.TensorSpec([None, *part.shape], part.dtype)
+    return tf.TensorSpec([None, *part.shape], part.dtype)
 
 
 def _alike(lot: list[Any]) -> list[list[Any]]:
@@ -282,7 +282,7 @@ def _alike(lot: list[Any]) -> list[list[Any]]:
     parts: list[list[Any]] = []
     before: Any = None
     for batch in lot:
-        shapes = [None if t is None else t.shape for t in tree.flatten(batch)]
+        shapes = [tensor.shape for tensor in tree.flatten(batch)]
         if shapes != before:
             parts.append([])
         parts[-1].append(batch)
@@ -292,8 +292,8 @@ def _alike(lot: list[Any]) -> list[list[Any]]:
 
 def _stack(batches: list[Any]) -> Any:
     if len(batches) == 1:
-        return tree.map_structure(lambda t: None if t is None else t[None], batches[0])
-    return tree.map_structure(lambda *t: None if t[0] is None else tf.stack(t), *batches)
+        return tree.map_structure(lambda tensor: tensor[None], batches[0])
+    return tree.map_structure(lambda *tensors: tf.stack(tensors), *batches)
 
 
 def _joined(parts: list[StepLogs]) -> StepLogs:
