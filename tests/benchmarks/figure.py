@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -101,3 +102,9 @@ def table(figures: Iterable[Figure]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def show(figures: Sequence[Figure], *, as_json: bool) -> None:
+    """Print the figures, as a table or as JSON."""
+    plain = [one.plain() for one in figures]
+    print(json.dumps(plain, indent=2) if as_json else table(figures))

@@ -11,7 +11,6 @@ step, then its steps a second. The peer's untouched training saves nothing; kill
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import struct
 import subprocess
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import Figure, Spread, table
+from tests.benchmarks.figure import Figure, Spread, show
 from tests.benchmarks.killed import KilledJob, start, until
 from tests.benchmarks.victim import PLACE
 
@@ -198,6 +197,4 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     figures = run(full=options.full, minutes=options.minutes)
-    print(
-        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
-    )
+    show(figures, as_json=options.json)

@@ -30,7 +30,7 @@ from service.journal import Journal
 from service.lifecycle import Launched, Started, Submitted
 from service.spec import JobSpec
 from tests.benchmarks.commands import HOLDFAST, forget_files, seconds, take
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 
 ROWS, ALL_ROWS = 1_000_000, 10_000_000
 EPOCHS = 100
@@ -240,6 +240,4 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     figures = run(full=options.full)
-    print(
-        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
-    )
+    show(figures, as_json=options.json)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from service.journal import Journal
 from service.lifecycle import Ended, Launched, Outcome, Started, Submitted
 from service.spec import JobSpec
 from tests.benchmarks.commands import HOLDFAST, forget_files, seconds
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 
 JOBS, ALL_JOBS = 2_000, 10_000
 BAR = 2.0  # seconds
@@ -130,6 +129,4 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     figures = run(full=options.full)
-    print(
-        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
-    )
+    show(figures, as_json=options.json)

@@ -7,7 +7,6 @@ own, which take turns; the first epoch, in which both compile, is not measured.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 from tests.benchmarks.worker import Worker, serve
 
 SAVE_EVERY = 100
@@ -203,6 +202,4 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=PAIRS)
     options = parser.parse_args()
     figures = run(options.cases, pairs=options.pairs)
-    print(
-        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
-    )
+    show(figures, as_json=options.json)

@@ -9,7 +9,6 @@ attempt is known to have done.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from service.lifecycle import Claimed, Ended, Launched
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 from tests.benchmarks.killed import KilledJob, rows_of, start, until
 
 BAR = 0.3
@@ -135,6 +134,4 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=PAIRS)
     options = parser.parse_args()
     figures = run(pairs=options.pairs)
-    print(
-        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
-    )
+    show(figures, as_json=options.json)

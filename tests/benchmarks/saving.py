@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, table
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 from tests.benchmarks.killed import rows_of
 from tests.benchmarks.loop import build, shapes
 from tests.benchmarks.worker import once, serve, several
@@ -279,6 +278,4 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=PAIRS)
     options = parser.parse_args()
     figures = run(pairs=options.pairs)
-    print(
-        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
-    )
+    show(figures, as_json=options.json)

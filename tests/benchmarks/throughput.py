@@ -7,7 +7,6 @@ same bytes, and against Keras' `load_weights` of the same file, which checks not
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from checkpoints import layout
 from checkpoints.snapshot import ArrayFile, Progress, Snapshot
 from checkpoints.storage import open_storage
 from checkpoints.store import CheckpointStore
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, table
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, show
 from tests.benchmarks.loop import build
 from tests.benchmarks.worker import serve, several
 
@@ -149,6 +148,4 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=PAIRS)
     options = parser.parse_args()
     figures = run(pairs=options.pairs)
-    print(
-        json.dumps([one.plain() for one in figures], indent=2) if options.json else table(figures)
-    )
+    show(figures, as_json=options.json)
