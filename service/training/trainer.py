@@ -279,7 +279,8 @@ class Trainer:
         """
         done = 0
         while True:
-            limit = group - done if group else self.phase.steps_allowed(self.steps.most)
+            most = self.steps.most
+            limit = min(group - done, most) if group else self.phase.steps_allowed(most)
             started = time.perf_counter()
             lot = self.feed.take(batch + done, limit)
             if lot is None:

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
+from service.training import step
 from service.training.program import Program
 from service.training.program_choice import ProgramChoice
 from tests.training_harness import (
@@ -92,6 +93,19 @@ def test_what_was_measured_is_kept_to_after_a_death(
     assert [row["program"] for row in events(tmp_path / "job", "program_chosen")] == ["xla-call"]
     assert_same_end(train(SCRIPT, tmp_path / "graph"), train(script, tmp_path / "slow"))
     assert [row["program"] for row in events(tmp_path / "slow", "program_chosen")] == ["graph"]
+
+
+def test_an_execution_may_have_more_steps_than_a_program_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """steps_per_execution is the user's, and with batch hooks it is how many steps are taken."""
+    monkeypatch.setattr(step, "XLA_STEPS", 4)
+    script = SCRIPT.with_build(model_of(*MLP, steps_per_execution=6)).but(jit_compile=True)
+    hooked = script.with_callbacks(
+        lambda: [keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None)]
+    )
+    end, wanted = train(hooked, tmp_path / "hooked"), train(script, tmp_path / "free")
+    assert end.state == wanted.state
 
 
 def test_what_xla_cannot_compile_trains_without_it(tmp_path: Path) -> None:
