@@ -1,14 +1,13 @@
 """Arrays to HDF5 and back, in the layout that Keras' own `load_weights` reads.
 
-HDF5 only lays the file out, in memory: datasets are allocated but not filled. The bytes are then
-written by this file itself in one pass from front to back, layout and arrays as they come, and
-hashed on the way. So a full disk is met by an ordinary write and never inside the HDF5 library,
-whose lock is not held meanwhile, and nothing has to be read back to know its hash.
+HDF5 only lays the file out (see `skeleton`). The bytes are then written by this file itself in one
+pass from front to back, layout and arrays as they come, and hashed on the way. So a full disk is
+met by an ordinary write and never inside the HDF5 library, whose lock is not held meanwhile, and
+nothing has to be read back to know its hash.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,30 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import ml_dtypes
 import numpy as np
 import xxhash
 
 from checkpoints.errors import FormatError, UsageError
+from checkpoints.skeleton import OWN_DTYPES, Skeleton, skeleton_of
 from checkpoints.snapshot import ArrayFile
 
 _PAGE = 4096
 _PIECE = 4 << 20  # bytes written and hashed at once: still in the processor's cache
 _MAX_DEPTH = 64
 _NUMBERS = "biufc"
-_OWN_DTYPES = {  # stored as opaque bytes, named by an attribute, as Keras does for bfloat16
-    name: np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3b11fnuz",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-        "int4",
-        "uint4",
-    )
-}
+_NOTHING = np.empty(0, np.uint8)
 
 
 def write_arrays(path: Path, file: ArrayFile) -> tuple[int, str]:
@@ -65,8 +52,7 @@ def file_pieces(file: ArrayFile) -> Iterator[bytes | bytearray | memoryview]:
     The same arrays and attributes always give the same bytes. Raises `UsageError` as it does.
     """
     arrays = as_arrays(file)
-    skeleton = _Skeleton()
-    return _pieces(skeleton, _lay_out(skeleton, arrays, file))
+    return _pieces(skeleton_of(arrays, file.group_attributes), arrays)
 
 
 def as_arrays(file: ArrayFile) -> dict[str, np.ndarray[Any, Any]]:
@@ -102,111 +88,22 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-class _Skeleton(io.RawIOBase):
-    """A sparse file in memory. HDF5 writes its layout here; where arrays go stays empty."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pages: dict[int, bytearray] = {}
-        self._at = 0
-        self.end = 0
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self.end)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        count = max(0, min(len(view), self.end - self._at))
-        view[:count] = b"".join(self.read_span(self._at, self._at + count))
-        self._at += count
-        return count
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data)
-        done = 0
-        while done < len(view):
-            page, inside = divmod(self._at + done, _PAGE)
-            count = min(_PAGE - inside, len(view) - done)
-            content = self._pages.setdefault(page, bytearray(_PAGE))
-            content[inside : inside + count] = view[done : done + count]
-            done += count
-        self._at += done
-        self.end = max(self.end, self._at)
-        return done
-
-    def truncate(self, size: int | None = None) -> int:
-        self.end = self._at if size is None else size
-        return self.end
-
-    def read_span(self, start: int, end: int) -> Iterator[bytes]:
-        """Give the bytes of a span, page by page; what was never written is zero."""
-        while start < end:
-            page, inside = divmod(start, _PAGE)
-            count = min(_PAGE - inside, end - start)
-            content = self._pages.get(page)
-            yield bytes(count) if content is None else bytes(content[inside : inside + count])
-            start += count
-
-
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
     array = np.asarray(value, order="C")
-    if array.dtype.kind not in _NUMBERS and array.dtype.name not in _OWN_DTYPES:
+    if array.dtype.kind not in _NUMBERS and array.dtype.name not in OWN_DTYPES:
         problem = f"{name} holds {array.dtype}, not numbers"
         raise UsageError(field="snapshot", problem=problem, hint="Convert it to an array.")
     return array
 
 
-def _lay_out(
-    skeleton: _Skeleton, arrays: dict[str, np.ndarray[Any, Any]], file: ArrayFile
-) -> list[tuple[int, np.ndarray[Any, Any]]]:
-    """Let HDF5 write everything but the arrays; return where each of those goes, in order."""
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    creation.set_layout(h5py.h5d.CONTIGUOUS)
-    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    creation.set_obj_track_times(False)  # the same arrays give the same bytes at any time
-    linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    linking.set_create_intermediate_group(True)
-    linking.set_char_encoding(h5py.h5t.CSET_UTF8)
-    spans = []
-    with h5py.File(skeleton, "w") as out:
-        for name, array in arrays.items():
-            space = (
-                h5py.h5s.create_simple(array.shape)
-                if array.shape
-                else h5py.h5s.create(h5py.h5s.SCALAR)
-            )
-            kind = h5py.h5t.py_create(array.dtype, logical=True)
-            made = h5py.h5d.create(
-                out.id, name.strip("/").encode(), kind, space, dcpl=creation, lcpl=linking
-            )
-            if array.dtype.name in _OWN_DTYPES:
-                h5py.Dataset(made).attrs["dtype"] = array.dtype.name
-            if array.nbytes:
-                spans.append((made.get_offset(), array.reshape(-1).view(np.uint8)))
-        for group, attributes in file.group_attributes.items():
-            at = out.require_group(group.strip("/") or "/")
-            for key, text in attributes.items():
-                at.attrs[key] = text
-    return sorted(spans, key=lambda span: span[0])
-
-
 def _pieces(
-    skeleton: _Skeleton, spans: list[tuple[int, np.ndarray[Any, Any]]]
+    skeleton: Skeleton, arrays: dict[str, np.ndarray[Any, Any]]
 ) -> Iterator[bytes | bytearray | memoryview]:
     """Give the file's content from front to back: small things gathered, arrays as they are."""
     gathered = bytearray()
-    at = 0
-    end = max([skeleton.end, *(start + span.nbytes for start, span in spans)])
-    for start, span in [*spans, (end, np.empty(0, np.uint8))]:
-        if start < at:
-            raise RuntimeError("HDF5 laid two arrays over each other")
-        for page in skeleton.read_span(at, start):
-            gathered += page
+    for before, name in zip(skeleton.around, [*skeleton.order, None], strict=True):
+        gathered += before
+        span = arrays[name].reshape(-1).view(np.uint8) if name is not None else _NOTHING
         if len(gathered) + span.nbytes <= _PIECE:
             gathered += span.data
         else:
@@ -214,7 +111,6 @@ def _pieces(
             gathered = bytearray()
             for piece in range(0, span.nbytes, _PIECE):
                 yield span.data[piece : piece + _PIECE]
-        at = start + span.nbytes
     yield gathered
 
 
@@ -269,7 +165,7 @@ def _read(node: Any, name: str, path: Path, file_size: int) -> np.ndarray[Any, A
         raise FormatError(path=str(path), reason=f"{name} is not stored plainly")
     dtype = node.dtype
     named = _text(node, "dtype", name, path) if "dtype" in node.attrs else None
-    wanted = _OWN_DTYPES.get(named, dtype) if named is not None else dtype
+    wanted = OWN_DTYPES.get(named, dtype) if named is not None else dtype
     if node.shape is None or wanted.itemsize != dtype.itemsize:
         raise FormatError(path=str(path), reason=f"{name} has no usable shape or type")
     if dtype.kind not in _NUMBERS and wanted is dtype:

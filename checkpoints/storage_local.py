@@ -130,7 +130,8 @@ class LocalStorage:
         with suppress(NotFound), self._errors("delete", folder):
             shutil.rmtree(target)
         with self._lock:
-            self._durable = {p for p in self._durable if p != target and target not in p.parents}
+            below = f"{target}/"
+            self._durable = {p for p in self._durable if not f"{p}/".startswith(below)}
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from checkpoints.snapshot import ArrayFile
 from service.training import trees
 
 DOCUMENT = "document"
+_ROOM = 1024  # bytes
 
 
 def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
@@ -26,9 +27,11 @@ def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
     """
     arrays: dict[str, Any] = {}
     document = trees.encode(dict(plain), arrays, "tree")
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    # Filled up with blanks, so that a number with one digit more is no other layout of the file.
+    text = text.ljust(-(-len(text) // _ROOM) * _ROOM)
     arrays = {name: np.array(array) for name, array in arrays.items()}
-    arrays[DOCUMENT] = np.frombuffer(text.encode(), np.uint8)
+    arrays[DOCUMENT] = np.frombuffer(text, np.uint8)
     return ArrayFile({**arrays, **variables})
 
 

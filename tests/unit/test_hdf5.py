@@ -15,7 +15,8 @@ import pytest
 import xxhash
 
 from checkpoints.errors import FormatError, UsageError
-from checkpoints.hdf5 import read_arrays, read_attributes, write_arrays
+from checkpoints.hdf5 import as_arrays, read_arrays, read_attributes, write_arrays
+from checkpoints.skeleton import _laid_out, skeleton_of
 from checkpoints.snapshot import ArrayFile
 
 KINDS = {
@@ -304,3 +305,33 @@ def _as_keras(node: h5py.Dataset) -> np.ndarray:
     if node.attrs.get("dtype") == "bfloat16":
         return np.array(node, dtype=ml_dtypes.bfloat16)
     return np.array(node)
+
+
+def test_files_of_the_same_arrays_have_one_skeleton_and_any_other_has_its_own() -> None:
+    def skeleton(array: object, path: str = "a/vars/0", text: str = "x") -> object:
+        file = ArrayFile({path: array, "b": np.ones(3)}, {"a": {"name": text}})
+        return skeleton_of(as_arrays(file), file.group_attributes)
+
+    first = skeleton(np.zeros((2, 3), np.float32))
+    assert skeleton(np.ones((2, 3), np.float32)) is first
+    others = [
+        skeleton(np.zeros((3, 2), np.float32)),
+        skeleton(np.zeros((2, 3), np.int32)),
+        skeleton(np.zeros((2, 3), ">f4")),
+        skeleton(np.zeros((2, 3), np.float16)),
+        skeleton(np.zeros((2, 3), ml_dtypes.bfloat16)),
+        skeleton(np.zeros((2, 3), np.float32), path="a/vars/1"),
+        skeleton(np.zeros((2, 3), np.float32), text="y"),
+    ]
+    assert len({id(each) for each in [first, *others]}) == 8
+
+
+def test_a_kept_skeleton_gives_the_bytes_that_a_new_one_gives(tmp_path: Path) -> None:
+    file = ArrayFile(
+        {k: v for k, v in KINDS.items() if k != "three pieces"}, {"nested": {"n": "x"}}
+    )
+    _laid_out.cache_clear()
+    for name in ("new.h5", "kept.h5"):
+        write_arrays(tmp_path / name, file)
+    assert _laid_out.cache_info().hits == 1
+    assert (tmp_path / "kept.h5").read_bytes() == (tmp_path / "new.h5").read_bytes()

@@ -1,0 +1,148 @@
+"""An HDF5 file without its arrays: what HDF5 writes around them.
+
+HDF5 lays the file out in memory: datasets are allocated but not filled. Where the next checkpoint's
+arrays have the same names, types and shapes, it comes out the same to the byte, so it is kept: for
+a small model HDF5 takes longer than all the rest of a save.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+
+_PAGE = 4096
+_KEPT = 8  # of a job's two files, with room for what a last epoch or a second phase has
+OWN_DTYPES = {  # stored as opaque bytes, named by an attribute, as Keras does for bfloat16
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in (
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3b11fnuz",
+        "float8_e4m3fnuz",
+        "float8_e5m2fnuz",
+        "int4",
+        "uint4",
+    )
+}
+
+_Array = tuple[str, np.dtype[Any], tuple[int, ...]]  # path, type, shape
+_Attribute = tuple[str, str, str]  # group, name, text
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """What stands around the arrays of a file.
+
+    order: the paths of the arrays that have any bytes, as they stand in the file. around: what is
+    before the first, between two, and after the last: one more than there are arrays.
+    """
+
+    order: tuple[str, ...]
+    around: tuple[bytes, ...]
+
+
+def skeleton_of(
+    arrays: Mapping[str, np.ndarray[Any, Any]], attributes: Mapping[str, Mapping[str, str]]
+) -> Skeleton:
+    """Return the skeleton of a file with these arrays and these text attributes of its groups."""
+    return _laid_out(
+        tuple((path, array.dtype, array.shape) for path, array in arrays.items()),
+        tuple((g, key, text) for g, texts in attributes.items() for key, text in texts.items()),
+    )
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _laid_out(arrays: tuple[_Array, ...], attributes: tuple[_Attribute, ...]) -> Skeleton:
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)  # the same arrays give the same bytes at any time
+    linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    linking.set_create_intermediate_group(True)
+    linking.set_char_encoding(h5py.h5t.CSET_UTF8)
+    memory = _SparseFile()
+    spans = []
+    with h5py.File(memory, "w") as out:
+        for path, dtype, shape in arrays:
+            space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+            kind = h5py.h5t.py_create(dtype, logical=True)
+            name = path.strip("/").encode()
+            made = h5py.h5d.create(out.id, name, kind, space, dcpl=creation, lcpl=linking)
+            if dtype.name in OWN_DTYPES:
+                h5py.Dataset(made).attrs["dtype"] = dtype.name
+            if size := space.get_simple_extent_npoints() * dtype.itemsize:
+                spans.append((made.get_offset(), size, path))
+        for group, key, text in attributes:
+            out.require_group(group.strip("/") or "/").attrs[key] = text
+    return _around(memory, sorted(spans))
+
+
+def _around(memory: _SparseFile, spans: list[tuple[int, int, str]]) -> Skeleton:
+    around = []
+    at = 0
+    end = max([memory.end, *(start + size for start, size, _ in spans)])
+    for start, size, _ in [*spans, (end, 0, "")]:
+        if start < at:
+            raise RuntimeError("HDF5 laid two arrays over each other")
+        around.append(b"".join(memory.read_span(at, start)))
+        at = start + size
+    return Skeleton(tuple(path for *_, path in spans), tuple(around))
+
+
+class _SparseFile(io.RawIOBase):
+    """A sparse file in memory. HDF5 writes its layout here; where arrays go stays empty."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pages: dict[int, bytearray] = {}
+        self._at = 0
+        self.end = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self.end)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        count = max(0, min(len(view), self.end - self._at))
+        view[:count] = b"".join(self.read_span(self._at, self._at + count))
+        self._at += count
+        return count
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        done = 0
+        while done < len(view):
+            page, inside = divmod(self._at + done, _PAGE)
+            count = min(_PAGE - inside, len(view) - done)
+            content = self._pages.setdefault(page, bytearray(_PAGE))
+            content[inside : inside + count] = view[done : done + count]
+            done += count
+        self._at += done
+        self.end = max(self.end, self._at)
+        return done
+
+    def truncate(self, size: int | None = None) -> int:
+        self.end = self._at if size is None else size
+        return self.end
+
+    def read_span(self, start: int, end: int) -> Iterator[bytes]:
+        """Give the bytes of a span, page by page; what was never written is zero."""
+        while start < end:
+            page, inside = divmod(start, _PAGE)
+            count = min(_PAGE - inside, end - start)
+            content = self._pages.get(page)
+            yield bytes(count) if content is None else bytes(content[inside : inside + count])
+            start += count
