@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import errno
 import re
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
 from checkpoints.errors import AlreadyExists, NotFound, StorageError, StorageFull, UsageError
 from checkpoints.layout import Stage
 from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Appender, Capabilities, Storage, join
+from checkpoints.storage import Appender, Capabilities, Storage, Unfinished, join
 
 T = TypeVar("T")
 
-FAULTS = ("fail", "full", "lost", "die-before", "die-after")
+FAULTS = ("fail", "full", "lost", "late", "partial", "die-before", "die-after")
 _RULE = re.compile(r"(\w+)@(\d+):([a-z-]+)")
 
 
@@ -73,13 +74,16 @@ class FaultyStorage:
 
     faults: rules "operation@k:fault", separated by spaces; "any" counts all operations that
     change something. Faults: "fail" and "full" do nothing and raise; "lost" does it and raises;
-    "die-before" and "die-after" raise `Died` there and at every later call.
-    calls: what was called so far, as (operation, path).
+    "late" raises and does it only at `deliver`, as a request does that was given up on too early;
+    "partial" deletes some of a tree and raises; "die-before" and "die-after" raise `Died` there
+    and at every later call.
+    calls: what was called so far, as (operation, path). late: what has not arrived yet.
     """
 
     def __init__(self, inner: Storage, faults: str = "") -> None:
         self.inner = inner
         self.calls: list[tuple[str, str]] = []
+        self.late: list[Callable[[], object]] = []
         self.dead = False
         self._counts: Counter[str] = Counter()
         self._rules: dict[tuple[str, int], str] = {}
@@ -109,6 +113,9 @@ class FaultyStorage:
     def exists(self, path: str) -> bool:
         return self._call("exists", path, lambda: self.inner.exists(path))
 
+    def modified(self, path: str) -> float:
+        return self._call("modified", path, lambda: self.inner.modified(path))
+
     def create(self, path: str, data: bytes) -> None:
         self._call("create", path, lambda: self.inner.create(path, data))
 
@@ -122,16 +129,28 @@ class FaultyStorage:
         self._call("delete", path, lambda: self.inner.delete(path))
 
     def delete_tree(self, folder: str) -> None:
-        self._call("delete_tree", folder, lambda: self.inner.delete_tree(folder))
+        fault = self._enter("delete_tree", folder)
+        if fault == "partial":
+            names = self.inner.list(folder)
+            for name in names[: len(names) // 2]:
+                self.inner.delete(join(folder, name))
+        self._leave("delete_tree", folder, fault, lambda: self.inner.delete_tree(folder))
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:
-        after = self._before("stage", path)
+        fault = self._enter("stage", path)
+        if fault == "late":
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / path.rpartition("/")[2]
+                yield local
+                data = local.read_bytes()
+            # An upload has no condition: it writes over what is there by then.
+            self._leave("stage", path, fault, lambda: self.inner.replace(path, data))
         with self.inner.stage(path) as local:
             yield local
             if self.dead:  # another thread's call was the last
                 raise Died
-        after()
+        self._leave("stage", path, fault, lambda: None)
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         return self._call("fetch", path, lambda: self.inner.fetch(path))
@@ -147,17 +166,26 @@ class FaultyStorage:
     def local_path(self, path: str) -> Path | None:
         return self.inner.local_path(path)
 
+    def unfinished(self) -> Sequence[Unfinished]:
+        return self._call("unfinished", "", self.inner.unfinished)
+
+    def discard(self, left: Unfinished) -> None:
+        self._call("discard", left.path, lambda: self.inner.discard(left))
+
     def sub(self, folder: str) -> Storage:
         return FaultyStorage(self.inner.sub(folder))
 
-    def _call(self, operation: str, path: str, call: Callable[[], T]) -> T:
-        after = self._before(operation, path)
-        result = call()
-        after()
-        return result
+    def deliver(self) -> None:
+        """Do what was late, in order; whether it still worked, nobody is told."""
+        while self.late:
+            with suppress(StorageError):
+                self.late.pop(0)()
 
-    def _before(self, operation: str, path: str) -> Callable[[], None]:
-        """Fail here, or return what is to be called after the operation."""
+    def _call(self, operation: str, path: str, call: Callable[[], T]) -> T:
+        return self._leave(operation, path, self._enter(operation, path), call)
+
+    def _enter(self, operation: str, path: str) -> str | None:
+        """Fail before anything is done, or return the fault to come."""
         if self.dead:
             raise Died
         self.calls.append((operation, path))
@@ -167,15 +195,19 @@ class FaultyStorage:
             raise Died(operation, path)
         if fault in ("fail", "full"):
             raise self._error(operation, path, fault)
+        return fault
 
-        def after() -> None:
-            if fault == "die-after":
-                self.dead = True
-                raise Died(operation, path)
-            if fault == "lost":
-                raise self._error(operation, path, fault)
-
-        return after
+    def _leave(self, operation: str, path: str, fault: str | None, call: Callable[[], T]) -> T:
+        """Do it, unless the fault is that it is not done now, and answer, unless that is lost."""
+        if fault == "late" and operation in CHANGING:
+            self.late.append(call)
+        result = call() if fault not in ("late", "partial") else None
+        if fault == "die-after":
+            self.dead = True
+            raise Died(operation, path)
+        if fault is not None:
+            raise self._error(operation, path, fault)
+        return cast(T, result)
 
     def _fault(self, operation: str) -> str | None:
         self._counts[operation] += 1

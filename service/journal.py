@@ -58,6 +58,7 @@ class Journal:
         self._entries: list[Entry] = []
         self._jobs: list[Job] = []
         self._actions: list[tuple[Action, ...]] = []
+        self._lost: set[str] = set()  # nonces of what was given up on and may arrive all the same
 
     def read(self) -> list[Entry]:
         """Return all events, oldest first; only those not seen before are read.
@@ -113,6 +114,8 @@ class Journal:
 
     def _try(self, event: Event) -> tuple[Job, tuple[Action, ...]] | None:
         """Append once; None when somebody else's event took the number."""
+        if (seq := self._arrived(event)) is not None:
+            return self.job_after(seq), self.actions_after(seq)
         job, actions = self._transition(self.job(), event)
         entry = Entry(
             seq=len(self._entries) + 1,
@@ -125,17 +128,30 @@ class Journal:
         )
         path = layout.journal_event(entry.seq)
         data = msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n"
+        self._lost.add(entry.nonce)  # until its fate is known
         try:
             self._storage.create(path, data)
-        except AlreadyExists:
-            if not self._is_mine(entry):
-                return None
-        except StorageError:
-            # it may be there all the same; the file itself says whose it is
-            if not self._is_mine(entry):
+        except StorageError as error:
+            there = self._load(entry.seq)  # the file itself says whose it is
+            if there is None and not isinstance(error, AlreadyExists):
                 raise
+            if there is None or there.nonce != entry.nonce:
+                self._lost.remove(entry.nonce)
+                if isinstance(error, AlreadyExists):
+                    return None
+                raise
+        self._lost.remove(entry.nonce)
         self._keep(entry, job, actions)
         return job, actions
+
+    def _arrived(self, event: Event) -> int | None:
+        """Return the number of an event that was given up on and has arrived by now."""
+        self.read()
+        for entry in self._entries:
+            if entry.nonce in self._lost and entry.event == event:
+                self._lost.remove(entry.nonce)
+                return entry.seq
+        return None
 
     def newest(self) -> Entry | None:
         """Return the newest event by one listing and one read; None for no job."""
@@ -163,10 +179,6 @@ class Journal:
         names = reversed(self._storage.list(layout.JOURNAL))  # sorted, and so by number
         found = map(layout.parse_journal_event, names)
         return next((seq for seq in found if seq is not None), 0)
-
-    def _is_mine(self, entry: Entry) -> bool:
-        there = self._load(entry.seq)
-        return there is not None and there.nonce == entry.nonce
 
     def _take(self, entry: Entry) -> None:
         try:

@@ -175,3 +175,33 @@ def test_a_newer_format_says_that_it_is_newer(tmp_path: Path) -> None:
     storage.create(layout.journal_event(1), b'{"format": 2, "seq": 1, "event": {"kind": "new"}}')
     with pytest.raises(FormatTooNew):
         Journal(storage).read()
+
+
+def test_an_event_that_arrives_after_it_was_given_up_on_is_found_by_the_next_try(
+    storage: Storage,
+) -> None:
+    faulty = FaultyStorage(storage, "create@3:late")
+    journal = Journal(faulty)
+    journal.append(Submitted())
+    journal.append(Claimed(attempt=1, owner=ME))
+    with pytest.raises(StorageError):
+        journal.append(Launched(attempt=1, handle={"pid": 4}))
+    faulty.deliver()
+    job, actions = journal.act(Launched(attempt=1, handle={"pid": 4}))
+    assert (job.handle, actions) == ({"pid": 4}, ())
+    assert len(Journal(storage).read()) == 3
+    with pytest.raises(InvalidTransition):
+        journal.append(Launched(attempt=1, handle={"pid": 4}))
+
+
+def test_an_event_given_up_on_is_not_taken_for_another_ones(storage: Storage) -> None:
+    faulty = FaultyStorage(storage, "create@2:late")
+    journal = Journal(faulty)
+    journal.append(Submitted())
+    with pytest.raises(StorageError):
+        journal.append(StopRequested(by="me"))
+    Journal(storage).append(StopRequested(by="you"))
+    faulty.deliver()
+    with pytest.raises(InvalidTransition):  # the job is stopped: theirs was first
+        journal.append(StopRequested(by="me"))
+    assert [entry.event for entry in journal.read()] == [Submitted(), StopRequested(by="you")]
