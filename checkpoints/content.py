@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import xxhash
-
 from checkpoints import frozen, layout
+from checkpoints.digest import Digests, local_difference
 from checkpoints.envelope import checksum
 from checkpoints.errors import CheckpointDamaged, FormatError, NotFound, UsageError
 from checkpoints.frozen import FrozenPart, Seen
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ARRAYS = ".h5"
-_PIECE = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +96,23 @@ def write(
     return written
 
 
-def check(storage: Storage, manifest: Manifest) -> list[Damage]:
-    """Read and hash every file that a manifest names; return what is wrong."""
-    damages = []
-    for entry in manifest.files:
-        try:
-            with storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local:
-                reason = _difference(local, entry)
-        except NotFound:
-            reason = "it is missing"
-        if reason is not None:
-            damages.append(Damage(manifest.checkpoint, entry.name, reason))
-    return damages
+def check(storage: Storage, manifest: Manifest, digests: Digests | None = None) -> list[Damage]:
+    """Read and hash every file that a manifest names; return what is wrong.
+
+    digests: what other checkpoints' files were found to be, so that a shared one is read once.
+    """
+    digests = digests or Digests()
+    found = (check_file(storage, manifest, entry, digests) for entry in manifest.files)
+    return [damage for damage in found if damage is not None]
+
+
+def check_file(
+    storage: Storage, manifest: Manifest, entry: FileEntry, digests: Digests
+) -> Damage | None:
+    """Read and hash one file of a checkpoint; return what is wrong with it."""
+    path = layout.checkpoint_file(manifest.id, entry.name)
+    reason = digests.difference(storage, path, entry)
+    return None if reason is None else Damage(manifest.checkpoint, entry.name, reason)
 
 
 def load(storage: Storage, manifest: Manifest) -> Loaded:
@@ -191,7 +194,7 @@ def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator
     """Give a file to read, every byte of it right. Raises `CheckpointDamaged`."""
     try:
         with storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local:
-            reason = _difference(local, entry)
+            reason = local_difference(local, entry)
             if reason is None:
                 yield local
                 return
@@ -208,21 +211,3 @@ def _path(checkpoint: CheckpointId, name: str, *, arrays: bool) -> str:
         problem = f"{name!r} is no name for {'arrays' if arrays else 'a document'}"
         raise UsageError(field="snapshot", problem=problem, hint="Arrays end in .h5, others not.")
     return layout.checkpoint_file(checkpoint, name)
-
-
-def _difference(local: Path, entry: FileEntry) -> str | None:
-    """Return in which way a file is not the one that the manifest names, or None."""
-    hasher = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(min(_PIECE, max(1, entry.size))))
-    try:
-        size = local.stat().st_size
-        if size != entry.size:
-            return f"it has {size} bytes instead of {entry.size}"
-        with open(local, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                hasher.update(buffer[:count])
-    except OSError as error:
-        return f"it cannot be read: {error.strerror or error}"
-    if f"xxh3:{hasher.hexdigest()}" != entry.hash:
-        return "its content has changed (the hash differs)"
-    return None

@@ -96,6 +96,20 @@ class NoCheckpoint(HoldfastError, LookupError):
     exit_code = 66
 
 
+class PlaceTaken(HoldfastError, FileExistsError):
+    """{root!r} cannot take a copy of this job: {problem}. Name a folder or URL that is the copy's
+    own, such as DEST/NAME."""
+
+    exit_code = 2
+
+
+class JobChanged(HoldfastError, BlockingIOError):
+    """The job in {root!r} went on while it was copied. Nothing is lost; copy it again when it
+    stands still: what has arrived is not copied twice."""
+
+    exit_code = 5
+
+
 class Superseded(HoldfastError):
     """Attempt {attempt} was superseded by attempt {by}: it stops and commits nothing more."""
 

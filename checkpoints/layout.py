@@ -15,6 +15,7 @@ SPEC = "spec.json"
 JOURNAL = "journal"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
+COPYING = "copying.json"  # whose copy is on its way here; gone when it is whole
 SUPERVISOR_OUTPUT = "supervisor.log"  # what a detached supervisor itself says
 
 METRICS_PLOT = "metrics.png"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,20 @@ class Capabilities(msgspec.Struct, frozen=True):
     local: bool
     in_process: bool
     links: bool = False
+
+
+class Unfinished(msgspec.Struct, frozen=True):
+    """What a write that was cut short has left, and no listing shows.
+
+    path: where it was to go, or is. started: Unix seconds by the storage's clock. size: bytes, 0
+    when it is not told. what: for people. token: what the storage knows it by.
+    """
+
+    path: str
+    started: float
+    size: int
+    what: str
+    token: str = ""
 
 
 class Appender(Protocol):
@@ -79,6 +94,13 @@ class Storage(Protocol):
     def exists(self, path: str) -> bool:
         """Return whether there is a file or a folder at `path`."""
 
+    def modified(self, path: str) -> float:
+        """Return when a file was written, in Unix seconds by the storage's own clock.
+
+        That may be another one than this machine's: compare it with that of a file written now.
+        Raises `NotFound`.
+        """
+
     def create(self, path: str, data: bytes) -> None:
         """Publish a new durable file, finished or not at all. Raises `AlreadyExists`.
 
@@ -119,6 +141,12 @@ class Storage(Protocol):
 
     def local_path(self, path: str) -> Path | None:
         """Return where the file is on this machine, or None when it is not."""
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        """Return what cut short writes below this root have left; some may be going on now."""
+
+    def discard(self, left: Unfinished) -> None:
+        """Delete one of those; nothing happens when it is gone already."""
 
     def sub(self, folder: str) -> Storage:
         """Return the storage whose root is a folder of this one."""

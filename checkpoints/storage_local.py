@@ -12,12 +12,12 @@ import functools
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from checkpoints.errors import AlreadyExists, NotFound, StorageError
-from checkpoints.storage import Appender, Capabilities, check_path, storage_error
+from checkpoints.storage import Appender, Capabilities, Unfinished, check_path, storage_error
 
 _TEMPORARY = ".tmp-"
 _SMALL, _LARGE = 64 << 10, 4 << 20  # bytes that are read of a file first, and at most at a time
@@ -75,6 +75,10 @@ class LocalStorage:
         except NotFound:
             return False
         return True
+
+    def modified(self, path: str) -> float:
+        with self._errors("look at", path):
+            return self._at(path).stat().st_mtime
 
     def create(self, path: str, data: bytes) -> None:
         target = self._at(path)
@@ -179,6 +183,22 @@ class LocalStorage:
 
     def local_path(self, path: str) -> Path | None:
         return self._at(path) if path else self._root
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        left = []
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                if name.startswith(_TEMPORARY):
+                    path = Path(folder) / name
+                    with suppress(FileNotFoundError), self._errors("look at", name):
+                        found = path.stat()
+                        within = path.relative_to(self._root).as_posix()
+                        what = "a temporary file"
+                        left.append(Unfinished(within, found.st_mtime, found.st_size, what))
+        return left
+
+    def discard(self, left: Unfinished) -> None:
+        self.delete(left.path)
 
     def sub(self, folder: str) -> LocalStorage:
         found = LocalStorage.__new__(LocalStorage)

@@ -10,7 +10,7 @@ import errno
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ import fsspec
 import tenacity
 
 from checkpoints.errors import AlreadyExists, NotFound, StorageError, UsageError
-from checkpoints.storage import Appender, Capabilities, check_path, join, storage_error
+from checkpoints.storage import Appender, Capabilities, Unfinished, check_path, join, storage_error
 
 T = TypeVar("T")
 
@@ -91,6 +91,17 @@ class FsspecStorage:
     def exists(self, path: str) -> bool:
         self._forget(path)
         return bool(self._try("look at", path, lambda at: self._fs.exists(at)))
+
+    def modified(self, path: str) -> float:
+        self._forget(path)
+
+        def once(at: str) -> float:
+            try:
+                return float(self._fs.modified(at).timestamp())
+            except NotImplementedError as error:
+                raise OSError(errno.ENOTSUP, "it does not tell when a file was written") from error
+
+        return self._try("look at", path, once)
 
     def create(self, path: str, data: bytes) -> None:
         lost = False
@@ -191,6 +202,19 @@ class FsspecStorage:
 
     def local_path(self, path: str) -> Path | None:
         return None
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        if self._protocol != "s3":
+            return []  # the others let go of parts that were never joined by themselves
+        from checkpoints import uploads
+
+        return self._try("list", "", lambda at: uploads.unfinished(self._fs, at))
+
+    def discard(self, left: Unfinished) -> None:
+        from checkpoints import uploads
+
+        with suppress(NotFound):
+            self._try("delete", left.path, lambda at: uploads.abort(self._fs, at, left.token))
 
     def sub(self, folder: str) -> FsspecStorage:
         return FsspecStorage(self._fs, self._at(folder), join(self.root, folder))

@@ -1,0 +1,38 @@
+"""Uploads to S3 in parts that nobody finished: they take up space that no listing shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from checkpoints.storage import Unfinished
+
+
+def unfinished(s3: Any, base: str) -> list[Unfinished]:
+    """Return the uploads below `base` ("bucket/prefix") that were begun and not finished.
+
+    s3: the file system of s3fs.
+    """
+    bucket, _, prefix = base.partition("/")
+    prefix = f"{prefix}/" if prefix else ""
+    found: list[Unfinished] = []
+    more: dict[str, str] = {}
+    while True:
+        page = s3.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+        for upload in page.get("Uploads") or ():
+            if upload["Key"].startswith(prefix):  # some servers overlook the prefix
+                path = upload["Key"][len(prefix) :]
+                started = upload["Initiated"].timestamp()
+                what = "an upload that was never finished"
+                found.append(Unfinished(path, started, 0, what, upload["UploadId"]))
+        more = {
+            "KeyMarker": page.get("NextKeyMarker") or "",
+            "UploadIdMarker": page.get("NextUploadIdMarker") or "",
+        }
+        if not page.get("IsTruncated") or not more["KeyMarker"]:
+            return found
+
+
+def abort(s3: Any, path: str, token: str) -> None:
+    """End one of them and free what has arrived of it. Raises `FileNotFoundError` when gone."""
+    bucket, _, key = path.partition("/")
+    s3.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=token)
