@@ -9,6 +9,8 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar
 
+from checkpoints.redaction import redact
+
 
 class HoldfastError(Exception):
     """Holdfast could not go on: {reason}."""
@@ -22,12 +24,12 @@ class HoldfastError(Exception):
             setattr(self, name, value)
 
     def message(self) -> str:
-        """Return the class docstring with this error's fields filled in."""
+        """Return the class docstring with this error's fields filled in, credentials hidden."""
         template = " ".join(inspect.getdoc(type(self)).split())  # type: ignore[union-attr]
         try:
-            return template.format(**self.fields)
+            return redact(template.format(**self.fields))
         except (KeyError, IndexError):
-            return f"{template} {self.fields}"
+            return redact(f"{template} {self.fields}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.fields)
