@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench constraints clean
+.PHONY: help install demo test lint format simulate bench constraints clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,6 +44,10 @@ lint: $(STAMP) ## ruff, mypy --strict, the layers
 format: $(STAMP) ## rewrite the code in the one format
 	@$(BIN)/python -m ruff check --quiet --fix-only .
 	@$(BIN)/python -m ruff format .
+
+SEEDS ?= 20000
+simulate: $(STAMP) ## crashes, faults and zombies at random: make simulate SEEDS=100000
+	@$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 # At the sizes that the figures are asked for: make bench BENCH=--full. Some of them: BENCH="loop jobs".
 bench: EXTRAS := test,bench
