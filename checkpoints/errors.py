@@ -63,6 +63,13 @@ class StorageFull(StorageError):
     committed before stays good."""
 
 
+class ReadOnly(StorageError):
+    """{path!r} cannot be written: {scheme}:// is for reading. Name a folder or a bucket (s3://…,
+    gs://…, az://…) to write to."""
+
+    exit_code = 2
+
+
 class NotFound(StorageError, FileNotFoundError):
     """{path!r} does not exist in {root!r}."""
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,20 +21,47 @@ from checkpoints.errors import AlreadyExists, NotFound, StorageError, StorageFul
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-class Capabilities(msgspec.Struct, frozen=True):
+class Capabilities:
     """What a storage can promise; asked of the storage, not assumed from its URL.
 
-    exclusive_create: of several creators of one path exactly one wins (fencing needs it).
+    exclusive_create: of several creators of one path exactly one wins (fencing needs it). Given as
+    a function it is called when first asked, for it may have to ask the storage.
     append: `appender` works. local: files are on a file system of this machine.
     in_process: the content is gone when this process ends (memory://).
     links: `link` works, so that one file can stand in several folders and is stored once.
     """
 
-    exclusive_create: bool
-    append: bool
-    local: bool
-    in_process: bool
-    links: bool = False
+    def __init__(
+        self,
+        exclusive_create: bool | Callable[[], bool],
+        append: bool,
+        local: bool,
+        in_process: bool,
+        links: bool = False,
+    ) -> None:
+        self._exclusive_create = exclusive_create
+        self.append = append
+        self.local = local
+        self.in_process = in_process
+        self.links = links
+
+    @cached_property
+    def exclusive_create(self) -> bool:
+        """Whether exactly one of several creators wins. May raise `StorageError`."""
+        asked = self._exclusive_create
+        return asked if isinstance(asked, bool) else asked()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Capabilities) and self._all() == other._all()
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __repr__(self) -> str:
+        return f"Capabilities{self._all()}"
+
+    def _all(self) -> tuple[bool, ...]:
+        return self.exclusive_create, self.append, self.local, self.in_process, self.links
 
 
 class Unfinished(msgspec.Struct, frozen=True):
@@ -194,6 +222,7 @@ def storage_error(error: Exception, action: str, path: str, root: str) -> Storag
     if isinstance(error, FileExistsError):
         return AlreadyExists(path=path, root=root, errno=errno.EEXIST)
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    reason = reason.strip().partition("\n")[0]  # Azure's go on with the whole answer
     kind = StorageFull if number in _FULL else StorageError
     return kind(
         action=action,

@@ -1,7 +1,8 @@
 """Every storage that is not a folder of this machine, through fsspec.
 
 An upload comes from a finished local file or buffer, never from an open one. What may pass by
-itself (a reset connection, a busy server) is tried again; what will not is raised at once.
+itself (a reset connection, a busy server) is tried again for a while; what will not is raised at
+once.
 """
 
 from __future__ import annotations
@@ -10,28 +11,24 @@ import errno
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import fsspec
-import tenacity
 
-from checkpoints.errors import AlreadyExists, NotFound, StorageError, UsageError
+from checkpoints import retrying
+from checkpoints.clients import Client
+from checkpoints.errors import AlreadyExists, NotFound, ReadOnly, StorageError
+from checkpoints.patience import BRIEF, patience, seconds
+from checkpoints.redaction import redact
 from checkpoints.storage import Appender, Capabilities, Unfinished, check_path, join, storage_error
 
 T = TypeVar("T")
 
-_FINAL = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-)
-_TRIES = 4
 _SPEC = fsspec.AbstractFileSystem
 
 # memory:// looks, then writes; within the one process that can see it a lock makes that one step.
@@ -41,35 +38,32 @@ _memory_lock = threading.Lock()
 class FsspecStorage:
     """A folder of any file system that fsspec knows."""
 
-    def __init__(self, filesystem: Any, base: str, url: str) -> None:
-        self._fs = filesystem
+    def __init__(self, client: Client, base: str, url: str) -> None:
+        self._client = client
         self._base = base.rstrip("/")
         self.root = url.rstrip("/") if not url.endswith("://") else url
-        protocols = filesystem.protocol
-        self._protocol = protocols if isinstance(protocols, str) else protocols[0]
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any]) -> FsspecStorage:
         """Open a URL. Raises `UsageError` when no file system of fsspec fits it."""
-        try:
-            filesystem, base = fsspec.core.url_to_fs(url, **options)
-        except (ValueError, ImportError, TypeError) as error:
-            hint = "Use a folder, memory://… or a URL whose fsspec package is installed."
-            raise UsageError(field="storage", problem=f"{url}: {error}", hint=hint) from error
-        return cls(filesystem, base, url)
+        client = Client(url, options)
+        return cls(client, client.base(), url)
 
     def __repr__(self) -> str:
-        return f"FsspecStorage({self.root!r})"
+        return f"FsspecStorage({redact(self.root)!r})"
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        memory = self._protocol == "memory"
         return Capabilities(
-            exclusive_create=memory or self._probe_exclusive_create(),
+            exclusive_create=self._is_exclusive,
             append=False,
             local=False,
-            in_process=memory,
+            in_process=self._client.protocol == "memory",
         )
+
+    @property
+    def _fs(self) -> Any:
+        return self._client.files
 
     def read(self, path: str) -> bytes:
         return bytes(self._try("read", path, lambda at: self._fs.cat_file(at)))
@@ -80,17 +74,22 @@ class FsspecStorage:
         stop = size if end is None else min(end, size)
         if start >= stop:
             return b""
-        return bytes(
+        data = bytes(
             self._try("read", path, lambda at: self._fs.cat_file(at, start=start, end=stop))
         )
+        # A plain web server knows no ranges and sends all there is.
+        return data if len(data) <= stop - start else data[start:stop]
 
     def size(self, path: str) -> int:
-        self._forget(path)
-        return int(self._try("look at", path, lambda at: self._fs.info(at)["size"]))
+        return int(self._look(path)["size"])
 
     def exists(self, path: str) -> bool:
-        self._forget(path)
-        return bool(self._try("look at", path, lambda at: self._fs.exists(at)))
+        # Not fs.exists: some take a server that is out of order for a file that is not there.
+        try:
+            self._look(path)
+        except NotFound:
+            return False
+        return True
 
     def modified(self, path: str) -> float:
         self._forget(path)
@@ -104,45 +103,62 @@ class FsspecStorage:
         return self._try("look at", path, once)
 
     def create(self, path: str, data: bytes) -> None:
+        self._for_writing("create", path)
+        # A store that overlooks the condition would write over what is there: look first. Of two
+        # that look at the same moment the later one wins there, which is why it cannot fence.
+        if not self.capabilities.exclusive_create and self.exists(path):
+            raise AlreadyExists(path=path, root=self.root)
+        self._create(path, data)
+
+    def _create(self, path: str, data: bytes) -> None:
         lost = False
 
         def once(at: str) -> None:
             nonlocal lost
             try:
-                with _memory_lock:
+                with _memory_lock if self._in_memory else nullcontext():
                     self._fs.pipe_file(at, data, mode="create")
-            except OSError as error:
-                if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
-                    lost = True
+            except Exception as error:
+                refused = retrying.was_refused(error)
+                if refused is False:
+                    lost = lost or retrying.may_pass(error)
                     raise
                 # A failed precondition; or our own earlier try, whose answer was lost.
                 if lost and self.read(path) == data:
                     return
-                if isinstance(error, FileExistsError) or self.exists(path):
+                if refused or self.exists(path):
                     raise AlreadyExists(path=path, root=self.root) from error
                 raise
 
-        self._try("create", path, once)
+        self._write("create", path, once)
 
     def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
-        self._try("write", path, lambda at: self._fs.pipe_file(at, data, mode="overwrite"))
+        self._for_writing("write", path)
+        # What does not last is written again soon: it is not worth a long wait.
+        with nullcontext() if durable else patience(min(BRIEF, seconds())):
+            self._write("write", path, lambda at: self._fs.pipe_file(at, data, mode="overwrite"))
 
     def list(self, folder: str) -> list[str]:
         self._forget(folder)
         try:
-            names = self._try("list", folder, lambda at: self._fs.ls(at, detail=False))
+            # With the slash, without which adlfs takes a "?" at the end for an empty query.
+            names = self._try("list", folder, lambda at: self._fs.ls(f"{at}/", detail=False))
         except NotFound:
             return []
         base = self._at(folder).strip("/")
+        if self._client.read_only:
+            names = _links(names, base)
         found = {str(name).strip("/") for name in names}
         return sorted(name.rpartition("/")[2] for name in found if name != base)
 
     def delete(self, path: str) -> None:
+        self._for_writing("delete", path)
         with suppress(NotFound):
             self._try("delete", path, lambda at: self._fs.rm_file(at))
         self._forget(path)
 
     def delete_tree(self, folder: str) -> None:
+        self._for_writing("delete", folder)
         self._forget(folder)
 
         def once(at: str) -> None:
@@ -155,7 +171,7 @@ class FsspecStorage:
                         self._fs.rm_file(name)
             for name in [*sorted(folders, key=len, reverse=True), at]:
                 with suppress(OSError):  # most stores know no folders
-                    self._fs.rmdir(name)
+                    self._client.remove_folder(name)
 
         with suppress(NotFound):
             self._try("delete", folder, once)
@@ -163,6 +179,7 @@ class FsspecStorage:
 
     @contextmanager
     def stage(self, path: str) -> Iterator[Path]:
+        self._for_writing("write", path)
         if self.exists(path):
             raise AlreadyExists(path=path, root=self.root)
         with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
@@ -173,7 +190,7 @@ class FsspecStorage:
             except OSError as error:
                 raise storage_error(error, "write", path, self.root) from error
             try:
-                self._try("upload", path, lambda at: self._fs.put_file(str(local), at))
+                self._upload(local, path)
                 if self.size(path) != size:
                     raise StorageError(
                         action="upload", path=join(self.root, path), reason="it arrived cut short"
@@ -183,13 +200,17 @@ class FsspecStorage:
                     self.delete(path)
                 raise
 
+    def _upload(self, local: Path, path: str) -> None:
+        files, options = self._client.parts, self._client.sending()
+        self._write("upload", path, lambda at: files.put_file(str(local), at, **options))
+
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
+        files, options = self._client.parts, self._client.fetching()
         with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
             local = Path(folder) / path.rpartition("/")[2]
-            if not self.exists(path):
-                raise NotFound(path=path, root=self.root)
-            self._try("download", path, lambda at: self._fs.get_file(at, str(local)))
+            self._look(path)
+            self._try("download", path, lambda at: files.get_file(at, str(local), **options))
             yield local
 
     def link(self, source: str, path: str) -> bool:
@@ -204,7 +225,7 @@ class FsspecStorage:
         return None
 
     def unfinished(self) -> Sequence[Unfinished]:
-        if self._protocol != "s3":
+        if self._client.protocol != "s3":
             return []  # the others let go of parts that were never joined by themselves
         from checkpoints import uploads
 
@@ -217,7 +238,7 @@ class FsspecStorage:
             self._try("delete", left.path, lambda at: uploads.abort(self._fs, at, left.token))
 
     def sub(self, folder: str) -> FsspecStorage:
-        return FsspecStorage(self._fs, self._at(folder), join(self.root, folder))
+        return FsspecStorage(self._client, self._at(folder), join(self.root, folder))
 
     def _at(self, path: str) -> str:
         return f"{self._base}/{check_path(path)}" if path else self._base
@@ -228,33 +249,57 @@ class FsspecStorage:
         self._fs.invalidate_cache(at)
         self._fs.invalidate_cache(at.rpartition("/")[0])
 
+    def _look(self, path: str) -> dict[str, Any]:
+        self._forget(path)
+        found: dict[str, Any] = self._try("look at", path, lambda at: self._fs.info(at))
+        return found
+
     def _try(self, action: str, path: str, call: Callable[[str], T]) -> T:
         at = self._at(path)
-        retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(_TRIES),
-            wait=tenacity.wait_exponential(multiplier=0.1, max=5.0) + tenacity.wait_random(0, 0.1),
-            retry=tenacity.retry_if_exception(_may_pass),
-            reraise=True,
-        )
         try:
-            return retrying(call, at)
+            return retrying.until_done(call, at)
         except StorageError:
             raise
         except Exception as error:
             raise storage_error(error, action, path, self.root) from error
 
-    def _probe_exclusive_create(self) -> bool:
-        """Ask the store itself: some servers accept the condition and ignore it."""
+    def _write(self, action: str, path: str, call: Callable[[str], Any]) -> None:
+        """Try what writes: what is not there then is the bucket."""
+        try:
+            self._try(action, path, call)
+        except NotFound as error:
+            raise StorageError(
+                action=action, path=join(self.root, path), reason="there is no such bucket"
+            ) from error
+
+    def _for_writing(self, action: str, path: str) -> None:
+        if self._client.read_only:
+            raise ReadOnly(action=action, path=join(self.root, path), scheme=self._client.scheme)
+
+    @property
+    def _in_memory(self) -> bool:
+        return self._client.protocol == "memory"
+
+    def _is_exclusive(self) -> bool:
+        """Return whether the store can fence, which the store itself is asked once."""
+        if self._client.exclusive is None:
+            self._client.exclusive = self._in_memory or self._probe()
+        return self._client.exclusive
+
+    def _probe(self) -> bool:
+        """Create one file twice: some servers accept the condition and overlook it."""
         inmost = self._fs
         while isinstance(getattr(inmost, "fs", None), _SPEC):
             inmost = inmost.fs
         if not inmost.async_impl and type(inmost).pipe_file is _SPEC.pipe_file:
             return False  # fsspec's default looks first, then writes
+        if self._client.read_only:
+            return False
         path = f".probe-{secrets.token_hex(8)}"
         try:
-            self.create(path, b"1")
+            self._create(path, b"1")
             try:
-                self.create(path, b"2")
+                self._create(path, b"2")
             except AlreadyExists:
                 return True
             return False
@@ -262,11 +307,8 @@ class FsspecStorage:
             self.delete(path)
 
 
-def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, (StorageError, *_FINAL)):
-        return False
-    return isinstance(error, OSError | TimeoutError) and getattr(error, "errno", None) not in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EINVAL,
-    )
+def _links(names: Iterable[Any], base: str) -> list[str]:
+    """Return those of the links on a page of the web that lead to what is below it."""
+    below = f"{base}/"
+    found = [unquote(str(name)).strip("/") for name in names]
+    return [name for name in found if name.startswith(below) and "/" not in name[len(below) :]]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +16,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytest_plugins = ["tests.object_stores"]
+
 # A developer's own settings do not reach the tests.
 for _name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
     if _name != "HOLDFAST_REQUIRE":
         del os.environ[_name]
 os.environ["MPLBACKEND"] = "agg"
+# Nor do the tests reach the developer's own cache.
+os.environ["HOLDFAST_SPOOL"] = tempfile.mkdtemp(prefix="holdfast-tests-")
+atexit.register(shutil.rmtree, os.environ["HOLDFAST_SPOOL"], ignore_errors=True)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Whoever starts the tests in the background, or under nohup, has them inherit ignored signals; the
