@@ -47,7 +47,7 @@ class HistoryWriter:
         self._patience = _FLUSH_AT if self._can_append else _UPLOAD_AT
         self._write_at = self._patience
         self._file: Appender | None = None
-        self._segments = 0
+        self._segments = SegmentWriter(storage, attempt)
 
     def append(self, row: Row) -> None:
         """Add a row. NaN and the infinities are written by name.
@@ -112,7 +112,10 @@ class HistoryWriter:
             self._file.write(data[landed:])
             self._drop(len(data))
         else:
-            self._write_segments(data)
+            while data:
+                count = self._segments.write(data)
+                self._drop(count)
+                data = data[count:]
 
     def _open(self) -> Appender:
         path = layout.history(self._attempt)
@@ -122,27 +125,49 @@ class HistoryWriter:
             raise AlreadyExists(path=path, root=self._storage.root)
         return file
 
-    def _write_segments(self, data: bytes) -> None:
-        while data:
-            path = layout.history_segment(self._attempt, self._segments)
-            count = len(data)
-            try:
-                self._storage.create(path, data)
-            except AlreadyExists:
-                # An earlier try of ours whose answer was lost: it holds the first of these rows.
-                found = self._storage.read(path)
-                if not found or not data.startswith(found):
-                    raise
-                count = len(found)
-            self._segments += 1
-            self._drop(count)
-            data = data[count:]
-
     def _drop(self, count: int) -> None:
         with self._buffer_lock:
             del self._buffer[:count]
             self._written += count
             self._write_at = self._patience
+
+
+class SegmentWriter:
+    """Writes an attempt's rows as numbered immutable segments, in order and each byte once.
+
+    Also of an attempt that another process began: what is there already is looked up first.
+    size: bytes of rows that are there.
+    """
+
+    def __init__(self, storage: Storage, attempt: int) -> None:
+        self._storage = storage
+        self._attempt = attempt
+        self._count = 0
+        self.size = 0
+
+    def look(self) -> None:
+        """Take in what is there, written by this process or by an earlier one."""
+        sizes = [size for _, size in Part(self._storage, self._attempt, None).files]
+        self._count, self.size = len(sizes), sum(sizes)
+
+    def write(self, data: bytes) -> int:
+        """Add rows, or find that they were added by an earlier try; return how many bytes.
+
+        Raises `AlreadyExists` when somebody else's rows are there.
+        """
+        path = layout.history_segment(self._attempt, self._count)
+        count = len(data)
+        try:
+            self._storage.create(path, data)
+        except AlreadyExists:
+            # An earlier try of ours whose answer was lost: it holds the first of these rows.
+            found = self._storage.read(path)
+            if not found or not data.startswith(found):
+                raise
+            count = len(found)
+        self._count += 1
+        self.size += count
+        return count
 
 
 class HistoryReader:

@@ -72,7 +72,7 @@ class Part:
 
     def size(self) -> int:
         """Return how many bytes there are to read, at most."""
-        whole = sum(size for _, size in self._files)
+        whole = sum(size for _, size in self.files)
         return whole if self._mark is None else min(whole, self._mark)
 
     def shares(self, size: int) -> list[tuple[int, int | None]]:
@@ -168,7 +168,7 @@ class Part:
 
     def _end(self) -> int:
         """Return the byte after the last whole line."""
-        size = sum(size for _, size in self._files)
+        size = sum(size for _, size in self.files)
         if self._mark is not None:
             if size < self._mark:
                 raise self._too_short(size)
@@ -205,7 +205,7 @@ class Part:
 
     def _pieces(self, start: int, end: int | None) -> Iterator[bytes]:
         base = 0
-        for path, size in self._files:
+        for path, size in self.files:
             stop = size if end is None else min(size, end - base)
             at = max(0, start - base)
             while at < stop:
@@ -218,8 +218,8 @@ class Part:
             base += size
 
     @functools.cached_property
-    def _files(self) -> list[tuple[str, int]]:
-        """Paths and sizes, in order."""
+    def files(self) -> list[tuple[str, int]]:
+        """Paths and sizes of the files that it is in, in order."""
         folder = layout.attempt_dir(self._attempt)
         names = {f"{folder}/{name}" for name in self._storage.list(folder)}
         whole = layout.history(self._attempt)

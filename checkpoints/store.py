@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -123,8 +125,45 @@ class CheckpointStore:
             if self._has(checkpoint):
                 return self.manifest(checkpoint)
             made, seen = self._prepare(checkpoint, snapshot, reason, history, held_ms)
-            self._unknown[checkpoint] = made, manifest.encode(made), seen
-        return self._commit(checkpoint)
+            try:
+                self._ask_fence()
+            except BaseException:
+                self._discard(checkpoint)
+                raise
+            return self._commit(checkpoint, made, manifest.encode(made), seen)
+        self._ask_fence()  # what may be committed is not cleared away, whatever it says
+        return self._commit(checkpoint, *self._unknown[checkpoint])
+
+    def beside(self, storage: Storage) -> CheckpointStore:
+        """Return the store that saves this attempt's checkpoints elsewhere first, for `adopt`."""
+        store = CheckpointStore(storage, attempt=self._own_attempt(), writer=self._writer)
+        store._begun, store._parent = self._begun, self._parent
+        return store
+
+    def adopt(self, made: Manifest, source: Storage) -> None:
+        """Commit a checkpoint that is whole on another storage: file by file, then the same
+        manifest, byte for byte. Nothing happens when it is committed here.
+
+        Of this attempt, or of one before it that is on the lineage. Raises as `save`; after a
+        `StorageError` what was copied stays, and the next call goes on from there.
+        """
+        checkpoint = made.id
+        unknown = checkpoint in self._unknown
+        if self._has(checkpoint):
+            self._unknown.pop(checkpoint, None)
+            self._saved[checkpoint] = self._manifests[checkpoint] = made
+            return
+        data = source.read(layout.manifest(checkpoint))
+        if not unknown:
+            for entry in made.files:
+                self._copy(source, layout.checkpoint_file(checkpoint, entry.name), entry.size)
+        try:
+            self._ask_fence()
+        except Superseded:
+            if not unknown:
+                self._discard(checkpoint)
+            raise
+        self._commit(checkpoint, made, data, {}, keep=True)
 
     def latest(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
         """Return the newest good checkpoint of the lineage, and what newer ones are damaged by.
@@ -203,21 +242,34 @@ class CheckpointStore:
         Never deleted: the newest good one, the end of each phase, what this attempt resumed from,
         what a commit with an unknown outcome may name. Not to be called while this attempt saves.
         """
+        unwanted = self.unwanted(keep)
+        if not dry_run:
+            for found in unwanted:
+                self.delete(found)
+        return [str(found) for found in unwanted]
+
+    def unwanted(self, keep: Keep) -> dict[CheckpointId, str]:
+        """Return what `prune` deletes, oldest first, and why."""
         line = self._lineage()
         folders = self._folders()
         ids = [found for found in folders if line.accepts(found) and self._has(found)]
         kept = plan([Item(found, self._metrics(found)) for found in ids], keep)
         kept |= set(_ends(ids).values()) | self._needed(ids, line)
         orphans = set(folders) - set(ids)
-        doomed = [
-            found
-            for found in folders
-            if (self._is_past(found, line) if found in orphans else found not in kept)
-        ]
-        if not dry_run:
-            for found in doomed:
-                self.delete(found)
-        return [str(found) for found in doomed]
+        unwanted = {}
+        for found in folders:
+            if found not in orphans:
+                if found not in kept:
+                    unwanted[found] = f"{keep} does not keep it"
+            elif self._is_past(found, line):
+                committed = self._has(found)
+                how = (
+                    "it is beyond where the next attempt took over"
+                    if committed
+                    else ("it was never committed, and its attempt is over")
+                )
+                unwanted[found] = how
+        return unwanted
 
     def _prepare(
         self,
@@ -250,15 +302,22 @@ class CheckpointStore:
             raise
         return made, written.seen
 
-    def _commit(self, checkpoint: CheckpointId) -> Manifest:
-        made, data, seen = self._unknown[checkpoint]
+    def _ask_fence(self) -> None:
+        if self._fence is not None:
+            self._fence()
+
+    def _commit(
+        self,
+        checkpoint: CheckpointId,
+        made: Manifest,
+        data: bytes,
+        seen: dict[str, Seen],
+        *,
+        keep: bool = False,
+    ) -> Manifest:
+        """Create the manifest. keep: its files stay even when it certainly was not created."""
         path = layout.manifest(checkpoint)
-        try:
-            if self._fence is not None:
-                self._fence()
-        except BaseException:
-            self._discard(checkpoint)
-            raise
+        self._unknown[checkpoint] = made, data, seen
         try:
             self.storage.create(path, data)
         except StorageError as error:
@@ -267,12 +326,27 @@ class CheckpointStore:
             except CommitUnknown:
                 raise
             except StorageError:
-                self._discard(checkpoint)
+                if keep:
+                    del self._unknown[checkpoint]
+                else:
+                    self._discard(checkpoint)
                 raise
         del self._unknown[checkpoint]
         self._saved[checkpoint] = self._manifests[checkpoint] = made
         self._parent, self._seen = made.checkpoint, seen
         return made
+
+    def _copy(self, source: Storage, path: str, size: int) -> None:
+        """Copy a file that nobody else writes: one of its size is an earlier try's."""
+        with suppress(NotFound):
+            if self.storage.size(path) == size:
+                return
+            self.storage.delete(path)
+        with source.fetch(path) as there, self.storage.stage(path) as here:
+            try:
+                os.link(there, here)
+            except OSError:  # another file system
+                shutil.copyfile(there, here)
 
     def _discard(self, checkpoint: CheckpointId) -> None:
         """Clear away what is certainly not committed: the next save may need the space."""
@@ -352,6 +426,8 @@ class CheckpointStore:
         newest = line.attempts[0] if line.attempts else 0
         if orphan.attempt == self.attempt:
             return self._begun and orphan not in self._unknown and not self._has(orphan)
+        if self.attempt is None and self.storage.local_path("") is None and not self._has(orphan):
+            return False  # a later attempt may be sending it: only its age can tell
         return orphan.attempt < newest
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from checkpoints.errors import HoldfastError, StorageFull
 from checkpoints.manifest import HistoryMark, Manifest
 from checkpoints.retention import Keep
+from checkpoints.sender import Sender
 from checkpoints.snapshot import Snapshot
 from checkpoints.store import CheckpointStore
 
@@ -22,6 +23,7 @@ class Writer:
     keep: what to prune to after each commit; None: prune nothing.
     on_event: told "saved", "save_failed", "pruned" and "prune_failed" on the writing thread,
     with what there is to say about it. It must not raise.
+    sender: takes over what was committed, where the store is only a spool; it prunes, and tells.
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class Writer:
         history_sync: Callable[[HistoryMark], None] | None = None,
         keep: Keep | None = None,
         on_event: Callable[[str, dict[str, Any]], None] | None = None,
+        sender: Sender | None = None,
     ) -> None:
         self._store = store
+        self._sender = sender
         self._history_sync = history_sync
         self._keep = keep
         self._on_event = on_event
@@ -41,7 +45,11 @@ class Writer:
 
     @property
     def busy(self) -> bool:
-        """Whether a write is in flight."""
+        """Whether a write is in flight, or what was written is just being sent."""
+        return self._writing or (self._sender is not None and self._sender.busy)
+
+    @property
+    def _writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -73,15 +81,17 @@ class Writer:
         self._thread = thread
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is in flight, at most `timeout` seconds; return whether it is so."""
+        """Wait until no write is in flight, at most `timeout` seconds; return whether it is so."""
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
-        return not self.busy
+        return not self._writing
 
     def take_error(self) -> BaseException | None:
-        """Return the error of a write that has ended, and forget it."""
+        """Return the error of a write or of the sending that has ended, and forget it."""
         error, self._error = self._error, None
+        if error is None and self._sender is not None:
+            error = self._sender.take_error()
         return error
 
     def close(self) -> None:
@@ -103,7 +113,11 @@ class Writer:
             self._error = error
             self._tell("save_failed", error=error)
             return
-        self._last = manifest
+        before, self._last = self._last, manifest
+        if self._sender is not None:
+            if manifest is not before:
+                self._sender.offer(manifest, seconds)
+            return
         self._tell(
             "saved",
             checkpoint=manifest.checkpoint,
@@ -118,13 +132,16 @@ class Writer:
     ) -> tuple[Manifest, float]:
         snapshot, reason, mark, held_ms = waiting.pop()
         start = time.monotonic()
+        if self._sender is not None and self._last is not None and _same(self._last, snapshot):
+            return self._last, 0.0  # it may have been sent since, and is not to be found here
         if mark is not None and self._history_sync is not None:
             self._history_sync(mark)
         try:
             manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
         except StorageFull:
             # What crashed attempts left behind may be all that is in the way.
-            if not self._prune():
+            made_room = self._sender.make_room() if self._sender else self._prune()
+            if not made_room:
                 raise
             manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
         return manifest, time.monotonic() - start
@@ -145,6 +162,12 @@ class Writer:
     def _tell(self, event: str, **fields: Any) -> None:
         if self._on_event is not None:
             self._on_event(event, fields)
+
+
+def _same(made: Manifest, snapshot: Snapshot) -> bool:
+    """Whether a snapshot is of the very place that a checkpoint is of."""
+    one, other = made.progress, snapshot.progress
+    return (one.phase, one.step, one.stage) == (other.phase, other.step, other.stage)
 
 
 def _release(error: BaseException) -> None:

@@ -13,6 +13,7 @@ import os
 import runpy
 import signal as signals
 import sys
+import threading
 import time
 import traceback
 from contextlib import suppress
@@ -22,7 +23,7 @@ from types import ModuleType, TracebackType
 from typing import Final
 
 from checkpoints import layout
-from checkpoints.errors import HoldfastError, NotFound, Superseded
+from checkpoints.errors import HoldfastError, NotFound, StorageError, Superseded
 from checkpoints.storage import Storage, open_storage
 from service import context, exit_codes, failures, identity, preemption, seeding, warmth
 from service import spec as specs
@@ -72,6 +73,7 @@ class Attempt:
             local_dir=storage.local_path(""),
             failures=failures.seen_in(journal.read()),
             before_training=self._before_training,
+            spool=context.spool_of(storage, spec),
         )
         self._heartbeat = HeartbeatWriter(
             storage,
@@ -80,8 +82,10 @@ class Attempt:
             spec.heartbeat_every,
             self._on_superseded,
             fence=self.context.fence,
-            on_beat=self._look_around,
+            on_beat=self._file.flush,
+            aside=None if self.context.spool is None else self.context.spool.storage,
         )
+        self._ended = threading.Event()
 
     def run(self) -> int:
         """Run the script and return the exit code; the last heartbeat tells it as well."""
@@ -92,6 +96,8 @@ class Attempt:
         faulthandler.register(signals.SIGQUIT, all_threads=True)
         preemption.install(self.context.stop)
         self._heartbeat.start()
+        # Not the heartbeat's thread: a storage that does not answer must not keep it from looking.
+        threading.Thread(target=self._look_around, name="holdfast-lookout", daemon=True).start()
         context.set_current(self.context)
         self.context.log.info(
             "attempt started",
@@ -102,6 +108,11 @@ class Attempt:
         )
         self.context.status.activity = "importing"
         self._code = self._run_script()
+        if self._superseded is None:
+            try:
+                self._code = self.context.before_exit(self._code)
+            except BaseException as error:  # noqa: BLE001  (as the script's own)
+                self._code = self._judge(error)
         if self._superseded is not None:
             self._code = exit_codes.SUPERSEDED
         return self._code
@@ -164,6 +175,11 @@ class Attempt:
         )
         self._file.close()
         self._heartbeat.stop(self._code)
+        self._ended.set()
+        spool = self.context.spool
+        if spool is not None:
+            with suppress(StorageError):
+                spool.tidy(self.context.attempt)
 
     def _before_training(self) -> None:
         """Tell what a spare would have to import; leave this process if it is an unfit one."""
@@ -186,8 +202,10 @@ class Attempt:
         self._leave_soon("superseded", exit_codes.SUPERSEDED)
 
     def _look_around(self) -> None:
-        """Called about every second on the heartbeat's thread."""
-        self._file.flush()
+        while not self._ended.wait(1.0):
+            self._see_who_has_to_leave()
+
+    def _see_who_has_to_leave(self) -> None:
         if self._supervisor is not None and self._supervisor.gone():
             self._leave_soon("orphaned", exit_codes.RESUMABLE)
         saving = self.context.status.activity == "saving" and self._superseded is None

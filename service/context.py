@@ -22,7 +22,14 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from checkpoints import layout
-from checkpoints.errors import AlreadyExists, HoldfastError, NotFound, Superseded
+from checkpoints.errors import (
+    AlreadyExists,
+    HoldfastError,
+    NotFound,
+    StorageError,
+    Superseded,
+)
+from checkpoints.spool import Spool
 from checkpoints.storage import Storage, open_storage
 from service import exit_codes, failures, identity, preemption, succession
 from service import spec as specs
@@ -55,8 +62,9 @@ class AttemptContext:
     heartbeat tells it. log: bound to job and attempt. fence: raises `Superseded` when a newer
     attempt was claimed. supervised: under a supervisor. local_dir: the job's folder on this
     machine, None when it is elsewhere. failures: of the attempts before. before_training: called
-    before the first phase; may start the script anew. exit_code: what this process is about to
-    exit with.
+    before the first phase; may start the script anew. spool: where checkpoints wait to be sent,
+    None in a job that is on this machine. before_exit: called with what this process is about to
+    exit with, returns what it does exit with. exit_code: the former, once it is known.
     """
 
     storage: Storage
@@ -70,12 +78,22 @@ class AttemptContext:
     local_dir: Path | None
     failures: Failures = field(default_factory=Failures)
     before_training: Callable[[], None] = lambda: None
+    spool: Spool | None = None
+    before_exit: Callable[[int], int] = lambda code: code
     exit_code: int | None = field(default=None)
 
     def leave(self, code: int = exit_codes.RESUMABLE) -> NoReturn:
         """Leave the script with its state saved (75), past any `except Exception` of its own."""
         self.exit_code = code
         raise SystemExit(code)
+
+
+def spool_of(storage: Storage, spec: JobSpec) -> Spool | None:
+    """Return this machine's spool of a job, made; None when the job is on this machine itself."""
+    spool = Spool.of(storage, f"{spec.job} {spec.created!r}")
+    if spool is not None:
+        spool.make()
+    return spool
 
 
 _current: AttemptContext | None = None
@@ -176,6 +194,7 @@ class _Bare:
             supervised=False,
             local_dir=storage.local_path(""),
             failures=failures.seen_in(self._journal.read()),
+            spool=spool_of(storage, spec),
         )
         self._heartbeat = HeartbeatWriter(
             storage,
@@ -185,6 +204,7 @@ class _Bare:
             self._superseded,
             fence=self.context.fence,
             on_beat=self._file.flush,
+            aside=None if self.context.spool is None else self.context.spool.storage,
         )
         self._heartbeat.start()
         self._journal.append(Started(attempt=job.attempt))
@@ -209,12 +229,16 @@ class _Bare:
         except InvalidTransition:
             raise succession.busy(spec.job, self._journal.existing_job()) from None
 
-    def close(self, code: int, error: str | None = None) -> None:
-        """Tell the journal how this process ends; whoever comes next need not wait."""
+    def close(self, code: int, error: str | None = None) -> int:
+        """Tell the journal how this process ends, and return the exit code.
+
+        Whoever comes next need not wait.
+        """
         if self.closed or os.getpid() != self._pid:
-            return
+            return code
         self.closed = True
         context = self.context
+        code = context.before_exit(code)
         if self._handlers is not None:
             self._handlers.restore()
         if sys.excepthook == self._on_uncaught:
@@ -237,19 +261,30 @@ class _Bare:
             checkpoint=checkpoint,
             reached=context.status.beat(context.attempt, 0, identity.here()).reached(),
         )
+        if context.spool is not None:
+            with suppress(StorageError):
+                context.spool.tidy(context.attempt)
         with suppress(InvalidTransition):  # superseded: the job is somebody else's now
             if self._journal.append(ended).state is State.WAITING:
                 self._journal.append(Released(reason="nobody supervises it"))
+        return code
 
     def _at_exit(self) -> None:
         code = self.context.exit_code
         stop = self.context.stop
         if code is None and stop.requested and not stop.watched:
             code = exit_codes.RESUMABLE  # a signal ended the script outside of its phases
+        code = exit_codes.DONE if code is None else code
+        left = code
         try:
-            self.close(exit_codes.DONE if code is None else code)
+            left = self.close(code)
         except HoldfastError as error:
             sys.stderr.write(f"holdfast: {error}\n")
+            left = error.exit_code if self.context.spool is not None else code
+        if left != code:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(left)  # nothing else changes what a process exits with from here
 
     def _on_uncaught(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None

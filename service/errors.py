@@ -60,6 +60,14 @@ class DaemonFailed(HoldfastError, RuntimeError):
     """The detached supervisor ended at once (exit code {code}): {output}"""
 
 
+class NotSent(HoldfastError, OSError):
+    """{count} checkpoints ({size} bytes) could not be sent to {root!r}: {reason}. The state is in
+    {path!r}, nothing is lost: run `holdfast resume {job}` on this machine when the storage is
+    back."""
+
+    exit_code = exit_codes.STORAGE_FAILED
+
+
 class ExtraMissing(HoldfastError, ImportError):
     """{feature} needs {package}, which is not installed: pip install 'holdfast[{extra}]'"""
 

@@ -6,7 +6,8 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -17,6 +18,8 @@ from service import identity
 from service.lifecycle import Reached
 from service.warmth import Preload
 
+PARTING: Final = 10.0  # seconds that the last beat may take
+
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """What an attempt says of itself.
@@ -25,7 +28,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     what it does, for people. step, epoch, batch: done so far in the phase. steps_per_second:
     over the last seconds. preload: what a spare for the next attempt would import. steps_done: by
     this attempt. saves: begun by it. saves_postponed: that fell due while an earlier one was being
-    written, and came after it. spent: seconds by activity. ended: the exit code, once it is known;
+    written, and came after it. away_since: unix seconds since when the job's storage cannot be
+    reached. spooled, spooled_bytes, spool: what waits on this machine to be sent there, and where.
+    spent: seconds by activity. ended: the exit code, once it is known;
     error: what it died of. at: unix seconds by the writer's clock, for people only.
     """
 
@@ -54,6 +59,10 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     steps_done: int = 0
     saves: int = 0
     saves_postponed: int = 0
+    away_since: float | None = None
+    spooled: int = 0
+    spooled_bytes: int = 0
+    spool: str | None = None
     spent: dict[str, float] = {}
     ended: int | None = None
     error: str | None = None
@@ -92,6 +101,10 @@ class Status:
         self.steps_done = 0
         self.saves = 0
         self.saves_postponed = 0
+        self.away_since: float | None = None
+        self.spooled = 0
+        self.spooled_bytes = 0
+        self.spool: str | None = None
         self.ended: int | None = None
         self.error: str | None = None
 
@@ -150,8 +163,8 @@ class HeartbeatWriter:
 
     fence: called before each beat; when it raises `Superseded`, `on_superseded` is called once
     and no more beats are written. on_beat: called on the thread after each beat (every second at
-    the least), for whatever else has to be looked at in time. A beat that cannot be written is
-    left out: the next one tells the same.
+    the least), for whatever else has to be done in time. A beat that cannot be written is left
+    out, or goes to the storage `aside`: the next one tells the same.
     """
 
     def __init__(
@@ -164,8 +177,10 @@ class HeartbeatWriter:
         *,
         fence: Callable[[], None] | None = None,
         on_beat: Callable[[], None] | None = None,
+        aside: Storage | None = None,
     ) -> None:
         self._storage = storage
+        self._aside = aside
         self._attempt = attempt
         self._status = status
         self._every = every
@@ -185,14 +200,18 @@ class HeartbeatWriter:
         self._thread.start()
 
     def stop(self, exit_code: int | None = None) -> None:
-        """End the thread and, with an exit code, write the last beat that tells it."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        """End the thread and, with an exit code, write the last beat that tells it.
+
+        A storage that does not answer is waited for at most ten seconds.
+        """
         if exit_code is not None:
             self._status.ended = exit_code
-            self._write()
+        self._stop.set()
+        if self._thread is None:
+            self._write_last()
+            return
+        self._thread.join(PARTING)
+        self._thread = None
 
     def _run(self) -> None:
         silent = False
@@ -206,6 +225,11 @@ class HeartbeatWriter:
                     self._write()
             if self._on_beat is not None:
                 self._on_beat()
+        self._write_last()
+
+    def _write_last(self) -> None:
+        if self._status.ended is not None:
+            self._write()
 
     def _superseded(self) -> bool:
         if self._fence is None:
@@ -223,12 +247,14 @@ class HeartbeatWriter:
     def _write(self) -> None:
         self._count += 1
         beat = self._status.beat(self._attempt, self._count, self._who)
+        path, data = layout.heartbeat(self._attempt), msgspec.json.encode(beat)
         try:
-            self._storage.replace(
-                layout.heartbeat(self._attempt), msgspec.json.encode(beat), durable=False
-            )
+            self._storage.replace(path, data, durable=False)
         except HoldfastError as error:
             self.last_error = error
+            if self._aside is not None:
+                with suppress(HoldfastError):
+                    self._aside.replace(path, data, durable=False)
 
 
 def read(storage: Storage, attempt: int) -> Beat | None:

@@ -26,6 +26,7 @@ from service.heartbeat import Status
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 _WAITING: Final = 1 << 20  # bytes of lines that a full disk does not take
+_PENDING: Final = 8 << 20  # that a store which is away does not
 _FIRST: Final = ("time", "level", "event", "job", "attempt", "phase", "step")
 _SEGMENT: Final = re.compile(r"(?P<stem>log|supervisor)(?:-(?P<index>\d{8}))?\.jsonl")
 
@@ -35,8 +36,8 @@ Row = dict[str, Any]
 class LogFile:
     """One log file in the making. Lines that cannot be written wait for those after them.
 
-    What would wait beyond 1 MiB is lost (`lost` counts the lines): never the training.
-    echo: called with each row as well, for a terminal.
+    What would wait beyond 1 MiB (8 MiB where the store cannot append) is lost, and `lost` counts
+    the lines: never the training. echo: called with each row as well, for a terminal.
     """
 
     def __init__(
@@ -47,7 +48,8 @@ class LogFile:
         self._echo = echo
         self._lock = threading.Lock()
         self._appender: Appender | None = None
-        self._pending: list[bytes] = []
+        self._flushing = threading.Lock()
+        self._pending = bytearray()
         self._waiting = b""
         self._segment = 0
         self.lost = 0
@@ -58,27 +60,35 @@ class LogFile:
         with self._lock:
             if self._storage.capabilities.append:
                 self._append(line)
+            elif len(self._pending) + len(line) <= _PENDING:
+                self._pending += line
             else:
-                self._pending.append(line)
+                self.lost += 1
         if self._echo is not None:
             self._echo(row)
 
     def flush(self) -> None:
         """Publish what has gathered, where the store cannot append."""
-        with self._lock:
-            if not self._pending:
+        # Whoever writes a line never waits for the store.
+        with self._flushing:
+            with self._lock:
+                lines = bytes(self._pending)
+            if not lines:
                 return
             path = PurePosixPath(self._path)
             name = str(path.with_name(f"{path.stem}-{self._segment:08d}.jsonl"))
             try:
-                self._storage.create(name, b"".join(self._pending))
-            except FileExistsError:  # of a process before this one: take the next number
-                self._segment += 1
-                return
+                try:
+                    self._storage.create(name, lines)
+                    there = lines
+                except FileExistsError:
+                    there = self._storage.read(name)
             except StorageError:
                 return  # tried again at the next flush
             self._segment += 1
-            self._pending.clear()
+            if lines.startswith(there):  # else it is of a process before this one
+                with self._lock:
+                    del self._pending[: len(there)]
 
     def close(self) -> None:
         self.flush()
@@ -192,9 +202,7 @@ class LogTail:
         return rows
 
     def _names(self) -> list[str]:
-        appended = f"{self._stem}.jsonl"
-        if self._storage.capabilities.append:
-            return [appended]
+        # Both kinds on any storage: a job may have been copied here from another kind.
         matches = map(_SEGMENT.fullmatch, self._storage.list(self._folder))
         return [match[0] for match in matches if match and match["stem"] == self._stem]
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -22,7 +23,8 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 class StopFlag:
     """What the loop looks at between two compiled calls.
 
-    reason: why to save and leave (the first request's), None to go on. save_and_go_on: a save is
+    reason: why to save and leave (the first request's), None to go on. requested_at: when that
+    was, monotonic seconds. save_and_go_on: a save is
     wanted now; the loop puts it back to False. count: requests so far. watched: whether anybody
     looks at the flag now; when nobody does (a bare script before, between and after its phases) a
     signal ends the script at once, as it would without Holdfast.
@@ -30,6 +32,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.requested_at: float | None = None
         self.save_and_go_on = False
         self.watched = True
         self.count = 0
@@ -39,7 +42,7 @@ class StopFlag:
         """Ask to save at the next step border and leave; later requests change nothing."""
         self.count += 1
         if self.reason is None:
-            self.reason = reason
+            self.reason, self.requested_at = reason, time.monotonic()
         self._requested.set()
 
     @property

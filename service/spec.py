@@ -27,6 +27,7 @@ _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRETS?|PASSW(?:OR)?D|CREDENTIALS?|API_?KEY|KEY(?:_ID)?)(?:_|$)",
     re.IGNORECASE,
 )
+_OF_THE_MACHINE = "HOLDFAST_SPOOL"
 _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
 
 
@@ -154,15 +155,18 @@ def _check_variable(name: str, value: str) -> None:
 def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return what the spec stores of the environment: HOLDFAST_* and what was `given` by name.
 
-    Of HOLDFAST_* those that look like secrets are left out (attempts inherit them all the same);
-    a secret that was given by name raises `SpecInvalid`.
+    Of HOLDFAST_* those that look like secrets are left out (attempts inherit them all the same),
+    and HOLDFAST_SPOOL*, which is each machine's own; a secret that was given by name raises
+    `SpecInvalid`.
     """
     for name, value in given.items():
         _check_variable(name, value)
     own = {
         name: value
         for name, value in environ.items()
-        if name.startswith("HOLDFAST_") and not _SECRET.search(name)
+        if name.startswith("HOLDFAST_")
+        and not name.startswith(_OF_THE_MACHINE)
+        and not _SECRET.search(name)
     }
     return {**own, **given}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from checkpoints.errors import UsageError
 from checkpoints.history import HistoryWriter
 from checkpoints.layout import CheckpointId
 from checkpoints.retention import Keep
+from checkpoints.sender import Sender
 from checkpoints.store import CheckpointStore, Loaded
 from checkpoints.writer import Writer
 from service import context
 from service.context import AttemptContext
 from service.exit_codes import FAILED
 from service.spec import version
-from service.training import generators
+from service.training import generators, spooling
 from service.training.errors import StateMismatch
 
 _jobs: dict[int, TrainingJob] = {}
@@ -44,6 +46,9 @@ class TrainingJob:
                 "tensorflow": tf.__version__,
             },
         )
+        keep = Keep.parse(ctx.spec.keep)
+        if ctx.spool is not None:
+            spooling.send_left(ctx, ctx.spool, self.store)
         self.newest, damages = self.store.begin()
         for damage in damages:
             ctx.log.error(
@@ -58,12 +63,19 @@ class TrainingJob:
             ctx.status.last_checkpoint = self.newest.checkpoint
             ctx.status.last_checkpoint_at_step = self.newest.progress.step
         self.finished = self.store.finished_phases()
-        self.history = HistoryWriter(ctx.storage, ctx.attempt)
+        saving, sender = self.store, None
+        if ctx.spool is not None:
+            saving = self.store.beside(ctx.spool.storage)
+            sender = Sender(ctx.spool, self.store, ctx.attempt, keep=keep, on_event=self._on_event)
+            ctx.before_exit = functools.partial(spooling.settle, ctx, sender)
+        self.sender = sender
+        self.history = HistoryWriter(saving.storage, ctx.attempt)
         self.writer = Writer(
-            self.store,
+            saving,
             history_sync=self.history.sync,
-            keep=Keep.parse(ctx.spec.keep),
+            keep=keep,
             on_event=self._on_event,
+            sender=sender,
         )
         self.written_in: float | None = None  # seconds, of the newest save until it was durable
         self._entered: list[str | None] = []
@@ -228,15 +240,22 @@ class TrainingJob:
     def _on_event(self, event: str, fields: dict[str, Any]) -> None:
         """Log what the writer did; runs on the writing thread."""
         status = self.ctx.status
-        if event == "saved":
+        if self.sender is not None:
+            left = self.sender.backlog()
+            status.away_since, status.spool = left.away_since, left.path
+            status.spooled, status.spooled_bytes = left.count, left.size
+        if event in ("saved", "spooled"):
             saved = CheckpointId.parse(fields["checkpoint"])
             assert saved is not None
             status.last_checkpoint = str(saved)
             status.last_checkpoint_at_step = saved.step
             status.tick()
             self.written_in = fields["seconds"]
+        if "seconds" in fields:
             fields["seconds"] = round(fields["seconds"], 4)
         if "error" in fields:
             self.ctx.log.warning(event, **{**fields, "error": str(fields["error"])})
+        elif event == "spooled":
+            self.ctx.log.warning(event, **fields, path=status.spool)
         else:
             self.ctx.log.info(event, **fields)

@@ -1,0 +1,132 @@
+"""A job whose storage is elsewhere: what an attempt before left unsent, and the wait at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any, Final
+
+from checkpoints.errors import HoldfastError, UsageError
+from checkpoints.lineage import read_lineage
+from checkpoints.sender import Sender
+from checkpoints.spool import Spool
+from checkpoints.store import CheckpointStore
+from service import exit_codes
+from service.context import AttemptContext
+from service.errors import NotSent
+
+WAIT: Final = "HOLDFAST_SPOOL_WAIT"
+_WAIT_AT_END: Final = 600.0  # seconds that a finished training waits for a store that is away
+_AFTER_ERROR: Final = 2.0  # seconds that one that has failed does
+_SHARE: Final = 0.8  # of the grace: the rest is for leaving
+
+
+def send_left(ctx: AttemptContext, spool: Spool, store: CheckpointStore) -> None:
+    """Send what the attempt before has left in this machine's spool, if it counts; to be called
+    before this attempt begins.
+
+    What attempts left that others have gone on after is told, and deleted when it is old.
+    Raises `StorageError`, `Superseded`.
+    """
+    line = read_lineage(ctx.storage)[0].attempts
+    for attempt in spool.attempts():
+        if attempt >= ctx.attempt:
+            continue
+        waiting = spool.waiting(attempt)
+        if waiting and attempt not in line[:1]:
+            ctx.log.warning(
+                "spool_left_out",
+                checkpoints=[str(one) for one in waiting],
+                path=spool.path,
+                why=f"the training has gone on since from before attempt {attempt}'s end",
+                then="they are not sent, and deleted after seven days",
+            )
+            if not spool.is_old(attempt):
+                continue
+        elif waiting:
+            _send(ctx, spool, store, attempt)
+        spool.forget(attempt)
+
+
+def _send(ctx: AttemptContext, spool: Spool, store: CheckpointStore, attempt: int) -> None:
+    for checkpoint in spool.waiting(attempt):
+        for damage in spool.damage(checkpoint)[:1]:
+            ctx.log.error("spool_lost", checkpoint=str(checkpoint), error=str(damage))
+            spool.drop(checkpoint)
+
+    def tell(event: str, fields: dict[str, Any]) -> None:
+        ctx.log.warning(event, **{name: str(value) for name, value in fields.items()})
+
+    started = time.monotonic()
+    sent = Sender(spool, store, attempt, on_event=tell).send_all()
+    if sent:
+        ctx.log.info(
+            "sent",
+            checkpoints=[str(one) for one in sent],
+            seconds=round(time.monotonic() - started, 3),
+            why=f"attempt {attempt} had left them in {spool.path}",
+        )
+
+
+def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
+    """Wait, before the process exits with `code`, until all is sent; return what to exit with.
+
+    A finished training waits for a store that is away for $HOLDFAST_SPOOL_WAIT seconds (default
+    600), one that was asked to leave for four fifths of the grace, one that has failed a moment.
+    What cannot be sent stays in the spool and is told aloud; a finished training then exits with
+    74 instead of 0.
+    """
+    if code == exit_codes.SUPERSEDED or ctx.stop.reason == "superseded":
+        sender.close()
+        return code
+    done = code == exit_codes.DONE
+    before, ctx.status.activity = ctx.status.activity, "saving"
+
+    def on_wait() -> bool:
+        ctx.status.tick()
+        return _time_left(ctx, done=done) > 0
+
+    settled = sender.settle(_time_left(ctx, done=done), on_wait)
+    ctx.status.activity = before
+    error = sender.take_error()
+    sender.close()
+    if settled:
+        return code
+    if isinstance(error, HoldfastError):
+        ctx.status.error = f"{type(error).__name__}: {error}"
+        ctx.log.error("not_sent", error=str(error))
+        return error.exit_code
+    left = sender.backlog()
+    problem = NotSent(
+        count=left.count,
+        size=left.size,
+        root=ctx.storage.root,
+        reason=left.reason or "there was no time",
+        path=left.path,
+        job=ctx.spec.job,
+    )
+    ctx.log.error("not_sent", error=str(problem))
+    sys.stderr.write(f"holdfast: {problem}\n")
+    if not done:
+        return code
+    ctx.status.error = f"NotSent: {problem}"
+    return problem.exit_code
+
+
+def _time_left(ctx: AttemptContext, *, done: bool) -> float:
+    """Return the seconds that a store that is away is still waited for."""
+    asked = ctx.stop.requested_at
+    if asked is not None:
+        return max(0.0, asked + _SHARE * ctx.spec.grace - time.monotonic())
+    return _wait_at_end() if done else _AFTER_ERROR
+
+
+def _wait_at_end() -> float:
+    given = os.environ.get(WAIT)
+    try:
+        return _WAIT_AT_END if given is None else max(0.0, float(given))
+    except ValueError:
+        raise UsageError(
+            field=WAIT, problem=f"{given!r} is no number of seconds", hint="For example 3600."
+        ) from None
