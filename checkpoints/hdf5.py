@@ -8,6 +8,7 @@ nothing has to be read back to know its hash.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,25 +67,33 @@ def as_arrays(file: ArrayFile) -> dict[str, np.ndarray[Any, Any]]:
 def read_arrays(path: Path) -> dict[str, Any]:
     """Return every array of a file by its path in it. Raises `FormatError` for anything odd.
 
-    Links, filters and external or virtual storage are refused, and sizes are checked against the
-    file's own before memory is taken.
+    Links, filters, external and virtual storage, references and named types are refused, and all
+    that is read together is no more than the file has bytes: nothing in it can stand for two.
     """
     arrays = {}
     with _reading(path) as file:
-        size = path.stat().st_size
+        left = path.stat().st_size
         for name, node in _walk(file, path):
             if isinstance(node, h5py.Dataset):
-                arrays[name] = _read(node, name, path, size)
+                arrays[name] = _read(node, name, path, left)
+                left -= arrays[name].nbytes
     return arrays
 
 
 def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     """Return the text attributes of every group that has some, by the group's path."""
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     with _reading(path) as file:
+        left = path.stat().st_size
         for name, node in _walk(file, path):
-            if isinstance(node, h5py.Group) and len(node.attrs):
-                found[name] = {key: _text(node, key, name, path) for key in node.attrs}
+            if isinstance(node, h5py.Group):
+                for key in node.attrs:
+                    text = _text(node, key, name, path)
+                    left -= len(text.encode(errors="replace"))
+                    if left < 0:
+                        reason = "its attributes claim more than there is"
+                        raise FormatError(path=str(path), reason=reason)
+                    found.setdefault(name, {})[key] = text
     return found
 
 
@@ -145,8 +154,11 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
                 raise FormatError(path=str(path), reason=f"{name} is a link to somewhere else")
             node = group[key]
             address = h5py.h5o.get_info(node.id).addr
-            if address in seen or depth > _MAX_DEPTH:
+            if address in seen:
                 raise FormatError(path=str(path), reason=f"{name} is linked to twice")
+            if depth > _MAX_DEPTH:
+                reason = f"its groups are nested more than {_MAX_DEPTH} deep"
+                raise FormatError(path=str(path), reason=reason)
             seen.add(address)
             if isinstance(node, h5py.Group):
                 waiting.append((f"{name}/", node, depth + 1))
@@ -155,25 +167,28 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
             yield name, node
 
 
-def _read(node: Any, name: str, path: Path, file_size: int) -> np.ndarray[Any, Any]:
+def _read(node: Any, name: str, path: Path, left: int) -> np.ndarray[Any, Any]:
+    """Return an array. left: bytes of the file that no array before has claimed."""
     creation = node.id.get_create_plist()
     if (
         creation.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
         or creation.get_nfilters()
         or creation.get_external_count()
+        or node.id.get_type().committed()
     ):
         raise FormatError(path=str(path), reason=f"{name} is not stored plainly")
-    dtype = node.dtype
+    dtype, shape = node.dtype, node.shape
     named = _text(node, "dtype", name, path) if "dtype" in node.attrs else None
     wanted = OWN_DTYPES.get(named, dtype) if named is not None else dtype
-    if node.shape is None or wanted.itemsize != dtype.itemsize:
+    if shape is None or wanted.itemsize != dtype.itemsize:
         raise FormatError(path=str(path), reason=f"{name} has no usable shape or type")
-    if dtype.kind not in _NUMBERS and wanted is dtype:
+    opaque = dtype.kind == "V" and dtype.fields is None and dtype.subdtype is None
+    if dtype.kind not in _NUMBERS and not (opaque and wanted is not dtype):
         raise FormatError(path=str(path), reason=f"{name} holds {dtype}, not numbers")
-    size = node.size * dtype.itemsize
-    if size > file_size or node.id.get_storage_size() != size:
+    size = math.prod(shape) * dtype.itemsize  # not HDF5's own count, which may overflow
+    if size > left or node.id.get_storage_size() != size:
         raise FormatError(path=str(path), reason=f"{name} claims {size} bytes, which it has not")
-    array = np.empty(node.shape, dtype)
+    array = np.empty(shape, dtype)
     if size:
         node.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array.view(wanted)

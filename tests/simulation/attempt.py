@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints.errors import HoldfastError, StorageError, Superseded
 from checkpoints.history import HistoryWriter
 from checkpoints.layout import Stage
+from checkpoints.manifest import Manifest
 from checkpoints.retention import Keep
 from checkpoints.storage import Storage
 from checkpoints.store import CheckpointStore
@@ -89,6 +90,13 @@ class Attempt:
     def train(self) -> None:
         oracle = self.world.oracle
         self.store = CheckpointStore(self.storage, attempt=self.number, fence=self.fence)
+        save = self.store.save
+
+        def watched(*args: Any, **kwargs: Any) -> Manifest:
+            oracle.save_begins(self.number)
+            return save(*args, **kwargs)
+
+        self.store.save = watched  # type: ignore[method-assign]
         promised = oracle.begins_now()
         newest, _ = self.store.begin()
         oracle.begun(self.number, newest.checkpoint if newest else None, promised)
@@ -148,7 +156,6 @@ class Attempt:
 
     def commit(self, phase: int, step: int, stage: Stage, state: int, reason: str) -> None:
         self.last_saved = phase, step
-        self.world.oracle.save_begins(self.number)
         held = training.snapshot(phase, step, stage, state)
         mark = self.history.mark()
         try:
