@@ -17,6 +17,7 @@ ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 COPYING = "copying.json"  # whose copy is on its way here; gone when it is whole
 SUPERVISOR_OUTPUT = "supervisor.log"  # what a detached supervisor itself says
+BATCH_SCRIPT = "batch.sh"  # what was handed to a cluster
 
 METRICS_PLOT = "metrics.png"
 

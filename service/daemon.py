@@ -36,7 +36,7 @@ def start_detached(job_url: str, *, wait: float = CLAIM_WITHIN) -> int:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH")]))
     pid = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-P", "-m", "service.daemon", storage.root],
+        command(storage),
         env,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -47,6 +47,11 @@ def start_detached(job_url: str, *, wait: float = CLAIM_WITHIN) -> int:
     )
     _await_claim(storage, pid, output, wait)
     return pid
+
+
+def command(storage: Storage) -> list[str]:
+    """Return the command line of a supervisor of the job in `storage`."""
+    return [sys.executable, "-P", "-m", "service.daemon", storage.root]
 
 
 def _await_claim(storage: Storage, pid: int, output: Path, wait: float) -> None:

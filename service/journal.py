@@ -27,6 +27,7 @@ from service import identity
 from service.errors import InvalidTransition, JobUnknown
 from service.identity import Identity
 from service.lifecycle import Action, Claimed, Event, Job, State, transition
+from service.slot import Slot
 
 FORMAT: Final = 1
 
@@ -171,9 +172,10 @@ class Journal:
         if newest > attempt:
             raise Superseded(attempt=attempt, by=newest)
 
-    def claim(self, owner: Identity) -> tuple[Job, tuple[Action, ...]]:
+    def claim(self, owner: Identity, slot: Slot | None = None) -> tuple[Job, tuple[Action, ...]]:
         """Claim the next attempt for `owner`. Raises `InvalidTransition` when it is taken."""
-        return self.act(Claimed(attempt=self.existing_job().attempt + 1, owner=owner))
+        attempt = self.existing_job().attempt + 1
+        return self.act(Claimed(attempt=attempt, owner=owner, slot=slot))
 
     def _newest_seq(self) -> int:
         names = reversed(self._storage.list(layout.JOURNAL))  # sorted, and so by number

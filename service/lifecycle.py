@@ -15,6 +15,7 @@ import msgspec
 from service import exit_codes
 from service.errors import InvalidTransition
 from service.identity import Identity
+from service.slot import Slot
 
 
 class State(StrEnum):
@@ -61,11 +62,22 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True, tag="submitted", tag_
     max_retries: int = 3
 
 
+class Queued(msgspec.Struct, frozen=True, kw_only=True, tag="queued", tag_field="kind"):
+    """A cluster has taken the job and will start a supervisor for it; `handle` finds it there."""
+
+    engine: str
+    handle: dict[str, Any] = {}
+
+
 class Claimed(msgspec.Struct, frozen=True, kw_only=True, tag="claimed", tag_field="kind"):
-    """`owner` starts attempt `attempt`: from now on every older attempt is superseded."""
+    """`owner` starts attempt `attempt`: from now on every older attempt is superseded.
+
+    slot: the place that a cluster has given the owner.
+    """
 
     attempt: int
     owner: Identity
+    slot: Slot | None = None
 
 
 class Launched(msgspec.Struct, frozen=True, kw_only=True, tag="launched", tag_field="kind"):
@@ -133,7 +145,9 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag="resumed", tag_fiel
     by: str = ""
 
 
-Event = Submitted | Claimed | Launched | Started | Ended | StopRequested | Released | Resumed
+Event = (
+    Submitted | Queued | Claimed | Launched | Started | Ended | StopRequested | Released | Resumed
+)
 
 
 # --- actions: what the supervisor has to do about it -------------------------------------------
@@ -173,6 +187,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     attempts in a row that used up budget without a new checkpoint; fruitless: the same with the
     free ones counted too, which sets the backoff. outcome, exit_code, reason: of the last attempt
     that ended. delay: seconds, while WAITING. stop: "save" or "now" once a stop is wanted.
+    queued: where a cluster has the job, when one was given it. slot: the owner's place there.
     """
 
     state: State
@@ -189,6 +204,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str | None = None
     delay: float = 0.0
     stop: str | None = None
+    queued: Queued | None = None
+    slot: Slot | None = None
 
     def evolve(self, **changes: Any) -> Job:
         return msgspec.structs.replace(self, **changes)
@@ -203,6 +220,8 @@ def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
             pass
         case _ if job is None:
             pass
+        case Queued() if not job.state.final:
+            return job.evolve(queued=event), ()
         case Claimed():
             if _claimable(job, event):
                 claimed = job.evolve(
@@ -210,6 +229,7 @@ def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
                     attempt=event.attempt,
                     in_flight=True,
                     owner=event.owner,
+                    slot=event.slot,
                     handle=None,
                     delay=0.0,
                 )
@@ -229,7 +249,13 @@ def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
             return job.evolve(state=State.PENDING, owner=None, delay=0.0), ()
         case Resumed() if job.state.final:
             fresh = job.evolve(
-                state=State.PENDING, failures=0, fruitless=0, stop=None, delay=0.0, reason=""
+                state=State.PENDING,
+                failures=0,
+                fruitless=0,
+                stop=None,
+                delay=0.0,
+                reason="",
+                queued=None,
             )
             return fresh, ()
         case _:
@@ -373,6 +399,8 @@ def exit_code(job: Job) -> int:
 def describe(job: Job) -> str:
     """Return the job's state in one line, for people."""
     match job.state:
+        case State.PENDING if not job.in_flight and job.queued is not None:
+            text = f"pending: {job.queued.engine} has it as {job.queued.handle.get('id')}"
         case State.PENDING if not job.in_flight:
             text = "pending: waiting for somebody to run it"
         case State.PENDING:

@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from checkpoints import layout
 from checkpoints.errors import StorageError, Superseded
 from checkpoints.storage import Storage
-from service import backends, backoff, exit_codes, heartbeat, identity, lifecycle, succession
+from service import backends, backoff, exit_codes, heartbeat, identity, lifecycle, slot, succession
 from service.backends.base import Backend, Exit
 from service.errors import BackendFailed, InvalidTransition, SpecInvalid
 from service.flight import Flight
@@ -67,8 +67,8 @@ class Observer:
 class Supervisor:
     """Runs the job in `storage`: claims it, launches attempts, watches them, tries again.
 
-    SIGINT once: save and stop; twice: at once. SIGTERM or SIGHUP: this machine is about to be
-    taken, so the attempt saves and the job is left for somebody to resume.
+    SIGINT once: save and stop; twice: at once. SIGTERM, SIGHUP or SIGUSR1: this machine is about
+    to be taken, so the attempt saves and the job is left for somebody to resume.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Supervisor:
 
     def _claim(self) -> None:
         try:
-            self._journal.claim(self._me)
+            self._journal.claim(self._me, slot.here())
         except InvalidTransition:
             job = self._journal.existing_job()
             if job.state.final:
@@ -402,7 +402,7 @@ class Supervisor:
             return
         before = {
             signum: signals.signal(signum, self._on_signal)
-            for signum in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP)
+            for signum in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP, signals.SIGUSR1)
             if signals.getsignal(signum) is not signals.SIG_IGN  # as under nohup
         }
         try:

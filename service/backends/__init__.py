@@ -10,7 +10,10 @@ from service.backends.base import Backend
 from service.errors import BackendUnknown
 
 GROUP: Final = "holdfast.backends"  # entry points of other packages
-_BUILT_IN: Final = {"local": "service.backends.local:LocalBackend"}
+_BUILT_IN: Final = {
+    "local": "service.backends.local:LocalBackend",
+    "slurm": "service.backends.local:LocalBackend",  # beside its supervisor, in the allocation
+}
 
 
 def names() -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from checkpoints.storage import Storage
     from service.heartbeat import Beat
     from service.journal import Entry
+    from service.lifecycle import Job
     from service.roster import Listed
 
 
@@ -64,6 +65,21 @@ def _summary(found: Listed) -> dict[str, Any]:
         "updated": max(entry.at, beat.at if beat else 0.0),
         "note": "its process is gone" if is_gone(entry.state.value, beat) else "",
     }
+
+
+def _queued(job: Job) -> dict[str, Any] | None:
+    """Return where a cluster has the job, and how it stands there now."""
+    from service.cli.handing_over import standing
+    from service.errors import BackendFailed
+
+    if job.queued is None:
+        return None
+    try:
+        there = None if job.state.final else standing(job)
+        stands = "gone" if there is None else str(there)
+    except BackendFailed as error:
+        stands = f"not known now: {error.fields['reason']}"
+    return {"engine": job.queued.engine, "id": job.queued.handle.get("id"), "stands": stands}
 
 
 def is_gone(state: str, beat: Beat | None) -> bool:
@@ -133,6 +149,7 @@ def job_status(place: Place) -> dict[str, Any]:
         "runs": spec.runs,
         "state": job.state.value,
         "description": lifecycle.describe(job),
+        "queued": _queued(job),
         "outcome": job.outcome.value if job.outcome else None,
         "reason": job.reason,
         "exit_code": job.exit_code,
@@ -253,6 +270,8 @@ def _print_status(found: dict[str, Any]) -> None:
         "state": found["description"],
         "": "its process is gone: `holdfast resume` goes on" if found["process_gone"] else "",
     }
+    if (there := found["queued"]) is not None and there["stands"] != "gone":
+        fields["queue"] = f"{there['engine']} {there['id']}: {there['stands']}"
     if beat is not None:
         fields |= {
             "at": " · ".join(filter(None, [view.epochs(beat), view.steps(beat)])),

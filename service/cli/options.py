@@ -113,12 +113,45 @@ def _use_config(ctx: click.Context, _param: click.Parameter, value: Path | None)
     return value
 
 
+def cluster_options(function: F) -> F:
+    """Declare what a cluster is asked for."""
+    for declare in reversed(_CLUSTER_OPTIONS):
+        function = declare(function)
+    return function
+
+
+def chosen(options: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Take the cluster's options out of `options`; return those that were given."""
+    found = [(name, options.pop(name)) for name in ("partition", "nodes", "gpus", "time", "sbatch")]
+    return [(name, list(v) if isinstance(v, tuple) else v) for name, v in found if v]
+
+
 def job_options(function: F) -> F:
     """Declare everything that a new job is made of."""
     for declare in reversed(_JOB_OPTIONS):
         function = declare(function)
     return function
 
+
+_CLUSTER_OPTIONS: list[Callable[[Any], Any]] = [
+    option("--partition", section="Slurm", metavar="NAME", help="Partition to queue in."),
+    option("--nodes", section="Slurm", metavar="N", help="Nodes to ask for: 1."),
+    option("--gpus", section="Slurm", metavar="N|TYPE:N", help="GPUs to ask for."),
+    option(
+        "--time",
+        section="Slurm",
+        metavar="LIMIT",
+        help="Time slot, as sbatch takes it; a longer training takes several.",
+    ),
+    option(
+        "--sbatch",
+        section="Slurm",
+        multiple=True,
+        in_environment=False,
+        metavar="KEY=VALUE",
+        help="Any other option of sbatch; can be repeated.",
+    ),
+]
 
 _JOB_OPTIONS: list[Callable[[Any], Any]] = [
     root_option("Job"),
@@ -282,7 +315,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="NAME",
         default="local",
         show_default=True,
-        help="What starts the attempts.",
+        help="Where it runs: local, slurm (with `holdfast submit`).",
     ),
     option(
         "--backend-option",

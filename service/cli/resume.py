@@ -6,7 +6,6 @@ import click
 
 from service.cli.group import Verb
 from service.cli.options import job_argument, json_option
-from service.cli.tables import print_json
 from service.cli.where import find_job
 from service.exit_codes import DONE
 
@@ -18,31 +17,35 @@ from service.exit_codes import DONE
 def resume(root: str, job: str, detach: bool, as_json: bool) -> int:
     """Go on with JOB from its last checkpoint, under supervision in the foreground.
 
-    Any machine will do that sees its storage and its script. The job's own options stay as they
-    were given; its retry budget starts anew. A job that somebody supervises is refused (exit
-    code 5), one that has succeeded is left alone.
+    Any machine will do that sees its storage and its script; a job of a cluster goes into its queue
+    again. The job's own options stay as they were given; its retry budget starts anew. A job that
+    somebody supervises is refused (exit code 5), one that has succeeded is left alone.
     """
-    from service.cli.foreground import job_word, supervise
+    from service import engines
+    from service.cli.foreground import supervise
+    from service.cli.handing_over import hand_over, standing, tell
+    from service.journal import Journal
     from service.lifecycle import State
+    from service.submission import load_spec
     from service.supervisor import resume as resume_job
 
+    place = find_job(root, job)
+    detach = detach or load_spec(place.storage).backend != engines.LOCAL
     if as_json and not detach:
         raise click.UsageError("--json goes with --detach.")
-    place = find_job(root, job)
-    pid = None
+    before = Journal(place.storage).existing_job()
+    if not before.state.final and (there := standing(before)) is not None and there.queued:
+        _say(f"{place.name} is in the queue already: {there}.")
+        tell(place, root, before.queued, as_json=as_json)
+        return DONE
+    queued = None
     if resume_job(place.storage, on_wait=_say).state is State.SUCCEEDED:
         _say(f"{place.name} has succeeded already: nothing to do.")
     elif not detach:
         return supervise(place, root)
     else:
-        from service.daemon import start_detached
-
-        pid = start_detached(place.url)
-    if as_json:
-        print_json({"job": place.name, "url": place.url, "pid": pid})
-    elif pid is not None:
-        word = job_word(place, root)
-        click.echo(f"{place.name}: supervised by process {pid}. holdfast logs -f {word}")
+        queued = hand_over(place)
+    tell(place, root, queued, as_json=as_json)
     return DONE
 
 

@@ -12,8 +12,7 @@ import click
 from checkpoints import layout
 from checkpoints.errors import UsageError
 from service.cli.group import Verb
-from service.cli.options import Section, job_options, json_option
-from service.cli.tables import print_json
+from service.cli.options import Section, chosen, cluster_options, job_options, json_option
 from service.cli.where import Place, absolute, below, is_job
 from service.exit_codes import DONE
 
@@ -61,33 +60,60 @@ def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> int:
     Ctrl-C once saves and stops, twice stops at once. A --name that exists already is refused,
     unless --resume-if-exists is given; `holdfast resume` goes on with it.
     """
+    from service import engines
     from service.cli.foreground import supervise
 
+    if options["backend"] != engines.LOCAL and options["backend"] in engines.names():
+        problem = f"{options['backend']} runs jobs from its queue, not in the foreground"
+        raise UsageError(field="--backend", problem=problem, hint="Use `holdfast submit`.")
     place, finished = _prepare(ctx, command, options)
     return DONE if finished else supervise(place, options["root"])
 
 
 @click.command("submit", cls=ScriptVerb)
 @job_options
-@json_option("Print JSON: job, url, pid.")
+@cluster_options
+@click.option("--dry-run", is_flag=True, help="Print what would be handed over; submit nothing.")
+@json_option("Print JSON: job, url, pid, queued.")
 @_command_argument
 @click.pass_context
-def submit(ctx: click.Context, /, command: tuple[str, ...], as_json: bool, **options: Any) -> int:
+def submit(
+    ctx: click.Context,
+    /,
+    command: tuple[str, ...],
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
     """Run SCRIPT under supervision, detached: it survives this terminal.
+
+    With --backend slurm in the queue of a cluster, where it is requeued until it is done: after
+    preemption, at the end of its time, after the death of its node.
 
     Options as of `holdfast run`. `holdfast logs -f` follows it, `holdfast stop` stops it.
     """
-    from service.cli.foreground import job_word
-    from service.daemon import start_detached
+    from service.cli.handing_over import hand_over, plan, tell
 
+    options["backend_option"] = (*options["backend_option"], *chosen(options))
+    if dry_run:
+        name, what = _named(ctx, command, options)
+        spec = _spec(ctx, name, what, options)
+        click.echo(plan(below(options["root"], name).storage, spec), nl=False)
+        return DONE
     place, finished = _prepare(ctx, command, options)
-    pid = None if finished else start_detached(place.url)
-    if as_json:
-        print_json({"job": place.name, "url": place.url, "pid": pid})
-    elif pid is not None:
-        word = job_word(place, options["root"])
-        click.echo(f"{place.name}: supervised by process {pid}. holdfast logs -f {word}")
+    queued = None if finished else hand_over(place)
+    tell(place, options["root"], queued, as_json=as_json)
     return DONE
+
+
+def _named(
+    ctx: click.Context, command: tuple[str, ...], options: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return the job's name, and what it runs."""
+    from service.spec import new_job_id
+
+    what = _what_to_run(ctx, command, options["module"])
+    return options["name"] or new_job_id(what["script"] or what["module"]), what
 
 
 def _prepare(
@@ -95,15 +121,16 @@ def _prepare(
 ) -> tuple[Place, bool]:
     """Return the place of the job that is to be supervised, and whether it is finished."""
     from checkpoints.storage import open_storage
-    from service.spec import new_job_id
+    from service.cli.handing_over import plan
     from service.supervisor import submit as submit_job
 
-    what = _what_to_run(ctx, command, options["module"])
-    name = options["name"] or new_job_id(what["script"] or what["module"])
+    name, what = _named(ctx, command, options)
     place = below(options["root"], name)
     if options["resume_if_exists"] and options["name"] and is_job(place.storage):
         return place, _resume_existing(place, what)
-    submit_job(open_storage(absolute(options["root"])), _spec(ctx, name, what, options))
+    spec = _spec(ctx, name, what, options)
+    plan(place.storage, spec)  # refuses options that the cluster's engine does not know
+    submit_job(open_storage(absolute(options["root"])), spec)
     return place, False
 
 
@@ -140,7 +167,8 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
     from service.spec import JobSpec, spec_env
 
     cwd = options["cwd"].absolute() if options["cwd"] else Path.cwd()
-    if what["script"] and options["backend"] == "local" and not (cwd / what["script"]).is_file():
+    here = options["backend"] in ("local", "slurm")
+    if what["script"] and here and not (cwd / what["script"]).is_file():
         problem = f"there is no file {what['script']!r} in {str(cwd)!r}"
         raise UsageError(
             field="SCRIPT", problem=problem, hint="Options of holdfast go before the script."

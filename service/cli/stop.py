@@ -30,6 +30,7 @@ def stop(root: str, job: str, now: bool, wait: float | None, as_json: bool) -> i
 
     A stopped job goes on with `holdfast resume`.
     """
+    from service.cli.handing_over import take_back
     from service.journal import Journal
     from service.lifecycle import describe
     from service.supervisor import request_stop
@@ -42,6 +43,7 @@ def stop(root: str, job: str, now: bool, wait: float | None, as_json: bool) -> i
         while not found.state.final and time.monotonic() < until:
             time.sleep(LOOK_EVERY)
             found = journal.existing_job()
+    take_back(found)
     if as_json:
         print_json({"job": place.name, "url": place.url, "state": found.state.value})
     else:

@@ -1,0 +1,189 @@
+"""Every engine passes the one suite, on a real Slurm too; and what is Slurm's own."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints.storage import Storage, open_storage
+from service import engines, identity
+from service.engines.base import Engine
+from service.engines.local import LocalEngine
+from service.engines.slurm import SlurmEngine, script
+from service.engines.testing import EngineConformance
+from service.errors import BackendFailed, SpecInvalid
+from service.journal import Journal
+from service.lifecycle import State
+from service.spec import JobSpec
+from service.submission import request_stop
+from tests import slurm_cluster
+from tests.slurm_cluster import Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(require: Any) -> Iterator[Cluster]:
+    slurm_cluster.demand(require)
+    # Its sockets need a short path, and its daemons one that everybody may enter.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)
+        with slurm_cluster.running(Path(folder)) as cluster:
+            yield cluster
+
+
+class TestLocalEngine(EngineConformance):
+    def make(self) -> Engine:
+        return LocalEngine()
+
+
+class TestSlurmEngine(EngineConformance):
+    options = {"backend": "slurm", "backend_options": {"partition": "low"}, "grace": 20.0}  # noqa: RUF012
+
+    def make(self) -> Engine:
+        return SlurmEngine()
+
+    @pytest.fixture(autouse=True)
+    def _at(self, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in cluster.environment.items():
+            monkeypatch.setenv(name, value)
+
+    def test_what_waits_in_the_queue_says_why_and_is_gone_when_it_is_stopped(
+        self, job: tuple[JobSpec, Storage], cluster: Cluster
+    ) -> None:
+        spec, storage = job
+        cluster.call("scontrol", "update", "partitionname=low", "state=down")
+        try:
+            handle = self.make().launch(spec, storage)
+            found = self.make().poll(handle)
+            assert found is not None
+            assert found.queued
+            assert "PENDING, Partition" in str(found)
+            self.make().stop(handle)
+            self._gone(self.make(), handle)
+        finally:
+            cluster.call("scontrol", "update", "partitionname=low", "state=up")
+
+    def test_near_the_end_of_its_time_it_is_requeued_and_goes_on(
+        self, job: tuple[JobSpec, Storage], cluster: Cluster, tmp_path: Path
+    ) -> None:
+        spec, storage = job
+        handle = self.make().launch(spec, storage)
+        journal = Journal(storage)
+        self._until(lambda: self._is(storage, State.RUNNING))
+        cluster.call("scancel", "-s", "USR1", handle["id"])  # what --signal sends
+        self._until(lambda: journal.existing_job().owner is None)
+        (tmp_path / "done").touch()
+        cluster.start_now(handle["id"])
+        self._until(lambda: self._is(storage, State.SUCCEEDED))
+        job_now = journal.existing_job()
+        assert job_now.attempt == 2
+        assert job_now.slot is not None
+        assert (job_now.slot.id, job_now.slot.start) == (handle["id"], 1)
+        assert job_now.queued is not None  # noted from inside: nobody else did here
+        self._gone(self.make(), handle)
+
+    def test_where_requeueing_is_forbidden_another_job_follows(
+        self, job: tuple[JobSpec, Storage], cluster: Cluster, tmp_path: Path
+    ) -> None:
+        spec, storage = job
+        handle = self.make().launch(spec, storage)
+        journal = Journal(storage)
+        self._until(lambda: self._is(storage, State.RUNNING))
+        cluster.call("scontrol", "update", f"jobid={handle['id']}", "requeue=0")
+        cluster.call("scancel", "-s", "USR1", handle["id"])
+        (tmp_path / "done").touch()
+        self._until(lambda: self._is(storage, State.SUCCEEDED))
+        queued = journal.existing_job().queued
+        assert queued is not None
+        assert queued.handle["id"] != handle["id"]
+
+    def test_a_job_that_was_stopped_in_the_queue_is_not_started(
+        self, job: tuple[JobSpec, Storage], cluster: Cluster
+    ) -> None:
+        spec, storage = job
+        cluster.call("scontrol", "update", "partitionname=low", "state=down")
+        handle = self.make().launch(spec, storage)
+        assert request_stop(storage).state is State.STOPPED
+        cluster.call("scontrol", "update", "partitionname=low", "state=up")
+        cluster.wait(lambda: cluster.show(handle["id"])["JobState"] == "COMPLETED", "its end")
+        assert Journal(storage).existing_job().attempt == 0
+
+    def test_what_slurm_refuses_is_told_in_its_own_words(
+        self, job: tuple[JobSpec, Storage]
+    ) -> None:
+        spec, storage = job
+        wrong = {**spec.backend_options, "partition": "nowhere"}
+        spec = JobSpec(job="j", script="a.py", backend="slurm", backend_options=wrong)
+        with pytest.raises(BackendFailed, match="invalid partition"):
+            self.make().launch(spec, storage)
+
+
+def spec(**options: Any) -> JobSpec:
+    return JobSpec(job="j", script="a.py", cwd="/w", backend="slurm", backend_options=options)
+
+
+def test_a_script_asks_for_what_was_asked_for(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "100% it's")
+    options = {"partition": "gpu", "gpus": "a100:2", "time": "2-12", "sbatch": ["account=a b"]}
+    text = script(spec(**options), storage)
+    asked = [shlex.split(line)[1] for line in text.splitlines() if line.startswith("#SBATCH")]
+    output = str(tmp_path / "100%% it's" / "supervisor.log")
+    assert asked == [
+        "--job-name=j",
+        "--partition=gpu",
+        "--gpus=a100:2",
+        "--time=2-12",
+        "--nodes=1",
+        "--ntasks=1",
+        "--requeue",
+        "--signal=USR1@90",
+        "--chdir=/w",
+        "--open-mode=append",
+        f"--output={output}",
+        "--account=a b",
+    ]
+    assert shlex.split(text.splitlines()[-1])[-1] == storage.root
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"nodes": "2"}, "2 nodes"),
+        ({"time": "1"}, "no longer than the 90 s"),
+        ({"time": "soon"}, "no time limit of Slurm's"),
+        ({"queue": "x"}, "go.* by --sbatch queue="),
+        ({"sbatch": ["signal=TERM"]}, "'signal' is set by Holdfast"),
+        ({"sbatch": ["--requeue"]}, "'requeue' is set by Holdfast"),
+        ({"sbatch": ["-A x"]}, "no long option"),
+        ({"sbatch": ["comment=a\nb"]}, "several lines"),
+    ],
+)
+def test_what_a_script_cannot_ask_for_is_named(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecInvalid, match=said):
+        script(spec(**options), open_storage(tmp_path))
+
+
+@pytest.mark.parametrize("limit", ["2", "1:31", "0:02:00", "1-0", "0-0:2", "0-0:0:91", "UNLIMITED"])
+def test_time_limits_are_read_as_slurm_reads_them(limit: str, tmp_path: Path) -> None:
+    assert f"--time={limit}" in script(spec(time=limit), open_storage(tmp_path))
+
+
+def test_without_slurm_it_is_said_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackendFailed, match="sbatch"):
+        SlurmEngine().launch(spec(), open_storage(tmp_path / "j"))
+
+
+def test_engines_are_known_by_name() -> None:
+    assert {"local", "slurm"} <= set(engines.names())
+    assert isinstance(engines.get("slurm"), SlurmEngine)
+    assert isinstance(engines.get("of a backend of somebody's own"), LocalEngine)
+    assert identity.here().local
