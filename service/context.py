@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
@@ -28,6 +28,7 @@ from checkpoints.errors import (
     NotFound,
     StorageError,
     Superseded,
+    UsageError,
 )
 from checkpoints.spool import Spool
 from checkpoints.storage import Storage, open_storage
@@ -52,6 +53,9 @@ from service.lifecycle import (
 from service.logs import LogFile, make_logger
 from service.preemption import StopFlag
 from service.spec import JobSpec
+
+_WAIT: Final = "HOLDFAST_SPOOL_WAIT"
+_WAIT_AT_END: Final = 600.0
 
 
 @dataclass
@@ -94,6 +98,20 @@ def spool_of(storage: Storage, spec: JobSpec) -> Spool | None:
     if spool is not None:
         spool.make()
     return spool
+
+
+def wait_at_end() -> float:
+    """Return the seconds that a finished training waits for a store that is away.
+
+    They are $HOLDFAST_SPOOL_WAIT (default 600). Raises `UsageError`.
+    """
+    given = os.environ.get(_WAIT)
+    try:
+        return _WAIT_AT_END if given is None else max(0.0, float(given))
+    except ValueError:
+        raise UsageError(
+            field=_WAIT, problem=f"{given!r} is no number of seconds", hint="For example 3600."
+        ) from None
 
 
 _current: AttemptContext | None = None

@@ -283,9 +283,17 @@ class Watch:
         self._progress: tuple[int, int] | None = None
         self._beat_at = now
         self._progress_at = now
+        self._looked_at = now
+
+    def unseen(self, now: float) -> None:
+        """Note that nothing could be looked at since the last time, which so counts for nothing."""
+        passed, self._looked_at = now - self._looked_at, now
+        self._beat_at += passed
+        self._progress_at += passed
 
     def observe(self, beat: Beat | None, now: float) -> Unchanged:
         """Take in the newest beat seen at `now` (monotonic seconds)."""
+        self._looked_at = now
         if beat is not None:
             if (beat.attempt, beat.count) != self._count:
                 self._count = (beat.attempt, beat.count)

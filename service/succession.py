@@ -9,7 +9,7 @@ from checkpoints import layout, lineage
 from checkpoints.errors import FormatError, NotFound
 from checkpoints.layout import CheckpointId
 from checkpoints.storage import Storage
-from service import heartbeat, identity
+from service import heartbeat, identity, slot
 from service.errors import InvalidTransition, JobBusy
 from service.identity import Identity
 from service.journal import Journal
@@ -22,7 +22,7 @@ _LOOK_EVERY = 0.2  # seconds between two looks at somebody who may be alive
 def new_checkpoint(storage: Storage, attempt: int) -> str | None:
     """Return the newest checkpoint that an attempt committed beyond the one it started from."""
     try:
-        origin = _origin_place(storage, attempt)
+        origin = origin_place(storage, attempt)
     except FormatError:
         return None  # where it started is not known, so nothing shows that it came further
     found = map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))
@@ -35,7 +35,8 @@ def new_checkpoint(storage: Storage, attempt: int) -> str | None:
     return None
 
 
-def _origin_place(storage: Storage, attempt: int) -> tuple[int, int, int]:
+def origin_place(storage: Storage, attempt: int) -> tuple[int, int, int]:
+    """Return the place in the training that an attempt started from. Raises `FormatError`."""
     path = layout.origin(attempt)
     try:
         origin = lineage.decode(storage.read(path), path)
@@ -65,10 +66,34 @@ def free(
 ) -> Job:
     """Return the job once nobody owns it; an owner that is gone is written off in the journal.
 
+    Where a cluster has started the owner's job once more, here, that is at once, whether the owner
+    is gone or not. Otherwise it is looked for as `quiet` does. Raises `JobBusy`.
+    """
+    place = slot.here()
+    while True:
+        job = journal.existing_job()
+        if job.owner is None or place is None or not place.follows(job.slot):
+            job = quiet(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
+        if job.owner is None:
+            return job
+        _write_off(storage, journal, job)
+
+
+def quiet(
+    storage: Storage,
+    journal: Journal,
+    spec: JobSpec,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    on_wait: Callable[[str], None] | None = None,
+) -> Job:
+    """Return the job once nobody is at work on it; it may have an owner still that is gone.
+
     On this machine and boot the owner's pid and start time tell at once. Otherwise its journal
     and heartbeat are watched: unchanged for `lost_after` seconds of this process' clock means
-    gone, any change that it is at work. on_wait: called once, with what is waited for.
-    Raises `JobBusy` naming the owner.
+    gone, any change that it is at work. on_wait: called once, with what is waited for. Nothing is
+    written. Raises `JobBusy` naming the owner.
     """
     watch: _Watch | None = None
     while True:
@@ -83,8 +108,7 @@ def free(
         if watch.at_work():
             raise busy(spec.job, job)
         if watch.given_up():
-            _write_off(storage, journal, job)
-            continue
+            return job
         if on_wait is not None:
             on_wait(watch.story)
             on_wait = None

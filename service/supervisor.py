@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal as signals
 import threading
 import time
@@ -14,8 +15,19 @@ from structlog.typing import FilteringBoundLogger
 
 from checkpoints import layout
 from checkpoints.errors import StorageError, Superseded
+from checkpoints.patience import BRIEF, patience
 from checkpoints.storage import Storage
-from service import backends, backoff, exit_codes, heartbeat, identity, lifecycle, slot, succession
+from service import (
+    backends,
+    backoff,
+    context,
+    exit_codes,
+    heartbeat,
+    identity,
+    lifecycle,
+    slot,
+    succession,
+)
 from service.backends.base import Backend, Exit
 from service.errors import BackendFailed, InvalidTransition, SpecInvalid
 from service.flight import Flight
@@ -38,6 +50,7 @@ from service.lifecycle import (
     Wait,
 )
 from service.logs import LogFile, make_logger, silent_logger
+from service.outage import Outage
 from service.submission import load_spec, request_stop, resume, submit
 
 __all__ = ["Observer", "Supervisor", "request_stop", "resume", "submit"]
@@ -45,7 +58,8 @@ __all__ = ["Observer", "Supervisor", "request_stop", "resume", "submit"]
 POLL: Final = 0.03  # seconds between two looks at the child
 OUTPUT_EVERY: Final = 0.2
 JOURNAL_EVERY: Final = 1.0
-STORAGE_PATIENCE: Final = 60.0  # how long an event that cannot be written is tried again
+STORAGE_PATIENCE: Final = 60.0  # how long an event that this machine's disk does not take waits
+LEAVING: Final = 5.0  # how long one that a store elsewhere does not, when there is nothing else
 
 
 class Observer:
@@ -95,6 +109,11 @@ class Supervisor:
         self._flight: Flight | None = None
         self._claim_at: float | None = None
         self._done = False
+        self._spool = context.spool_of(storage, self._spec)
+        self._outage = Outage(clock)
+        self._landed_at = 0.0
+        self._over = False  # the training has ended by itself
+        self._released = False
         self._read_journal_at = 0.0
         self._file: LogFile | None = None
         self._log: FilteringBoundLogger = silent_logger()
@@ -122,7 +141,12 @@ class Supervisor:
             self._backend.close()
             if self._file is not None:
                 self._file.close()
-        return self._journal.existing_job()
+        return self._known_job()
+
+    def _known_job(self) -> Job:
+        with suppress(StorageError), patience(BRIEF):
+            return self._journal.existing_job()
+        return self._journal.job_after(len(self._journal))
 
     def _claim(self) -> None:
         try:
@@ -133,6 +157,14 @@ class Supervisor:
                 return  # stopped a moment ago
             raise succession.busy(self._spec.job, job) from None
 
+    def _may_claim(self) -> bool:
+        return self._claim_at is not None and self._clock() >= self._claim_at
+
+    def _claim_again(self) -> None:
+        job = self._journal.existing_job()
+        if not (job.in_flight and job.owner == self._me):  # by a claim whose answer was lost
+            self._claim()
+
     def _keep_going(self) -> None:
         while True:
             self._act()
@@ -140,18 +172,25 @@ class Supervisor:
                 return
             if self._heed_signals():
                 return
+            self._outage.catch_up()
+            if self._waits_in_vain():
+                return
             if self._flight is not None:
                 self._observe(self._flight)
-            elif self._claim_at is not None and self._clock() >= self._claim_at:
+            elif self._may_claim() and self._outage.ask(self._claim_again):
                 self._claim_at = None
-                self._claim()
                 continue
             if self._clock() - self._read_journal_at >= JOURNAL_EVERY:
                 self._read_journal_at = self._clock()
-                with suppress(StorageError):
-                    self._journal.read()
+                self._outage.ask(self._read_journal)
+                if self._outage.since is None and self._file is not None:
+                    with patience(BRIEF):
+                        self._file.flush()
             if self._seen == len(self._journal):
                 self._sleep(POLL)
+
+    def _read_journal(self) -> None:
+        self._journal.read()
 
     # --- act -------------------------------------------------------------------------------
 
@@ -205,16 +244,19 @@ class Supervisor:
         """Do what signals ask for; return whether this supervisor has to leave now."""
         while self._stops_asked < min(self._interrupts, 2):
             self._stops_asked += 1
-            with suppress(InvalidTransition):  # it ended at the same moment
-                self._append(StopRequested(by="Ctrl-C", now=self._stops_asked == 2))
+            now = self._stops_asked == 2
+            self._append(StopRequested(by="Ctrl-C", now=now))
+            if self._outage.waiting and self._flight is not None:
+                self._flight.stop(self._clock(), "now" if now else "stop")
         if self._terminated is not None:
             if self._flight is not None:
                 self._flight.stop(self._clock(), "preempted")
             elif self._seen == len(self._journal):
-                self._log.warning("leaving", why=self._terminated)
-                with suppress(InvalidTransition):
+                if not self._released:
+                    self._released = True
+                    self._log.warning("leaving", why=self._terminated)
                     self._append(Released(reason=f"the supervisor got {self._terminated}"))
-                return True
+                return not self._outage.waiting
         return False
 
     def _observe(self, flight: Flight) -> None:
@@ -245,15 +287,15 @@ class Supervisor:
         flight.output_seen += len(output)
         if output:
             self._show(self._observer.on_output, output)
-        with suppress(StorageError):
-            for row in flight.tail.read():
-                self._show(self._observer.on_log, row)
+        rows: list[dict[str, Any]] = []
+        self._outage.ask(lambda: rows.extend(flight.tail.read()))
+        for row in rows:
+            self._show(self._observer.on_log, row)
 
     def _look_at_heartbeat(self, flight: Flight, now: float) -> None:
-        try:
-            beat = heartbeat.read(self._storage, flight.attempt)
-        except StorageError as error:
-            self._log.warning("heartbeat cannot be read", error=str(error))
+        beat, seen = self._beat_of(flight)
+        if not seen:
+            flight.watch.unseen(now)
             return
         if beat is not None and (flight.beat is None or beat.count != flight.beat.count):
             first = flight.beat is None
@@ -270,10 +312,41 @@ class Supervisor:
             self._log.error("stalled", no_progress_for=silent.progress, then="stacks, then kill")
             flight.stall(now, silent.progress)
 
+    def _beat_of(self, flight: Flight) -> tuple[Beat | None, bool]:
+        """Return the attempt's newest beat, and whether it could be looked at.
+
+        While the storage is away it may be on this machine.
+        """
+        found: list[Beat | None] = []
+        if self._outage.ask(lambda: found.append(heartbeat.read(self._storage, flight.attempt))):
+            return found[0], True
+        aside = self._beat_aside(flight.attempt)
+        before = 0 if flight.beat is None else flight.beat.count
+        return (aside, True) if aside is not None and aside.count >= before else (None, False)
+
+    def _beat_aside(self, attempt: int) -> Beat | None:
+        with suppress(StorageError):
+            return None if self._spool is None else heartbeat.read(self._spool.storage, attempt)
+        return None
+
+    def _last_beat(self, attempt: int) -> Beat | None:
+        """Return the last that an attempt has said, on the store or, that being away, here."""
+        found = [heartbeat.read(self._storage, attempt), self._beat_aside(attempt)]
+        return max(filter(None, found), key=lambda beat: beat.count, default=None)
+
     def _landed(self, flight: Flight, end: Exit) -> None:
         self._flight = None
-        with suppress(StorageError):
-            self._backend.finish(flight.handle, self._storage, flight.attempt)
+        self._landed_at = self._clock()
+        self._over = end.code in (exit_codes.DONE, exit_codes.STORAGE_FAILED)
+        self._outage.do(lambda: self._conclude(flight, end))
+
+    def _conclude(self, flight: Flight, end: Exit) -> None:
+        """Record how an attempt ended; done again from the beginning when storage is away."""
+        self._backend.finish(flight.handle, self._storage, flight.attempt)
+        last = self._last_beat(flight.attempt)
+        if flight.beat is None and last is not None:
+            self._write(Started(attempt=flight.attempt))
+        flight.beat = last or flight.beat
         code, signum = end.code, end.signal
         ended = None if flight.beat is None else flight.beat.ended
         if ended is not None and code is None:
@@ -289,9 +362,12 @@ class Supervisor:
             outcome, reason = Outcome.LOST, f"no heartbeat, and {flight.unseen}"
         if outcome is Outcome.PREEMPTED and self._journal.existing_job().state is State.STOPPING:
             outcome = Outcome.STOPPED
-        self._end(flight.attempt, outcome, reason, code=code, signum=signum)
+        self._record_end(flight.attempt, outcome, reason, code=code, signum=signum)
 
-    def _end(
+    def _end(self, attempt: int, outcome: Outcome, reason: str) -> None:
+        self._outage.do(lambda: self._record_end(attempt, outcome, reason))
+
+    def _record_end(
         self,
         attempt: int,
         outcome: Outcome,
@@ -302,12 +378,15 @@ class Supervisor:
     ) -> None:
         checkpoint: str | None = None
         beat: Beat | None = None
-        with suppress(StorageError):
-            checkpoint = succession.new_checkpoint(self._storage, attempt)
-            beat = heartbeat.read(self._storage, attempt)
+        try:
+            checkpoint = self._new_checkpoint(attempt)
+            beat = self._last_beat(attempt)
+        except StorageError:
+            if self._spool is not None:
+                raise  # it is told when the store is back
         job = self._journal.existing_job()
         fruitless = lifecycle.fruitless_after(job, checkpoint is not None)
-        self._append(
+        self._write(
             Ended(
                 attempt=attempt,
                 outcome=outcome,
@@ -324,20 +403,48 @@ class Supervisor:
     # --- around ----------------------------------------------------------------------------
 
     def _append(self, event: Event) -> None:
-        """Write an event, patiently: the attempt goes on while storage is out of reach."""
-        give_up = self._clock() + STORAGE_PATIENCE
-        while True:
-            try:
-                self._journal.append(event)
-                return
-            except InvalidTransition:
-                self._act()  # raises when somebody else has the job now
+        """Write an event, now or when storage is back: the attempt goes on meanwhile."""
+        self._outage.do(lambda: self._write(event))
+
+    def _write(self, event: Event) -> None:
+        try:
+            self._journal.append(event)
+        except InvalidTransition:
+            self._act()  # raises when somebody else has the job now
+            if not isinstance(event, StopRequested | Released):  # it ended at the same moment
                 raise
-            except StorageError as error:
-                if self._clock() >= give_up:
-                    raise
-                self._log.warning("journal cannot be written, trying again", error=str(error))
-                self._sleep(1.0)
+
+    def _waits_in_vain(self) -> bool:
+        """Whether to leave, since all that is left is to wait for a storage that is away.
+
+        Raises its `StorageError` when that is for longer than anybody has patience for.
+        """
+        outage = self._outage
+        if outage.since is None or not (outage.waiting or self._claim_at is not None):
+            return False
+        if self._spool is None:
+            limit, since = STORAGE_PATIENCE, outage.since
+        elif self._flight is not None:
+            return False
+        else:
+            since = max(outage.since, self._landed_at)
+            leaving = self._interrupts > 0 or self._terminated is not None
+            if leaving and self._clock() - since > LEAVING:
+                self._log.warning("leaving", why="the storage does not take what there is to tell")
+                return True
+            limit = context.wait_at_end() if self._over else math.inf
+        if self._clock() - since > limit and outage.error is not None:
+            raise outage.error
+        return False
+
+    def _new_checkpoint(self, attempt: int) -> str | None:
+        """Return the newest checkpoint of an attempt beyond its start, on the store or here."""
+        found = succession.new_checkpoint(self._storage, attempt)
+        if found is not None or self._spool is None:
+            return found
+        origin = succession.origin_place(self._storage, attempt)
+        newest = self._spool.waiting(attempt)[-1:]
+        return str(newest[0]) if newest and newest[0].place > origin else None
 
     def _tell(self, entry: Entry, job: Job) -> None:
         self._show(self._observer.on_state, job)
@@ -379,7 +486,7 @@ class Supervisor:
             layout.supervisor_log(attempt),
             echo=lambda row: self._show(self._observer.on_log, row),
         )
-        self._log = make_logger(self._file, job=self._spec.job, attempt=attempt)
+        self._log = self._outage.log = make_logger(self._file, job=self._spec.job, attempt=attempt)
 
     def _abandon(self, *, hurry: bool) -> None:
         """Whatever went wrong here: leave no attempt behind that nobody watches.

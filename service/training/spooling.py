@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Any, Final
 
-from checkpoints.errors import HoldfastError, UsageError
+from checkpoints.errors import HoldfastError
 from checkpoints.lineage import read_lineage
 from checkpoints.sender import Sender
 from checkpoints.spool import Spool
 from checkpoints.store import CheckpointStore
 from service import exit_codes
-from service.context import AttemptContext
+from service.context import AttemptContext, wait_at_end
 from service.errors import NotSent
 
-WAIT: Final = "HOLDFAST_SPOOL_WAIT"
-_WAIT_AT_END: Final = 600.0  # seconds that a finished training waits for a store that is away
 _AFTER_ERROR: Final = 2.0  # seconds that one that has failed does
 _SHARE: Final = 0.8  # of the grace: the rest is for leaving
 
@@ -119,14 +116,4 @@ def _time_left(ctx: AttemptContext, *, done: bool) -> float:
     asked = ctx.stop.requested_at
     if asked is not None:
         return max(0.0, asked + _SHARE * ctx.spec.grace - time.monotonic())
-    return _wait_at_end() if done else _AFTER_ERROR
-
-
-def _wait_at_end() -> float:
-    given = os.environ.get(WAIT)
-    try:
-        return _WAIT_AT_END if given is None else max(0.0, float(given))
-    except ValueError:
-        raise UsageError(
-            field=WAIT, problem=f"{given!r} is no number of seconds", hint="For example 3600."
-        ) from None
+    return wait_at_end() if done else _AFTER_ERROR
