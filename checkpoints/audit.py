@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from checkpoints import content
 from checkpoints.content import Damage
 from checkpoints.digest import Digests, Meter, Unread
-from checkpoints.errors import CheckpointDamaged
+from checkpoints.errors import CheckpointDamaged, HoldfastError
 from checkpoints.layout import MANIFEST_FILE, CheckpointId
-from checkpoints.manifest import Manifest
+from checkpoints.manifest import FileEntry, Manifest
 from checkpoints.store import CheckpointStore
 
 _AT_ONCE = 8  # a disk has enough with two; in a bucket each of them waits for its answers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Audited:
     """A checkpoint and all that is wrong with it; manifest: None when that is what is damaged."""
 
@@ -26,41 +26,74 @@ class Audited:
     damages: list[Damage] = field(default_factory=list)
 
 
-def audit(
-    stores: Sequence[CheckpointStore], *, at_once: int = _AT_ONCE, meter: Meter | None = None
-) -> list[list[Audited]]:
-    """Read and hash every file of every checkpoint of the stores; return what was found in each.
+@dataclass(slots=True)
+class Audit:
+    """What was found in a store, oldest first. problem: why it could not be seen to its end."""
 
-    at_once: files read at a time, a few megabytes of memory each. meter: told how many bytes
-    there are, and how many are done. Raises `StorageError` when a store cannot be asked.
+    checkpoints: list[Audited] = field(default_factory=list)
+    problem: HoldfastError | None = None
+
+
+def audit(
+    stores: Sequence[CheckpointStore],
+    *,
+    deep: bool = True,
+    at_once: int = _AT_ONCE,
+    meter: Meter | None = None,
+) -> list[Audit]:
+    """Look at every file of every checkpoint of the stores; return what was found in each.
+
+    deep: read and hash every byte; else only sizes are compared. at_once: files at a time, a few
+    megabytes of memory each. meter: told how many bytes there are to read, and how many are done.
     """
     meter = meter or Unread()
-    digests = Digests(meter)
+    digests = Digests(meter) if deep else None
     pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="audit")
     try:
-        found = list(pool.map(_manifests, stores))
-        meter.expect(sum(one.manifest.size for some in found for one in some if one.manifest))
-        checks: list[tuple[Audited, Future[Damage | None]]] = []
-        for store, some in zip(stores, found, strict=True):
-            for one in some:
-                if one.manifest is None:
-                    continue
-                for entry in one.manifest.files:
-                    check = pool.submit(
-                        content.check_file, store.storage, one.manifest, entry, digests
-                    )
-                    checks.append((one, check))
-        for one, check in checks:
-            damage = check.result()
-            if damage is not None:
-                one.damages.append(damage)
-        return found
+        audits = list(pool.map(_manifests, stores))
+        if deep:
+            sizes = (one.manifest.size for a in audits for one in a.checkpoints if one.manifest)
+            meter.expect(sum(sizes))
+        checks = [
+            (found, one, pool.submit(_check, store, one.manifest, entry, digests))
+            for store, found in zip(stores, audits, strict=True)
+            for one in found.checkpoints
+            if one.manifest is not None
+            for entry in one.manifest.files
+        ]
+        for found, one, check in checks:
+            _take(found, one, check)
+        return audits
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _manifests(store: CheckpointStore) -> list[Audited]:
-    return [_manifest(store, checkpoint) for checkpoint in store.ids()]
+def _check(
+    store: CheckpointStore, manifest: Manifest, entry: FileEntry, digests: Digests | None
+) -> Damage | None:
+    if digests is None:
+        return content.check_size(store.storage, manifest, entry)
+    return content.check_file(store.storage, manifest, entry, digests)
+
+
+def _take(found: Audit, one: Audited, check: Future[Damage | None]) -> None:
+    try:
+        damage = check.result()
+    except HoldfastError as error:
+        found.problem = found.problem or error
+        return
+    if damage is not None:
+        one.damages.append(damage)
+
+
+def _manifests(store: CheckpointStore) -> Audit:
+    found = Audit()
+    try:
+        for checkpoint in store.ids():
+            found.checkpoints.append(_manifest(store, checkpoint))
+    except HoldfastError as error:
+        found.problem = error
+    return found
 
 
 def _manifest(store: CheckpointStore, checkpoint: CheckpointId) -> Audited:

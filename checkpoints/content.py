@@ -119,6 +119,18 @@ def load(storage: Storage, manifest: Manifest) -> Loaded:
     """Return what a manifest names, checked. Raises `CheckpointDamaged`."""
     loaded = Loaded(manifest)
     for entry in manifest.files:
+def check_size(storage: Storage, manifest: Manifest, entry: FileEntry) -> Damage | None:
+    """Return what the size of a file alone tells of what is wrong with it."""
+    try:
+        size = storage.size(layout.checkpoint_file(manifest.id, entry.name))
+    except NotFound:
+        return Damage(manifest.checkpoint, entry.name, "it is missing")
+    if size == entry.size:
+        return None
+    reason = f"it has {size} bytes instead of {entry.size}"
+    return Damage(manifest.checkpoint, entry.name, reason)
+
+
         if not entry.name.endswith(_ARRAYS):
             with _checked(storage, manifest, entry) as local:
                 loaded.documents[entry.name] = local.read_bytes()

@@ -33,8 +33,9 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Keep": {
         "checkpoints": ("service.cli.checkpoints:checkpoints", "List a job's checkpoints."),
-        "verify": ("service.cli.checkpoints:verify", "Check every byte that a job stored."),
-        "prune": ("service.cli.checkpoints:prune", "Delete checkpoints that need not be kept."),
+        "verify": ("service.cli.verify:verify", "Check every byte that a job, or all, stored."),
+        "prune": ("service.cli.prune:prune", "Delete checkpoints that need not be kept."),
+        "copy": ("service.cli.copy:copy", "Copy a job to another folder or bucket."),
         "export": ("service.cli.export:export", "Write a checkpoint as a Keras file."),
     },
     "Try": {

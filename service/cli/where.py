@@ -44,6 +44,17 @@ def is_job(storage: Storage) -> bool:
     return storage.exists(layout.SPEC)
 
 
+def jobs_below(url: str) -> list[Place]:
+    """Return the places of all jobs below a root, by name, damaged ones as well."""
+    from checkpoints.storage import open_storage
+    from service import roster
+
+    home = absolute(url).rstrip("/") or "/"
+    root = open_storage(home)
+    names = [found.name for found in roster.listed(root)]
+    return [Place(root.sub(name), f"{home.rstrip('/')}/{name}", name) for name in names]
+
+
 def find_job(root: str, job: str) -> Place:
     """Return the place of an existing job. Raises JobNotFound, with names that are near."""
     from checkpoints.storage import open_storage

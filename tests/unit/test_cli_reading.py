@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +29,7 @@ from service import heartbeat, identity
 from service import spec as specs
 from service.cli import main
 from service.journal import Journal
-from service.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from service.lifecycle import Ended, Launched, Outcome, Resumed, Started, Submitted
 from service.spec import JobSpec
 
 
@@ -466,18 +468,125 @@ def test_damage_elsewhere_is_named_too(holdfast: Call, job: Storage, part: str) 
 def test_prune_says_then_deletes(holdfast: Call, job: Storage) -> None:
     before = checkpoint_names(job)
     planned = holdfast("prune", "--dry-run", "--json", "--keep", "1", "digits").json
-    planned["deleted"].sort()
+    zombie = "00-000000000005.0-0001"
     assert planned == {
-        "deleted": sorted(["00-000000000005.0-0001", before[1]]),
+        "deleted": [zombie, before[1]],
+        "reasons": {
+            zombie: "it is beyond where the next attempt took over",
+            before[1]: "last:1 does not keep it",
+        },
+        "leftovers": [],
         "dry_run": True,
         "keep": str(Keep.parse(1)),
     }
     assert checkpoint_names(job) == before
     told = holdfast("prune", "--keep", "1", "digits").out.splitlines()
-    assert sorted(told) == [f"deleted {name}" for name in planned["deleted"]]
+    assert told == [f"deleted {name}  ({why})" for name, why in planned["reasons"].items()]
     # what attempt 2 resumed from stays
     assert checkpoint_names(job) == [before[0], before[2]]
     assert "Nothing to delete" in holdfast("prune", "--keep", "1", "digits").out
+
+
+def test_prune_deletes_leftovers_by_their_age(holdfast: Call, job: Storage) -> None:
+    """A folder without a manifest, of the newest attempt, and temporary files."""
+    cut_short = "checkpoints/00-000000000009.0-0002"
+    job.create(f"{cut_short}/model.weights.h5", b"half")
+    temporary = Path(job.root) / "journal" / ".tmp-0123456789abcdef"
+    temporary.write_bytes(b"x" * 2000)
+    assert holdfast("prune", "--json", "digits").json["leftovers"] == []  # too young
+    for path in (Path(job.root) / cut_short / "model.weights.h5", temporary):
+        os.utime(path, (1e9, 1e9))
+    planned = holdfast("prune", "--dry-run", "--json", "digits").json["leftovers"]
+    found = [(one["path"], one["reason"], one["size"]) for one in planned]
+    assert found == [
+        (cut_short, "a checkpoint that was never committed", 4),
+        ("journal/.tmp-0123456789abcdef", "a temporary file", 2000),
+    ]
+    assert all(one["age"] > 1e8 for one in planned)
+    assert temporary.exists()
+    told = holdfast("prune", "digits").out.splitlines()
+    assert told[0].startswith(f"deleted {cut_short}  (a checkpoint that was never committed, 4 B, ")
+    assert not temporary.exists()
+    assert not job.exists(cut_short)
+    assert "Nothing to delete" in holdfast("prune", "--older-than", "0", "digits").out
+
+
+def test_prune_leaves_alone_what_somebody_may_be_writing(holdfast: Call, job: Storage) -> None:
+    """A job at work clears its own folders away; elsewhere its newest ones may be half sent."""
+    journal = Journal(job)
+    journal.append(Resumed(by="a test"))
+    journal.claim(identity.here())
+    cut_short = "checkpoints/00-000000000009.0-0003"
+    job.create(f"{cut_short}/model.weights.h5", b"half")
+    os.utime(Path(job.root) / cut_short / "model.weights.h5", (1e9, 1e9))
+    assert holdfast("prune", "--json", "--older-than", "0", "digits").json["leftovers"] == []
+    assert job.exists(cut_short)
+
+
+def test_verify_takes_a_root_and_names_what_is_wrong_in_which_job(
+    holdfast: Call, job: Storage, job_root: Path
+) -> None:
+    shutil.copytree(job_root / "digits", job_root / "other")
+    shutil.copytree(job_root / "digits", job_root / "third")
+    answer = holdfast("verify")
+    assert answer.code == 0
+    assert answer.out.splitlines()[-1] == f"3 of 3 jobs in {job_root} are good."
+    other = open_storage(job_root / "other")
+    newest = checkpoint_names(other)[-1]
+    flip(other, f"checkpoints/{newest}/model.weights.h5")
+    flip(open_storage(job_root / "third"), layout.SPEC, 0)
+    answer = holdfast("verify", "--deep", str(job_root))
+    assert answer.code == 65
+    damaged = [line for line in answer.out.splitlines() if line.startswith("DAMAGED")]
+    assert len(damaged) == 2
+    assert damaged[0].startswith(f"DAMAGED  other  {newest}  model.weights.h5: its content")
+    assert damaged[1].startswith("DAMAGED  third  spec  ")
+    found = holdfast("verify", "--json", str(job_root)).json
+    assert [(one["job"], one["good"]) for one in found["jobs"]] == [
+        ("digits", True), ("other", False), ("third", False),
+    ]  # fmt: skip
+    assert holdfast("verify", str(job_root / "nothing")).code == 4
+
+
+def test_copy_says_what_it_did_and_goes_on_where_it_was(
+    holdfast: Call, job: Storage, job_root: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "elsewhere"
+    first = holdfast("copy", "--json", "digits", f"{dest}/").json
+    assert first["url"] == f"{dest}/digits"
+    assert (first["checkpoints"], first["kept"], first["damages"]) == (checkpoint_names(job), 0, [])
+    again = holdfast("copy", "--json", "digits", f"{dest}/digits").json
+    assert (again["written"], again["kept"] > 0) == (0, True)
+    assert holdfast("verify", f"{dest}/digits").code == 0
+    for verb in (["checkpoints", "--json"], ["history", "--format", "jsonl"], ["logs"]):
+        assert holdfast(*verb, "digits").out == holdfast(*verb, f"{dest}/digits").out
+    told = holdfast("copy", "digits", f"{dest}/digits").out
+    assert "there already; every byte read back" in told
+
+
+def test_copy_refuses_a_place_that_is_taken_and_a_job_at_work(
+    holdfast: Call, job: Storage, tmp_path: Path, job_root: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("mine")
+    answer = holdfast("copy", "digits", str(tmp_path / "full"))
+    assert (answer.code, "it is not empty" in answer.err) == (2, True)
+    assert holdfast("copy", "digits", str(job_root / "digits")).code == 2
+    journal = Journal(job)
+    journal.append(Resumed(by="a test"))
+    journal.claim(identity.here())
+    answer = holdfast("copy", "digits", str(tmp_path / "new"))
+    assert (answer.code, "has it (attempt 3)" in answer.err) == (5, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_copy_takes_damage_along_and_says_so(holdfast: Call, job: Storage, tmp_path: Path) -> None:
+    newest = checkpoint_names(job)[-1]
+    flip(job, f"checkpoints/{newest}/model.weights.h5")
+    answer = holdfast("copy", "digits", str(tmp_path / "new"))
+    assert answer.code == 65
+    assert f"DAMAGED  {newest}: model.weights.h5: its content has changed" in answer.out
+    assert "2 of 3 checkpoints are good." in holdfast("verify", str(tmp_path / "new")).out
 
 
 def test_prune_takes_the_jobs_own_rule_and_refuses_none(holdfast: Call, job: Storage) -> None:

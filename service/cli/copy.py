@@ -1,0 +1,100 @@
+"""`holdfast copy`: a whole job to another folder or bucket, every byte of it checked there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from checkpoints.errors import UsageError
+from service.cli import words
+from service.cli.group import Verb
+from service.cli.options import job_argument, json_option
+from service.cli.progress import Bar
+from service.cli.tables import print_json
+from service.cli.where import Place, absolute, find_job
+from service.exit_codes import DIVERGED, DONE
+
+if TYPE_CHECKING:
+    from checkpoints.copying import Copied
+
+
+@click.command("copy", cls=Verb)
+@job_argument
+@click.argument("dest", metavar="DEST")
+@json_option()
+def copy(root: str, job: str, dest: str, as_json: bool) -> int:
+    """Copy JOB to DEST, a folder or URL of its own, and check every byte there.
+
+    DEST/ with a slash at its end takes JOB by its name. A copy that was cut short goes on where it
+    was when the same is said again, and one of a job that has gone on since is brought up to date.
+    JOB itself is only read; one that somebody trains is refused (exit code 5).
+
+    The copy can be resumed on its own. What is damaged in JOB is copied as it is and named (exit
+    code 65).
+    """
+    from checkpoints.copying import copy_job
+    from checkpoints.storage import open_storage
+
+    place = find_job(root, job)
+    url = _url(dest, place)
+    if url == place.url:
+        raise UsageError(field="DEST", problem="it is JOB's own place", hint="Name another one.")
+    refuse_at_work(place)
+    with Bar(f"copying {place.name}") as bar:
+        copied = copy_job(place.storage, open_storage(url), meter=bar)
+    if as_json:
+        print_json(
+            {
+                "job": place.name,
+                "url": url,
+                "checkpoints": [str(checkpoint) for checkpoint in copied.checkpoints],
+                "files": copied.files,
+                "written": copied.written,
+                "kept": copied.kept,
+                "linked": copied.linked,
+                "damages": [str(damage) for damage in copied.damages],
+            }
+        )
+    else:
+        _print_copied(url, copied)
+    return DIVERGED if copied.damages else DONE
+
+
+def _url(dest: str, place: Place) -> str:
+    whole = f"{dest}{place.name}" if dest.endswith("/") else dest
+    return absolute(whole).rstrip("/")
+
+
+def refuse_at_work(place: Place) -> None:
+    """Raise `JobBusy` when somebody trains the job; wait until that can be told."""
+    from checkpoints import layout
+    from service import spec as specs
+    from service import succession
+    from service.journal import Journal
+
+    journal = Journal(place.storage)
+    if journal.job() is not None:
+        spec = specs.decode(place.storage.read(layout.SPEC))
+        succession.quiet(
+            place.storage, journal, spec, on_wait=lambda text: click.echo(text, err=True)
+        )
+
+
+def _print_copied(url: str, copied: Copied) -> None:
+    for damage in copied.damages:
+        click.echo(f"DAMAGED  {damage}  (in the source too)")
+    told = [
+        f"{words.size(count)} {what}"
+        for count, what in (
+            (copied.written, "copied"),
+            (copied.kept, "there already"),
+            (copied.linked, "shared"),
+        )
+        if count
+    ]
+    checkpoints = len(copied.checkpoints)
+    click.echo(
+        f"{url}: {checkpoints} checkpoint{'' if checkpoints == 1 else 's'}, {copied.files} files, "
+        f"{', '.join(told)}; every byte read back. `holdfast resume` goes on with it there."
+    )
