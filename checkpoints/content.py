@@ -77,20 +77,24 @@ def write(
     checkpoint: CheckpointId,
     snapshot: Snapshot,
     last: Mapping[str, Seen] | None = None,
+    *,
+    over: bool = False,
 ) -> Written:
-    """Write a snapshot's files, durably.
+    """Write a snapshot's files, durably. over: over those that an earlier try has left.
 
     last: what the last commit saw of its files. Arrays that have not changed since go to a file of
     their own where that pays, and are not written again by the checkpoints that follow.
     """
     written = Written()
     for name in snapshot.files:
-        entries, seen = _write_file(storage, checkpoint, snapshot, name, (last or {}).get(name))
+        entries, seen = _write_file(
+            storage, checkpoint, snapshot, name, (last or {}).get(name), over=over
+        )
         written.entries.extend(entries)
         if seen is not None:
             written.seen[name] = seen
     for name, document in snapshot.documents.items():
-        with storage.stage(_path(checkpoint, name, arrays=False)) as path:
+        with storage.stage(_path(checkpoint, name, arrays=False), over=over) as path:
             path.write_bytes(document)
         written.entries.append(FileEntry(name, len(document), checksum(document)))
     return written
@@ -119,18 +123,6 @@ def load(storage: Storage, manifest: Manifest) -> Loaded:
     """Return what a manifest names, checked. Raises `CheckpointDamaged`."""
     loaded = Loaded(manifest)
     for entry in manifest.files:
-def check_size(storage: Storage, manifest: Manifest, entry: FileEntry) -> Damage | None:
-    """Return what the size of a file alone tells of what is wrong with it."""
-    try:
-        size = storage.size(layout.checkpoint_file(manifest.id, entry.name))
-    except NotFound:
-        return Damage(manifest.checkpoint, entry.name, "it is missing")
-    if size == entry.size:
-        return None
-    reason = f"it has {size} bytes instead of {entry.size}"
-    return Damage(manifest.checkpoint, entry.name, reason)
-
-
         if not entry.name.endswith(_ARRAYS):
             with _checked(storage, manifest, entry) as local:
                 loaded.documents[entry.name] = local.read_bytes()
@@ -159,7 +151,13 @@ def load_file(storage: Storage, manifest: Manifest, name: str) -> ArrayFile:
 
 
 def _write_file(
-    storage: Storage, checkpoint: CheckpointId, snapshot: Snapshot, name: str, last: Seen | None
+    storage: Storage,
+    checkpoint: CheckpointId,
+    snapshot: Snapshot,
+    name: str,
+    last: Seen | None,
+    *,
+    over: bool,
 ) -> tuple[list[FileEntry], Seen | None]:
     """Write an array file whole, or without its unchanged arrays, which are a part of their own."""
     from checkpoints.hdf5 import as_arrays
@@ -167,7 +165,7 @@ def _write_file(
     file, part_name = snapshot.files[name], frozen.part_name(name)
     possible = part_name not in snapshot.files and layout.is_name(part_name)
     if not (possible and storage.capabilities.links):
-        return [_write_arrays(storage, checkpoint, name, file)], None
+        return [_write_arrays(storage, checkpoint, name, file, over=over)], None
     arrays = as_arrays(file)
     how = frozen.split(arrays, snapshot.progress, last)
     part = None
@@ -178,12 +176,13 @@ def _write_file(
             part = FrozenPart(checkpoint, how.link.entry, how.link.paths)
     elif how.fresh:
         unchanged = ArrayFile({path: arrays[path] for path in how.fresh})
-        entry = _write_arrays(storage, checkpoint, part_name, unchanged, part_of=name)
+        entry = _write_arrays(storage, checkpoint, part_name, unchanged, name, over=over)
         part = FrozenPart(checkpoint, entry, how.fresh)
     if part is not None:
         arrays = {path: array for path, array in arrays.items() if path not in part.paths}
     rest = ArrayFile(arrays, file.group_attributes)
-    entries = [_write_arrays(storage, checkpoint, name, rest), *([part.entry] if part else [])]
+    whole = _write_arrays(storage, checkpoint, name, rest, over=over)
+    entries = [whole, *([part.entry] if part else [])]
     return entries, Seen(snapshot.progress, how.prints, part)
 
 
@@ -193,10 +192,12 @@ def _write_arrays(
     name: str,
     file: ArrayFile,
     part_of: str | None = None,
+    *,
+    over: bool,
 ) -> FileEntry:
     from checkpoints.hdf5 import write_arrays
 
-    with storage.stage(_path(checkpoint, name, arrays=True)) as path:
+    with storage.stage(_path(checkpoint, name, arrays=True), over=over) as path:
         size, digest = write_arrays(path, file)
     return FileEntry(name, size, digest, part_of)
 

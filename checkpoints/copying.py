@@ -278,8 +278,7 @@ class _Copy:
                 size += len(piece)
                 yield piece
 
-        self._target.delete(path)
-        with self._target.stage(path) as local, open(local, "wb") as file:
+        with self._target.stage(path, over=True) as local, open(local, "wb") as file:
             digest = hashed(read(), self._meter)
         if self._digests.of(self._target, path) != digest:
             full = join(self._target.root, path)

@@ -147,11 +147,12 @@ class Storage(Protocol):
     def delete_tree(self, folder: str) -> None:
         """Delete a folder and all in it; nothing happens when it is gone already."""
 
-    def stage(self, path: str) -> AbstractContextManager[Path]:
+    def stage(self, path: str, *, over: bool = False) -> AbstractContextManager[Path]:
         """Give a local path to write a large new file to; durable at `path` on a clean exit.
 
-        The path given does not exist yet. After an error in the body nothing is left behind.
-        Raises `AlreadyExists`.
+        The path given does not exist yet. After an error in the body nothing is left behind; one
+        of the storage's own may leave the file, whole or in part. over: write over what an earlier
+        try has left; else `AlreadyExists` is raised.
         """
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:

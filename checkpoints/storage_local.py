@@ -138,11 +138,13 @@ class LocalStorage:
             self._durable = {p for p in self._durable if not f"{p}/".startswith(below)}
 
     @contextmanager
-    def stage(self, path: str) -> Iterator[Path]:
+    def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
         target = self._at(path)
         with self._errors("write", path):
             self._make_folder(target.parent)
-            if os.path.lexists(target):
+            if over:
+                target.unlink(missing_ok=True)
+            elif os.path.lexists(target):
                 raise AlreadyExists(path=path, root=self.root)
             try:
                 yield target

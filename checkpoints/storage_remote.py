@@ -178,9 +178,9 @@ class FsspecStorage:
         self._forget(folder)
 
     @contextmanager
-    def stage(self, path: str) -> Iterator[Path]:
+    def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
         self._for_writing("write", path)
-        if self.exists(path):
+        if not over and self.exists(path):
             raise AlreadyExists(path=path, root=self.root)
         with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
             local = Path(folder) / path.rpartition("/")[2]
@@ -189,16 +189,13 @@ class FsspecStorage:
                 size = local.stat().st_size
             except OSError as error:
                 raise storage_error(error, "write", path, self.root) from error
-            try:
-                self._upload(local, path)
-                if self.size(path) != size:
-                    raise StorageError(
-                        action="upload", path=join(self.root, path), reason="it arrived cut short"
-                    )
-            except BaseException:
-                with suppress(StorageError):
-                    self.delete(path)
-                raise
+            # What a failed upload leaves is written over by the next try. It is not deleted here: a
+            # deletion that is given up on may arrive later, and take what was uploaded since.
+            self._upload(local, path)
+            if self.size(path) != size:
+                raise StorageError(
+                    action="upload", path=join(self.root, path), reason="it arrived cut short"
+                )
 
     def _upload(self, local: Path, path: str) -> None:
         files, options = self._client.parts, self._client.sending()

@@ -60,6 +60,7 @@ class CheckpointStore:
         self._saved: dict[CheckpointId, Manifest] = {}
         self._unknown: dict[CheckpointId, tuple[Manifest, bytes, dict[str, Seen]]] = {}
         self._seen: dict[str, Seen] = {}  # by the last commit, of its files
+        self._tried: set[CheckpointId] = set()  # places that have files of ours, perhaps
 
     def begin(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
         """Find what to resume from and say so, once, before the attempt's first step.
@@ -282,8 +283,11 @@ class CheckpointStore:
         """Write the files; return the manifest that would commit them, and what was seen."""
         try:
             # What an earlier save of this place left when it failed; it has no manifest.
-            self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
-            written = content.write(self.storage, checkpoint, snapshot, self._seen)
+            again = checkpoint in self._tried
+            self._tried.add(checkpoint)
+            if again and self._over_when_it_raises:
+                self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
+            written = content.write(self.storage, checkpoint, snapshot, self._seen, over=again)
             made = Manifest(
                 format=manifest.format_of(written.entries),
                 checkpoint=str(checkpoint),
@@ -341,8 +345,7 @@ class CheckpointStore:
         with suppress(NotFound):
             if self.storage.size(path) == size:
                 return
-            self.storage.delete(path)
-        with source.fetch(path) as there, self.storage.stage(path) as here:
+        with source.fetch(path) as there, self.storage.stage(path, over=True) as here:
             try:
                 os.link(there, here)
             except OSError:  # another file system
@@ -351,9 +354,21 @@ class CheckpointStore:
     def _discard(self, checkpoint: CheckpointId) -> None:
         """Clear away what is certainly not committed: the next save may need the space."""
         self._unknown.pop(checkpoint, None)
+        if not self._over_when_it_raises:
+            return
         with suppress(StorageError):
             if not self._has(checkpoint):
                 self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
+
+    @property
+    def _over_when_it_raises(self) -> bool:
+        """Whether what was asked of the storage has happened or not when a call raises.
+
+        Elsewhere a request that was given up on may still arrive. A deletion would take what has
+        been written since: nothing is deleted there that this attempt may write again.
+        """
+        here = self.storage.capabilities
+        return here.local or here.in_process
 
     def _look_again(self, path: str, data: bytes, error: StorageError) -> None:
         """Return when a create that raised worked after all; raise `error` when it did not.
@@ -370,8 +385,7 @@ class CheckpointStore:
         try:
             there = self.storage.read(path)
         except NotFound:
-            here = self.storage.capabilities
-            if here.local or here.in_process:
+            if self._over_when_it_raises:
                 raise problem from None
             # A request that was given up on may still arrive.
             raise CommitUnknown(path=path, reason=str(problem)) from error
@@ -425,7 +439,9 @@ class CheckpointStore:
         """Whether nobody can be writing an orphan any more, so that it can go."""
         newest = line.attempts[0] if line.attempts else 0
         if orphan.attempt == self.attempt:
-            return self._begun and orphan not in self._unknown and not self._has(orphan)
+            if not self._begun or orphan in self._unknown or self._has(orphan):
+                return False
+            return self._over_when_it_raises or any(orphan < saved for saved in self._saved)
         if self.attempt is None and self.storage.local_path("") is None and not self._has(orphan):
             return False  # a later attempt may be sending it: only its age can tell
         return orphan.attempt < newest

@@ -137,7 +137,7 @@ class FaultyStorage:
         self._leave("delete_tree", folder, fault, lambda: self.inner.delete_tree(folder))
 
     @contextmanager
-    def stage(self, path: str) -> Iterator[Path]:
+    def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
         fault = self._enter("stage", path)
         if fault == "late":
             with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +146,7 @@ class FaultyStorage:
                 data = local.read_bytes()
             # An upload has no condition: it writes over what is there by then.
             self._leave("stage", path, fault, lambda: self.inner.replace(path, data))
-        with self.inner.stage(path) as local:
+        with self.inner.stage(path, over=over) as local:
             yield local
             if self.dead:  # another thread's call was the last
                 raise Died
@@ -376,6 +376,17 @@ class StorageConformance:
         with pytest.raises(AlreadyExists), storage.stage("c/file") as path:
             path.write_bytes(b"second")
         assert storage.read("c/file") == b"first"
+
+    def test_stage_writes_over_an_earlier_try_when_told_to(self, storage: Storage) -> None:
+        storage.create("c/file", b"an earlier try, cut")
+        with storage.stage("c/file", over=True) as path:
+            assert not path.exists()
+            path.write_bytes(b"whole")
+        assert storage.read("c/file") == b"whole"
+        with storage.stage("c/other", over=True) as path:
+            path.write_bytes(b"new")
+        assert storage.read("c/other") == b"new"
+        assert storage.list("c") == ["file", "other"]
 
     def test_errors_of_the_local_disk_are_storage_errors(self, storage: Storage) -> None:
         with pytest.raises(StorageFull) as caught, storage.stage("c/file"):

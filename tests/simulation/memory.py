@@ -69,8 +69,8 @@ class Memory:
             self.delete(path)
 
     @contextmanager
-    def stage(self, path: str) -> Iterator[Path]:
-        if path in self.files:
+    def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
+        if not over and path in self.files:
             raise AlreadyExists(path=path, root=self.root)
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
             local = Path(folder) / path.rpartition("/")[2]

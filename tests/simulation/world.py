@@ -168,7 +168,7 @@ class World:
             if operation == "delete_tree":
                 kinds.append("partial")
             if not self.memory.capabilities.local:
-                kinds += ["late", "late"] if "delete" not in operation else []
+                kinds += ["late", "late"]
             return self.dice.choice(kinds)
         return None
 

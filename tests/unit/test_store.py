@@ -6,6 +6,7 @@ import math
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from checkpoints.layout import CheckpointId, Stage
 from checkpoints.manifest import HistoryMark
 from checkpoints.retention import Best, Keep
 from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Storage, open_storage
+from checkpoints.storage import Capabilities, Storage, open_storage
 from checkpoints.store import CheckpointStore, Loaded
 from checkpoints.testing import Died, FaultyStorage, sample_snapshot
 
@@ -301,7 +302,7 @@ def test_a_lost_origin_is_put_together_again(local: Storage, damage: str) -> Non
 # Failing storage
 
 
-SAVE_CALLS = 6  # delete_tree, three stages, the manifest, and one more
+SAVE_CALLS = 5  # three stages, the manifest, and one more
 
 
 @pytest.mark.parametrize("fault", ["fail", "full"])
@@ -391,6 +392,32 @@ def test_death_at_any_call_leaves_a_good_job(storage: Storage, fault: str) -> No
         successor.save(sample_snapshot(5), reason="step")
         successor.prune(Keep(last=9))
         assert successor.orphans() == []
+
+
+class Elsewhere(FaultyStorage):
+    """A storage behind a network: what was given up on may arrive later."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(exclusive_create=True, append=False, local=False, in_process=False)
+
+
+def test_what_arrives_late_takes_nothing_from_the_next_try(storage: Storage) -> None:
+    """Two changes of a save are given up on, and happen after the next try has committed."""
+    for call in range(2, 7):
+        for other in range(call, call + 4):
+            base = storage.sub(f"late{call}{other}")
+            faulty = Elsewhere(base, f"any@{call}:late any@{other}:late")
+            store = begun(faulty)
+            made = None
+            while made is None:
+                with suppress(StorageError):
+                    made = store.save(sample_snapshot(1), reason="step")
+            faulty.deliver()
+            found, damages = CheckpointStore(base).latest()
+            assert found is not None
+            assert (found.checkpoint, damages) == (made.checkpoint, [])
+            assert_holds(CheckpointStore(base).load(found.id), sample_snapshot(1))
 
 
 # Fencing
@@ -500,7 +527,7 @@ def test_prune_leaves_what_others_may_be_writing(local: Storage) -> None:
 
 
 def test_delete_goes_manifest_first(storage: Storage) -> None:
-    faulty = FaultyStorage(storage, "delete_tree@2:fail")
+    faulty = FaultyStorage(storage, "delete_tree@1:fail")
     store = begun(faulty)
     made = store.save(sample_snapshot(1), reason="step")
     with pytest.raises(StorageError):

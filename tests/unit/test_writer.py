@@ -38,10 +38,10 @@ class Gated(FaultyStorage):
         self.gate = threading.Event()
 
     @contextmanager
-    def stage(self, path: str) -> Iterator[Path]:
+    def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
         self.entered.set()
         assert self.gate.wait(60)
-        with super().stage(path) as local:
+        with super().stage(path, over=over) as local:
             yield local
 
 
