@@ -116,7 +116,8 @@ def _is_ours(process: psutil.Process, descendants: set[int]) -> bool:
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             return False  # it has ended
-        if any(lasting in part for part in process.cmdline() for lasting in _LASTING):
+        lasting = any(name in part for part in process.cmdline() for name in _LASTING)
+        if lasting and process.ppid() == os.getpid():  # not what the fork server has forked
             return False
         if process.pid in descendants:
             return True

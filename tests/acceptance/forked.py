@@ -1,19 +1,23 @@
-"""`holdfast` with TensorFlow imported already: its attempts are forks, which start in no time.
+"""`holdfast` with TensorFlow imported already: it and its attempts are forks, there in no time.
 
-`python -m tests.acceptance.forked run …` is `holdfast run …` in all else: an attempt is a process
-of its own, in a session of its own, that runs what `python -m service.attempt` runs. It saves the
-tests that start a hundred attempts some seconds for each.
+One process imports TensorFlow, the fork server; it lives as long as the tests do. A command line is
+a fork of that, and its attempts are forks in turn: in all else processes of their own as
+`holdfast run …` and `python -m service.attempt` are, an attempt in a session of its own. It saves
+the tests that start some hundred of them some seconds for each.
 """
 
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from checkpoints import layout
 from checkpoints.storage import Storage
@@ -70,6 +74,7 @@ class ForkedBackend(LocalBackend):
 
 def _become_attempt(spec: JobSpec, output: Path, supervisor: int) -> None:
     os.setsid()
+    resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]  # one of its own
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
     atexit._clear()
@@ -83,20 +88,62 @@ def _become_attempt(spec: JobSpec, output: Path, supervisor: int) -> None:
     os.environ[SUPERVISOR_PID] = str(supervisor)
 
 
-def main(arguments: list[str]) -> int:
-    import keras  # noqa: F401
+class CommandLine:
+    """A command line that was started by `start`: as much of a Popen as the tests need."""
 
-    import service.training.fit  # noqa: F401
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        assert process.pid is not None
+        self.pid = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def start(arguments: list[str], output: Path, folder: Path, env: dict[str, str]) -> CommandLine:
+    """Start `holdfast ARGUMENTS` in a folder; what it says is appended to a file."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["keras", "service.training.fit", "service.cli", __name__])
+    process = server.Process(target=_command_line, args=(arguments, output, folder, env))
+    process.start()
+    return CommandLine(process)
+
+
+def _command_line(arguments: list[str], output: Path, folder: Path, env: dict[str, str]) -> None:
+    for path, number in ((Path(os.devnull), 0), (output, 1)):
+        opened = os.open(path, (os.O_WRONLY if number else os.O_RDONLY) | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.dup2(1, 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["holdfast", *arguments]
     from service import backends
-    from service.cli import main as command_line
+    from service.cli import main
 
     backends._BUILT_IN["forked"] = f"{__name__}:{ForkedBackend.__name__}"  # type: ignore[index]
-    sys.argv = ["holdfast", *arguments]
-    found: Any = command_line()
-    return int(found or 0)
-
-
-if __name__ == "__main__":
-    from tests.acceptance.forked import main as imported_main
-
-    sys.exit(imported_main(sys.argv[1:]))
+    code = 1
+    try:
+        code = int(main() or 0)
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    finally:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)

@@ -22,13 +22,14 @@ from service import heartbeat
 from service.heartbeat import Beat
 from service.journal import Journal
 from service.lifecycle import Job, State
+from tests.acceptance import forked
 
 TOP = Path(__file__).parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
 PATIENCE = 240  # seconds; nothing here takes long, but the machine may be busy
 
 HOLDFAST = [sys.executable, "-m", "service.cli"]
-FORKED = [sys.executable, "-m", "tests.acceptance.forked"]
+Supervisor = subprocess.Popen[bytes] | forked.CommandLine
 
 
 def holdfast(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -42,9 +43,9 @@ def holdfast(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
 class Training:
     """One of the scripts here, run as a job of the command line in a folder of its own.
 
-    options: of `holdfast run`. seed: the job's. forked: its attempts are forks of a supervisor
-    that has imported TensorFlow (see forked.py). control: where the script finds its data and is
-    told to hold (see moments.py). root: where the job is, if not below the folder.
+    options: of `holdfast run`. seed: the job's. forked: the supervisor and its attempts are forks
+    of a process that has imported TensorFlow (see forked.py). control: where the script finds its
+    data and is told to hold (see moments.py). root: where the job is, if not below the folder.
     """
 
     def __init__(
@@ -71,13 +72,12 @@ class Training:
         self.script = script
         self.seed = seed
         self.options = ["--backoff", "0", "--max-retries", "50", *options.split()]
-        self.command = HOLDFAST
+        self.forked = forked
         if forked:
-            self.command = FORKED
             self.options += ["--backend", "forked"]
-        self.supervisor: subprocess.Popen[bytes] | None = None
+        self.supervisor: Supervisor | None = None
         self._made = time.time()
-        self._supervisors: list[subprocess.Popen[bytes]] = []
+        self._supervisors: list[Supervisor] = []
         self._output = folder / "holdfast.log"
 
     # -- its processes -------------------------------------------------------------------
@@ -91,15 +91,20 @@ class Training:
         """Start `holdfast resume`."""
         self._start("resume", "--root", self.root, self.script)
 
-    def _start(self, *arguments: object) -> None:
-        with self._output.open("ab") as output:
-            self.supervisor = subprocess.Popen(
-                [*self.command, *map(str, arguments)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=self.control,
-                env={**os.environ, "PYTHONPATH": str(TOP)},
-            )
+    def _start(self, *told: object) -> None:
+        arguments = [*map(str, told)]
+        env = {**os.environ, "PYTHONPATH": str(TOP)}
+        if self.forked:
+            self.supervisor = forked.start(arguments, self._output, self.control, env)
+        else:
+            with self._output.open("ab") as output:
+                self.supervisor = subprocess.Popen(
+                    [*HOLDFAST, *arguments],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.control,
+                    env=env,
+                )
         self._supervisors.append(self.supervisor)
 
     def end(self, code: int = 0) -> None:
@@ -138,7 +143,7 @@ class Training:
         except psutil.Error:
             return False
 
-    def release_supervisor(self) -> subprocess.Popen[bytes]:
+    def release_supervisor(self) -> Supervisor:
         """Return the supervisor, which is not this training's any more: another one may start."""
         assert self.supervisor is not None
         released, self.supervisor = self.supervisor, None
@@ -167,7 +172,7 @@ class Training:
         lines = (self.folder / f"attempts/{attempt:04d}/log.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
-    def until(self, what: str, look: Callable[[], Any], pause: float = 0.005) -> Any:
+    def until(self, what: str, look: Callable[[], Any], pause: float = 0.02) -> Any:
         """Wait until `look` returns something true, and return that."""
         give_up = time.monotonic() + PATIENCE
         while not (found := look()):

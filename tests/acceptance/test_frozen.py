@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from checkpoints.lineage import read_lineage
 from service import heartbeat
 from service.exit_codes import SUPERSEDED
-from tests.acceptance.jobs import PATIENCE, Training, assert_same, gone, stopped
+from tests.acceptance.jobs import PATIENCE, Supervisor, Training, assert_same, gone, stopped
 from tests.crash.tracing import traced
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -29,7 +28,7 @@ def freeze(training: Training, process: psutil.Process) -> None:
     training.until("its stop", lambda: stopped(process))
 
 
-def wake(training: Training, process: psutil.Process, supervisor: subprocess.Popen[bytes]) -> None:
+def wake(training: Training, process: psutil.Process, supervisor: Supervisor) -> None:
     """Let both go on; both find that they were superseded, and leave."""
     process.resume()
     training.until("the end of the frozen attempt", lambda: gone(process))
