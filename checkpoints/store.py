@@ -242,7 +242,11 @@ class CheckpointStore:
 
         Never deleted: the newest good one, the end of each phase, what this attempt resumed from,
         what a commit with an unknown outcome may name. Not to be called while this attempt saves.
+        Raises `Superseded`.
         """
+        # Before the look at what there is: whoever claims the job after it finds the newest one,
+        # which is kept, and not an older one, which may go.
+        self._ask_fence()
         unwanted = self.unwanted(keep)
         if not dry_run:
             for found in unwanted:

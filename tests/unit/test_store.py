@@ -423,6 +423,37 @@ def test_what_arrives_late_takes_nothing_from_the_next_try(storage: Storage) -> 
 # Fencing
 
 
+def test_a_superseded_attempt_prunes_nothing_that_its_successor_is_about_to_resume_from(
+    storage: Storage,
+) -> None:
+    """Its last commit and its pruning fall between what the next one finds and says it found."""
+    claimed = [1]
+
+    def fence() -> None:
+        if claimed[-1] > 1:
+            raise Superseded(attempt=1, by=claimed[-1])
+
+    before = begun(storage, fence=fence)
+    before.save(sample_snapshot(1), reason="step")
+
+    class InBetween(FaultyStorage):
+        def create(self, path: str, data: bytes) -> None:
+            if path == layout.origin(2):
+                claimed[:] = [1]  # it was asked before the claim, and stood still since
+                before.save(sample_snapshot(2), reason="step")
+                claimed.append(2)
+                with pytest.raises(Superseded):
+                    before.prune(Keep(last=1))
+            super().create(path, data)
+
+    claimed.append(2)
+    after = CheckpointStore(InBetween(storage), attempt=2)
+    found, _ = after.begin()
+    assert found is not None
+    assert found.id == at(1)
+    assert_holds(after.load(found.id), sample_snapshot(1))
+
+
 def test_the_fence_is_asked_after_the_files_and_before_the_manifest(storage: Storage) -> None:
     seen: list[list[str]] = []
 
