@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import tree
@@ -24,6 +25,8 @@ from service.training.source import an_empty_batch, without_optionals
 
 STREAMED_STEPS = 32  # so many batches lie in memory at a time
 XLA_STEPS = 128  # the room for logs in one XLA program of several steps
+# What decides which variables a step has besides the weights.
+_STEP = ("train_step", "compute_loss", "compute_metrics", "metrics")
 
 STATEFUL_RANDOM = frozenset(
     {
@@ -105,12 +108,32 @@ class CompiledSteps:
             self.own_loss = OwnLoss(self.model)
             return
         self._summaries = tf.summary.should_record_summaries()
+        if self._makes_plain_variables():
+            self.model._symbolic_build(data_batch=self.spec)
         self._inner = tf.function(self.model.train_step, autograph=False)
         concrete = self._inner.get_concrete_function(self.spec)
         self._graph = concrete.graph
         self.own_loss = OwnLoss(self.model)
         self._example = _flat(concrete.structured_outputs)
         self.use(self.program)
+
+    def _makes_plain_variables(self) -> bool:
+        """Whether the metrics' and the optimizer's variables can be made ahead of the trace.
+
+        A trace that makes variables is done twice by TensorFlow, which is most of the time that a
+        process needs to its first step. Where somebody else's code has a say in which variables
+        there are, in what order or by what names, the trace makes them, as it does in Keras.
+        """
+        model, own = self.model, type(self.model)
+        return (
+            all(getattr(own, name) is getattr(keras.Model, name) for name in _STEP)
+            and not any(name in vars(model) for name in _STEP)
+            and type(model.optimizer).__module__.startswith("keras.")
+            and not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+            and all(layer.built for layer in model._flatten_layers())
+            and bool(model.trainable_weights)
+            and all(type(part) is tf.TensorSpec for part in tree.flatten(self.spec))
+        )
 
     def use(self, program: Program) -> None:
         """Compile the calls to come in this way; after `trace`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from tests.training_harness import (
     steps_a_call,
     train,
 )
-from tests.training_zoo import ARRAYS, SAMPLES, TRACED, Raw, X, Y, model_of, own
+from tests.training_zoo import ARRAYS, SAMPLES, TRACED, Raw, X, Y, model_of, own, tiny
 
 
 def longer(script: Script) -> Script:
@@ -98,6 +99,20 @@ def test_the_running_mean_is_the_mean_of_the_batches_own_losses(tmp_path: Path) 
     np.testing.assert_allclose(
         steps[2]["logs"]["loss"], np.average(own_losses, weights=[8, 8, 3]), rtol=1e-6
     )
+
+
+def test_a_step_that_is_keras_own_is_traced_once(tmp_path: Path) -> None:
+    """Tracing is most of what a restart costs; a trace that makes variables would be done twice."""
+    traced: list[Any] = []
+    step = keras.Model.train_step
+
+    def counted(self: Any, data: Any) -> Any:
+        traced.append(self)
+        return step(self, data)
+
+    with mock.patch.object(keras.Model, "train_step", counted):
+        train(Script(tiny(run_eagerly=False), ARRAYS), tmp_path)
+    assert len(traced) == 1
 
 
 def test_a_train_step_of_its_own_that_reads_its_tracker_is_left_alone(tmp_path: Path) -> None:
