@@ -15,6 +15,7 @@ from checkpoints.errors import FormatError, HoldfastError, NotFound, StorageErro
 from checkpoints.history import SegmentWriter
 from checkpoints.layout import CheckpointId, Stage
 from checkpoints.manifest import HistoryMark, Manifest
+from checkpoints.patience import BRIEF, patience
 from checkpoints.retention import Keep
 from checkpoints.spool import Spool
 from checkpoints.store import CheckpointStore
@@ -203,7 +204,8 @@ class Sender:
         if made is None:
             return
         try:
-            self._send(made)
+            with patience(BRIEF):  # it is tried again in any case
+                self._send(made)
         except StorageError as error:
             self._went_away(error)
             self._tell_spooled(checkpoint)
@@ -285,7 +287,8 @@ class Sender:
         if self._keep is None:
             return
         try:
-            pruned = self._store.prune(self._keep)
+            with patience(BRIEF):
+                pruned = self._store.prune(self._keep)
         except HoldfastError as error:
             # What is too many does no harm; the next one that is sent tries again.
             self._tell("prune_failed", error=error)

@@ -24,6 +24,7 @@ from typing import Final
 
 from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, StorageError, Superseded
+from checkpoints.patience import BRIEF, patience
 from checkpoints.storage import Storage, open_storage
 from service import context, exit_codes, failures, identity, preemption, seeding, warmth
 from service import spec as specs
@@ -173,7 +174,8 @@ class Attempt:
             exit_code=self._code,
             meaning=exit_codes.MEANINGS.get(self._code, "the script's own"),
         )
-        self._file.close()
+        with patience(BRIEF):
+            self._file.close()
         self._heartbeat.stop(self._code)
         self._ended.set()
         spool = self.context.spool

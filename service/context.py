@@ -30,9 +30,10 @@ from checkpoints.errors import (
     Superseded,
     UsageError,
 )
+from checkpoints.patience import BRIEF, USUAL, patience
 from checkpoints.spool import Spool
 from checkpoints.storage import Storage, open_storage
-from service import exit_codes, failures, identity, preemption, succession
+from service import exit_codes, failures, fencing, identity, preemption, succession
 from service import spec as specs
 from service.errors import InvalidTransition
 from service.heartbeat import HeartbeatWriter, Status
@@ -232,6 +233,9 @@ class _Bare:
         atexit.register(self._at_exit)
         set_current(self.context)
         self.context.log.info("attempt started", pid=self._pid, supervised=False)
+        if not fencing.can_fence(storage):
+            fencing.warn(storage, self.context.log)
+            sys.stderr.write(f"holdfast: {fencing.WHY}: {fencing.THEN}\n")
 
     def _claim(self, storage: Storage, spec: JobSpec) -> Job:
         if self._journal.job() is None:
@@ -268,7 +272,19 @@ class _Bare:
         self._heartbeat.stop(code)
         outcome, reason = judge(code, None, context.status.error)
         context.log.info("attempt ended", outcome=outcome.value, reason=reason)
-        self._file.close()
+        try:
+            with patience(USUAL if context.spool is None else BRIEF):
+                self._file.close()
+                self._record_end(code, outcome, reason)
+        except StorageError as error:
+            if context.spool is None:
+                raise
+            # Whoever comes next sees that this process is gone.
+            sys.stderr.write(f"holdfast: {error}\n")
+        return code
+
+    def _record_end(self, code: int, outcome: Outcome, reason: str) -> None:
+        context = self.context
         checkpoint = succession.new_checkpoint(context.storage, context.attempt)
         ended = Ended(
             attempt=context.attempt,
@@ -285,7 +301,6 @@ class _Bare:
         with suppress(InvalidTransition):  # superseded: the job is somebody else's now
             if self._journal.append(ended).state is State.WAITING:
                 self._journal.append(Released(reason="nobody supervises it"))
-        return code
 
     def _at_exit(self) -> None:
         code = self.context.exit_code
@@ -298,7 +313,6 @@ class _Bare:
             left = self.close(code)
         except HoldfastError as error:
             sys.stderr.write(f"holdfast: {error}\n")
-            left = error.exit_code if self.context.spool is not None else code
         if left != code:
             sys.stdout.flush()
             sys.stderr.flush()

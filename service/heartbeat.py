@@ -13,6 +13,7 @@ import msgspec
 
 from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, Superseded
+from checkpoints.patience import BRIEF, patience
 from checkpoints.storage import Storage
 from service import identity
 from service.lifecycle import Reached
@@ -214,6 +215,11 @@ class HeartbeatWriter:
         self._thread = None
 
     def _run(self) -> None:
+        with patience(BRIEF):
+            self._beat_on()
+            self._write_last()
+
+    def _beat_on(self) -> None:
         silent = False
         due = time.monotonic() + self._every
         while not self._stop.wait(max(0.0, min(1.0, due - time.monotonic()))):
@@ -225,7 +231,6 @@ class HeartbeatWriter:
                     self._write()
             if self._on_beat is not None:
                 self._on_beat()
-        self._write_last()
 
     def _write_last(self) -> None:
         if self._status.ended is not None:

@@ -22,6 +22,7 @@ from service import (
     backoff,
     context,
     exit_codes,
+    fencing,
     heartbeat,
     identity,
     lifecycle,
@@ -248,6 +249,8 @@ class Supervisor:
             self._append(StopRequested(by="Ctrl-C", now=now))
             if self._outage.waiting and self._flight is not None:
                 self._flight.stop(self._clock(), "now" if now else "stop")
+                then = "the attempt is told now, the storage when it is back"
+                self._log.warning("stop requested", by="Ctrl-C", now=now, then=then)
         if self._terminated is not None:
             if self._flight is not None:
                 self._flight.stop(self._clock(), "preempted")
@@ -479,6 +482,7 @@ class Supervisor:
             self._log.warning("observer left out", error=f"{type(error).__name__}: {error}")
 
     def _open_log(self, attempt: int) -> None:
+        first = self._file is None
         if self._file is not None:
             self._file.close()
         self._file = LogFile(
@@ -487,6 +491,8 @@ class Supervisor:
             echo=lambda row: self._show(self._observer.on_log, row),
         )
         self._log = self._outage.log = make_logger(self._file, job=self._spec.job, attempt=attempt)
+        if first:
+            fencing.warn(self._storage, self._log)
 
     def _abandon(self, *, hurry: bool) -> None:
         """Whatever went wrong here: leave no attempt behind that nobody watches.

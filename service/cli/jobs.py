@@ -119,8 +119,22 @@ def _line(summary: dict[str, Any]) -> list[str]:
 @json_option()
 def status(root: str, job: str, as_json: bool) -> None:
     """Show how JOB stands: state, progress, last checkpoint, and each of its attempts."""
-    place = find_job(root, job)
-    found = job_status(place)
+    from checkpoints.errors import StorageError
+    from checkpoints.patience import BRIEF, patience
+    from service.cli import away
+
+    try:
+        with patience(BRIEF):
+            found = job_status(find_job(root, job))
+    except StorageError as error:
+        unreachable = away.status(root, job, error)
+        if unreachable is None:
+            raise
+        if as_json:
+            print_json(unreachable)
+        else:
+            print_fields(away.fields(unreachable))
+        return
     if as_json:
         print_json(found)
     else:
@@ -289,6 +303,10 @@ def _print_status(found: dict[str, Any]) -> None:
             f"{last['checkpoint']}: step {words.number(last['step'])}, {words.size(last['size'])}"
             f" ({found['checkpoints']} kept)"
         )
+    if beat is not None and beat.spooled:
+        waiting = words.count(beat.spooled, "checkpoint")
+        size = words.size(beat.spooled_bytes)
+        fields["to send"] = f"{waiting} ({size}) on {beat.host} in {beat.spool}"
     fields["goodput"] = goodput_line(found["goodput"])
     print_fields(fields)
     if found["attempts"]:

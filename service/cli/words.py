@@ -37,6 +37,11 @@ def size(count: float) -> str:
     return f"{count / 1000:.3g} PB"
 
 
+def count(number: int, what: str) -> str:
+    """Return "1 checkpoint", "3 checkpoints"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def number(count: float) -> str:
     """Return a whole number with its thousands apart: "1,234,567"."""
     return f"{count:,.0f}"
