@@ -60,6 +60,7 @@ class CheckpointStore:
         self._saved: dict[CheckpointId, Manifest] = {}
         self._unknown: dict[CheckpointId, tuple[Manifest, bytes, dict[str, Seen]]] = {}
         self._seen: dict[str, Seen] = {}  # by the last commit, of its files
+        self._adopting: set[CheckpointId] = set()  # begun, and to be gone on with
         self._tried: set[CheckpointId] = set()  # places that have files of ours, perhaps
 
     def begin(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
@@ -152,9 +153,11 @@ class CheckpointStore:
         unknown = checkpoint in self._unknown
         if self._has(checkpoint):
             self._unknown.pop(checkpoint, None)
+            self._adopting.discard(checkpoint)
             self._saved[checkpoint] = self._manifests[checkpoint] = made
             return
         data = source.read(layout.manifest(checkpoint))
+        self._adopting.add(checkpoint)
         if not unknown:
             for entry in made.files:
                 self._copy(source, layout.checkpoint_file(checkpoint, entry.name), entry.size)
@@ -165,6 +168,7 @@ class CheckpointStore:
                 self._discard(checkpoint)
             raise
         self._commit(checkpoint, made, data, {}, keep=True)
+        self._adopting.discard(checkpoint)
 
     def latest(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
         """Return the newest good checkpoint of the lineage, and what newer ones are damaged by.
@@ -443,7 +447,7 @@ class CheckpointStore:
         """Whether nobody can be writing an orphan any more, so that it can go."""
         newest = line.attempts[0] if line.attempts else 0
         if orphan.attempt == self.attempt:
-            if not self._begun or orphan in self._unknown or self._has(orphan):
+            if not self._begun or orphan in {*self._unknown, *self._adopting} or self._has(orphan):
                 return False
             return self._over_when_it_raises or any(orphan < saved for saved in self._saved)
         if self.attempt is None and self.storage.local_path("") is None and not self._has(orphan):
