@@ -88,6 +88,11 @@ class Client:
             return {"max_concurrency": _PARTS, "overwrite": True}
         return {}
 
+    def reading(self) -> dict[str, Any]:
+        """Return the options of `cat_file`."""
+        # s3fs looks first how large it is, to read it in parts
+        return {"max_concurrency": 1} if self.scheme in ("s3", "s3a") else {}
+
     def fetching(self) -> dict[str, Any]:
         """Return the options of `get_file` for a large file."""
         if _EXTRAS.get(self.scheme) in ("s3", "azure"):
@@ -141,15 +146,24 @@ class Client:
             return UsageError(field="storage", problem=f"{self.url}: {error}", hint=hint)
         return UsageError(
             field="storage",
-            problem=f"{self.scheme}:// needs {error.name or 'a package'}, which is not installed",
+            problem=f"{self.scheme}:// needs {_package_of(error)}, which is not installed",
             hint=f"pip install 'holdfast[{extra}]'",
         )
 
 
+def _package_of(error: ImportError) -> str:
+    return (error.name or "a package").partition(".")[0]
+
+
 def _s3(url: str, options: dict[str, Any], patient: bool) -> Any:
+    from aiobotocore.httpsession import AIOHTTPSession
     from s3fs import S3FileSystem
 
+    async def get_session(self: Any, proxy_url: str | None) -> Any:
+        return _single(await AIOHTTPSession._get_session(self, proxy_url))
+
     config = {
+        "http_session_cls": type("OneTry", (AIOHTTPSession,), {"_get_session": get_session}),
         "connect_timeout": _CONNECT,
         "read_timeout": _ANSWER,
         "retries": {"mode": "standard", "total_max_attempts": _PART_TRIES if patient else 1},
@@ -180,21 +194,41 @@ def _azure(url: str, options: dict[str, Any], patient: bool) -> Any:
     policy = files.service_client._config.retry_policy
     policy.total_retries = _PART_TRIES - 1 if patient else 0
     policy.initial_backoff, policy.increment_base = 0.5, 2
+    transport = files.service_client._pipeline._transport
+    opened = transport.open
+
+    async def open_single() -> None:
+        await opened()
+        _single(transport.session)
+
+    transport.open = open_single
     return files
 
 
-def _google(url: str, options: dict[str, Any], patient: bool) -> Any:
-    import aiohttp
+def _single(session: Any) -> Any:
+    """Keep aiohttp from sending a request again whose answer did not come, a PUT included."""
+    session._retry_connection = False
+    return session
 
+
+def _google(url: str, options: dict[str, Any], patient: bool) -> Any:
     # not gcsfs' own choice, which asks over gRPC for the kind of each bucket first
+    from aiohttp import ClientTimeout
     from gcsfs.core import GCSFileSystem
 
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_ANSWER)
+    timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_ANSWER)
     given = {"use_listings_cache": False, "requests_timeout": timeout, **options}
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        given.setdefault("token", "anon")  # gcsfs would look for accounts of Google first
     if not patient:
         # It tries each request six times, whatever it is told: this is what it does so.
         names = ("_request", "_get_file_request")
         single = {name: getattr(GCSFileSystem, name).__wrapped__ for name in names}
+
+        async def set_session(self: Any) -> Any:
+            return _single(await GCSFileSystem._set_session(self))
+
+        single["_set_session"] = set_session
         return type("OneTry", (GCSFileSystem,), single)(skip_instance_cache=True, **given)
     return GCSFileSystem(skip_instance_cache=True, **given)
 

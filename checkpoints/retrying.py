@@ -82,8 +82,10 @@ def may_pass(error: BaseException) -> bool:
     """Return whether the same call may work a little later."""
     if isinstance(error, StorageError | tenacity.RetryError):
         return False
+    if isinstance(error, Exception):
+        error = real(error)
     if isinstance(error, _FINAL):
-        return _hides_another(error)
+        return False
     status = status_of(error)
     if status is not None:
         return status in _PASSING_STATUS or _code_of(error) in _PASSING_CODES
@@ -141,13 +143,11 @@ def _code_of(error: BaseException) -> str:
     return ""
 
 
-def _hides_another(error: BaseException) -> bool:
-    """fsspec's client of the web says "not found" for every failure, the real one as its cause."""
+def real(error: Exception) -> Exception:
+    """Return what went wrong: fsspec's client of the web says "not found" for every failure."""
     cause = error.__cause__
-    return (
-        isinstance(error, FileNotFoundError)
-        and cause is not None
-        and not isinstance(cause, _FINAL)
-        and status_of(cause) != 404
-        and may_pass(cause)
-    )
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        status = status_of(cause)
+        if status not in (None, 404) or (status is None and may_pass(cause)):
+            return cause
+    return error

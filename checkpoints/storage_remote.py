@@ -66,7 +66,8 @@ class FsspecStorage:
         return self._client.files
 
     def read(self, path: str) -> bytes:
-        return bytes(self._try("read", path, lambda at: self._fs.cat_file(at)))
+        options = self._client.reading()
+        return bytes(self._try("read", path, lambda at: self._fs.cat_file(at, **options)))
 
     def read_range(self, path: str, start: int, end: int | None) -> bytes:
         # Past the end some stores answer with an error instead of nothing.
@@ -258,7 +259,10 @@ class FsspecStorage:
         except StorageError:
             raise
         except Exception as error:
-            raise storage_error(error, action, path, self.root) from error
+            found = retrying.real(error)
+            if retrying.status_of(found) == 404:
+                raise NotFound(path=path, root=self.root, errno=errno.ENOENT) from error
+            raise storage_error(found, action, path, self.root) from error
 
     def _write(self, action: str, path: str, call: Callable[[str], Any]) -> None:
         """Try what writes: what is not there then is the bucket."""

@@ -65,6 +65,7 @@ def take_back(job: Job) -> None:
 
 def tell(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> None:
     """Say where the job is now; None: nowhere, there was nothing to do."""
+    from service import fencing
     from service.cli.foreground import job_word
 
     handle: dict[str, Any] = {} if queued is None else queued.handle
@@ -75,6 +76,8 @@ def tell(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> No
         word = job_word(place, root)
         by = f"supervised by process {handle['pid']}" if "pid" in handle else _words(queued)
         click.echo(f"{place.name}: {by}. holdfast logs -f {word}")
+        if not fencing.can_fence(place.storage):
+            click.echo(f"{place.name}: {fencing.WHY}: {fencing.THEN}", err=True)
 
 
 def _named(queued: Queued) -> dict[str, Any]:
