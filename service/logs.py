@@ -70,25 +70,28 @@ class LogFile:
     def flush(self) -> None:
         """Publish what has gathered, where the store cannot append."""
         # Whoever writes a line never waits for the store.
-        with self._flushing:
+        with self._flushing, suppress(StorageError):  # tried again at the next flush
+            while self._publish():
+                pass
+
+    def _publish(self) -> bool:
+        """Write a segment of what has gathered; return whether there is more to do."""
+        with self._lock:
+            lines = bytes(self._pending)
+        if not lines:
+            return False
+        path = PurePosixPath(self._path)
+        name = str(path.with_name(f"{path.stem}-{self._segment:08d}.jsonl"))
+        there = lines
+        try:
+            self._storage.create(name, lines)
+        except FileExistsError:
+            there = self._storage.read(name)
+        self._segment += 1
+        if lines.startswith(there):  # else it is of a process before this one
             with self._lock:
-                lines = bytes(self._pending)
-            if not lines:
-                return
-            path = PurePosixPath(self._path)
-            name = str(path.with_name(f"{path.stem}-{self._segment:08d}.jsonl"))
-            try:
-                try:
-                    self._storage.create(name, lines)
-                    there = lines
-                except FileExistsError:
-                    there = self._storage.read(name)
-            except StorageError:
-                return  # tried again at the next flush
-            self._segment += 1
-            if lines.startswith(there):  # else it is of a process before this one
-                with self._lock:
-                    del self._pending[: len(there)]
+                del self._pending[: len(there)]
+        return there != lines
 
     def close(self) -> None:
         self.flush()

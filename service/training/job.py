@@ -17,11 +17,11 @@ from checkpoints.retention import Keep
 from checkpoints.sender import Sender
 from checkpoints.store import CheckpointStore, Loaded
 from checkpoints.writer import Writer
-from service import context
+from service import context, spooling
 from service.context import AttemptContext
 from service.exit_codes import FAILED
 from service.spec import version
-from service.training import generators, spooling
+from service.training import generators
 from service.training.errors import StateMismatch
 
 _jobs: dict[int, TrainingJob] = {}

@@ -15,6 +15,7 @@ from checkpoints.storage import open_storage
 from checkpoints.testing import FaultyStorage
 from service import heartbeat, identity
 from service.heartbeat import Beat, HeartbeatWriter, Status, Watch
+from tests.away import Bucket
 
 
 def test_the_first_beat_is_there_at_once_and_the_last_tells_the_end(tmp_path: Path) -> None:
@@ -98,6 +99,38 @@ def test_storage_out_of_reach_does_not_end_the_heart(tmp_path: Path) -> None:
     assert beat is not None
     assert beat.ended == 0
     assert writer.last_error is not None
+
+
+def test_a_beat_that_the_store_does_not_take_goes_aside(tmp_path: Path) -> None:
+    bucket, aside = Bucket.at(tmp_path / "bucket"), open_storage(tmp_path / "spool")
+    beaten = threading.Semaphore(0)
+    writer = HeartbeatWriter(bucket, 1, Status(), 0.01, on_beat=beaten.release, aside=aside)
+    writer.start()
+    assert heartbeat.read(aside, 1) is None
+    bucket.away = True
+    for _ in range(4):
+        assert beaten.acquire(timeout=60)
+    writer.stop(75)
+    stored, beat = heartbeat.read(bucket.inner, 1), heartbeat.read(aside, 1)
+    assert stored is not None
+    assert beat is not None
+    assert beat.count > stored.count
+    assert (beat.ended, stored.ended) == (75, None)
+
+
+def test_the_end_does_not_wait_for_ever_for_a_store_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "PARTING", 0.1)
+    bucket = Bucket.at(tmp_path)
+    hanging = threading.Event()
+    writer = HeartbeatWriter(bucket, 1, Status(), 0.01)
+    writer.start()
+    bucket.answers.clear()
+    bucket.on_call = lambda operation, path: hanging.set()
+    assert hanging.wait(60)
+    writer.stop(0)
+    bucket.answers.set()
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"attempt": "x"}', b"\xff"])

@@ -15,6 +15,7 @@ from checkpoints.testing import FaultyStorage
 from service import logs
 from service.heartbeat import Status
 from service.logs import LogFile, LogTail, make_logger
+from tests.away import Bucket
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -187,6 +188,69 @@ def test_lines_are_written_whole_from_many_threads(tmp_path: Path) -> None:
         f"{name}{number}" for name in "abcd" for number in range(50)
     }
     assert len(lines) == 200
+
+
+def elsewhere(bucket: Bucket) -> list[str]:
+    """Return what anybody reads in a log that has segments."""
+    tail = LogTail(bucket, 1, "log")
+    bucket.away = False
+    return told(tail.read())
+
+
+def test_lines_wait_for_a_store_that_is_away_and_are_written_once(tmp_path: Path) -> None:
+    bucket = Bucket.at(tmp_path, "create@3:lost")
+    file = LogFile(bucket, layout.attempt_log(1))
+    file.write({"event": "a"})
+    file.flush()
+    bucket.away = True
+    file.write({"event": "b"})
+    file.flush()
+    bucket.away = False
+    file.write({"event": "c"})
+    file.flush()
+    file.write({"event": "d"})
+    file.flush()  # its answer is lost, but the lines are there
+    file.write({"event": "e"})
+    file.flush()
+    file.close()
+    assert elsewhere(bucket) == ["a", "b", "c", "d", "e"]
+    assert file.lost == 0
+
+
+def test_whoever_writes_a_line_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
+    bucket = Bucket.at(tmp_path)
+    file = LogFile(bucket, layout.attempt_log(1))
+    file.write({"event": "a"})
+    bucket.answers.clear()
+    flushing = threading.Thread(target=file.flush)
+    flushing.start()
+    file.write({"event": "b"})
+    assert flushing.is_alive()
+    bucket.answers.set()
+    flushing.join()
+    file.close()
+    assert elsewhere(bucket) == ["a", "b"]
+
+
+def test_what_waits_is_bounded(tmp_path: Path) -> None:
+    bucket = Bucket.at(tmp_path)
+    bucket.away = True
+    file = LogFile(bucket, layout.attempt_log(1))
+    for number in range(100):
+        file.write({"event": "x" * 200_000, "number": number})
+    assert 50 < file.lost < 100
+    bucket.away = False
+    file.close()
+    assert len(elsewhere(bucket)) == 100 - file.lost
+
+
+def test_a_process_before_this_one_has_taken_a_number(tmp_path: Path) -> None:
+    bucket = Bucket.at(tmp_path)
+    for event in ("a", "b"):
+        file = LogFile(bucket, layout.attempt_log(1))
+        file.write({"event": event})
+        file.close()
+    assert elsewhere(bucket) == ["a", "b"]
 
 
 def test_a_line_for_people() -> None:
