@@ -115,9 +115,11 @@ class Journal:
 
     def _try(self, event: Event) -> tuple[Job, tuple[Action, ...]] | None:
         """Append once; None when somebody else's event took the number."""
+        self.read()
         if (seq := self._arrived(event)) is not None:
             return self.job_after(seq), self.actions_after(seq)
-        job, actions = self._transition(self.job(), event)
+        # Not read again: what arrives from here on takes the number.
+        job, actions = self._transition(self._jobs[-1] if self._jobs else None, event)
         entry = Entry(
             seq=len(self._entries) + 1,
             event=event,
@@ -146,8 +148,7 @@ class Journal:
         return job, actions
 
     def _arrived(self, event: Event) -> int | None:
-        """Return the number of an event that was given up on and has arrived by now."""
-        self.read()
+        """Return the number of an event that was given up on and has been read since."""
         for entry in self._entries:
             if entry.nonce in self._lost and entry.event == event:
                 self._lost.remove(entry.nonce)

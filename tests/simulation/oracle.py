@@ -111,7 +111,8 @@ class Oracle:
             self._origin(int(parts[1]), operation, data)
         elif parts[-1] == "heartbeat.json":
             now = self.clock()
-            last, woke = self.beats.get(int(parts[1]), (now, 0.0))
+            claimed = self.books.claims.get(int(parts[1]), now)
+            last, woke = self.beats.get(int(parts[1]), (claimed, 0.0))
             self.beats[int(parts[1])] = now, now if now - last >= self.silence else woke
         elif parts[-1].startswith("history"):
             before = self.memory.files.get(path)

@@ -112,7 +112,8 @@ class Scheduler:
         for task in process.tasks:
             if task is not mine and not task.done:
                 self.current = task
-                task.greenlet.throw(Died)
+                if task.greenlet:  # it has begun
+                    task.greenlet.throw(Died)
                 task.done = True
         self.current = mine
         self.tasks = [task for task in self.tasks if task.process is not process or task is mine]

@@ -205,3 +205,31 @@ def test_an_event_given_up_on_is_not_taken_for_another_ones(storage: Storage) ->
     with pytest.raises(InvalidTransition):  # the job is stopped: theirs was first
         journal.append(StopRequested(by="me"))
     assert [entry.event for entry in journal.read()] == [Submitted(), StopRequested(by="you")]
+
+
+def test_an_event_given_up_on_may_arrive_at_any_moment_of_the_next_try(storage: Storage) -> None:
+    for delay in range(1, 6):
+        job = storage.sub(f"after{delay}")
+
+        class Arriving(FaultyStorage):
+            left = delay
+
+            def read(self, path: str) -> bytes:
+                self.left -= bool(self.late)
+                if self.late and self.left == 0:
+                    self.deliver()
+                return super().read(path)
+
+        faulty = Arriving(job, "create@3:late")
+        journal = Journal(faulty)
+        journal.append(Submitted())
+        journal.append(Claimed(attempt=1, owner=ME))
+        while True:
+            try:
+                found = journal.append(Launched(attempt=1, handle={"pid": 4}))
+                break
+            except StorageError:
+                continue
+        assert found.handle == {"pid": 4}
+        faulty.deliver()
+        assert len(Journal(job).read()) == 3
