@@ -1,0 +1,124 @@
+"""A training on a real Slurm: preempted, requeued, its node lost, stopped, resumed: the same."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from checkpoints import layout
+from service.lifecycle import Outcome, State
+from tests import slurm_cluster
+from tests.acceptance.jobs import SCRIPTS, TOP, Training, assert_same, gone, holdfast
+from tests.slurm_cluster import Cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(require: Any) -> Iterator[Cluster]:
+    slurm_cluster.demand(require)
+    # Its sockets need a short path, and its daemons one that everybody may enter.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)
+        with slurm_cluster.running(Path(folder)) as cluster:
+            yield cluster
+
+
+class Queued:
+    """A training in the queue. Each of its attempts holds at the end of some epoch."""
+
+    def __init__(self, training: Training, cluster: Cluster) -> None:
+        self.training, self.cluster = training, cluster
+        self.epoch = 0
+        self.attempt = 0
+
+    def holdfast(self, verb: str, *arguments: object) -> str:
+        done = holdfast(verb, "--root", self.training.root, *arguments, cwd=self.training.control)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def submit(self) -> str:
+        """Submit it; return its number in the queue."""
+        name = self.training.script
+        options = ["--name", name, "--seed", self.training.seed, *self.training.options]
+        slurm = ["--backend", "slurm", "--partition", "low", "--grace", "60s"]
+        script = SCRIPTS / f"{name}.py"
+        self.holdfast("submit", *options, *slurm, script, self.training.control)
+        return self.number()
+
+    def number(self) -> str:
+        queued = self.training.job().queued
+        assert queued is not None
+        return str(queued.handle["id"])
+
+    def until_held(self, epoch: int) -> psutil.Process:
+        """Wait until the next attempt holds at the end of this epoch or a later one."""
+        self.attempt += 1
+        self.process = self.training.attempt(self.attempt)
+        self.epoch = self.training.until_held(self.process, "epoch_end", epoch)
+        return self.process
+
+    def leave(self) -> None:
+        """Let the attempt go on, an epoch at a time, until it has seen that it shall leave."""
+        while self.training.job().in_flight and self.training.job().attempt == self.attempt:
+            if self.training.held(self.process) == ("epoch_end", self.epoch):
+                self.epoch += 1
+                self.training.hold("epoch_end", self.epoch)
+            time.sleep(0.3)
+
+    def outcomes(self) -> list[Outcome]:
+        ended = (getattr(entry.event, "outcome", None) for entry in self.training.journal.read())
+        return [outcome for outcome in ended if outcome is not None]
+
+
+def test_preempted_requeued_its_node_lost_stopped_and_resumed_it_ends_the_same(
+    train: Callable[..., Training],
+    untouched: Callable[[str], Training],
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {**cluster.environment, "PYTHONPATH": str(TOP)}.items():
+        monkeypatch.setenv(name, value)
+    training = train("mlp")
+    job = Queued(training, cluster)
+    training.hold("epoch_end", 3)
+    number = job.submit()
+
+    # Preempted by a job of a better partition: it saves within the grace time and is requeued.
+    job.until_held(3)
+    urgent = ["sbatch", "--parsable", "-p", "high", "--nodes=2", "--exclusive", "-o", "/dev/null"]
+    other = cluster.call(*urgent, "--wrap", "sleep 1").strip()
+    cluster.wait(lambda: cluster.show(number).get("PreemptTime", "None") != "None", "preemption")
+    job.leave()
+    cluster.wait(lambda: cluster.show(other)["JobState"] == "COMPLETED", "the urgent job's end")
+    training.hold("epoch_end", job.epoch + 2)
+    cluster.start_now(number)
+
+    # Its node's daemon dies, its processes do not: Slurm starts it once more, elsewhere.
+    zombie = job.until_held(job.epoch + 2)
+    node = cluster.show(number)["NodeList"]
+    cluster.kill_node(node)
+    cluster.wait(lambda: cluster.show(number).get("Restarts") == "2", "the death of the node")
+    assert not gone(zombie)
+    cluster.start_now(number)
+    job.until_held(job.epoch)
+    training.until("the old attempt has left", lambda: gone(zombie))
+
+    # Stopped from the login node, then resumed there.
+    job.holdfast("stop", training.script)
+    job.leave()
+    training.until("it has stopped", lambda: training.job().state is State.STOPPED)
+    training.hold("never")
+    job.holdfast("resume", training.script)
+    assert job.number() != number
+    training.until("it has succeeded", lambda: training.job().state is State.SUCCEEDED)
+    cluster.wait(lambda: not cluster.call("squeue", "-h"), "an empty queue")
+
+    assert job.outcomes() == [Outcome.PREEMPTED, Outcome.LOST, Outcome.STOPPED, Outcome.COMPLETED]
+    said = training.storage.read(layout.SUPERVISOR_OUTPUT).decode()
+    assert f"slurm starts it again as {number}" in said
+    assert_same(training, untouched("mlp"))

@@ -1,0 +1,88 @@
+"""The place that a cluster has given a process, and what the newer one of a job may do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checkpoints import layout
+from checkpoints.storage import Storage, open_storage
+from service import identity, slot, succession
+from service import spec as specs
+from service.errors import InvalidTransition, JobBusy
+from service.journal import Journal
+from service.lifecycle import (
+    Launched,
+    Outcome,
+    Queued,
+    Resumed,
+    Started,
+    State,
+    StopRequested,
+    Submitted,
+    describe,
+)
+from service.slot import Slot
+from service.spec import JobSpec
+
+SPEC = JobSpec(job="j", lost_after=30.0)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    storage = open_storage(tmp_path / "j")
+    storage.create(layout.SPEC, specs.encode(SPEC))
+    return storage
+
+
+def place(start: int = 0, number: str = "7") -> Slot:
+    return Slot(engine="slurm", id=number, start=start)
+
+
+def test_slurm_tells_it_by_its_variables() -> None:
+    assert slot.here({}) is None
+    assert slot.here({"SLURM_JOB_ID": ""}) is None
+    assert slot.here({"SLURM_JOB_ID": "7"}) == place()
+    assert slot.here({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == place(2)
+
+
+def test_only_a_later_start_of_the_same_job_follows() -> None:
+    assert place(1).follows(place(0))
+    assert not place(1).follows(place(1))
+    assert not place(0).follows(place(1))
+    assert not place(1).follows(place(0, "8"))
+    assert not place(1).follows(None)
+
+
+@pytest.mark.parametrize("there", ["0", "1", "another job", None])
+def test_a_later_start_takes_the_job_from_an_owner_that_is_at_work(
+    there: str | None, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(storage)
+    journal.append(Submitted())
+    slots = {"0": place(0), "1": place(1), "another job": place(0, "8"), None: None}
+    journal.claim(identity.here(), slots[there])  # the owner, this process, is alive
+    journal.append(Launched(attempt=1))
+    journal.append(Started(attempt=1))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    if there != "0":
+        with pytest.raises(JobBusy):
+            succession.free(storage, Journal(storage), SPEC)
+        return
+    job = succession.free(storage, Journal(storage), SPEC)
+    assert (job.owner, job.outcome) == (None, Outcome.LOST)
+    assert job.state in (State.PENDING, State.WAITING)
+
+
+def test_a_queued_job_says_where_it_waits_until_it_is_resumed_anew(storage: Storage) -> None:
+    journal = Journal(storage)
+    journal.append(Submitted())
+    job = journal.append(Queued(engine="slurm", handle={"id": "7"}))
+    assert describe(job) == "pending: slurm has it as 7"
+    job = journal.append(StopRequested(by="me"))
+    with pytest.raises(InvalidTransition):
+        journal.append(Queued(engine="slurm", handle={"id": "8"}))
+    assert job.queued is not None
+    assert journal.append(Resumed()).queued is None
