@@ -119,6 +119,18 @@ def check_file(
     return None if reason is None else Damage(manifest.checkpoint, entry.name, reason)
 
 
+def check_size(storage: Storage, manifest: Manifest, entry: FileEntry) -> Damage | None:
+    """Return what the size of a file alone tells of what is wrong with it."""
+    try:
+        size = storage.size(layout.checkpoint_file(manifest.id, entry.name))
+    except NotFound:
+        return Damage(manifest.checkpoint, entry.name, "it is missing")
+    if size == entry.size:
+        return None
+    reason = f"it has {size} bytes instead of {entry.size}"
+    return Damage(manifest.checkpoint, entry.name, reason)
+
+
 def load(storage: Storage, manifest: Manifest) -> Loaded:
     """Return what a manifest names, checked. Raises `CheckpointDamaged`."""
     loaded = Loaded(manifest)

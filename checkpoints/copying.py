@@ -85,6 +85,7 @@ class _Copy:
         self._pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="copy")
         self._copied = Copied()
         self._lock = threading.Lock()
+        self._there: dict[str, set[str]] = {}  # names by folder, as they were found in the copy
         self._parts: dict[FileEntry, str] = {}  # where the copy has a part that others link
 
     def run(self) -> Copied:
@@ -219,7 +220,7 @@ class _Copy:
             self._file(layout.checkpoint_file(checkpoint, entry))
             return None
         path = layout.checkpoint_file(checkpoint, entry.name)
-        if self._digests.difference(self._target, path, entry) is None:
+        if self._has(path) and self._digests.difference(self._target, path, entry) is None:
             self._count(kept=entry.size)
         elif not self._link(path, entry):
             try:
@@ -232,6 +233,14 @@ class _Copy:
         if entry.part_of is not None:
             self._parts.setdefault(entry, path)
         return None
+
+    def _has(self, path: str) -> bool:
+        """Return whether the copy had a file when it was begun; a folder is listed once."""
+        folder, _, name = path.rpartition("/")
+        with self._lock:
+            if folder not in self._there:
+                self._there[folder] = set(self._target.list(folder))
+            return name in self._there[folder]
 
     def _link(self, path: str, entry: FileEntry) -> bool:
         """Give a part that the copy has already one more name, where that can be done."""
@@ -247,8 +256,8 @@ class _Copy:
     def _file(self, path: str) -> None:
         """Copy a file that no manifest names, unless the copy has the same."""
         with suppress(NotFound):
-            size = self._source.size(path)
-            if self._target.size(path) == size:
+            size = self._source.size(path) if self._has(path) else -1
+            if size >= 0 and self._target.size(path) == size:
                 mine = self._digests.of(self._source, path)
                 if self._digests.of(self._target, path) == mine:
                     self._count(kept=size)

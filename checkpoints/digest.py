@@ -122,6 +122,9 @@ def pieces(storage: Storage, path: str) -> Iterator[memoryview | bytes]:
             yield from _pieces_of(local, path, storage.root)
         return
     start, size = 0, storage.size(path)
+    if 0 < size <= _PIECE:
+        yield storage.read(path)  # one answer to wait for
+        return
     while start < size:
         piece = storage.read_range(path, start, min(size, start + _PIECE))
         if not piece:

@@ -98,7 +98,7 @@ class FsspecStorage:
         def once(at: str) -> float:
             try:
                 return float(self._fs.modified(at).timestamp())
-            except NotImplementedError as error:
+            except (NotImplementedError, KeyError) as error:
                 raise OSError(errno.ENOTSUP, "it does not tell when a file was written") from error
 
         return self._try("look at", path, once)
@@ -227,7 +227,10 @@ class FsspecStorage:
             return []  # the others let go of parts that were never joined by themselves
         from checkpoints import uploads
 
-        return self._try("list", "", lambda at: uploads.unfinished(self._fs, at))
+        try:
+            return self._try("list", "", lambda at: uploads.unfinished(self._fs, at))
+        except NotFound:  # how some servers say that there are none
+            return []
 
     def discard(self, left: Unfinished) -> None:
         from checkpoints import uploads

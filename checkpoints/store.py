@@ -271,13 +271,11 @@ class CheckpointStore:
                 if found not in kept:
                     unwanted[found] = f"{keep} does not keep it"
             elif self._is_past(found, line):
-                committed = self._has(found)
-                how = (
+                unwanted[found] = (
                     "it is beyond where the next attempt took over"
-                    if committed
-                    else ("it was never committed, and its attempt is over")
+                    if self._has(found)
+                    else "it was never committed, and its attempt is over"
                 )
-                unwanted[found] = how
         return unwanted
 
     def _prepare(

@@ -10,6 +10,7 @@ import errno
 import re
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -267,6 +268,27 @@ class StorageConformance:
         with pytest.raises(AlreadyExists):
             storage.create("a/b", b"second")
         assert storage.read("a/b") == b"first"
+
+    def test_tells_by_one_clock_when_files_were_written(self, storage: Storage) -> None:
+        storage.create("old", b"1")
+        storage.create("new", b"2")
+        before = storage.modified("old")
+        assert before <= storage.modified("new") < before + 3600
+        time.sleep(1.1)  # some clocks have seconds only
+        storage.replace("old", b"3")
+        assert before < storage.modified("old")
+        with pytest.raises(NotFound):
+            storage.modified("missing")
+
+    def test_what_was_finished_is_not_among_the_unfinished(self, storage: Storage) -> None:
+        storage.create("a/file", b"1")
+        storage.replace("a/file", b"2")
+        with storage.stage("a/large") as path:
+            path.write_bytes(b"3" * 1000)
+        with suppress(ZeroDivisionError), storage.stage("a/half") as path:
+            path.write_bytes(b"4")
+            raise ZeroDivisionError
+        assert list(storage.unfinished()) == []
 
     def test_one_of_many_creators_wins(self, storage: Storage) -> None:
         if not storage.capabilities.exclusive_create:

@@ -8,6 +8,7 @@ come in pages. There are no versions, no metadata of one's own and no accounts.
 from __future__ import annotations
 
 import base64
+import datetime
 import email.parser
 import email.policy
 import hashlib
@@ -35,6 +36,9 @@ _UPLOAD = re.compile(r"/upload/storage/v1/b/([^/]+)/o")
 class Stored:
     data: bytes
     generation: int
+    updated: datetime.datetime = field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC), compare=False
+    )
 
 
 @dataclass
@@ -271,6 +275,7 @@ def _described(bucket: str, name: str, stored: Stored) -> bytes:
         "name": name,
         "size": str(len(stored.data)),
         "generation": str(stored.generation),
+        "updated": stored.updated.isoformat().replace("+00:00", "Z"),
         "md5Hash": base64.b64encode(hashlib.md5(stored.data).digest()).decode(),
     }
     return json.dumps(described).encode()

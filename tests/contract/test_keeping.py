@@ -1,0 +1,151 @@
+"""Jobs on object stores: copied there and back, verified, and cleared of what was left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoints import layout
+from checkpoints.history import HistoryReader, HistoryWriter
+from checkpoints.leftovers import leftovers
+from checkpoints.storage import Storage, open_storage
+from checkpoints.store import CheckpointStore
+from checkpoints.testing import sample_snapshot
+from service import identity
+from service import spec as specs
+from service.cli import main
+from service.journal import Journal
+from service.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from service.spec import JobSpec
+from tests.object_stores import ObjectStore
+
+# What gcsfs and adlfs hand to aiohttp are bytes, whatever they were given.
+pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+
+PART = 5 << 20  # bytes; the least that S3 takes for a part that is not the last
+
+
+@pytest.fixture(scope="module", params=["moto", "azurite", "gcs"])
+def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    found: ObjectStore = request.getfixturevalue(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.environment.items():
+            patch.setenv(name, value)
+        yield found
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Storage:
+    """A job that has ended, in a folder; two of its checkpoints share a frozen part."""
+    storage = open_storage(tmp_path / "job")
+    storage.create(layout.SPEC, specs.encode(JobSpec(job="job", script="train.py")))
+    journal = Journal(storage)
+    journal.append(Submitted())
+    journal.claim(identity.here())
+    for event in (Launched(attempt=1), Started(attempt=1)):
+        journal.append(event)
+    saver = CheckpointStore(storage, attempt=1)
+    saver.begin()
+    history = HistoryWriter(storage, 1)
+    for step in range(1, 4):
+        history.append({"kind": "step", "phase": 0, "step": step, "epoch": 0, "batch": step})
+        mark = history.mark()
+        history.sync(mark)
+        saver.save(sample_snapshot(step, backbone=1), reason="step", history=mark)
+    history.close()
+    storage.create(layout.attempt_log(1), b'{"event": "hello", "level": "info"}\n')
+    journal.append(Ended(attempt=1, outcome=Outcome.COMPLETED, reason="", advanced=True))
+    return storage
+
+
+@pytest.fixture
+def holdfast(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
+    def call(*arguments: str) -> tuple[int, Any]:
+        with pytest.raises(SystemExit) as left:
+            main([*arguments, "--json"])
+        said = capsys.readouterr()
+        assert said.out, said.err
+        return int(str(left.value.code)), json.loads(said.out)
+
+    return call
+
+
+def test_there_and_back_and_cleared_of_leftovers(
+    store: ObjectStore, job: Storage, holdfast: Callable[..., tuple[int, Any]], tmp_path: Path
+) -> None:
+    """A store knows no folders and no links, and its clock is its own."""
+    there = f"{store.folder()}/job"
+    code, out = holdfast("copy", job.root, there)
+    assert (code, len(out["checkpoints"]), out["damages"]) == (0, 3, [])
+    code, out = holdfast("copy", job.root, there)
+    assert (code, out["written"]) == (0, 0)
+    code, found = holdfast("verify", there.rpartition("/")[0])
+    assert (code, [one["good"] for one in found["jobs"]]) == (0, [True])
+    assert found["jobs"][0]["history"]["entries"] == 3
+
+    remote = open_storage(there)
+    saved = CheckpointStore(remote).ids()
+    cut_short = "checkpoints/00-000000000009.0-0001"
+    remote.create(f"{cut_short}/state.h5", b"half")
+    stray = f"checkpoints/{saved[0]}/other.h5"
+    remote.create(stray, b"whose is it?")
+    found = holdfast("prune", there, "--dry-run", "--keep", "2")[1]
+    assert (found["leftovers"], found["deleted"]) == ([], [str(saved[0])])
+    left = leftovers(remote, older_than=-60, at_work=False)
+    assert [one.path for one in left] == [stray, cut_short]
+    assert all(-60 < one.age < 600 for one in left)
+    found = holdfast("prune", there, "--older-than", "0")[1]
+    assert [one["path"] for one in found["leftovers"]] == [stray, cut_short]
+    assert remote.list(layout.CHECKPOINTS) == [str(one) for one in saved]
+
+    code, out = holdfast("copy", there, str(tmp_path / "back"))
+    assert (code, out["linked"] > 1 << 20) == (0, True)
+    back = open_storage(tmp_path / "back")
+    assert list(HistoryReader(back).rows()) == list(HistoryReader(job).rows())
+    for checkpoint in saved:
+        path = layout.manifest(checkpoint)
+        assert back.read(path) == job.read(path)
+        assert CheckpointStore(back).verify(checkpoint) == []
+
+
+def test_uploads_that_nobody_finished_go_by_age(
+    seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch, job: Storage
+) -> None:
+    """Neither what is below another folder nor what is young."""
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    root = open_storage(seaweed.folder())
+    remote: Any = root.sub("job")
+    neighbour: Any = root.sub("job-2")
+    for storage, name in ((remote, "state.h5"), (remote, "model.weights.h5"), (neighbour, "x")):
+        begin_upload(storage, f"checkpoints/a/{name}")
+    left = leftovers(remote, older_than=0, at_work=True)
+    assert [one.path for one in left] == [
+        "checkpoints/a/model.weights.h5",
+        "checkpoints/a/state.h5",
+    ]
+    assert all(one.reason == "an upload that was never finished" for one in left)
+    assert leftovers(remote, older_than=86400, at_work=True) == []
+    for one in left:
+        one.delete(remote)
+        one.delete(remote)  # gone already
+    assert remote.unfinished() == []
+    assert len(neighbour.unfinished()) == 1
+
+
+def begin_upload(storage: Any, path: str) -> None:
+    """Leave an upload as a process does that is killed in it."""
+    bucket, _, key = storage._at(path).partition("/")
+    made = storage._fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)
+    storage._fs.call_s3(
+        "upload_part",
+        Bucket=bucket,
+        Key=key,
+        UploadId=made["UploadId"],
+        PartNumber=1,
+        Body=b"x" * PART,
+    )
