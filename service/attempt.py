@@ -25,6 +25,7 @@ from typing import Final
 from checkpoints import layout
 from checkpoints.errors import HoldfastError, NotFound, StorageError, Superseded
 from checkpoints.patience import BRIEF, patience
+from checkpoints.redaction import redact
 from checkpoints.storage import Storage, open_storage
 from service import context, exit_codes, failures, identity, preemption, seeding, warmth
 from service import spec as specs
@@ -139,7 +140,7 @@ class Attempt:
         if isinstance(left.code, int):
             return left.code & 0xFF
         sys.stderr.write(f"{left.code}\n")
-        self.context.status.error = str(left.code)
+        self.context.status.error = _short(str(left.code))
         return exit_codes.FAILED
 
     def _judge(self, error: BaseException) -> int:
@@ -308,7 +309,7 @@ def _where(trace: TracebackType | None, error: BaseException) -> str:
 
 
 def _short(text: str, limit: int = 500) -> str:
-    line = " ".join(text.split())
+    line = " ".join(redact(text).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 

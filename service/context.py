@@ -31,6 +31,7 @@ from checkpoints.errors import (
     UsageError,
 )
 from checkpoints.patience import BRIEF, USUAL, patience
+from checkpoints.redaction import redact
 from checkpoints.spool import Spool
 from checkpoints.storage import Storage, open_storage
 from service import exit_codes, failures, fencing, identity, preemption, succession
@@ -325,7 +326,7 @@ class _Bare:
         if isinstance(error, KeyboardInterrupt):
             code = exit_codes.INTERRUPTED
         self.context.exit_code = code
-        self.context.status.error = f"{kind.__name__}: {error}"
+        self.context.status.error = redact(f"{kind.__name__}: {error}")
         self._excepthook(kind, error, trace)
 
     def _superseded(self, error: Superseded) -> None:

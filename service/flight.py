@@ -44,6 +44,7 @@ class Flight:
         self.stalled = False
         self.output_seen = 0
         self.output_at = now
+        self.rows_at = now
         self.beat_at = now
         self._spec = spec
         self._backend = backend

@@ -21,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from checkpoints import layout
 from checkpoints.errors import NotFound, StorageError, UsageError
+from checkpoints.redaction import redact
 from checkpoints.storage import Appender, Storage
 from service.heartbeat import Status
 
@@ -56,7 +57,7 @@ class LogFile:
 
     def write(self, row: Row) -> None:
         """Add a row; it can be read at once, or from the next `flush` on without append."""
-        line = json.dumps(row, default=str, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(row, default=_words, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             if self._storage.capabilities.append:
                 self._append(line)
@@ -168,7 +169,13 @@ def level_number(level: str) -> int:
         ) from None
 
 
+def _words(value: Any) -> str:
+    return redact(str(value))
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

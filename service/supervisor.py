@@ -272,7 +272,7 @@ class Supervisor:
             flight.unseen = str(error)
         if end is not None or now >= flight.output_at:
             flight.output_at = now + OUTPUT_EVERY
-            self._pass_on(flight)
+            self._pass_on(flight, now, last=end is not None)
         if end is not None or now >= flight.beat_at:
             flight.beat_at = now + self._spec.heartbeat_every / 2
             self._look_at_heartbeat(flight, now)
@@ -285,11 +285,15 @@ class Supervisor:
                 self._backend.kill(flight.handle)
             self._landed(flight, Exit())
 
-    def _pass_on(self, flight: Flight) -> None:
+    def _pass_on(self, flight: Flight, now: float, *, last: bool) -> None:
         output = self._backend.output(flight.handle, flight.output_seen)
         flight.output_seen += len(output)
         if output:
             self._show(self._observer.on_output, output)
+        if now < flight.rows_at and not last:
+            return
+        # Elsewhere rows arrive as segments, and each look for a new one is paid for.
+        flight.rows_at = now if self._storage.capabilities.append else now + JOURNAL_EVERY
         rows: list[dict[str, Any]] = []
         self._outage.ask(lambda: rows.extend(flight.tail.read()))
         for row in rows:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from checkpoints.errors import NotFound, StorageError
 from checkpoints.redaction import carries_credentials, redact
+from checkpoints.storage import open_storage
+from service.logs import LogFile, make_logger
+
+URL = "https://host/jobs?sig=hunter22"
 
 
 @pytest.mark.parametrize(
@@ -79,3 +84,19 @@ def test_a_long_text_is_no_long_wait() -> None:
     for text in ("://" * 200_000, "://a:" * 100_000, "&key" * 200_000, "authorization " * 50_000):
         redact(text)
     assert time.process_time() - begin < 20  # it takes some tenths of a second
+
+
+def test_the_log_hides_them_whatever_they_stand_in(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    log = LogFile(storage, "log.jsonl")
+    make_logger(log).warning(
+        "away",
+        error=f"GET {URL}",
+        tries=[{"url": URL}, ("a", URL)],
+        path=PurePosixPath("/x?token=hunter22"),
+        exception=f"Traceback\n{URL}",
+    )
+    log.close()
+    text = storage.read("log.jsonl").decode()
+    assert "hunter22" not in text
+    assert text.count("***") == 5
