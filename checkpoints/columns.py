@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 
 from checkpoints import rows
+from checkpoints.envelope import UNREADABLE
 from checkpoints.rows import Row
 
 Value = float | str | None
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
+_HUGE = 1 << 1000
 _SPELLED = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
@@ -61,7 +63,7 @@ class ColumnReader:
             found = self._decode(lines)
             if len(found) == lines.count(b"\n"):
                 return [self._columns(run) for run in _alike(found)]
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             pass  # damage, a metric not seen before, or more than numbers
         runs: dict[tuple[int, str], list[Row]] = {}
         for text in lines.split(b"\n")[:-1]:
@@ -130,11 +132,16 @@ def _points(steps: Numbers, values: list[Any]) -> Points | None:
         numbers = np.fromiter(values, float, len(values))  # which takes None for NaN
         if not np.isnan(numbers).any():
             return Points(steps, numbers)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
-    there = [isinstance(value, (int, float)) or _is_spelled(value) for value in values]
+    there = [_is_number(value) or _is_spelled(value) for value in values]
     numbers = np.array([float(value) for value in compress(values, there)], float)
     return Points(steps[there], numbers) if len(numbers) else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `float` takes it: JSON has integers of any size."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < _HUGE)
 
 
 def _is_spelled(value: Any) -> bool:

@@ -15,6 +15,9 @@ from checkpoints.errors import FormatError, FormatTooNew
 
 T = TypeVar("T")
 
+# What decoding raises for what is no JSON, is something else, is no text, or is nested without end.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 _HEAD = b'{"checksum":"'
 _MIDDLE = b'","body":'
 _TAIL = b"}"
@@ -51,5 +54,5 @@ def unseal(data: bytes, path: str, kind: type[T], known: int) -> T:
         if found > known:
             raise FormatTooNew(path=path, found=found, known=known)
         return msgspec.json.decode(body, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise FormatError(path=path, reason=str(error)) from error

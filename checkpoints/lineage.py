@@ -17,7 +17,7 @@ from checkpoints.errors import FormatError, FormatTooNew, NotFound
 from checkpoints.layout import CheckpointId
 from checkpoints.manifest import HistoryMark, Manifest
 from checkpoints.manifest import decode as decode_manifest
-from checkpoints.storage import Storage
+from checkpoints.storage import Storage, read_document
 
 FORMAT = 1
 
@@ -152,7 +152,7 @@ def read_lineage(
 
 def _read_origin(storage: Storage, attempt: int) -> Origin:
     path = layout.origin(attempt)
-    origin = decode(storage.read(path), path)
+    origin = decode(read_document(storage, path), path)
     if origin.attempt != attempt:
         raise FormatError(path=path, reason=f"it is that of attempt {origin.attempt}")
     return origin
@@ -171,6 +171,6 @@ def _rebuild(storage: Storage, attempt: int, oldest: Manifest) -> Origin | None:
 def _manifest(storage: Storage, checkpoint: CheckpointId) -> Manifest | None:
     path = layout.manifest(checkpoint)
     try:
-        return decode_manifest(storage.read(path), path)
+        return decode_manifest(read_document(storage, path), path)
     except (NotFound, FormatError):
         return None

@@ -7,10 +7,13 @@ from typing import Any
 import msgspec
 
 from checkpoints import layout
+from checkpoints.envelope import UNREADABLE
 from checkpoints.errors import FormatError
 from checkpoints.manifest import spell, unspell
 
 Row = dict[str, Any]
+
+_LARGEST = 1 << 62  # of what is counted
 
 
 def encode(row: Row) -> bytes:
@@ -25,8 +28,11 @@ def decode(text: bytes, attempt: int, at: int) -> Row:
     """Return the row of a line at byte `at` of an attempt's history. Raises `FormatError`."""
     try:
         row = msgspec.json.decode(text, type=Row)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise damaged(attempt, f"it is damaged at byte {at}: {error}") from error
+    for key, fits in _KNOWN.items():
+        if key in row and not fits(row[key]):
+            raise damaged(attempt, f"it is damaged at byte {at}: {key} is {row[key]!r:.60}")
     if b'NaN"' in text or b'Infinity"' in text:
         for key, value in row.items():
             if isinstance(value, dict):
@@ -36,11 +42,26 @@ def decode(text: bytes, attempt: int, at: int) -> Row:
     return row
 
 
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_mapping(value: Any) -> bool:
+    return type(value) is dict
+
+
+_KNOWN = {"kind": _is_text, "phase": _is_count, "step": _is_count, "logs": _is_mapping}
+
+
 def kinds(lines: bytes) -> list[str] | None:
     """Return the kind of each of some whole lines; None when not all of them can be read."""
     try:
         found = _kinds(lines)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
     return [row.kind for row in found] if len(found) == lines.count(b"\n") else None
 

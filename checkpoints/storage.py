@@ -16,8 +16,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from checkpoints.errors import AlreadyExists, NotFound, StorageError, StorageFull, UsageError
+from checkpoints.errors import (
+    AlreadyExists,
+    FormatError,
+    NotFound,
+    StorageError,
+    StorageFull,
+    UsageError,
+)
 
+_LARGEST = 16 << 20  # bytes of a document
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -199,6 +207,21 @@ def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
     from checkpoints.storage_remote import FsspecStorage
 
     return FsspecStorage.open(text, options)
+
+
+def read_document(storage: Storage, path: str, *, often: bool = False) -> bytes:
+    """Return the content of one of the small documents that a job has.
+
+    Raises `NotFound`, and `FormatError` for one of more than 16 MiB, which is none of ours: it is
+    refused by its size. often: read so often that elsewhere, where asking for the size is one more
+    request, its size is trusted.
+    """
+    if often and storage.local_path(path) is None:
+        return storage.read(path)
+    data = storage.read_range(path, 0, _LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise FormatError(path=path, reason=f"it has more than {_LARGEST} bytes")
+    return data
 
 
 def check_path(path: str) -> str:

@@ -28,7 +28,7 @@ from checkpoints.lineage import Lineage, Origin
 from checkpoints.manifest import HistoryMark, Manifest
 from checkpoints.retention import Item, Keep, plan
 from checkpoints.snapshot import Snapshot
-from checkpoints.storage import Storage
+from checkpoints.storage import Storage, read_document
 
 __all__ = ["CheckpointStore", "Damage", "Loaded"]
 
@@ -198,7 +198,7 @@ class CheckpointStore:
             return self._manifests[checkpoint]
         path = layout.manifest(checkpoint)
         try:
-            found = manifest.decode(self.storage.read(path), path)
+            found = manifest.decode(read_document(self.storage, path), path)
             if found.checkpoint != str(checkpoint):
                 raise FormatError(path=path, reason=f"it is that of {found.checkpoint}")
         except NotFound:

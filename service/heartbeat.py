@@ -12,9 +12,10 @@ from typing import Final, NamedTuple
 import msgspec
 
 from checkpoints import layout
-from checkpoints.errors import HoldfastError, NotFound, Superseded
+from checkpoints.envelope import UNREADABLE
+from checkpoints.errors import FormatError, HoldfastError, NotFound, Superseded
 from checkpoints.patience import BRIEF, patience
-from checkpoints.storage import Storage
+from checkpoints.storage import Storage, read_document
 from service import identity
 from service.lifecycle import Reached
 from service.warmth import Preload
@@ -265,8 +266,9 @@ class HeartbeatWriter:
 def read(storage: Storage, attempt: int) -> Beat | None:
     """Return the newest beat of an attempt, None when there is none that can be read."""
     try:
-        return msgspec.json.decode(storage.read(layout.heartbeat(attempt)), type=Beat)
-    except (NotFound, msgspec.DecodeError):
+        data = read_document(storage, layout.heartbeat(attempt), often=True)
+        return msgspec.json.decode(data, type=Beat)
+    except (NotFound, FormatError, *UNREADABLE):
         return None
 
 

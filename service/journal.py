@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from checkpoints import layout
+from checkpoints.envelope import UNREADABLE
 from checkpoints.errors import (
     AlreadyExists,
     FormatError,
@@ -22,7 +23,7 @@ from checkpoints.errors import (
     StorageError,
     Superseded,
 )
-from checkpoints.storage import Storage
+from checkpoints.storage import Storage, read_document
 from service import identity
 from service.errors import InvalidTransition, JobUnknown
 from service.identity import Identity
@@ -212,7 +213,7 @@ class Journal:
     def _load(self, seq: int) -> Entry | None:
         path = layout.journal_event(seq)
         try:
-            data = self._storage.read(path)
+            data = read_document(self._storage, path, often=True)
         except NotFound:
             return None
         try:
@@ -220,7 +221,7 @@ class Journal:
             if found > FORMAT:
                 raise FormatTooNew(path=path, found=found, known=FORMAT)
             entry = msgspec.json.decode(data, type=Entry)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise FormatError(path=path, reason=str(error)) from None
         if entry.seq != seq:
             raise FormatError(path=path, reason=f"it says that it is event {entry.seq}")

@@ -220,7 +220,7 @@ class LogTail:
 def _row(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and "event" in row else None
 
@@ -278,7 +278,13 @@ def _tails(storage: Storage, attempt: int) -> list[LogTail]:
 
 def _wanted(rows: list[Row], least: int) -> list[Row]:
     kept = [row for row in rows if LEVELS.get(str(row.get("level")), 20) >= least]
-    return sorted(kept, key=lambda row: float(row.get("time", 0.0)))
+    return sorted(kept, key=_time)
+
+
+def _time(row: Row) -> float:
+    """Return a row's unix seconds, 0 where it has none that can be."""
+    value = row.get("time")
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e11 else 0.0
 
 
 _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "31;1"}
@@ -292,7 +298,7 @@ def render(row: Row, *, colour: bool = False) -> str:
     shown = f"{level:<7}"
     if colour:
         shown = f"\x1b[{_COLOURS.get(level, '0')}m{shown}\x1b[0m"
-    clock = time.strftime("%H:%M:%S", time.localtime(float(row.get("time", 0.0))))
+    clock = time.strftime("%H:%M:%S", time.localtime(_time(row)))
     place = f"[{row.get('attempt', '-')}]"
     if row.get("phase") is not None:
         place += f" {row['phase']}:{row.get('step', 0)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
-import math
 import os
 import re
 import secrets
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from checkpoints.envelope import UNREADABLE
 from checkpoints.errors import FormatTooNew, HoldfastError
 from checkpoints.layout import SPEC, check_name
 from checkpoints.retention import Keep
@@ -93,7 +93,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise SpecInvalid(field="script", problem="it is empty")
         for field, low in _LOWEST.items():
             value = getattr(self, field)
-            if not (math.isfinite(value) and value >= low):
+            if not low <= value < _ENDLESS:
                 raise SpecInvalid(field=field, problem=f"{value} is not a number from {low} on")
         if not 0 <= self.seed < 2**63:
             raise SpecInvalid(field="seed", problem=f"{self.seed} is not from 0 to 2**63 - 1")
@@ -119,6 +119,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return " ".join([what, *self.args])
 
 
+_ENDLESS: Final = 1e300  # what is not less is infinite, or too large for a float
 _LOWEST: Final[dict[str, float]] = {
     "max_retries": 0,
     "backoff": 0,
@@ -196,7 +197,7 @@ def decode(data: bytes, path: str = SPEC) -> JobSpec:
         match = _PATH.match(str(error))
         assert match is not None  # the pattern takes any text
         raise SpecInvalid(field=match["field"] or path, problem=match["problem"]) from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise SpecInvalid(field=path, problem=f"it is no JSON: {error}") from None
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from checkpoints import layout
 from checkpoints.errors import AlreadyExists, NotFound
-from checkpoints.storage import Storage
+from checkpoints.storage import Storage, read_document
 from service import identity, succession
 from service import spec as specs
 from service.errors import InvalidTransition, JobBusy, JobExists, JobUnknown
@@ -20,7 +20,7 @@ from service.spec import JobSpec
 def load_spec(storage: Storage) -> JobSpec:
     """Return the spec of the job in `storage`. Raises `JobUnknown`, `SpecInvalid`."""
     try:
-        return specs.decode(storage.read(layout.SPEC))
+        return specs.decode(read_document(storage, layout.SPEC))
     except NotFound as error:
         raise JobUnknown(root=storage.root) from error
 
