@@ -151,7 +151,7 @@ class Journal:
     def _arrived(self, event: Event) -> int | None:
         """Return the number of an event that was given up on and has been read since."""
         for entry in self._entries:
-            if entry.nonce in self._lost and entry.event == event:
+            if entry.nonce in self._lost and _tells_the_same(entry.event, event):
                 self._lost.remove(entry.nonce)
                 return entry.seq
         return None
@@ -226,6 +226,14 @@ class Journal:
         if entry.seq != seq:
             raise FormatError(path=path, reason=f"it says that it is event {entry.seq}")
         return entry
+
+
+def _tells_the_same(one: Event, other: Event) -> bool:
+    """Whether two events are one: of an attempt each happens once, however it is told."""
+    if type(one) is not type(other):
+        return False
+    attempt = getattr(one, "attempt", None)
+    return one == other if attempt is None else attempt == getattr(other, "attempt", None)
 
 
 class _Format(msgspec.Struct):

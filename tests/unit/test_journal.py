@@ -233,3 +233,17 @@ def test_an_event_given_up_on_may_arrive_at_any_moment_of_the_next_try(storage: 
         assert found.handle == {"pid": 4}
         faulty.deliver()
         assert len(Journal(job).read()) == 3
+
+
+def test_the_end_of_an_attempt_is_told_once_though_its_second_telling_is_another(
+    storage: Storage,
+) -> None:
+    faulty = FaultyStorage(storage, "create@4:late")
+    journal = Journal(faulty)
+    for event in (Submitted(), Claimed(attempt=1, owner=ME), Launched(attempt=1)):
+        journal.append(event)
+    with pytest.raises(StorageError):
+        journal.append(Ended(attempt=1, outcome=Outcome.CRASHED, delay=1.25))
+    faulty.deliver()
+    job = journal.append(Ended(attempt=1, outcome=Outcome.CRASHED, delay=1.5))
+    assert (job.state, job.delay, len(Journal(storage).read())) == (State.WAITING, 1.25, 4)
