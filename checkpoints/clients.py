@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import fsspec
 
+from checkpoints.apart import keep_apart
 from checkpoints.errors import UsageError
 from checkpoints.redaction import carries_credentials
 
@@ -118,6 +119,7 @@ class Client:
         key = os.getpid(), patient
         if key not in self._opened:
             self._opened[key] = self._make(patient)
+            keep_apart()  # what it takes is imported now
         return self._opened[key]
 
     def _make(self, patient: bool) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from checkpoints import layout
+from checkpoints.apart import chance
 from checkpoints.errors import FormatError, HoldfastError, NotFound, StorageError
 from checkpoints.history import SegmentWriter
 from checkpoints.layout import CheckpointId, Stage
@@ -106,7 +106,9 @@ class Sender:
             waits = self._current is not None or self._away is not None
             if not waits:
                 self._began = self._clock()
-            trimmed = self.spool.trim(self._attempt, self._keep, self._current)
+            trimmed: list[CheckpointId] = []
+            with suppress(StorageError):  # what is too many does no harm yet
+                trimmed = self.spool.trim(self._attempt, self._keep, self._current)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name="holdfast-sender", daemon=True
@@ -137,8 +139,8 @@ class Sender:
         try:
             while True:
                 with self._changed:
-                    if self._error is not None or not self._next():
-                        return self._error is None
+                    if self._closing or not self._next():
+                        return not self._closing
                     late = self._clock() >= give_up
                     if late and (self._current is None or self._away is not None):
                         return False
@@ -172,13 +174,19 @@ class Sender:
             self._thread.join(self._pauses[0])
 
     def _run(self) -> None:
-        while (checkpoint := self._take()) is not None:
-            try:
-                self._try(checkpoint)
-            except BaseException as error:  # noqa: BLE001  (comes out at the next save)
-                with self._changed:
-                    self._error, self._closing = error, True
-                self._tell("save_failed", error=error)
+        try:
+            while not self._closing:
+                try:
+                    checkpoint = self._take()
+                    if checkpoint is not None:
+                        self._try(checkpoint)
+                except StorageError as error:  # of the spool's own disk
+                    self._went_away(error)
+        except BaseException as error:  # noqa: BLE001  (comes out at the next save)
+            with self._changed:
+                self._error, self._closing, self._current = error, True, None
+                self._changed.notify_all()
+            self._tell("save_failed", error=error)
 
     def _take(self) -> CheckpointId | None:
         """Wait for what is to be sent next, and for when to; None at the end."""
@@ -186,12 +194,14 @@ class Sender:
             self._current = None
             self._changed.notify_all()
             while not self._closing:
-                found = self._next()
                 pause = 0.0 if self._away is None else self._try_at - self._clock()
-                if found is not None and pause <= 0:
+                if pause > 0:
+                    self._changed.wait(pause)
+                elif (found := self._next()) is not None:
                     self._current, self._began = found, self._clock()
                     return found
-                self._changed.wait(None if found is None else pause)
+                else:
+                    self._changed.wait()
             return None
 
     def _next(self) -> CheckpointId | None:
@@ -268,7 +278,7 @@ class Sender:
             shortest, longest = self._pauses
             pause = shortest if self._hurry else min(longest, shortest * 2.0**self._tries)
             self._tries = min(self._tries + 1, 32)
-            self._try_at = self._clock() + pause * random.uniform(0.75, 1.25)
+            self._try_at = self._clock() + pause * chance.uniform(0.75, 1.25)
         if first:
             self._tell(
                 "store_away",

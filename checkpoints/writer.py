@@ -108,15 +108,15 @@ class Writer:
     def _write(self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]) -> None:
         try:
             manifest, seconds = self._save(waiting)
+            before, self._last = self._last, manifest
+            if self._sender is not None:
+                if manifest is not before:
+                    self._sender.offer(manifest, seconds)
+                return
         except BaseException as error:  # noqa: BLE001  (comes out at the next call)
             _release(error)
             self._error = error
             self._tell("save_failed", error=error)
-            return
-        before, self._last = self._last, manifest
-        if self._sender is not None:
-            if manifest is not before:
-                self._sender.offer(manifest, seconds)
             return
         self._tell(
             "saved",

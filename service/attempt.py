@@ -27,7 +27,16 @@ from checkpoints.errors import HoldfastError, NotFound, StorageError, Superseded
 from checkpoints.patience import BRIEF, patience
 from checkpoints.redaction import redact
 from checkpoints.storage import Storage, open_storage
-from service import context, exit_codes, failures, identity, preemption, seeding, warmth
+from service import (
+    context,
+    departure,
+    exit_codes,
+    failures,
+    identity,
+    preemption,
+    seeding,
+    warmth,
+)
 from service import spec as specs
 from service.backends.local import SUPERVISOR_PID
 from service.context import AttemptContext
@@ -76,6 +85,7 @@ class Attempt:
             failures=failures.seen_in(journal.read()),
             before_training=self._before_training,
             spool=context.spool_of(storage, spec),
+            look_for_departure=self._time_left,
         )
         self._heartbeat = HeartbeatWriter(
             storage,
@@ -175,7 +185,7 @@ class Attempt:
             exit_code=self._code,
             meaning=exit_codes.MEANINGS.get(self._code, "the script's own"),
         )
-        with patience(BRIEF):
+        with patience(BRIEF if self.context.status.away_since is None else 0.0):
             self._file.close()
         self._heartbeat.stop(self._code)
         self._ended.set()
@@ -199,6 +209,11 @@ class Attempt:
             self._file.close()
             warmth.start_cold(self._storage.root, self.context.attempt)
         self.context.status.preload = warmth.preload_of(sys.modules)
+
+    def _time_left(self) -> float | None:
+        spool = self.context.spool
+        storage = self._storage if spool is None else spool.storage
+        return departure.seconds_left(storage, self.context.attempt)
 
     def _on_superseded(self, error: Superseded) -> None:
         self._superseded = error

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Final, NamedTuple
 
 import msgspec
@@ -194,6 +194,7 @@ class HeartbeatWriter:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.last_error: HoldfastError | None = None
+        self._failing = False
 
     def start(self) -> None:
         """Write the first beat, so that the start is seen at once, and go on in a thread."""
@@ -216,22 +217,23 @@ class HeartbeatWriter:
         self._thread = None
 
     def _run(self) -> None:
-        with patience(BRIEF):
-            self._beat_on()
-            self._write_last()
-
-    def _beat_on(self) -> None:
         silent = False
         due = time.monotonic() + self._every
         while not self._stop.wait(max(0.0, min(1.0, due - time.monotonic()))):
             if time.monotonic() >= due:
                 due = time.monotonic() + self._every
-                if not silent:
-                    silent = self._superseded()
+                with self._patience():
+                    silent = silent or self._superseded()
                 if not silent:
                     self._write()
             if self._on_beat is not None:
-                self._on_beat()
+                with self._patience():
+                    self._on_beat()
+        self._write_last()
+
+    def _patience(self) -> AbstractContextManager[None]:
+        # A storage that is away is asked but once, so that nothing is held up at the end.
+        return patience(0.0 if self._failing else BRIEF)
 
     def _write_last(self) -> None:
         if self._status.ended is not None:
@@ -255,8 +257,11 @@ class HeartbeatWriter:
         beat = self._status.beat(self._attempt, self._count, self._who)
         path, data = layout.heartbeat(self._attempt), msgspec.json.encode(beat)
         try:
-            self._storage.replace(path, data, durable=False)
+            with self._patience():
+                self._storage.replace(path, data, durable=False)
+            self._failing = False
         except HoldfastError as error:
+            self._failing = True
             self.last_error = error
             if self._aside is not None:
                 with suppress(HoldfastError):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from checkpoints.apart import chance
 from checkpoints.errors import StorageError
 from checkpoints.patience import BRIEF, patience
 
@@ -91,7 +91,7 @@ class Outage:
                 self.log.warning("store_away", error=str(error), then="it is asked again")
         pause = min(longest, first * 2.0**self._tries)
         self._tries = min(self._tries + 1, 16)
-        self._ask_at = self._clock() + pause * random.uniform(0.75, 1.0)
+        self._ask_at = self._clock() + pause * chance.uniform(0.75, 1.0)
 
     def _worked(self) -> None:
         if self.since is not None:

@@ -43,9 +43,11 @@ class Machine:
         keep: str = "last:3",
         limit: int = LARGE,
         fence: Callable[[], None] | None = None,
+        disk: str = "",
     ) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.spool = Spool(folder / "spool" / "job" / "life", limit)
+        self.spool.storage = self.disk = FaultyStorage(self.spool.storage, disk)
         self.store = CheckpointStore(bucket, attempt=attempt, fence=fence)
         self.newest, _ = self.store.begin()
         self.sender = Sender(
@@ -91,6 +93,8 @@ class Machine:
         """Be gone, as after SIGKILL: what was durable is all that stays."""
         self.writer.wait()
         self.sender.close()
+        if self.sender._thread is not None:
+            self.sender._thread.join(60)  # a dead process sends nothing more
 
 
 @pytest.fixture
@@ -386,15 +390,33 @@ def test_a_death_at_any_call_loses_nothing_that_was_saved(tmp_path: Path) -> Non
             bucket = Bucket.at(folder / "bucket")
             machine = Machine(folder, bucket)
             _fail_at(bucket, call, when)
-            saved = 0
-            with suppress(Died):
-                for _ in range(2):
-                    machine.train()
-                    machine.save()
-                    saved += 1
-            machine.sender.settle(60.0)
-            machine.die()
-            _go_on(folder, saved)
+            saved = _save_twice(machine)
+            assert _step_after(folder) in (saved, saved + 1)
+
+
+def test_a_death_at_any_change_of_the_spool_loses_nothing_that_was_saved(tmp_path: Path) -> None:
+    for when in ("die-before", "die-after"):
+        for call in range(1, 2 * _SENDING):
+            folder = tmp_path / when / str(call)
+            machine = Machine(folder, Bucket.at(folder / "bucket"), disk=f"any@{call}:{when}")
+            saved = _save_twice(machine)
+            assert _step_after(folder) in (saved, saved + 1)
+    assert not machine.disk.dead  # the last faults came after the second save
+
+
+def _save_twice(machine: Machine) -> int:
+    """Return how many saves were told to have worked; one more may have, untold."""
+    saved = 0
+    with suppress(Died):
+        for _ in range(2):
+            machine.train()
+            machine.save()
+            machine.writer.close()
+            saved += 1
+    with suppress(Died):
+        machine.sender.settle(60.0)
+    machine.die()
+    return saved
 
 
 def _fail_at(bucket: Bucket, call: int, fault: str) -> None:
@@ -409,18 +431,21 @@ def _fail_at(bucket: Bucket, call: int, fault: str) -> None:
     bucket.on_call = count
 
 
-def _go_on(folder: Path, step: int) -> None:
-    """Do what the next attempt on this machine does first, and see that nothing is missing."""
+def _step_after(folder: Path) -> int:
+    """Do what the next attempt on this machine does first; return where it goes on.
+
+    Its history has every step up to there once.
+    """
     bucket = Bucket.at(folder / "bucket")
     spool = Spool(folder / "spool" / "job" / "life", LARGE)
     store = CheckpointStore(bucket, attempt=2)
     Sender(spool, store, 1).send_all()
     newest, damages = store.begin()
     assert damages == []
-    assert newest is not None
-    assert newest.progress.step == step
+    step = 0 if newest is None else newest.progress.step
     assert steps_of(bucket) == list(range(1, step + 1))
     assert spool.waiting() == []
+    return step
 
 
 # -- the next attempt -----------------------------------------------------------------------------
