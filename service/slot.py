@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
+
+VARIABLE: Final = "HOLDFAST_SLOT"
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,9 +38,11 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 def here(environ: Mapping[str, str] = os.environ) -> Slot | None:
     """Return the slot that this process is in, None outside of a cluster.
 
-    Slurm: SLURM_JOB_ID, and SLURM_RESTART_COUNT, which counts requeues (sbatch(1)).
+    Slurm: SLURM_JOB_ID, and SLURM_RESTART_COUNT, which counts requeues (sbatch(1)). Elsewhere
+    HOLDFAST_SLOT says "<engine>:<id>"; which start it is, is not known then.
     """
     if (job := environ.get("SLURM_JOB_ID", "")).isdecimal():
         count = environ.get("SLURM_RESTART_COUNT", "")
         return Slot(engine="slurm", id=job, start=int(count) if count.isdecimal() else 0)
-    return None
+    engine, separator, number = environ.get(VARIABLE, "").partition(":")
+    return Slot(engine=engine, id=number) if separator else None

@@ -12,7 +12,9 @@ from service.errors import BackendUnknown
 GROUP: Final = "holdfast.backends"  # entry points of other packages
 _BUILT_IN: Final = {
     "local": "service.backends.local:LocalBackend",
-    "slurm": "service.backends.local:LocalBackend",  # beside its supervisor, in the allocation
+    # Beside their supervisor, in the pod or the allocation.
+    "kubernetes": "service.backends.local:LocalBackend",
+    "slurm": "service.backends.local:LocalBackend",
 }
 
 

@@ -315,7 +315,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="NAME",
         default="local",
         show_default=True,
-        help="Where it runs: local, slurm (with `holdfast submit`).",
+        help="Where it runs: local; with `holdfast submit` slurm, kubernetes.",
     ),
     option(
         "--backend-option",

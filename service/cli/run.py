@@ -167,6 +167,8 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
     from service.spec import JobSpec, spec_env
 
     cwd = options["cwd"].absolute() if options["cwd"] else Path.cwd()
+    if options["backend"] == "kubernetes":
+        cwd = options["cwd"] or Path()  # of the image, whose own it is unless another is given
     here = options["backend"] in ("local", "slurm")
     if what["script"] and here and not (cwd / what["script"]).is_file():
         problem = f"there is no file {what['script']!r} in {str(cwd)!r}"
@@ -186,7 +188,7 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
     policies["save_every"] = _cadence(options["save_every"], options["max_overhead"])
     return JobSpec(
         job=name,
-        cwd=str(cwd),
+        cwd="" if cwd == Path() else str(cwd),
         python=absolute(python) if python and os.sep in python else python,
         env=spec_env(dict(options["env"])),
         backend_options=dict(options["backend_option"]),

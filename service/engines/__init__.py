@@ -12,6 +12,7 @@ GROUP: Final = "holdfast.engines"  # entry points of other packages
 LOCAL: Final = "local"
 _BUILT_IN: Final = {
     LOCAL: "service.engines.local:LocalEngine",
+    "kubernetes": "service.engines.kubernetes:KubernetesEngine",
     "slurm": "service.engines.slurm:SlurmEngine",
 }
 

@@ -1,0 +1,185 @@
+"""Jobs of Kubernetes: manifests that it takes, and their lives on a double of its API."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from checkpoints.storage import Storage, open_storage
+from service.engines.base import Engine
+from service.engines.kubernetes import KubernetesEngine
+from service.engines.manifest import manifest
+from service.engines.testing import EngineConformance
+from service.errors import BackendFailed, SpecInvalid
+from service.journal import Journal
+from service.lifecycle import Outcome, State
+from service.spec import JobSpec
+from tests.acceptance.jobs import TOP
+from tests.kubernetes_double import KubernetesDouble
+
+# The release that the double and the manifests are written for.
+VERSION = "1.32"
+SECRET = "a-secret-token"
+
+
+@pytest.fixture
+def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesDouble]:
+    python = Path(sys.executable).parent
+    environment = {"PATH": f"{python}:{os.environ['PATH']}", "PYTHONPATH": str(TOP)}
+    double = KubernetesDouble(tmp_path, environment)
+    monkeypatch.setenv("KUBECONFIG", str(double.kubeconfig))
+    yield double
+    double.close()
+
+
+@pytest.mark.usefixtures("double")
+class TestKubernetesEngine(EngineConformance):
+    options = {  # noqa: RUF012
+        "backend": "kubernetes",
+        "backend_options": {"image": "holdfast", "claim": "jobs"},
+        "grace": 20.0,
+    }
+
+    def make(self) -> Engine:
+        return KubernetesEngine()
+
+    def test_preempted_it_saves_and_another_pod_goes_on(
+        self, job: tuple[JobSpec, Storage], double: KubernetesDouble, tmp_path: Path
+    ) -> None:
+        spec, storage = job
+        handle = self.make().launch(spec, storage)
+        self._until(lambda: self._is(storage, State.RUNNING))
+        double.preempt(handle["id"])
+        journal = Journal(storage)
+        self._until(lambda: journal.existing_job().attempt == 2)
+        (tmp_path / "done").touch()
+        self._until(lambda: self._is(storage, State.SUCCEEDED))
+        self._gone(self.make(), handle)
+        outcomes = [getattr(entry.event, "outcome", None) for entry in journal.read()]
+        assert Outcome.PREEMPTED in outcomes
+        queued = journal.existing_job().queued
+        assert queued is not None  # noted from inside: nobody else did here
+        assert queued.handle["id"] == handle["id"]
+        assert len(double.pods[handle["id"]]) == 2
+
+    def test_a_script_that_fails_for_good_fails_the_job_without_another_pod(
+        self, job: tuple[JobSpec, Storage], double: KubernetesDouble, tmp_path: Path
+    ) -> None:
+        spec, storage = job
+        (tmp_path / spec.runs).write_text("import no_such_module")
+        handle = self.make().launch(spec, storage)
+        self._until(lambda: self._is(storage, State.FAILED))
+        self._gone(self.make(), handle)
+        assert len(double.pods[handle["id"]]) == 1
+
+    def test_what_waits_for_a_node_is_queued(
+        self, job: tuple[JobSpec, Storage], double: KubernetesDouble
+    ) -> None:
+        spec, storage = job
+        double.schedulable = False
+        handle = self.make().launch(spec, storage)
+        found = self.make().poll(handle)
+        assert found is not None
+        assert found.queued
+        self.make().stop(handle)
+        self._gone(self.make(), handle)
+
+    def test_what_the_api_refuses_is_told_in_its_own_words_and_no_secret_with_it(
+        self, job: tuple[JobSpec, Storage]
+    ) -> None:
+        spec, storage = job
+        options = {**spec.backend_options, "namespace": "others"}
+        elsewhere = JobSpec(job="j", backend="kubernetes", backend_options=options)
+        with pytest.raises(BackendFailed, match="namespace 'others' is not yours") as caught:
+            self.make().launch(elsewhere, storage)
+        assert SECRET not in str(caught.value)
+
+
+def test_an_api_that_is_not_there_is_said(
+    double: KubernetesDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = yaml.safe_load(double.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
+    (tmp_path / "away").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "away"))
+    with pytest.raises(BackendFailed, match="refused"):
+        KubernetesEngine().poll({"id": "x", "namespace": "trainings", "context": "here"})
+    with pytest.raises(BackendFailed, match="no context 'there'"):
+        KubernetesEngine().poll({"id": "x", "namespace": "trainings", "context": "there"})
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+    with pytest.raises(BackendFailed, match="find the cluster"):
+        KubernetesEngine().poll({"id": "x"})
+
+
+def spec(**options: Any) -> JobSpec:
+    options = {"image": "registry/me:1", **options}
+    return JobSpec(job="My.Job_1", script="a.py", backend="kubernetes", backend_options=options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"claim": "jobs"},
+        {
+            "claim": "jobs",
+            "namespace": "n",
+            "service-account": "trainer",
+            "cpu": "500m",
+            "memory": "4Gi",
+            "gpus": "2",
+            "secret": "bucket-keys",
+            "user": "1000",
+        },
+    ],
+)
+def test_manifests_are_valid(options: dict[str, str], tmp_path: Path) -> None:
+    storage = open_storage(tmp_path / "jobs" / "My.Job_1")
+    printed = KubernetesEngine().plan(spec(**options), storage)
+    found = yaml.safe_load(printed)
+    assert found == manifest(spec(**options), storage)
+    kubernetes_validate.validate(found, VERSION, strict=True)
+    pod = found["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert container["volumeMounts"][0]["mountPath"] == str(tmp_path / "jobs")
+    assert container["command"][-1] == storage.root
+    if "gpus" in options:
+        assert container["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "2"}
+        assert container["resources"]["requests"] == {"cpu": "500m", "memory": "4Gi"}
+        assert pod["securityContext"]["runAsUser"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "a pod does not see"),
+        ({"claim": "jobs", "image": None}, "which one"),
+        ({"claim": "jobs", "gpus": "many"}, "no number"),
+        ({"claim": "jobs", "user": "0"}, "do not run as root"),
+        ({"claim": "jobs", "partition": "low"}, "Kubernetes has image"),
+    ],
+)
+def test_what_a_manifest_cannot_hold_is_named(
+    options: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    wanted = spec(**options)
+    given = {name: value for name, value in wanted.backend_options.items() if value is not None}
+    wanted = JobSpec(job="j", script="a.py", backend="kubernetes", backend_options=given)
+    with pytest.raises(SpecInvalid, match=said):
+        manifest(wanted, open_storage(tmp_path))
+
+
+def test_a_bucket_needs_no_volume() -> None:
+    storage = open_storage("memory://bucket/j")
+    found = manifest(spec(), storage)
+    kubernetes_validate.validate(found, VERSION, strict=True)
+    assert "volumes" not in found["spec"]["template"]["spec"]
+    with pytest.raises(SpecInvalid, match="needs no volume"):
+        manifest(spec(claim="jobs"), storage)
