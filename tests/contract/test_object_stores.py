@@ -5,16 +5,21 @@ rclone's server is the one that takes preconditions and overlooks them.
 
 from __future__ import annotations
 
+import random
+import time
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from checkpoints.errors import AlreadyExists
+from checkpoints.errors import AlreadyExists, NotFound, StorageError
+from checkpoints.patience import USUAL
 from checkpoints.storage import Storage, open_storage
+from checkpoints.storage_remote import FsspecStorage
 from checkpoints.testing import StorageConformance
 from tests.object_stores import ObjectStore
 
+ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数/-jobs*'
 STORES = ("seaweed", "moto", "azurite", "gcs", "rclone")
 
 
@@ -24,7 +29,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Storage]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        yield open_storage(store.folder())
+        yield open_storage(f"{store.folder()}/{ODD}")
 
 
 class TestObjectStores(StorageConformance):
@@ -49,3 +54,64 @@ class TestObjectStores(StorageConformance):
             with pytest.raises(AlreadyExists):
                 storage.create("spec.json", again)
         assert storage.read("spec.json") == b"first"
+
+
+def use(store: ObjectStore, patch: pytest.MonkeyPatch) -> str:
+    """Let clients find a store; return the URL of a new folder there."""
+    for name, value in store.environment.items():
+        patch.setenv(name, value)
+    return store.folder()
+
+
+def test_large_files_come_and_go_in_parts(
+    seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(use(seaweed, monkeypatch))
+    assert isinstance(storage, FsspecStorage)
+    data = random.Random(1).randbytes(33 << 20)
+    with storage.stage("large") as path:
+        path.write_bytes(data)
+    tag = storage._client.files.info(f"{storage._base}/large")["ETag"]
+    assert tag.endswith('-3"'), "of so many parts is the object"
+    assert storage.unfinished() == []
+    with storage.fetch("large") as path:
+        assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize(("name", "other"), [("seaweed", "s3a"), ("azurite", "abfs")])
+def test_a_store_has_several_names(
+    name: str, other: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = use(request.getfixturevalue(name), monkeypatch)
+    open_storage(url).create("spec.json", b"1")
+    scheme, _, rest = url.partition("://")
+    assert scheme != other
+    assert open_storage(f"{other}://{rest}").read("spec.json") == b"1"
+
+
+@pytest.mark.parametrize("name", ["moto", "azurite", "gcs"])  # SeaweedFS makes it
+def test_what_a_bucket_that_is_not_there_says(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: ObjectStore = request.getfixturevalue(name)
+    use(store, monkeypatch)
+    scheme = store.bucket.partition("://")[0]
+    storage = open_storage(f"{scheme}://no-such-bucket/jobs")
+    assert storage.list("") == []
+    assert not storage.exists("a")
+    with pytest.raises(NotFound):
+        storage.read("a")
+    with pytest.raises(StorageError, match="there is no such bucket"):
+        storage.create("a", b"1")
+
+
+def test_wrong_keys_are_told_at_once_and_not_shown(
+    seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = use(seaweed, monkeypatch)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    begin = time.monotonic()
+    with pytest.raises(StorageError, match=r"[Ss]ignature") as caught:
+        open_storage(url).create("a", b"1")
+    assert time.monotonic() - begin < USUAL
+    assert "not-the-secret" not in str(caught.value)

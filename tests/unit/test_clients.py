@@ -33,6 +33,10 @@ from checkpoints.snapshot import ArrayFile, Progress, Snapshot
 from checkpoints.storage import Storage, open_storage
 from checkpoints.storage_remote import FsspecStorage
 from checkpoints.store import CheckpointStore
+from service import exit_codes
+from service.cli import main
+from service.spec import JobSpec
+from service.submission import submit
 from tests import gcs_double
 from tests.object_stores import AZURITE_ACCOUNT, AZURITE_KEY, package, s3_environment
 
@@ -328,6 +332,24 @@ def test_a_job_can_be_read_from_the_web(on_the_web: tuple[str, Storage]) -> None
     assert (found.checkpoint, damages) == (saved.checkpoint, [])
     loaded = CheckpointStore(there).load(found.id)
     assert loaded.files["model.weights.h5"]["layers/dense/vars/0"].tolist() == list(range(6))
+
+
+def test_the_command_line_reads_jobs_from_the_web(
+    on_the_web: tuple[str, Storage], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, folder = on_the_web
+    submit(folder, JobSpec(job="mlp", script="train.py"))
+
+    def say(code: int, *words: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(list(words))
+        said = capsys.readouterr()
+        assert left.value.code == code, said.err
+        return said.out + said.err
+
+    assert "mlp  pending" in say(exit_codes.DONE, "list", "--root", url)
+    assert '"state": "pending"' in say(exit_codes.DONE, "status", "--json", f"{url}/mlp")
+    assert "http:// is for reading" in say(exit_codes.USAGE, "stop", f"{url}/mlp")
 
 
 def test_nothing_can_be_written_to_the_web(on_the_web: tuple[str, Storage]) -> None:
