@@ -101,6 +101,10 @@ def heartbeat(attempt: int) -> str:
     return f"{attempt_dir(attempt)}/heartbeat.json"
 
 
+def departure(attempt: int) -> str:
+    return f"{attempt_dir(attempt)}/departure.json"
+
+
 def origin(attempt: int) -> str:
     return f"{attempt_dir(attempt)}/origin.json"
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ from checkpoints.patience import BRIEF, USUAL, patience
 from checkpoints.redaction import redact
 from checkpoints.spool import Spool
 from checkpoints.storage import Storage, open_storage
-from service import exit_codes, failures, fencing, identity, preemption, succession
+from service import exit_codes, failures, fencing, identity, notices, preemption, succession
 from service import spec as specs
 from service.errors import InvalidTransition
 from service.heartbeat import HeartbeatWriter, Status
@@ -53,6 +54,7 @@ from service.lifecycle import (
     judge,
 )
 from service.logs import LogFile, make_logger
+from service.notices import Notice
 from service.preemption import StopFlag
 from service.spec import JobSpec
 
@@ -69,8 +71,9 @@ class AttemptContext:
     attempt was claimed. supervised: under a supervisor. local_dir: the job's folder on this
     machine, None when it is elsewhere. failures: of the attempts before. before_training: called
     before the first phase; may start the script anew. spool: where checkpoints wait to be sent,
-    None in a job that is on this machine. before_exit: called with what this process is about to
-    exit with, returns what it does exit with. exit_code: the former, once it is known.
+    None in a job that is on this machine. look_for_departure: returns the seconds that are left, as
+    the supervisor has said; None when it has not. before_exit: called with what this process is
+    about to exit with, returns what it does exit with. exit_code: the former, once it is known.
     """
 
     storage: Storage
@@ -85,8 +88,17 @@ class AttemptContext:
     failures: Failures = field(default_factory=Failures)
     before_training: Callable[[], None] = lambda: None
     spool: Spool | None = None
+    look_for_departure: Callable[[], float | None] = lambda: None
     before_exit: Callable[[int], int] = lambda code: code
     exit_code: int | None = field(default=None)
+
+    def time_left(self) -> float | None:
+        """Return the seconds until this machine is taken; None when nobody has said when."""
+        stop = self.stop
+        if stop.leave_by is None and stop.requested:
+            left = self.look_for_departure()
+            stop.leave_by = None if left is None else time.monotonic() + left
+        return None if stop.leave_by is None else max(0.0, stop.leave_by - time.monotonic())
 
     def leave(self, code: int = exit_codes.RESUMABLE) -> NoReturn:
         """Leave the script with its state saved (75), past any `except Exception` of its own."""
@@ -155,6 +167,8 @@ def open_bare(
         for key, value in {"save_every": save_every, "keep": keep}.items():
             if value is not None:
                 given[key] = str(value)
+        if listen := os.environ.get("HOLDFAST_PREEMPTION"):
+            given["preemption"] = listen
         spec = _spec_of(storage, name, given)
         if os.environ.get("HOLDFAST_DETERMINISTIC", "").lower() in ("0", "false", "no", "off"):
             spec = msgspec.structs.replace(spec, deterministic=False)
@@ -234,6 +248,8 @@ class _Bare:
         atexit.register(self._at_exit)
         set_current(self.context)
         self.context.log.info("attempt started", pid=self._pid, supervised=False)
+        self._notice: Notice | None = None
+        self._watcher = notices.watch(spec.preemption, self._on_notice, self._tell_of_cloud)
         if not fencing.can_fence(storage):
             fencing.warn(storage, self.context.log)
             sys.stderr.write(f"holdfast: {fencing.WHY}: {fencing.THEN}\n")
@@ -261,6 +277,8 @@ class _Bare:
             return code
         self.closed = True
         context = self.context
+        if self._watcher is not None:
+            self._watcher.stop()
         code = context.before_exit(code)
         if self._handlers is not None:
             self._handlers.restore()
@@ -282,6 +300,8 @@ class _Bare:
                 raise
             # Whoever comes next sees that this process is gone.
             sys.stderr.write(f"holdfast: {error}\n")
+        if self._watcher is not None and self._notice is not None:
+            self._watcher.acknowledge()
         return code
 
     def _record_end(self, code: int, outcome: Outcome, reason: str) -> None:
@@ -289,7 +309,9 @@ class _Bare:
         checkpoint = succession.new_checkpoint(context.storage, context.attempt)
         ended = Ended(
             attempt=context.attempt,
-            outcome=Outcome.STOPPED if outcome is Outcome.PREEMPTED else outcome,
+            outcome=Outcome.STOPPED
+            if outcome is Outcome.PREEMPTED and self._notice is None
+            else outcome,
             reason=reason,
             exit_code=code,
             advanced=checkpoint is not None,
@@ -301,7 +323,8 @@ class _Bare:
                 context.spool.tidy(context.attempt)
         with suppress(InvalidTransition):  # superseded: the job is somebody else's now
             if self._journal.append(ended).state is State.WAITING:
-                self._journal.append(Released(reason="nobody supervises it"))
+                why = "nobody supervises it" if self._notice is None else self._notice.story
+                self._journal.append(Released(reason=why))
 
     def _at_exit(self) -> None:
         code = self.context.exit_code
@@ -328,6 +351,23 @@ class _Bare:
         self.context.exit_code = code
         self.context.status.error = redact(f"{kind.__name__}: {error}")
         self._excepthook(kind, error, trace)
+
+    def _on_notice(self, notice: Notice) -> None:
+        """Do what SIGTERM does; called on the watcher's thread."""
+        spec, stop = self.context.spec, self.context.stop
+        self._notice = notice
+        now = time.monotonic()
+        if notice.within is not None:
+            within = notice.time_to_leave(now, spec.grace, limit=spec.grace_is_limit)
+            stop.leave_by = now + within
+        self.context.log.warning("preemption_notice", **notice.told())
+        stop.request(notice.story)
+        if not stop.watched and self._handlers is not None:
+            os.kill(self._pid, signal.SIGTERM)  # nobody looks at the flag: nothing is unsaved
+
+    def _tell_of_cloud(self, event: str, fields: Mapping[str, Any]) -> None:
+        say = self.context.log.info if event == notices.WATCHED else self.context.log.warning
+        say(event, **fields)
 
     def _superseded(self, error: Superseded) -> None:
         self.context.log.error("superseded", by=error.fields.get("by"))

@@ -21,7 +21,8 @@ class Flight:
     """All that the supervisor remembers of an attempt between two looks.
 
     verdict: outcome and reason once the supervisor itself ended it. unseen: why the backend
-    cannot tell how it is. lost: neither backend nor heartbeat has shown it for too long.
+    cannot tell how it is. lost: neither backend nor heartbeat has shown it for too long. noticed:
+    it was told by when this machine is taken.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Flight:
         self.unseen: str | None = None
         self.lost = False
         self.stalled = False
+        self.noticed = False
         self.output_seen = 0
         self.output_at = now
         self.rows_at = now
@@ -58,18 +60,33 @@ class Flight:
         """Why the supervisor ended it, for people."""
         return self.verdict[1] if self.verdict is not None else "it had ended, but did not exit"
 
-    def stop(self, now: float, how: Literal["stop", "now", "preempted"]) -> None:
-        """Ask it to save and leave within the grace, or kill it now; asking again is harmless."""
+    def stop(
+        self,
+        now: float,
+        how: Literal["stop", "now", "preempted"],
+        within: float | None = None,
+    ) -> None:
+        """Ask it to save and leave, or kill it now; asking again is harmless.
+
+        within: seconds that it has, None: the grace.
+        """
         if how == "now":
             self._late = (Outcome.STOPPED, "killed at once, as asked")
             self._leave_by, self._hurry = now, True
             return
         outcome = Outcome.STOPPED if how == "stop" else Outcome.PREEMPTED
-        reason = f"did not leave within {self._spec.grace:g} s and was killed"
-        self._late = self._late or (outcome, reason)
+        within = self._spec.grace if within is None else within
+        self._late = self._late or (outcome, _too_late(within))
         if self._leave_by is None:
-            self._leave_by = now + self._spec.grace
+            self._leave_by = now + within
             self._signal(signals.SIGTERM)
+
+    def hurry(self, now: float, within: float) -> None:
+        """Let one that has been asked to leave have no more than so many seconds from now on."""
+        if self._leave_by is not None and now + within < self._leave_by:
+            self._leave_by = now + within
+            if self._late is not None:
+                self._late = self._late[0], _too_late(within)
 
     def stall(self, now: float, idle: float) -> None:
         """Let it write the stacks of its threads into output.log, then it has to go."""
@@ -106,3 +123,7 @@ class Flight:
     def _signal(self, signum: int) -> None:
         with suppress(BackendFailed):  # then it is killed when its time is up
             self._backend.signal(self.handle, signum)
+
+
+def _too_late(within: float) -> str:
+    return f"did not leave within {within:g} s and was killed"

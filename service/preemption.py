@@ -24,15 +24,16 @@ class StopFlag:
     """What the loop looks at between two compiled calls.
 
     reason: why to save and leave (the first request's), None to go on. requested_at: when that
-    was, monotonic seconds. save_and_go_on: a save is
-    wanted now; the loop puts it back to False. count: requests so far. watched: whether anybody
-    looks at the flag now; when nobody does (a bare script before, between and after its phases) a
-    signal ends the script at once, as it would without Holdfast.
+    was, monotonic seconds. leave_by: by when the machine is taken, monotonic seconds, None: nobody
+    said so. save_and_go_on: a save is wanted now; the loop puts it back to False. count: requests
+    so far. watched: whether anybody looks at the flag now; when nobody does (a bare script before,
+    between and after its phases) a signal ends the script at once, as it would without Holdfast.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.requested_at: float | None = None
+        self.leave_by: float | None = None
         self.save_and_go_on = False
         self.watched = True
         self.count = 0

@@ -27,7 +27,7 @@ _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRETS?|PASSW(?:OR)?D|CREDENTIALS?|API_?KEY|KEY(?:_ID)?)(?:_|$)",
     re.IGNORECASE,
 )
-_OF_THE_MACHINE = "HOLDFAST_SPOOL"
+_OF_THE_MACHINE = ("HOLDFAST_SPOOL", "HOLDFAST_METADATA_URL")
 _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
 
 
@@ -50,8 +50,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     backoff, backoff_max: first and longest wait before a retry, seconds. stall_timeout: seconds
     without progress before an attempt is killed, 0 for never. heartbeat_every: seconds.
     lost_after: seconds of an unchanged heartbeat. grace: seconds between asking an attempt to
-    leave and killing it. warm_spare: keep a process ready that has imported what the script
-    imports. on_nan, on_save_error: policies of the loop. created: unix seconds.
+    leave and killing it. grace_is_limit: a cloud's notice that leaves more does not prolong it.
+    preemption: whose notices are listened to: "auto", a cloud's name, "none". warm_spare: keep a
+    process ready that has imported what the script imports. on_nan, on_save_error: policies of the
+    loop. created: unix seconds.
 
     Raises `SpecInvalid` naming the field.
     """
@@ -75,6 +77,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     heartbeat_every: float = 2.0
     lost_after: float = 30.0
     grace: float = 30.0
+    grace_is_limit: bool = False
+    preemption: Literal["auto", "gce", "aws", "azure", "none"] = "auto"
     warm_spare: bool = False
     on_nan: Literal["ignore", "stop"] = "ignore"
     on_save_error: Literal["continue", "stop"] = "continue"
@@ -130,7 +134,11 @@ _LOWEST: Final[dict[str, float]] = {
     "grace": 0,
     "created": 0,
 }
-_CHOICES: Final = {"on_nan": ("ignore", "stop"), "on_save_error": ("continue", "stop")}
+_CHOICES: Final = {
+    "on_nan": ("ignore", "stop"),
+    "on_save_error": ("continue", "stop"),
+    "preemption": ("auto", "gce", "aws", "azure", "none"),
+}
 
 
 def _parses(field: str, parse: Any) -> None:
@@ -157,8 +165,8 @@ def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) 
     """Return what the spec stores of the environment: HOLDFAST_* and what was `given` by name.
 
     Of HOLDFAST_* those that look like secrets are left out (attempts inherit them all the same),
-    and HOLDFAST_SPOOL*, which is each machine's own; a secret that was given by name raises
-    `SpecInvalid`.
+    and HOLDFAST_SPOOL* and HOLDFAST_METADATA_URL, which are each machine's own; a secret that was
+    given by name raises `SpecInvalid`.
     """
     for name, value in given.items():
         _check_variable(name, value)

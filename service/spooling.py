@@ -115,5 +115,8 @@ def _time_left(ctx: AttemptContext, *, done: bool) -> float:
     """Return the seconds that a store that is away is still waited for."""
     asked = ctx.stop.requested_at
     if asked is not None:
+        left = ctx.time_left()
+        if left is not None:
+            return _SHARE * left
         return max(0.0, asked + _SHARE * ctx.spec.grace - time.monotonic())
     return wait_at_end() if done else _AFTER_ERROR

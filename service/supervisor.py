@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import queue
 import signal as signals
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final
@@ -21,11 +22,13 @@ from service import (
     backends,
     backoff,
     context,
+    departure,
     exit_codes,
     fencing,
     heartbeat,
     identity,
     lifecycle,
+    notices,
     slot,
     succession,
 )
@@ -51,6 +54,7 @@ from service.lifecycle import (
     Wait,
 )
 from service.logs import LogFile, make_logger, silent_logger
+from service.notices import Notice, Watcher
 from service.outage import Outage
 from service.submission import load_spec, request_stop, resume, submit
 
@@ -82,8 +86,8 @@ class Observer:
 class Supervisor:
     """Runs the job in `storage`: claims it, launches attempts, watches them, tries again.
 
-    SIGINT once: save and stop; twice: at once. SIGTERM, SIGHUP or SIGUSR1: this machine is about
-    to be taken, so the attempt saves and the job is left for somebody to resume.
+    SIGINT once: save and stop; twice: at once. SIGTERM, SIGHUP, SIGUSR1 or a cloud's notice: this
+    machine is about to be taken, so the attempt saves and the job is left for somebody to resume.
     """
 
     def __init__(
@@ -106,6 +110,9 @@ class Supervisor:
         self._seen = 0  # events acted upon
         self._interrupts = 0
         self._terminated: str | None = None
+        self._notice: Notice | None = None
+        self._watcher: Watcher | None = None
+        self._heard: queue.SimpleQueue[Notice | tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
         self._stops_asked = 0
         self._flight: Flight | None = None
         self._claim_at: float | None = None
@@ -139,6 +146,7 @@ class Supervisor:
             raise
         finally:
             self._abandon(hurry=hurry)
+            self._stop_listening()
             self._backend.close()
             if self._file is not None:
                 self._file.close()
@@ -242,7 +250,8 @@ class Supervisor:
     # --- observe ---------------------------------------------------------------------------
 
     def _heed_signals(self) -> bool:
-        """Do what signals ask for; return whether this supervisor has to leave now."""
+        """Do what signals and notices ask for; return whether this supervisor has to leave now."""
+        self._hear()
         while self._stops_asked < min(self._interrupts, 2):
             self._stops_asked += 1
             now = self._stops_asked == 2
@@ -253,14 +262,60 @@ class Supervisor:
                 self._log.warning("stop requested", by="Ctrl-C", now=now, then=then)
         if self._terminated is not None:
             if self._flight is not None:
-                self._flight.stop(self._clock(), "preempted")
+                self._ask_to_leave(self._flight)
             elif self._seen == len(self._journal):
                 if not self._released:
                     self._released = True
                     self._log.warning("leaving", why=self._terminated)
-                    self._append(Released(reason=f"the supervisor got {self._terminated}"))
+                    self._append(Released(reason=self._why_released()))
                 return not self._outage.waiting
         return False
+
+    def _hear(self) -> None:
+        """Take in what the cloud has said meanwhile."""
+        while not self._heard.empty():
+            heard = self._heard.get()
+            if isinstance(heard, Notice):
+                self._notice = heard
+                self._terminated = self._terminated or heard.story
+                self._log.warning("preemption_notice", **heard.told())
+            else:
+                event, fields = heard
+                say = self._log.info if event == notices.WATCHED else self._log.warning
+                say(event, **fields)
+
+    def _ask_to_leave(self, flight: Flight) -> None:
+        """Let the attempt save and leave, by when the cloud takes the machine if it said so."""
+        now, notice, spec = self._clock(), self._notice, self._spec
+        if notice is None or notice.within is None:
+            flight.stop(now, "preempted")
+        elif not flight.noticed:
+            flight.noticed = True
+            limit = spec.grace_is_limit
+            within = notice.time_to_leave(time.monotonic(), spec.grace, limit=limit)
+            beside = self._storage if self._spool is None else self._spool.storage
+            departure.write(beside, flight.attempt, notice.story, within)
+            flight.stop(now, "preempted", within)
+            flight.hurry(now, within)
+
+    def _why_released(self) -> str:
+        if self._notice is not None and self._terminated == self._notice.story:
+            return self._notice.story
+        return f"the supervisor got {self._terminated}"
+
+    def _listen(self) -> None:
+        """Hear when the cloud takes this machine; what its thread hears waits for this one."""
+        put = self._heard.put
+        self._watcher = notices.watch(
+            self._spec.preemption, put, lambda event, fields: put((event, fields))
+        )
+
+    def _stop_listening(self) -> None:
+        if self._watcher is None:
+            return
+        self._watcher.stop()
+        if self._notice is not None and self._released:
+            self._watcher.acknowledge()
 
     def _observe(self, flight: Flight) -> None:
         now = self._clock()
@@ -497,6 +552,7 @@ class Supervisor:
         self._log = self._outage.log = make_logger(self._file, job=self._spec.job, attempt=attempt)
         if first:
             fencing.warn(self._storage, self._log)
+            self._listen()
 
     def _abandon(self, *, hurry: bool) -> None:
         """Whatever went wrong here: leave no attempt behind that nobody watches.
@@ -532,7 +588,7 @@ class Supervisor:
         if signum == signals.SIGINT:
             self._interrupts += 1
         else:
-            self._terminated = signals.Signals(signum).name
+            self._terminated = self._terminated or signals.Signals(signum).name
 
     def interrupt(self) -> None:
         """Do what Ctrl-C does, for a supervisor that is not in the main thread."""

@@ -281,7 +281,17 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="30s",
         show_default=True,
-        help="Time to save and leave when told to stop; then it is killed.",
+        help="Time to save and leave when told to stop; then it is killed. When given it goes "
+        "before what a cloud's notice leaves, unless that is less.",
+    ),
+    option(
+        "--preemption",
+        section="Restarts",
+        type=click.Choice(["auto", "gce", "aws", "azure", "none"]),
+        default="auto",
+        show_default=True,
+        help="Whose notice that it takes this machine is listened to; auto: the cloud's that the "
+        "machine's firmware names.",
     ),
     option(
         "--warm-spare/--no-warm-spare",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from checkpoints import layout
 from checkpoints.errors import UsageError
@@ -182,9 +183,10 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
         for key in (
             "save_every", "keep", "on_save_error", "deterministic", "on_nan", "max_retries",
             "backoff", "backoff_max", "stall_timeout", "grace", "heartbeat_every", "lost_after",
-            "backend", "warm_spare",
+            "backend", "warm_spare", "preemption",
         )
     }  # fmt: skip
+    policies["grace_is_limit"] = ctx.get_parameter_source("grace") is not ParameterSource.DEFAULT
     policies["save_every"] = _cadence(options["save_every"], options["max_overhead"])
     return JobSpec(
         job=name,

@@ -78,6 +78,7 @@ class TrainingJob:
             sender=sender,
         )
         self.written_in: float | None = None  # seconds, of the newest save until it was durable
+        self.save_takes: float | None = None  # seconds, until it is on the job's own storage
         self._entered: list[str | None] = []
         self._failed = False
         self._left: tuple[int, Any] | None = None
@@ -251,6 +252,8 @@ class TrainingJob:
             status.last_checkpoint_at_step = saved.step
             status.tick()
             self.written_in = fields["seconds"]
+        if event in ("saved", "sent"):
+            self.save_takes = fields["seconds"]
         if "seconds" in fields:
             fields["seconds"] = round(fields["seconds"], 4)
         if "error" in fields:

@@ -22,6 +22,8 @@ from service.training.job import TrainingJob
 
 HISTORY_FLUSH_S = 1.0
 CALL_TARGET_S = 0.1  # a stop request waits at most about one call
+MOMENT_S = 1.0  # a save that takes less is made however late it is
+MARGIN = 1.25  # a save may take so many times as long as the last one
 
 
 @dataclass(frozen=True)
@@ -305,12 +307,35 @@ class Phase:
         reason = self.job.ctx.stop.reason or "stop"
         if reason == "superseded":
             self.job.ctx.fence()
-        self.commit_now(held, "stop")
-        self.log.info("state_saved", step=held.snapshot.progress.step, why=reason)
+        if self._fits():
+            self.commit_now(held, "stop")
+            self.log.info("state_saved", step=held.snapshot.progress.step, why=reason)
         self.job.ctx.exit_code = RESUMABLE
         if reason == "SIGINT" and not self.job.ctx.supervised:
             raise KeyboardInterrupt
         raise StateSaved(reason)
+
+    def _fits(self) -> bool:
+        """Whether there is time for one more save before this machine is taken.
+
+        One that is being written is finished first. A save that would be cut short helps nobody,
+        and an attempt that is cut short with it is not free of charge.
+        """
+        if self.job.ctx.time_left() is None:
+            return True
+        self.job.ctx.status.activity = "saving"
+        self.job.writer.wait()
+        left, takes = self.job.ctx.time_left(), self.job.save_takes
+        if left is None or takes is None or MARGIN * takes <= max(left, MOMENT_S):
+            return True
+        self.log.warning(
+            "save_left_out",
+            takes_s=round(takes, 2),
+            left_s=round(left, 2),
+            checkpoint=self.job.ctx.status.last_checkpoint,
+            then="what was saved last stays; the steps since then are trained again",
+        )
+        return False
 
     def _raise_pending(self) -> None:
         error = self.job.writer.take_error()

@@ -109,6 +109,7 @@ def test_the_page_of_the_format_names_every_path_of_the_layout() -> None:
     base = [
         layout.origin(3),
         layout.heartbeat(3),
+        layout.departure(3),
         layout.history(3),
         layout.attempt_log(3),
         layout.supervisor_log(3),
