@@ -23,6 +23,13 @@ ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数/-jobs*'
 STORES = ("seaweed", "moto", "azurite", "gcs", "rclone")
 
 
+@pytest.fixture(scope="module")
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    """The server of the parameter's name."""
+    found: ObjectStore = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="module", params=STORES)
 def opened(request: pytest.FixtureRequest) -> Iterator[Storage]:
     store: ObjectStore = request.getfixturevalue(request.param)
@@ -78,22 +85,23 @@ def test_large_files_come_and_go_in_parts(
         assert path.read_bytes() == data
 
 
-@pytest.mark.parametrize(("name", "other"), [("seaweed", "s3a"), ("azurite", "abfs")])
+@pytest.mark.parametrize(
+    ("store", "other"), [("seaweed", "s3a"), ("azurite", "abfs")], indirect=["store"]
+)
 def test_a_store_has_several_names(
-    name: str, other: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = use(request.getfixturevalue(name), monkeypatch)
+    url = use(store, monkeypatch)
     open_storage(url).create("spec.json", b"1")
     scheme, _, rest = url.partition("://")
     assert scheme != other
     assert open_storage(f"{other}://{rest}").read("spec.json") == b"1"
 
 
-@pytest.mark.parametrize("name", ["moto", "azurite", "gcs"])  # SeaweedFS makes it
+@pytest.mark.parametrize("store", ["moto", "azurite", "gcs"], indirect=True)  # SeaweedFS makes it
 def test_what_a_bucket_that_is_not_there_says(
-    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store: ObjectStore = request.getfixturevalue(name)
     use(store, monkeypatch)
     scheme = store.bucket.partition("://")[0]
     storage = open_storage(f"{scheme}://no-such-bucket/jobs")
