@@ -135,7 +135,7 @@ def _command_line(arguments: list[str], output: Path, folder: Path, env: dict[st
     from service import backends
     from service.cli import main
 
-    backends._BUILT_IN["forked"] = f"{__name__}:{ForkedBackend.__name__}"  # type: ignore[index]
+    backends._BUILT_IN["local"] = f"{__name__}:{ForkedBackend.__name__}"  # type: ignore[index]
     code = 1
     try:
         code = int(main() or 0)

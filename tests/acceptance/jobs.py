@@ -73,8 +73,6 @@ class Training:
         self.seed = seed
         self.options = ["--backoff", "0", "--max-retries", "50", *options.split()]
         self.forked = forked
-        if forked:
-            self.options += ["--backend", "forked"]
         self.supervisor: Supervisor | None = None
         self._made = time.time()
         self._supervisors: list[Supervisor] = []
