@@ -36,7 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*ran out of data", "ignore:`shu
 _untouched: dict[str, End] = {}
 
 
-@pytest.fixture(params=KINDS)
+# Of module scope: the tests of one kind follow each other, and share the untouched training.
+@pytest.fixture(scope="module", params=KINDS)
 def name(request: pytest.FixtureRequest, require_package: Callable[[str], None]) -> str:
     needed = KINDS[request.param].needs
     if needed is not None:

@@ -161,15 +161,6 @@ def test_the_seed_of_samples_is_its_own(tmp_path: Path) -> None:
     assert_same_end(seeded, train(PLAIN, tmp_path / "c"))
 
 
-@pytest.mark.parametrize("name", ["stateful lstm", "transformer", "two optimizers"])
-def test_compiled_trainings_survive(tmp_path: Path, name: str) -> None:
-    script = TRACED[name].but(save_every=2, shuffle="batch")
-    whole = train(script, tmp_path / "whole")
-    with pytest.raises(Death), dying_at(3):
-        train(script, tmp_path / "parts")
-    assert_same_end(whole, train(script, tmp_path / "parts"))
-
-
 def test_eager_steps_that_make_variables_late_survive(tmp_path: Path) -> None:
     """Two optimizers, the second built by its own first step, which nothing traces beforehand."""
     script = Script(own(Pair, run_eagerly=True), {**ARRAYS, "save_every": 1})
