@@ -111,6 +111,7 @@ class Client:
         """Return what paths below the URL begin with. Raises `UsageError`."""
         if self.scheme in _EXTRAS:
             return str(self.files._strip_protocol(self.url))
+        self._open(patient=False)  # says what is wrong with a URL that nobody knows
         return str(fsspec.core.url_to_fs(self.url, **self._options)[1])
 
     def _open(self, *, patient: bool) -> Any:

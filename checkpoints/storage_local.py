@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import shutil
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from checkpoints.errors import AlreadyExists, NotFound, StorageError
 from checkpoints.storage import Appender, Capabilities, Unfinished, check_path, storage_error
 
 _TEMPORARY = ".tmp-"
+_FILE, _FOLDER = 0o600, 0o700  # what is made is its user's alone; the umask may take more away
 _SMALL, _LARGE = 64 << 10, 4 << 20  # bytes that are read of a file first, and at most at a time
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 _CANNOT_LINK_THIS = _NO_LINKS | {errno.EXDEV, errno.ENOENT}
@@ -252,7 +254,7 @@ class _LocalAppender:
 
     def __init__(self, target: Path, path: str, root: str) -> None:
         self._target, self._path, self._root = target, path, root
-        self._file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE)
         self._size = self._durable = os.fstat(self._file).st_size
         self._named = self._sync_failed = False
 
@@ -295,7 +297,10 @@ class _LocalAppender:
 
 def _mkdir(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=_FOLDER, exist_ok=True)
+    except FileNotFoundError:
+        _mkdir(folder.parent)
+        folder.mkdir(mode=_FOLDER, exist_ok=True)
     except FileExistsError as error:
         # Not to be taken for the file itself being there already.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
@@ -327,7 +332,7 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 
 def _write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
     temporary = target.with_name(f"{_TEMPORARY}{os.urandom(8).hex()}")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE)
     try:
         try:
             _write_all(file, data, 0)
@@ -364,8 +369,12 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _sync_file(path: Path) -> None:
+    """Make durable what somebody else has written, for its user alone."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
+        mode = stat.S_IMODE(os.fstat(file).st_mode)
+        if mode & ~_FILE:
+            os.fchmod(file, mode & _FILE)
         os.fsync(file)
     finally:
         os.close(file)

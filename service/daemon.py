@@ -40,7 +40,7 @@ def start_detached(job_url: str, *, wait: float = CLAIM_WITHIN) -> int:
         env,
         file_actions=[
             (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(output), words, 0o666),
+            (os.POSIX_SPAWN_OPEN, 1, str(output), words, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,

@@ -56,7 +56,7 @@ def _put_back(preload: Preload) -> None:
 
 def _connect(output: str) -> None:
     """Write to the attempt's output.log from now on, and read nothing."""
-    log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(log, 1)

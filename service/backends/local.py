@@ -47,10 +47,11 @@ class LocalBackend:
             )
         output = _output_path(storage, attempt)
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (output.parent.parent, output.parent):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             child = self._warm_child(storage, attempt, output)
             if child is None:
-                with output.open("ab") as file:
+                with open(output, "ab", opener=_private) as file:
                     arguments = ["service.attempt", storage.root, str(attempt)]
                     child = _start(spec, arguments, subprocess.DEVNULL, file)
         except OSError as error:
@@ -183,6 +184,10 @@ def _identity(handle: Handle) -> Identity:
 def _kill_group(pid: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signals.SIGKILL)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _output_path(storage: Storage, attempt: int) -> Path:
