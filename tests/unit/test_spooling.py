@@ -15,6 +15,8 @@ from checkpoints.store import CheckpointStore
 from service import context, exit_codes, spooling
 from service.context import AttemptContext
 from service.heartbeat import Status
+from service.journal import Journal
+from service.lifecycle import Outcome
 from service.logs import LogFile, make_logger
 from service.preemption import StopFlag
 from service.spec import JobSpec
@@ -215,3 +217,51 @@ def test_what_others_have_gone_on_without_is_told_and_goes_when_it_is_old(
         assert attempt.said() == ["spool_left_out"]
         assert machine.spool.attempts() == left
     assert committed(bucket) == ["1.0"]
+
+
+# -- a script without a supervisor ----------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[AttemptContext]:
+    """The attempt of a bare script, whose job is elsewhere."""
+    monkeypatch.setenv("HOLDFAST_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setattr(context, "open_storage", lambda url: bucket)
+    found = context.open_bare("far away")
+    yield found
+    bucket.away = False
+    context.close_bare(found)
+
+
+def test_a_bare_script_whose_store_is_away_at_the_end_leaves_a_word(
+    bare: AttemptContext, bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bare.spool is not None
+    bucket.away = True
+    context.close_bare(bare, exit_codes.RESUMABLE)
+    assert "nobody there" in capsys.readouterr().err
+    assert context.current() is None
+
+
+def test_a_bare_script_exits_with_what_its_last_checkpoints_came_to(
+    bare: AttemptContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    bare.before_exit = lambda code: exit_codes.STORAGE_FAILED
+    context._bare[bare.storage.root]._at_exit()
+    assert left == [exit_codes.STORAGE_FAILED]
+    assert Journal(bare.storage).existing_job().exit_code == exit_codes.STORAGE_FAILED
+
+
+def test_one_that_has_sent_all_exits_as_ever(
+    bare: AttemptContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    context._bare[bare.storage.root]._at_exit()
+    assert left == []
+    assert Journal(bare.storage).existing_job().outcome is Outcome.COMPLETED
+    assert list((tmp_path / "spool").iterdir()) == []
