@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
@@ -47,6 +48,15 @@ os.environ.update([_MARK.split("=")])
 _LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 # How long an ending process may take until it is gone; no test waits for it when all is well.
 _PARTING_SECONDS = 20
+
+
+def pytest_configure() -> None:
+    gc.disable()  # until all is imported: TensorFlow is a million objects, looked at over and over
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # and they stay: nobody need look at them again
+    gc.enable()
 
 
 @pytest.fixture

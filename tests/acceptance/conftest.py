@@ -50,7 +50,9 @@ def untouched(
     def untouched(script: str) -> Training:
         if script not in made:
             folder = tmp_path_factory.mktemp("untouched")
-            made[script] = Training(folder, script, digits, options=SAVE)
+            # One of them under the plain command line, as a user's: forks come to the same.
+            forked = script != "mlp"
+            made[script] = Training(folder, script, digits, options=SAVE, forked=forked)
             made[script].start()
             made[script].end()
         return made[script]

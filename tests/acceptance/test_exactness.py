@@ -1,8 +1,8 @@
 """Trainings that are killed or told to leave, again and again, end as if nobody had touched them.
 
 Byte for byte: weights, optimizer, seeds, metrics, callbacks, the History that `fit` returns and
-the merged history of all attempts (times aside). The untouched trainings run under the plain
-command line; the others use attempts that start faster (forked.py).
+the merged history of all attempts (times aside). The MLP that nobody touches runs under the plain
+command line, and so does one that is killed; the others' attempts start faster (forked.py).
 """
 
 from __future__ import annotations
