@@ -589,6 +589,38 @@ def test_copy_takes_damage_along_and_says_so(holdfast: Call, job: Storage, tmp_p
     assert "2 of 3 checkpoints are good." in holdfast("verify", str(tmp_path / "new")).out
 
 
+def test_every_verb_holds_where_a_path_has_all_that_careless_code_trips_over(
+    holdfast: Call, job: Storage, job_root: Path, weird_root: Path
+) -> None:
+    shutil.copytree(job_root / "digits", weird_root / "digits")
+    place = str(weird_root / "digits")
+    plain = {
+        verb: holdfast(verb, "digits").out
+        for verb in ("status", "logs", "history", "checkpoints", "verify")
+    }
+    for verb, out in plain.items():
+        for named in ([place], ["--root", str(weird_root), "digits"]):
+            answer = holdfast(verb, *named)
+            assert answer.code == 0, (verb, answer.err)
+            assert answer.out.replace(str(weird_root), str(job_root)) == out
+    (listed,) = holdfast("list", "--json", "--root", str(weird_root)).json
+    assert listed["job"] == "digits"
+    for verb, *rest in (
+        ["export", str(weird_root / "model.weights.h5")],
+        ["copy", str(weird_root / "a copy ☂")],
+        ["prune", "--keep", "1"],
+        ["stop"],
+        ["resume"],
+    ):
+        answer = holdfast(verb, place, *rest)
+        assert answer.code == 0, (verb, answer.err)
+    assert holdfast("verify", str(weird_root)).out.endswith(
+        f"2 of 2 jobs in {weird_root} are good.\n"
+    )
+    assert checkpoint_names(open_storage(weird_root / "a copy ☂")) == checkpoint_names(job)
+    assert len(checkpoint_names(open_storage(place))) == 2
+
+
 def test_prune_takes_the_jobs_own_rule_and_refuses_none(holdfast: Call, job: Storage) -> None:
     assert holdfast("prune", "--json", "digits").json["keep"] == "last:3"
     answer = holdfast("prune", "--keep", "last:0", "digits")
