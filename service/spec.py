@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final, Literal
 
@@ -17,6 +17,7 @@ import msgspec
 from checkpoints.envelope import UNREADABLE
 from checkpoints.errors import FormatTooNew, HoldfastError
 from checkpoints.layout import SPEC, check_name
+from checkpoints.redaction import HIDDEN, carries_credentials, redact
 from checkpoints.retention import Keep
 from service.cadence import SaveEvery
 from service.errors import SpecInvalid
@@ -118,9 +119,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def runs(self) -> str:
-        """What the job runs, for people: "train.py --lr 1e-3", "-m package.train"."""
+        """What the job runs, for people: "train.py --lr 1e-3", "-m package.train".
+
+        The value of an option that is named like a secret is hidden.
+        """
         what = f"-m {self.module}" if self.module is not None else (self.script or "(by hand)")
-        return " ".join([what, *self.args])
+        return redact(" ".join([what, *_shown(self.args)]))
 
 
 _ENDLESS: Final = 1e300  # what is not less is infinite, or too large for a float
@@ -141,6 +145,22 @@ _CHOICES: Final = {
 }
 
 
+def _shown(args: Sequence[str]) -> list[str]:
+    """Return arguments without the values of options that are named like a secret."""
+    shown: list[str] = []
+    hide = False
+    for arg in args:
+        name, separator, _ = arg.partition("=")
+        secret = arg.startswith("-") and _SECRET.search(name.lstrip("-").replace("-", "_"))
+        if secret and separator:
+            arg = f"{name}={HIDDEN}"
+        elif hide and not arg.startswith("-"):
+            arg = HIDDEN
+        hide = bool(secret) and not separator
+        shown.append(arg)
+    return shown
+
+
 def _parses(field: str, parse: Any) -> None:
     try:
         parse()
@@ -159,12 +179,18 @@ def _check_variable(name: str, value: str) -> None:
             problem=f"{name} looks like a secret and would be stored readable in {SPEC}. Set it in "
             "the environment that the supervisor is started in instead: attempts inherit it",
         )
+    if carries_credentials(value):
+        raise SpecInvalid(
+            field="env",
+            problem=f"the value of {name} carries credentials and would be stored readable in "
+            f"{SPEC}. Give them to the clients by their own variables or files instead",
+        )
 
 
 def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return what the spec stores of the environment: HOLDFAST_* and what was `given` by name.
 
-    Of HOLDFAST_* those that look like secrets are left out (attempts inherit them all the same),
+    Of HOLDFAST_* those that look like secrets, or carry some, are left out (attempts inherit them),
     and HOLDFAST_SPOOL* and HOLDFAST_METADATA_URL, which are each machine's own; a secret that was
     given by name raises `SpecInvalid`.
     """
@@ -176,6 +202,7 @@ def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) 
         if name.startswith("HOLDFAST_")
         and not name.startswith(_OF_THE_MACHINE)
         and not _SECRET.search(name)
+        and not carries_credentials(value)
     }
     return {**own, **given}
 

@@ -139,3 +139,21 @@ def test_the_script_is_found_from_its_working_directory() -> None:
     assert specs.script_path(JobSpec(job="a", script="t.py", cwd="/w")) == Path("/w/t.py")
     assert specs.script_path(JobSpec(job="a", script="/s/t.py", cwd="/w")) == Path("/s/t.py")
     assert specs.script_path(JobSpec(job="a", module="m")) is None
+
+
+def test_secrets_among_the_arguments_are_not_shown() -> None:
+    job = JobSpec(
+        job="a",
+        script="train.py",
+        args=["--lr", "1e-3", "--api-key", "abc", "--hf_token=def", "--data", "s3://u:pw@host/x"],
+    )
+    assert job.runs == "train.py --lr 1e-3 --api-key *** --hf_token=*** --data s3://***@host/x"
+    assert JobSpec(job="a", script="t.py", args=["--password", "--fast"]).runs.endswith("--fast")
+
+
+def test_values_that_carry_credentials_are_not_stored() -> None:
+    url = "https://user:geheim@host/data"
+    with pytest.raises(SpecInvalid, match="DATA carries credentials") as caught:
+        spec_env({"DATA": url}, {})
+    assert "geheim" not in str(caught.value)
+    assert spec_env({}, {"HOLDFAST_ROOT": url, "HOLDFAST_KEEP": "3"}) == {"HOLDFAST_KEEP": "3"}
