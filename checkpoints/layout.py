@@ -27,8 +27,10 @@ MODEL_FILE = "model.json"
 MANIFEST_FILE = "manifest.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_CHECKPOINT = re.compile(r"(\d{2,})-(\d{12,})\.([012])-(\d{4,})")
-_EVENT = re.compile(r"(\d{8,})\.json")
+# Of digits only ASCII's, and no more than numbers have that count something.
+_CHECKPOINT = re.compile(r"([0-9]{2,18})-([0-9]{12,18})\.([012])-([0-9]{4,18})")
+_EVENT = re.compile(r"([0-9]{8,18})\.json")
+_ATTEMPT = re.compile(r"[0-9]{4,18}")
 
 
 class Stage(IntEnum):
@@ -86,7 +88,9 @@ def journal_event(seq: int) -> str:
 def parse_journal_event(name: str) -> int | None:
     """Return the sequence number of a journal file's base name, or None for anything else."""
     match = _EVENT.fullmatch(name)
-    return int(match.group(1)) if match else None
+    if match is None or journal_event(int(match[1])) != f"{JOURNAL}/{name}":
+        return None
+    return int(match[1])
 
 
 def attempt_dir(attempt: int) -> str:
@@ -94,7 +98,9 @@ def attempt_dir(attempt: int) -> str:
 
 
 def parse_attempt(name: str) -> int | None:
-    return int(name) if re.fullmatch(r"\d{4,}", name) else None
+    if _ATTEMPT.fullmatch(name) is None or attempt_dir(int(name)) != f"{ATTEMPTS}/{name}":
+        return None
+    return int(name)
 
 
 def heartbeat(attempt: int) -> str:

@@ -1,0 +1,108 @@
+"""Names cannot leave the root, and no two of them mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checkpoints import layout
+from checkpoints.errors import InvalidName, UsageError
+from checkpoints.layout import CheckpointId
+from checkpoints.storage import Storage, check_path, open_storage
+from service import submission
+from service.errors import JobExists, SpecInvalid
+from service.spec import JobSpec
+
+LEAVING = [
+    "", ".", "..", "../a", "a/../..", "/etc", "a/b", "a\\b", "a\0b", "a\n", "\na", " a", "a ", "~",
+    "-a", ".a", "C:", "a:b", "\u2024\u2024", "\uff0e\uff0e", "a\u2044b", "a\u202eb", "ａ", "é",
+    "a\u200b", "\u0661", "*", "a?b", "[a]", "a" * 101, "$HOME", "`a`", "a;b", "%2e%2e", "\udc80",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_no_job_and_no_file_has_such_a_name(name: str) -> None:
+    assert not layout.is_name(name)
+    with pytest.raises(InvalidName):
+        layout.check_name("job", name)
+    with pytest.raises(SpecInvalid):
+        JobSpec(job=name, script="train.py")
+
+
+@given(st.text(max_size=30))
+def test_a_name_is_one_plain_component(name: str) -> None:
+    if layout.is_name(name):
+        assert name.isascii()
+        assert not set(name) & set("/\\\0: \n")
+        assert name not in (".", "..")
+        assert check_path(name) == name
+
+
+@given(st.lists(st.sampled_from(["a", "..", ".", "", "b.json", "\0", "..."]), max_size=5))
+def test_a_path_stays_below_its_root(parts: list[str]) -> None:
+    path = "/".join(parts)
+    try:
+        check_path(path)
+    except UsageError:
+        return
+    resolved = Path("/root").joinpath(path)
+    assert ".." not in resolved.parts
+    assert Path("/root") in resolved.parents
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "000000001.json",
+        "\u0660" * 7 + "\u0661.json",
+        "0000001.json",
+        "+0000001.json",
+        "0_0000001.json",
+    ],
+)
+def test_an_event_has_one_name(name: str) -> None:
+    assert layout.parse_journal_event("00000001.json") == 1
+    assert layout.parse_journal_event(name) is None
+
+
+@pytest.mark.parametrize("name", ["00001", "\u0660\u0660\u0660\u0661", "001", "-001", "1" * 5000])
+def test_an_attempt_has_one_name(name: str) -> None:
+    assert layout.parse_attempt("0001") == 1
+    assert layout.parse_attempt("10001") == 10001
+    assert layout.parse_attempt(name) is None
+
+
+@pytest.mark.parametrize("digits", [19, 5000])
+def test_numbers_without_end_are_no_checkpoints_names(digits: int) -> None:
+    number = "1" * digits
+    assert CheckpointId.parse(f"00-{number}.0-0001") is None
+    assert CheckpointId.parse(f"{number}-000000000001.0-0001") is None
+    assert CheckpointId.parse(f"00-000000000001.0-{number}") is None
+    assert layout.parse_journal_event(f"{number}.json") is None
+
+
+class Insensitive:
+    """A folder that takes names that differ in case alone for one, as macOS and Windows do."""
+
+    def __init__(self, inner: Storage, folder: str = "") -> None:
+        self._inner, self._folder = inner, folder
+        self.capabilities, self.root = inner.capabilities, inner.root
+
+    def sub(self, folder: str) -> Insensitive:
+        return Insensitive(self._inner.sub(folder.lower()), folder)
+
+    def create(self, path: str, data: bytes) -> None:
+        self._inner.create(path.lower(), data)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+
+def test_jobs_that_differ_in_case_are_one_where_the_store_says_so(tmp_path: Path) -> None:
+    root = Insensitive(open_storage(tmp_path))
+    submission.submit(root, JobSpec(job="Digits", script="train.py"))  # type: ignore[arg-type]
+    with pytest.raises(JobExists):
+        submission.submit(root, JobSpec(job="digits", script="train.py"))  # type: ignore[arg-type]
