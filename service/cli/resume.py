@@ -30,9 +30,7 @@ def resume(root: str, job: str, detach: bool, as_json: bool) -> int:
     from service.supervisor import resume as resume_job
 
     place = find_job(root, job)
-    backend = load_spec(place.storage).backend
-    # What is no engine's is a backend of this process.
-    detach = detach or (backend in engines.names() and backend != engines.LOCAL)
+    detach = detach or load_spec(place.storage).backend != engines.LOCAL
     if as_json and not detach:
         raise click.UsageError("--json goes with --detach.")
     before = Journal(place.storage).existing_job()
