@@ -259,6 +259,8 @@ class TrainingJob:
         if "error" in fields:
             self.ctx.log.warning(event, **{**fields, "error": str(fields["error"])})
         elif event == "spooled":
-            self.ctx.log.warning(event, **fields, path=status.spool)
+            # One that only waits for the one before it to be sent is nothing to worry about.
+            say = self.ctx.log.info if status.away_since is None else self.ctx.log.warning
+            say(event, **fields, path=status.spool)
         else:
             self.ctx.log.info(event, **fields)
