@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import secrets
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,6 +24,7 @@ from checkpoints.clients import Client
 from checkpoints.errors import AlreadyExists, NotFound, ReadOnly, StorageError
 from checkpoints.patience import BRIEF, patience, seconds
 from checkpoints.redaction import redact
+from checkpoints.scratch import scratch
 from checkpoints.storage import Appender, Capabilities, Unfinished, check_path, join, storage_error
 
 T = TypeVar("T")
@@ -183,8 +183,8 @@ class FsspecStorage:
         self._for_writing("write", path)
         if not over and self.exists(path):
             raise AlreadyExists(path=path, root=self.root)
-        with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
-            local = Path(folder) / path.rpartition("/")[2]
+        with scratch() as folder:
+            local = folder / path.rpartition("/")[2]
             try:
                 yield local
                 size = local.stat().st_size
@@ -205,8 +205,8 @@ class FsspecStorage:
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
         files, options = self._client.parts, self._client.fetching()
-        with tempfile.TemporaryDirectory(prefix="holdfast-") as folder:
-            local = Path(folder) / path.rpartition("/")[2]
+        with scratch() as folder:
+            local = folder / path.rpartition("/")[2]
             self._look(path)
             self._try("download", path, lambda at: files.get_file(at, str(local), **options))
             yield local
