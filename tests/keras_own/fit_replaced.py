@@ -1,7 +1,8 @@
 """A pytest plugin for Keras' own tests: `Model.fit` is Holdfast's, unless KEEP_FIT is set.
 
-Tests that never call fit are left out. The outcome of the others is written as JSON, by the test's
-name, to the file that OUTCOMES names.
+Left out are tests that never call fit, the XLA twins of those that also run as a graph (tests/unit
+compares XLA's programs to the bit), and those of Orbax and JAX where these are not installed. The
+outcome of the others is written as JSON, by the test's name, to the file that OUTCOMES names.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ if "KEEP_FIT" not in os.environ:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept = [item for item in items if _calls_fit(item)]
+    names = {item.nodeid for item in items}
+    kept = [item for item in items if _calls_fit(item) and not _is_left_out(item.nodeid, names)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 
@@ -66,6 +68,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _calls_fit(item: pytest.Item) -> bool:
     function = inspect.unwrap(item.function)  # type: ignore[attr-defined]
     return re.search(r"(?<![a-zA-Z])fit\b", inspect.getsource(function)) is not None
+
+
+def _is_left_out(name: str, names: set[str]) -> bool:
+    for package, part in (("orbax", "/orbax_checkpoint_test.py"), ("jax", "_sparse_jax_")):
+        if part in name and importlib.util.find_spec(package) is None:
+            return True
+    stem, _, variant = name.rpartition("_")
+    twins = {f"{stem}_non_jit", f"{stem}_graph_fn"} & names
+    return variant == "jit" and name not in twins and bool(twins)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
