@@ -294,7 +294,8 @@ def _stop(job: Job, event: StopRequested) -> tuple[Job, tuple[Action, ...]]:
 
 def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
     fruitless = fruitless_after(job, event.advanced)
-    failures = 0 if event.advanced else job.failures + (event.outcome not in FREE)
+    charged = event.outcome not in FREE and event.outcome is not Outcome.STOPPED
+    failures = 0 if event.advanced else job.failures + charged
     after = job.evolve(
         in_flight=False,
         handle=None,

@@ -8,15 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+_FOLDER = Path(tempfile.gettempdir())
 _NAME: Final = "holdfast-watching.lock"
 
 
-def take_part(folder: Path | None = None) -> int | None:
+def take_part() -> int | None:
     """Show that a training of this machine watches; return what to give to `last_to_leave`.
 
     That is an open file with a shared lock, which ends with the process. None: it cannot be shown.
     """
-    path = (folder or Path(tempfile.gettempdir())) / _NAME
+    path = _FOLDER / _NAME
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError:

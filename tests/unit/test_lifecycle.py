@@ -139,6 +139,7 @@ def test_a_stop_saves_first_and_a_second_one_can_hurry() -> None:
     assert actions == (StopAttempt(1, now=True),)
     job, actions = transition(job, ended(Outcome.STOPPED))
     assert (job.state, job.owner, actions) == (State.STOPPED, None, (Leave(),))
+    assert job.failures == 0  # to be stopped is no failure
     assert exit_code(job) == exit_codes.INTERRUPTED
 
 

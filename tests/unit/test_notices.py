@@ -38,7 +38,7 @@ def serve() -> Iterator[Serve[Any]]:
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no other training of this machine be in the way of the last one that leaves."""
-    monkeypatch.setattr(leaving.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(leaving, "_FOLDER", tmp_path)
 
 
 class Listening:
