@@ -217,6 +217,7 @@ class Sender:
             with patience(BRIEF):  # it is tried again in any case
                 self._send(made)
         except StorageError as error:
+            self._looked = False  # at the rows that are there: more may be than was answered
             self._went_away(error)
             self._tell_spooled(checkpoint)
             return

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from checkpoints.errors import UsageError
+from checkpoints.errors import StorageError, UsageError
 from checkpoints.history import HistoryWriter
 from checkpoints.layout import CheckpointId
 from checkpoints.retention import Keep
@@ -238,13 +239,17 @@ class TrainingJob:
                     "argument_left_out", field=field, value=str(value), why="the job decides it"
                 )
 
+    def _tell_backlog(self) -> None:
+        if self.sender is not None:
+            status, left = self.ctx.status, self.sender.backlog()
+            status.away_since, status.spool = left.away_since, left.path
+            status.spooled, status.spooled_bytes = left.count, left.size
+
     def _on_event(self, event: str, fields: dict[str, Any]) -> None:
         """Log what the writer did; runs on the writing thread."""
         status = self.ctx.status
-        if self.sender is not None:
-            left = self.sender.backlog()
-            status.away_since, status.spool = left.away_since, left.path
-            status.spooled, status.spooled_bytes = left.count, left.size
+        with suppress(StorageError):  # of this machine's disk: told at the next event
+            self._tell_backlog()
         if event in ("saved", "spooled"):
             saved = CheckpointId.parse(fields["checkpoint"])
             assert saved is not None
