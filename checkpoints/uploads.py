@@ -7,28 +7,30 @@ from typing import Any
 from checkpoints.storage import Unfinished
 
 
-def unfinished(s3: Any, base: str) -> list[Unfinished]:
+def unfinished(s3: Any, base: str, *, page: int = 1000) -> list[Unfinished]:
     """Return the uploads below `base` ("bucket/prefix") that were begun and not finished.
 
-    s3: the file system of s3fs.
+    s3: the file system of s3fs. page: how many are asked for at a time.
     """
     bucket, _, prefix = base.partition("/")
     prefix = f"{prefix}/" if prefix else ""
     found: list[Unfinished] = []
     more: dict[str, str] = {}
     while True:
-        page = s3.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
-        for upload in page.get("Uploads") or ():
+        told = s3.call_s3(
+            "list_multipart_uploads", Bucket=bucket, Prefix=prefix, MaxUploads=page, **more
+        )
+        for upload in told.get("Uploads") or ():
             if upload["Key"].startswith(prefix):  # some servers overlook the prefix
                 path = upload["Key"][len(prefix) :]
                 started = upload["Initiated"].timestamp()
                 what = "an upload that was never finished"
                 found.append(Unfinished(path, started, 0, what, upload["UploadId"]))
         more = {
-            "KeyMarker": page.get("NextKeyMarker") or "",
-            "UploadIdMarker": page.get("NextUploadIdMarker") or "",
+            "KeyMarker": told.get("NextKeyMarker") or "",
+            "UploadIdMarker": told.get("NextUploadIdMarker") or "",
         }
-        if not page.get("IsTruncated") or not more["KeyMarker"]:
+        if not told.get("IsTruncated") or not more["KeyMarker"]:
             return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from checkpoints import layout
+from checkpoints import layout, uploads
 from checkpoints.history import HistoryReader, HistoryWriter
 from checkpoints.leftovers import leftovers
 from checkpoints.storage import Storage, open_storage
@@ -130,6 +130,8 @@ def test_uploads_that_nobody_finished_go_by_age(
     ]
     assert all(one.reason == "an upload that was never finished" for one in left)
     assert leftovers(remote, older_than=86400, at_work=True) == []
+    base = remote._at("")
+    assert uploads.unfinished(remote._fs, base, page=1) == uploads.unfinished(remote._fs, base)
     for one in left:
         one.delete(remote)
         one.delete(remote)  # gone already

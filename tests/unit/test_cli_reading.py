@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from checkpoints.retention import Keep
 from checkpoints.snapshot import ArrayFile, Progress, Snapshot
 from checkpoints.storage import Storage, open_storage
 from checkpoints.store import CheckpointStore
+from checkpoints.testing import sample_snapshot
 from service import heartbeat, identity
 from service import spec as specs
 from service.cli import main
@@ -587,6 +589,46 @@ def test_copy_takes_damage_along_and_says_so(holdfast: Call, job: Storage, tmp_p
     assert answer.code == 65
     assert f"DAMAGED  {newest}: model.weights.h5: its content has changed" in answer.out
     assert "2 of 3 checkpoints are good." in holdfast("verify", str(tmp_path / "new")).out
+
+
+def test_what_checkpoints_share_is_told_apart(holdfast: Call, job_root: Path) -> None:
+    storage = open_storage(job_root / "frozen")
+    storage.create(layout.SPEC, specs.encode(JobSpec(job="frozen", script="train.py")))
+    store = CheckpointStore(storage, attempt=1)
+    store.begin()
+    for step in range(1, 5):
+        store.save(sample_snapshot(step, backbone=1), reason="step")
+    found = holdfast("checkpoints", "--json", "frozen").json
+    part = 1 << 20
+    assert [one["shared"] > part for one in found] == [False, False, True, True]
+    assert [one["written"] > part for one in found] == [True, True, False, False]
+    assert all(one["written"] + one["shared"] == one["size"] for one in found)
+    holdfast("prune", "--keep", "1", "frozen")
+    (last,) = holdfast("checkpoints", "--json", "frozen").json
+    assert (last["written"] > part, last["shared"]) == (True, 0)
+    assert "NEW" in holdfast("checkpoints", "frozen").out
+
+
+def test_a_bar_is_shown_on_a_terminal(job: Storage) -> None:
+    """In a process of its own, whose errors go to a terminal."""
+    master, terminal = os.openpty()
+    command = [sys.executable, "-m", "service.cli", "verify", job.root]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=terminal, env={**os.environ, "TERM": "xterm"}
+    ) as process:
+        os.close(terminal)
+        shown = b""
+        while True:
+            try:
+                data = os.read(master, 4096)
+            except OSError:  # the other end has gone
+                break
+            shown += data
+        out = process.stdout.read() if process.stdout else b""
+    os.close(master)
+    assert process.returncode == 0
+    assert b"verifying digits" in shown
+    assert b"3 of 3 checkpoints are good." in out
 
 
 def test_every_verb_holds_where_a_path_has_all_that_careless_code_trips_over(
