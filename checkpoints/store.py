@@ -355,7 +355,10 @@ class CheckpointStore:
             try:
                 os.link(there, here)
             except OSError:  # another file system
-                shutil.copyfile(there, here)
+                if self.storage.capabilities.local:
+                    shutil.copyfile(there, here)
+                else:
+                    here.symlink_to(there)  # it is only read, to be uploaded
 
     def _discard(self, checkpoint: CheckpointId) -> None:
         """Clear away what is certainly not committed: the next save may need the space."""

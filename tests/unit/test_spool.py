@@ -6,15 +6,18 @@ a training uses.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from checkpoints import layout
+from checkpoints import store as store_module
 from checkpoints.errors import StorageError, StorageFull, Superseded, UsageError
 from checkpoints.history import HistoryReader, HistoryWriter
 from checkpoints.layout import CheckpointId, Stage
@@ -189,6 +192,24 @@ def test_a_save_waits_for_the_one_that_is_being_sent_but_not_for_a_store_that_ha
     assert machine.settled()
     assert committed(bucket) == ["1.0", "2.0"]
     assert [name for name in machine.names() if name != "pruned"] == ["spooled", "saved", "sent"]
+
+
+def test_a_spool_on_another_file_system_than_temporary_files_is_sent_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    for job in (open_storage(f"memory://{tmp_path.name}"), open_storage(tmp_path / "job")):
+        store = CheckpointStore(job, attempt=1)
+        store.begin()
+        spool = Spool(tmp_path / "spool", LARGE)
+        made = store.beside(spool.storage).save(sample_snapshot(1), reason="step")
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "os", SimpleNamespace(link=link))
+            store.adopt(made, spool.storage)
+        spool.forget(1)
+        assert store.verify(made.id) == []
 
 
 # -- while the store is away ----------------------------------------------------------------------
