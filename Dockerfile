@@ -10,7 +10,9 @@ WORKDIR /src
 COPY pyproject.toml constraints.txt ./
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb")); \
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], \
-*project["project"]["optional-dependencies"]["plot"], sep="\n")' > /tmp/requirements.txt \
+*(package for extra in ("plot", "s3", "gcs", "azure") \
+for package in project["project"]["optional-dependencies"][extra]), sep="\n")' \
+ > /tmp/requirements.txt \
  && pip install --no-cache-dir --requirement /tmp/requirements.txt --constraint constraints.txt
 
 COPY README.md LICENSE ./

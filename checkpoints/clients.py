@@ -159,8 +159,8 @@ def _package_of(error: ImportError) -> str:
 
 
 def _s3(url: str, options: dict[str, Any], patient: bool) -> Any:
+    import s3fs
     from aiobotocore.httpsession import AIOHTTPSession
-    from s3fs import S3FileSystem
 
     async def get_session(self: Any, proxy_url: str | None) -> Any:
         return _single(await AIOHTTPSession._get_session(self, proxy_url))
@@ -176,7 +176,7 @@ def _s3(url: str, options: dict[str, Any], patient: bool) -> Any:
         **options.get("config_kwargs", {}),
     }
     given = {"use_listings_cache": False, **options, "config_kwargs": config}
-    files = S3FileSystem(skip_instance_cache=True, **given)
+    files = s3fs.S3FileSystem(skip_instance_cache=True, **given)
     files.retries = 1  # what botocore does not try again, s3fs would
     return files
 
@@ -215,10 +215,11 @@ def _single(session: Any) -> Any:
 
 
 def _google(url: str, options: dict[str, Any], patient: bool) -> Any:
-    # not gcsfs' own choice, which asks over gRPC for the kind of each bucket first
+    import gcsfs.core
     from aiohttp import ClientTimeout
-    from gcsfs.core import GCSFileSystem
 
+    # not gcsfs' own choice, which asks over gRPC for the kind of each bucket first
+    kind = gcsfs.core.GCSFileSystem
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_ANSWER)
     given = {"use_listings_cache": False, "requests_timeout": timeout, **options}
     if os.environ.get("STORAGE_EMULATOR_HOST"):
@@ -226,14 +227,14 @@ def _google(url: str, options: dict[str, Any], patient: bool) -> Any:
     if not patient:
         # It tries each request six times, whatever it is told: this is what it does so.
         names = ("_request", "_get_file_request")
-        single = {name: getattr(GCSFileSystem, name).__wrapped__ for name in names}
+        single = {name: getattr(kind, name).__wrapped__ for name in names}
 
         async def set_session(self: Any) -> Any:
-            return _single(await GCSFileSystem._set_session(self))
+            return _single(await kind._set_session(self))
 
         single["_set_session"] = set_session
-        return type("OneTry", (GCSFileSystem,), single)(skip_instance_cache=True, **given)
-    return GCSFileSystem(skip_instance_cache=True, **given)
+        return type("OneTry", (kind,), single)(skip_instance_cache=True, **given)
+    return kind(skip_instance_cache=True, **given)
 
 
 def _web(url: str, options: dict[str, Any], patient: bool) -> Any:
