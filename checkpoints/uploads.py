@@ -26,12 +26,11 @@ def unfinished(s3: Any, base: str, *, page: int = 1000) -> list[Unfinished]:
                 started = upload["Initiated"].timestamp()
                 what = "an upload that was never finished"
                 found.append(Unfinished(path, started, 0, what, upload["UploadId"]))
-        more = {
-            "KeyMarker": told.get("NextKeyMarker") or "",
-            "UploadIdMarker": told.get("NextUploadIdMarker") or "",
-        }
-        if not told.get("IsTruncated") or not more["KeyMarker"]:
+        markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        next_page = {name: told[where] for name, where in markers.items() if told.get(where)}
+        if not told.get("IsTruncated") or next_page in ({}, more):
             return found
+        more = next_page  # not all servers tell both
 
 
 def abort(s3: Any, path: str, token: str) -> None:
