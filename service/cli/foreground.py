@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from checkpoints import layout
-from checkpoints.errors import HoldfastError
+from checkpoints.errors import HoldfastError, StorageError
 from checkpoints.frozen import part_name
-from service.cli import words
+from checkpoints.patience import BRIEF, patience
+from service.cli import away, words
 from service.cli.jobs import goodput_line, job_status
 from service.cli.where import DEFAULT_ROOT, Place, absolute
 
@@ -61,7 +62,15 @@ def job_word(place: Place, root: str) -> str:
 def summary(place: Place, root: str) -> str:
     """Return what a person wants to know when a job has come to rest."""
     try:
-        found = job_status(place)
+        with patience(BRIEF):
+            found = job_status(place)
+    except StorageError as error:
+        unreachable = away.status(root, place.url, error)
+        if unreachable is None:
+            return f"\n{place.name}: {error}"
+        return _columns(
+            {**away.fields(unreachable), "go on": f"holdfast resume {job_word(place, root)}"}
+        )
     except HoldfastError as error:
         return f"\n{place.name}: {error}"
     lines = {
@@ -78,6 +87,10 @@ def summary(place: Place, root: str) -> str:
         lines["go on"] = f"holdfast resume {word}"
     if found["last_checkpoint"] and (found["state"] == "succeeded" or "load" not in lines):
         lines["export"] = f"holdfast export {word} model.keras"
+    return _columns(lines)
+
+
+def _columns(lines: dict[str, str]) -> str:
     shown = {name: text for name, text in lines.items() if text}
     width = max(map(len, shown))
     return "\n" + "\n".join(f"{name.ljust(width)}  {text}" for name, text in shown.items())
