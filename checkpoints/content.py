@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints import frozen, layout
-from checkpoints.digest import Digests, local_difference
+from checkpoints.digest import Digests, read_checked
 from checkpoints.envelope import checksum
 from checkpoints.errors import CheckpointDamaged, FormatError, NotFound, UsageError
 from checkpoints.frozen import FrozenPart, Seen
@@ -136,8 +135,8 @@ def load(storage: Storage, manifest: Manifest) -> Loaded:
     loaded = Loaded(manifest)
     for entry in manifest.files:
         if not entry.name.endswith(_ARRAYS):
-            with _checked(storage, manifest, entry) as local:
-                loaded.documents[entry.name] = local.read_bytes()
+            with _checked(storage, manifest, entry) as content:
+                loaded.documents[entry.name] = bytes(content)
         elif entry.part_of is None:
             file = load_file(storage, manifest, entry.name)
             loaded.files[entry.name] = dict(file.arrays)
@@ -147,18 +146,20 @@ def load(storage: Storage, manifest: Manifest) -> Loaded:
 
 def load_file(storage: Storage, manifest: Manifest, name: str) -> ArrayFile:
     """Return an array file, its parts merged into it, checked. Raises `CheckpointDamaged`."""
-    from checkpoints.hdf5 import read_arrays, read_attributes
+    from checkpoints.hdf5 import read_file
 
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     attributes: dict[str, dict[str, str]] = {}
     for entry in manifest.files:
         if name in (entry.name, entry.part_of):
-            with _checked(storage, manifest, entry) as local:
-                found = read_arrays(local)
-                for path in found.keys() & arrays.keys():
+            with _checked(storage, manifest, entry) as content:
+                found = read_file(content, entry.name)
+                for path in found.arrays.keys() & arrays.keys():
                     raise FormatError(path=entry.name, reason=f"{path} is in another file as well")
-                arrays |= found
-                attributes |= read_attributes(local)
+                arrays |= found.arrays
+                attributes |= {
+                    group: dict(texts) for group, texts in found.group_attributes.items()
+                }
     return ArrayFile(arrays, attributes)
 
 
@@ -215,14 +216,17 @@ def _write_arrays(
 
 
 @contextmanager
-def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator[Path]:
-    """Give a file to read, every byte of it right. Raises `CheckpointDamaged`."""
+def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator[memoryview]:
+    """Give a file's content, every byte of it right. Raises `CheckpointDamaged`.
+
+    It is read once: what was hashed is what is used, and nothing that the disk says afterwards.
+    """
     try:
         with storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local:
-            reason = local_difference(local, entry)
-            if reason is None:
-                yield local
-                return
+            content, reason = read_checked(local, entry)
+        if content is not None:
+            yield content
+            return
     except NotFound:
         reason = "it is missing"
     except FormatError as error:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import xxhash
 
@@ -95,21 +95,39 @@ def hashed(content: Iterable[memoryview | bytes], meter: Meter | None = None) ->
     return f"xxh3:{hasher.hexdigest()}"
 
 
-def local_difference(local: Path, entry: FileEntry) -> str | None:
-    """Return in which way a file of this machine is not the one of a manifest, or None."""
+def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
+    """Return the content of a file of this machine when it is the one of a manifest.
+
+    Else None, and in which way it is not. Memory is taken for a file of the right size only.
+    """
     try:
         size = local.stat().st_size
-        return _compared(entry, size, lambda: hashed(_pieces_of(local, entry.name, "")))
-    except StorageError as error:
-        return f"it cannot be read: {error.fields['reason']}"
+        if size != entry.size:
+            return None, _other_size(entry, size)
+        content = memoryview(bytearray(size))
+        with open(local, "rb", buffering=0) as file:
+            wrong = _compared(entry, size, lambda: hashed(_filling(content, file)))
+        return (content, "") if wrong is None else (None, wrong)
     except OSError as error:
-        return f"it cannot be read: {error.strerror or error}"
+        return None, f"it cannot be read: {error.strerror or error}"
+
+
+def _filling(content: memoryview, file: BinaryIO) -> Iterator[memoryview]:
+    """Read a file into memory; give each piece of it while it is in the processor's cache."""
+    at = 0
+    while count := file.readinto(content[at : at + _PIECE]):  # type: ignore[attr-defined]
+        yield content[at : at + count]
+        at += count
 
 
 def _compared(entry: FileEntry, size: int, digest: Callable[[], str]) -> str | None:
     if size != entry.size:
-        return f"it has {size} bytes instead of {entry.size}"
+        return _other_size(entry, size)
     return None if digest() == entry.hash else "its content has changed (the hash differs)"
+
+
+def _other_size(entry: FileEntry, size: int) -> str:
+    return f"it has {size} bytes instead of {entry.size}"
 
 
 def pieces(storage: Storage, path: str) -> Iterator[memoryview | bytes]:

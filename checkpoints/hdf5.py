@@ -8,6 +8,7 @@ nothing has to be read back to know its hash.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
@@ -64,37 +65,31 @@ def as_arrays(file: ArrayFile) -> dict[str, np.ndarray[Any, Any]]:
     return {name: _as_array(name, value) for name, value in sorted(file.arrays.items())}
 
 
-def read_arrays(path: Path) -> dict[str, Any]:
-    """Return every array of a file by its path in it. Raises `FormatError` for anything odd.
+def read_file(content: memoryview, path: str) -> ArrayFile:
+    """Return every array of a file by its path in it, and the text attributes of its groups.
 
-    Links, filters, external and virtual storage, references and named types are refused, and all
-    that is read together is no more than the file has bytes: nothing in it can stand for two.
+    content: the file's bytes, which the arrays are views of. path: its name, for errors. Raises
+    `FormatError` for anything odd: links, filters, external and virtual storage, references and
+    named types are refused, and all arrays together are no more than the file has bytes, as are
+    all texts: nothing in it can stand for two.
     """
-    arrays = {}
-    with _reading(path) as file:
-        left = path.stat().st_size
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    texts: dict[str, dict[str, str]] = {}
+    array_bytes = text_bytes = len(content)
+    with _reading(content, path) as file:
         for name, node in _walk(file, path):
             if isinstance(node, h5py.Dataset):
-                arrays[name] = _read(node, name, path, left)
-                left -= arrays[name].nbytes
-    return arrays
-
-
-def read_attributes(path: Path) -> dict[str, dict[str, str]]:
-    """Return the text attributes of every group that has some, by the group's path."""
-    found: dict[str, dict[str, str]] = {}
-    with _reading(path) as file:
-        left = path.stat().st_size
-        for name, node in _walk(file, path):
-            if isinstance(node, h5py.Group):
-                for key in node.attrs:
-                    text = _text(node, key, name, path)
-                    left -= len(text.encode(errors="replace"))
-                    if left < 0:
-                        reason = "its attributes claim more than there is"
-                        raise FormatError(path=str(path), reason=reason)
-                    found.setdefault(name, {})[key] = text
-    return found
+                arrays[name] = _read(node, name, path, content, array_bytes)
+                array_bytes -= arrays[name].nbytes
+                continue
+            for key in node.attrs:
+                text = _text(node, key, name, path)
+                text_bytes -= len(text.encode(errors="replace"))
+                if text_bytes < 0:
+                    reason = "its attributes claim more than there is"
+                    raise FormatError(path=path, reason=reason)
+                texts.setdefault(name, {})[key] = text
+    return ArrayFile(arrays, texts)
 
 
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
@@ -129,19 +124,41 @@ def _write_all(file: int, data: bytes | bytearray | memoryview) -> None:
         view = view[os.write(file, view) :]
 
 
+class _Content(io.RawIOBase):
+    """A file's bytes as a file that HDF5 reads."""
+
+    def __init__(self, content: memoryview) -> None:
+        super().__init__()
+        self._content = content
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, len(self._content))[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._content[self._at : self._at + len(buffer)]
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[Any]:
+def _reading(content: memoryview, path: str) -> Iterator[Any]:
     """Open a file to read; whatever HDF5 stumbles over is an error of the file's format."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(_Content(content), "r") as file:
             yield file
-    except (FileNotFoundError, FormatError):
+    except FormatError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise FormatError(path=str(path), reason=str(error)) from error
+        raise FormatError(path=path, reason=str(error)) from error
 
 
-def _walk(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
+def _walk(file: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Give every group and dataset by its path, groups first. Follows no links."""
     yield "", file
     waiting = [("", file, 0)]
@@ -151,23 +168,23 @@ def _walk(file: Any, path: Path) -> Iterator[tuple[str, Any]]:
         for key in group:
             name = f"{prefix}{key}"
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise FormatError(path=str(path), reason=f"{name} is a link to somewhere else")
+                raise FormatError(path=path, reason=f"{name} is a link to somewhere else")
             node = group[key]
             address = h5py.h5o.get_info(node.id).addr
             if address in seen:
-                raise FormatError(path=str(path), reason=f"{name} is linked to twice")
+                raise FormatError(path=path, reason=f"{name} is linked to twice")
             if depth > _MAX_DEPTH:
                 reason = f"its groups are nested more than {_MAX_DEPTH} deep"
-                raise FormatError(path=str(path), reason=reason)
+                raise FormatError(path=path, reason=reason)
             seen.add(address)
             if isinstance(node, h5py.Group):
                 waiting.append((f"{name}/", node, depth + 1))
             elif not isinstance(node, h5py.Dataset):
-                raise FormatError(path=str(path), reason=f"{name} is no array")
+                raise FormatError(path=path, reason=f"{name} is no array")
             yield name, node
 
 
-def _read(node: Any, name: str, path: Path, left: int) -> np.ndarray[Any, Any]:
+def _read(node: Any, name: str, path: str, content: memoryview, left: int) -> np.ndarray[Any, Any]:
     """Return an array. left: bytes of the file that no array before has claimed."""
     creation = node.id.get_create_plist()
     if (
@@ -176,28 +193,34 @@ def _read(node: Any, name: str, path: Path, left: int) -> np.ndarray[Any, Any]:
         or creation.get_external_count()
         or node.id.get_type().committed()
     ):
-        raise FormatError(path=str(path), reason=f"{name} is not stored plainly")
+        raise FormatError(path=path, reason=f"{name} is not stored plainly")
     dtype, shape = node.dtype, node.shape
     named = _text(node, "dtype", name, path) if "dtype" in node.attrs else None
     wanted = OWN_DTYPES.get(named, dtype) if named is not None else dtype
     if shape is None or wanted.itemsize != dtype.itemsize:
-        raise FormatError(path=str(path), reason=f"{name} has no usable shape or type")
+        raise FormatError(path=path, reason=f"{name} has no usable shape or type")
     opaque = dtype.kind == "V" and dtype.fields is None and dtype.subdtype is None
     if dtype.kind not in _NUMBERS and not (opaque and wanted is not dtype):
-        raise FormatError(path=str(path), reason=f"{name} holds {dtype}, not numbers")
+        raise FormatError(path=path, reason=f"{name} holds {dtype}, not numbers")
     size = math.prod(shape) * dtype.itemsize  # not HDF5's own count, which may overflow
     if size > left or node.id.get_storage_size() != size:
-        raise FormatError(path=str(path), reason=f"{name} claims {size} bytes, which it has not")
-    array = np.empty(shape, dtype)
-    if size:
-        node.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+        raise FormatError(path=path, reason=f"{name} claims {size} bytes, which it has not")
+    start = node.id.get_offset()
+    if size and start is not None and start + size <= len(content):
+        array = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
+        if not array.flags.aligned:
+            array = array.copy()
+    else:
+        array = np.empty(shape, dtype)
+        if size:
+            node.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array.view(wanted)
 
 
-def _text(node: Any, key: str, name: str, path: Path) -> str:
+def _text(node: Any, key: str, name: str, path: str) -> str:
     attribute = node.attrs.get_id(key)
     if isinstance(attribute.get_type(), h5py.h5t.TypeStringID) and attribute.shape == ():
         value = node.attrs[key]
         if isinstance(value, str):
             return value
-    raise FormatError(path=str(path), reason=f"attribute {key} of {name or '/'} is no text")
+    raise FormatError(path=path, reason=f"attribute {key} of {name or '/'} is no text")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from checkpoints.hdf5 import read_arrays, write_arrays
+from checkpoints.hdf5 import read_file, write_arrays
 from service.training import document, trees
 
 NUMBERS = [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64]
@@ -86,7 +86,9 @@ def test_every_plain_value_comes_back_from_a_file(value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.h5"
         write_arrays(path, document.pack({"value": value}, {"variables/0": np.arange(3)}))
-        back, variables = document.unpack(read_arrays(path), "state.h5")
+        back, variables = document.unpack(
+            read_file(memoryview(path.read_bytes()), str(path)).arrays, "state.h5"
+        )
     assert alike(back["value"], value)
     assert list(variables) == ["variables/0"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xxhash
@@ -22,8 +21,8 @@ def write_arrays(path: Path, file: ArrayFile) -> tuple[int, str]:
     return len(data), f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
 
 
-def read_arrays(path: Path) -> dict[str, Any]:
-    head, _, data = path.read_bytes().partition(b"\n")
+def read_file(content: memoryview, path: str) -> ArrayFile:
+    head, _, data = bytes(content).partition(b"\n")
     arrays, at = {}, 0
     try:
         for name, (kind, shape) in json.loads(head).items():
@@ -31,9 +30,5 @@ def read_arrays(path: Path) -> dict[str, Any]:
             arrays[name] = np.frombuffer(data, kind, count, at).reshape(shape)
             at += arrays[name].nbytes
     except ValueError as error:
-        raise FormatError(path=str(path), reason=str(error)) from error
-    return arrays
-
-
-def read_attributes(path: Path) -> dict[str, dict[str, str]]:
-    return {}
+        raise FormatError(path=path, reason=str(error)) from error
+    return ArrayFile(arrays)

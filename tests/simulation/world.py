@@ -465,8 +465,7 @@ def simulated(world: World) -> Iterator[None]:
         patch(frozen, "_LEAST", 32)
         if world.seed % REAL_HDF5:
             patch(hdf5, "write_arrays", light.write_arrays)
-            patch(hdf5, "read_arrays", light.read_arrays)
-            patch(hdf5, "read_attributes", light.read_attributes)
+            patch(hdf5, "read_file", light.read_file)
         state = random.getstate()
         random.seed(world.seed)
         try:
