@@ -12,7 +12,7 @@ RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb
 print(*project["build-system"]["requires"], *project["project"]["dependencies"], \
 *(package for extra in ("plot", "s3", "gcs", "azure") \
 for package in project["project"]["optional-dependencies"][extra]), sep="\n")' \
- > /tmp/requirements.txt \
+> /tmp/requirements.txt \
  && pip install --no-cache-dir --requirement /tmp/requirements.txt --constraint constraints.txt
 
 COPY README.md LICENSE ./
