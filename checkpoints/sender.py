@@ -126,27 +126,24 @@ class Sender:
         self._tell_trimmed(trimmed)
         return bool(trimmed)
 
-    def settle(self, seconds: float, on_wait: Callable[[], bool] = lambda: True) -> bool:
+    def settle(self, left: Callable[[], float]) -> bool:
         """Wait until nothing waits any more; return whether it is so.
 
-        A store that is away is waited for so many seconds at most, and tried at once; what is
-        being sent may take its time. on_wait: called about every second; False: give up.
+        left: for how many seconds a store that is away is still waited for, asked about every
+        second. It is tried at once; what is being sent may take its time.
         """
-        give_up = self._clock() + seconds
         with self._changed:
             self._hurry, self._try_at = True, 0.0
             self._changed.notify_all()
         try:
             while True:
+                seconds = left()
                 with self._changed:
                     if self._closing or not self._next():
                         return not self._closing
-                    late = self._clock() >= give_up
-                    if late and (self._current is None or self._away is not None):
+                    if seconds <= 0 and (self._current is None or self._away is not None):
                         return False
-                    self._changed.wait(1.0 if late else min(1.0, give_up - self._clock()))
-                if not on_wait():
-                    return False
+                    self._changed.wait(min(1.0, seconds) if seconds > 0 else 1.0)
         finally:
             self._hurry = False
 
@@ -249,6 +246,8 @@ class Sender:
         except (NotFound, FormatError) as error:
             with suppress(StorageError):
                 self.spool.drop(checkpoint)
+            with self._changed:
+                self._fresh.pop(checkpoint, None)
             self._tell("spool_lost", checkpoint=str(checkpoint), error=error)
             return None
         return made

@@ -11,8 +11,8 @@ from checkpoints.lineage import read_lineage
 from checkpoints.sender import Sender
 from checkpoints.spool import Spool
 from checkpoints.store import CheckpointStore
-from service import exit_codes
-from service.context import AttemptContext, wait_at_end
+from service import context, exit_codes
+from service.context import AttemptContext
 from service.errors import NotSent
 
 _AFTER_ERROR: Final = 2.0  # seconds that one that has failed does
@@ -80,11 +80,16 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
     done = code == exit_codes.DONE
     before, ctx.status.activity = ctx.status.activity, "saving"
 
-    def on_wait() -> bool:
+    def seconds_left() -> float:
         ctx.status.tick()
-        return _time_left(ctx, done=done) > 0
+        asked = ctx.stop.requested_at
+        until = ended + (context.wait_at_end() if done else _AFTER_ERROR)
+        if asked is not None:
+            until = asked + _SHARE * ctx.spec.grace
+        return until - time.monotonic()
 
-    settled = sender.settle(_time_left(ctx, done=done), on_wait)
+    ended = time.monotonic()
+    settled = sender.settle(seconds_left)
     ctx.status.activity = before
     error = sender.take_error()
     sender.close()
@@ -109,14 +114,3 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         return code
     ctx.status.error = f"NotSent: {problem}"
     return problem.exit_code
-
-
-def _time_left(ctx: AttemptContext, *, done: bool) -> float:
-    """Return the seconds that a store that is away is still waited for."""
-    asked = ctx.stop.requested_at
-    if asked is not None:
-        left = ctx.time_left()
-        if left is not None:
-            return _SHARE * left
-        return max(0.0, asked + _SHARE * ctx.spec.grace - time.monotonic())
-    return wait_at_end() if done else _AFTER_ERROR

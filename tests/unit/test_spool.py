@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -83,8 +84,10 @@ class Machine:
         self.writer.submit(snapshot, "step", self.history.mark())
         self.writer.wait()
 
-    def settled(self) -> bool:
-        return self.sender.settle(60.0)
+    def settled(self, within: float = 60.0) -> bool:
+        """Wait until all is sent; a store that is away only for so many seconds."""
+        until = time.monotonic() + within
+        return self.sender.settle(lambda: until - time.monotonic())
 
     def told(self, event: str) -> list[str]:
         return [fields["checkpoint"] for name, fields in self.events if name == event]
@@ -226,7 +229,7 @@ def test_the_training_goes_on_while_the_store_is_away(
     for _ in range(4):
         machine.train()
         machine.save()
-    assert not machine.sender.settle(0.0)
+    assert not machine.settled(0.0)
     left = machine.sender.backlog()
     assert (left.count, left.path) == (4, machine.spool.path)
     assert left.size == sum(machine.spool.manifest(one).size for one in machine.spool.waiting())
@@ -287,18 +290,18 @@ def test_the_spool_is_bounded_and_the_newest_is_never_dropped(
     bucket.away = True
     machine.train()
     machine.save(numbers=1000)
-    assert not machine.sender.settle(0.0)
+    assert not machine.settled(0.0)
     one = machine.sender.backlog().size
     machine.spool.limit = int(2.5 * one)
     for _ in range(5):
         machine.train()
         machine.save(numbers=1000)
-        machine.sender.settle(0.0)
+        machine.settled(0.0)
         assert machine.sender.backlog().size <= machine.spool.limit + one  # one may be being sent
     machine.spool.limit = 1
     machine.train()
     machine.save(numbers=1000)
-    machine.sender.settle(0.0)
+    machine.settled(0.0)
     assert max(found.step for found in machine.spool.waiting()) == 7
     assert len(machine.spool.waiting()) <= 2
     bucket.away = False
@@ -315,7 +318,7 @@ def test_a_full_disk_makes_room_and_then_fails_the_save_with_the_newest_kept(
     for _ in range(3):
         machine.train()
         machine.save()
-    machine.sender.settle(0.0)
+    machine.settled(0.0)
     spool = FaultyStorage(machine.spool.storage, "stage@1:full stage@5:full stage@6:full")
     machine.writer._store = machine.store.beside(spool)
     machine.train()
@@ -339,7 +342,7 @@ def test_what_is_damaged_in_the_spool_is_told_and_does_not_stop_the_others(
     for _ in range(2):
         machine.train()
         machine.save()
-    machine.sender.settle(0.0)
+    machine.settled(0.0)
     lost = Path(machine.spool.path) / layout.checkpoint_file(
         CheckpointId(0, 2, Stage.STEP, 1), "state.h5"
     )
@@ -369,7 +372,7 @@ def test_a_superseded_attempt_sends_nothing_more_and_its_training_is_told(
     bucket.away = True
     machine.train(3)
     machine.save()
-    machine.sender.settle(0.0)
+    machine.settled(0.0)
     newest[0] = 2  # on another machine, from what was sent
     CheckpointStore(open_storage(bucket.root), attempt=2).begin()
     bucket.away = False
@@ -435,7 +438,7 @@ def _save_twice(machine: Machine) -> int:
             machine.writer.close()
             saved += 1
     with suppress(Died):
-        machine.sender.settle(60.0)
+        machine.settled()
     machine.die()
     return saved
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,33 @@ def test_a_store_that_comes_back_in_time_is_waited_for(
     bucket.on_call = come_back
     assert spooling.settle(attempt.context, machine.sender, exit_codes.DONE) == exit_codes.DONE
     assert committed(bucket) == ["1.0", "3.0"]
+
+
+def test_what_is_being_sent_may_take_longer_than_a_store_that_is_away(
+    make: Callable[..., Machine], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_SPOOL_WAIT", "0")
+    machine = make()
+    attempt = Attempt(bucket, machine)
+    sending = threading.Event()
+    bucket.on_call = lambda operation, path: sending.set()
+    bucket.answers.clear()
+    machine.train()
+    machine.save()
+    assert sending.wait(60)
+    codes: list[int] = []
+
+    def settle() -> None:
+        codes.append(spooling.settle(attempt.context, machine.sender, exit_codes.DONE))
+
+    waiting = threading.Thread(target=settle)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    bucket.answers.set()
+    waiting.join(60)
+    assert codes == [exit_codes.DONE]
+    assert committed(bucket) == ["1.0"]
 
 
 def test_an_attempt_that_is_superseded_while_it_waits_says_so(
