@@ -65,10 +65,13 @@ class Client:
         """The file system, each call a single try."""
         return self._open(patient=False)
 
-    @property
-    def parts(self) -> Any:
-        """The file system for large files: a part that fails is tried again by the client."""
-        return self._open(patient=True) if self.scheme in _MAKERS else self.files
+    def files_for(self, size: int) -> Any:
+        """Return the file system to send or fetch so many bytes with.
+
+        Of what goes in parts a part that fails is tried again by the client.
+        """
+        in_parts = size >= 2 * _PART_SIZE and self.scheme in _MAKERS
+        return self._open(patient=in_parts)
 
     @property
     def read_only(self) -> bool:

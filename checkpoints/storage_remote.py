@@ -192,22 +192,22 @@ class FsspecStorage:
                 raise storage_error(error, "write", path, self.root) from error
             # What a failed upload leaves is written over by the next try. It is not deleted here: a
             # deletion that is given up on may arrive later, and take what was uploaded since.
-            self._upload(local, path)
+            self._upload(local, path, size)
             if self.size(path) != size:
                 raise StorageError(
                     action="upload", path=join(self.root, path), reason="it arrived cut short"
                 )
 
-    def _upload(self, local: Path, path: str) -> None:
-        files, options = self._client.parts, self._client.sending()
+    def _upload(self, local: Path, path: str, size: int) -> None:
+        files, options = self._client.files_for(size), self._client.sending()
         self._write("upload", path, lambda at: files.put_file(str(local), at, **options))
 
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
-        files, options = self._client.parts, self._client.fetching()
+        size = int(self._look(path)["size"] or 0)
+        files, options = self._client.files_for(size), self._client.fetching()
         with scratch() as folder:
             local = folder / path.rpartition("/")[2]
-            self._look(path)
             self._try("download", path, lambda at: files.get_file(at, str(local), **options))
             yield local
 

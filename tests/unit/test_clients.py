@@ -203,7 +203,7 @@ def test_two_that_write_at_once_are_tried_again(server: Server) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-def test_parts_of_a_large_file_are_sent_side_by_side_and_again_by_themselves(
+def test_a_resumable_upload_arrives_whole(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     package("gcsfs")
