@@ -74,6 +74,7 @@ class ForkedBackend(LocalBackend):
 
 def _become_attempt(spec: JobSpec, output: Path, supervisor: int) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # the fork server's is forkserver
     resource_tracker._resource_tracker._fd = None  # type: ignore[attr-defined]  # one of its own
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
