@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import sys
-from typing import Final
+from typing import Any, Final
 
 _CLIENTS: Final = frozenset(
     {
@@ -27,7 +27,15 @@ _CLIENTS: Final = frozenset(
     }
 )
 
-chance: Final = random.Random()
+
+class _Chance(random.Random):
+    """A generator that clients may take for the module: it has the module's classes as well."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(random, name)
+
+
+chance: Final = _Chance()
 
 
 def keep_apart() -> None:

@@ -40,3 +40,11 @@ def test_every_client_that_draws_draws_apart(nobody: str) -> None:
 
     assert aiohttp.connector.random is chance
     assert sys.modules["random"] is random
+
+
+def test_a_client_finds_all_that_the_module_has() -> None:
+    """Azure's makes a generator of its own for the pauses between parts."""
+    assert isinstance(chance.Random(1), random.Random)
+    assert isinstance(chance.SystemRandom().random(), float)
+    with pytest.raises(AttributeError):
+        chance.no_such_thing()
