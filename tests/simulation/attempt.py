@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.errors import HoldfastError, StorageError, Superseded
@@ -10,12 +11,14 @@ from checkpoints.history import HistoryWriter
 from checkpoints.layout import Stage
 from checkpoints.manifest import Manifest
 from checkpoints.retention import Keep
+from checkpoints.sender import Sender
 from checkpoints.storage import Storage
 from checkpoints.store import CheckpointStore
 from checkpoints.writer import Writer
-from service import exit_codes
+from service import exit_codes, spooling
 from service.heartbeat import HeartbeatWriter, Status
 from service.journal import Journal
+from service.logs import silent_logger
 from tests.simulation import training
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ class Attempt:
         self.world, self.process, self.storage, self.number = world, process, storage, number
         self.parent = parent
         self.stop: str | None = None
+        self.asked_at: float | None = None
+        self.spool = world.spool_of(process)
+        self.sender: Sender | None = None
         self.status = Status()
         journal = Journal(storage)
         self.fence = lambda: journal.fence(number)
@@ -52,6 +58,7 @@ class Attempt:
             lambda error: self.ask_to_leave("superseded"),
             fence=self.fence,
             on_beat=self.look_around,
+            aside=None if self.spool is None else self.spool.storage,
         )
         self.last_saved = -1
         process.on_signal = self.on_signal
@@ -61,7 +68,8 @@ class Attempt:
             self.ask_to_leave("SIGTERM")
 
     def ask_to_leave(self, why: str) -> None:
-        self.stop = self.stop or why
+        if self.stop is None:
+            self.stop, self.asked_at = why, self.world.scheduler.now
 
     def look_around(self) -> None:
         parent = self.parent
@@ -82,31 +90,65 @@ class Attempt:
             self.world.tell(self.process, type(error).__name__, error)
             self.status.error = str(error)
             code = error.exit_code
+        if self.sender is not None:
+            self.writer.wait()
+            code = spooling.settle(self.context(), self.sender, code)
         if self.stop == "superseded":
             code = exit_codes.SUPERSEDED
         self.heartbeat.stop(code)
         return code
 
+    def context(self) -> Any:
+        """Return what of an attempt's context the spool asks for."""
+        return SimpleNamespace(
+            storage=self.storage,
+            attempt=self.number,
+            spec=self.world.spec,
+            status=self.status,
+            log=silent_logger(),
+            stop=SimpleNamespace(reason=self.stop, requested_at=self.asked_at),
+            time_left=lambda: None,
+        )
+
     def train(self) -> None:
         oracle = self.world.oracle
         self.store = CheckpointStore(self.storage, attempt=self.number, fence=self.fence)
-        save = self.store.save
+        save, adopt = self.store.save, self.store.adopt
 
         def watched(*args: Any, **kwargs: Any) -> Manifest:
             oracle.save_begins(self.number)
             return save(*args, **kwargs)
 
+        def adopted(*args: Any, **kwargs: Any) -> None:
+            oracle.save_begins(self.number)
+            adopt(*args, **kwargs)
+
         self.store.save = watched  # type: ignore[method-assign]
+        self.store.adopt = adopted  # type: ignore[method-assign]
+        if self.spool is not None:
+            spooling.send_left(self.context(), self.spool, self.store)
         promised = oracle.begins_now()
         newest, _ = self.store.begin()
         oracle.begun(self.number, newest.checkpoint if newest else None, promised)
         finished = self.store.finished_phases()
-        self.history = HistoryWriter(self.storage, self.number)
+        keep, saving = Keep.parse(self.world.spec.keep), self.store
+        if self.spool is not None:
+            saving = self.store.beside(self.spool.storage)
+            self.sender = Sender(
+                self.spool,
+                self.store,
+                self.number,
+                keep=keep,
+                on_event=self.on_event,
+                clock=lambda: self.world.scheduler.now,
+            )
+        self.history = HistoryWriter(saving.storage, self.number)
         self.writer = Writer(
-            self.store,
+            saving,
             history_sync=self.history.sync,
-            keep=Keep.parse(self.world.spec.keep),
+            keep=keep,
             on_event=self.on_event,
+            sender=self.sender,
         )
         start, step, stage, state = 0, 0, Stage.STEP, training.state_at(0, 0)
         if newest is not None:
@@ -188,9 +230,9 @@ class Attempt:
         self.world.tell(self.process, "save failed:", error)
 
     def on_event(self, event: str, fields: dict[str, Any]) -> None:
-        if event == "saved":
+        if event in ("saved", "sent"):
             self.status.last_checkpoint = fields["checkpoint"]
             self.status.tick()
             self.world.oracle.acknowledged(fields["checkpoint"])
-        elif event == "pruned":
-            self.world.tell(self.process, "pruned", fields["checkpoints"])
+        else:
+            self.world.tell(self.process, event, *fields.values())

@@ -12,6 +12,7 @@ from checkpoints.storage import Capabilities, check_path, storage_error
 
 FOLDER = Capabilities(exclusive_create=True, append=True, local=True, in_process=False, links=True)
 BUCKET = Capabilities(exclusive_create=True, append=False, local=False, in_process=False)
+DISK = Capabilities(exclusive_create=True, append=True, local=True, in_process=False)
 
 
 class Memory:

@@ -226,7 +226,27 @@ class Scheduler:
             def __exit__(self, *_: object) -> None:
                 self.release()
 
+        class Condition(Lock):
+            def __init__(self) -> None:
+                super().__init__()
+                self._waiting: list[list[bool]] = []
+
+            def wait(self, timeout: float | None = None) -> bool:
+                told = [False]
+                self._waiting.append(told)
+                depth, self._depth, self._owner = self._depth, 0, None
+                scheduler.pause(NEVER if timeout is None else timeout, lambda: told[0])
+                self.acquire()
+                self._depth = depth
+                return told[0]
+
+            def notify_all(self) -> None:
+                for told in self._waiting:
+                    told[0] = True
+                self._waiting.clear()
+
         return SimpleNamespace(
+            Condition=Condition,
             Thread=Thread,
             Event=Event,
             Lock=Lock,

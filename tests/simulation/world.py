@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,15 +13,20 @@ from typing import Any
 from unittest import mock
 
 import checkpoints.history
+import checkpoints.sender
 import checkpoints.store
 import checkpoints.writer
+import service.context
 import service.heartbeat
 import service.journal
 import service.logs
+import service.spooling
 import service.supervisor
 from checkpoints import frozen, hdf5, layout
+from checkpoints.apart import chance
 from checkpoints.errors import HoldfastError, StorageError, Superseded
 from checkpoints.retention import Keep
+from checkpoints.spool import Spool
 from checkpoints.store import CheckpointStore
 from checkpoints.testing import CHANGING, Died, FaultyStorage
 from service import identity, spec, submission
@@ -32,7 +38,7 @@ from service.logs import silent_logger
 from service.spec import JobSpec
 from tests.simulation import light, training
 from tests.simulation.attempt import Attempt
-from tests.simulation.memory import BUCKET, FOLDER, Memory
+from tests.simulation.memory import BUCKET, DISK, FOLDER, Memory
 from tests.simulation.oracle import Oracle, Violation, demand
 from tests.simulation.scheduler import Machine, Process, Scheduler
 
@@ -81,6 +87,39 @@ class Link(FaultyStorage):
         return found
 
 
+class Disk(FaultyStorage):
+    """A process' way to a disk of its own machine, which works as long as the process does."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        super().__init__(world.disks[process.machine])
+        self._world, self._process = world, process
+
+    def _enter(self, operation: str, path: str) -> str | None:
+        world = self._world
+        if not self._process.alive:
+            raise Died
+        if operation in CHANGING and not world.calm and world.dice.random() < world.death_rate / 4:
+            world.kill(self._process)
+            raise Died
+        return None
+
+    def _leave(self, operation: str, path: str, fault: str | None, call: Callable[[], Any]) -> Any:
+        if not self._process.alive:
+            raise Died
+        return super()._leave(operation, path, fault, call)
+
+
+class SimulatedSpool(Spool):
+    """The spool on a simulated disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.storage = disk
+        self.limit = 1 << 40
+
+    def is_old(self, attempt: int) -> bool:
+        return False
+
+
 class Backend:
     """Starts attempts as processes of the supervisor's own machine."""
 
@@ -122,8 +161,11 @@ class World:
         kind = self.dice.choice([FOLDER, BUCKET])
         self.memory = Memory(kind, scratch)
         self.scheduler = Scheduler(self.dice)
+        # What is elsewhere goes through a spool as a rule, and without one for who saves by hand.
+        self.spools = kind is BUCKET and self.dice.random() < 0.7
+        self.disks = {Machine(name): Memory(DISK, scratch) for name in "ab"}
         self.oracle = Oracle(self.memory, lambda: self.scheduler.now)
-        self.machines = [Machine("a"), Machine("b")]
+        self.machines = list(self.disks)
         self.processes: dict[int, Process] = {}
         self.calm = False
         self.fault_rate = self.dice.choice([0.0, 0.01, 0.05]) * self.trouble
@@ -247,6 +289,14 @@ class World:
 
         return self.start(machine, "supervisor", main)
 
+    def spool_of(self, process: Process | None = None) -> Spool | None:
+        """Return the spool of a process' machine, where the job has one."""
+        if process is None and self.scheduler.current is not None:
+            process = self.scheduler.current.process
+        if process is None or not self.spools:
+            return None
+        return SimulatedSpool(Disk(self, process))
+
     def supervisors(self) -> list[Process]:
         return [p for p in self.processes.values() if p.alive and p.name.startswith("super")]
 
@@ -331,6 +381,7 @@ class World:
                 self.kill(process)
         for hit in self.machines if everything else [machine]:
             hit.boot += 1
+            self.disks[hit].lose_power()
         if everything:
             self.memory.lose_power()
 
@@ -410,7 +461,9 @@ class World:
 
     def _check_end(self) -> None:
         self.oracle.check_reading()
-        newest = self.oracle.line()[-1].id
+        line = self.oracle.line()
+        demand(line, "the job has succeeded and has no checkpoint")
+        newest = line[-1].id
         last = len(training.PHASES) - 1
         demand(newest.place == (last, training.PHASES[last], 2), "it ends at", newest)
         rows = [(r["phase"], r["step"]) for r in self.oracle.rows()]
@@ -442,11 +495,13 @@ def simulated(world: World) -> Iterator[None]:
 
         for module in (
             checkpoints.history,
+            checkpoints.sender,
             checkpoints.store,
             checkpoints.writer,
             service.heartbeat,
             service.journal,
             service.logs,
+            service.spooling,
             service.supervisor,
         ):
             patch(module, "threading", threads)
@@ -458,6 +513,8 @@ def simulated(world: World) -> Iterator[None]:
         patch(identity, "_boot_id", lambda: f"boot {(me() or outside).boot}")
         patch(identity, "_stat", stat)
         patch(identity, "_exists", lambda pid: False)
+        patch(service.spooling, "sys", SimpleNamespace(stderr=io.StringIO()))
+        patch(service.context, "spool_of", lambda storage, job: world.spool_of())
         patch(service.supervisor, "POLL", 0.5)
         patch(service.supervisor, "OUTPUT_EVERY", 30.0)
         patch(service.supervisor, "make_logger", lambda *args, **kwargs: silent_logger())
@@ -468,6 +525,7 @@ def simulated(world: World) -> Iterator[None]:
             patch(hdf5, "read_file", light.read_file)
         state = random.getstate()
         random.seed(world.seed)
+        chance.seed(world.seed)
         try:
             yield
         finally:
