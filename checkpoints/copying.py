@@ -7,7 +7,6 @@ training: history before checkpoints, a checkpoint's files before its manifest, 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +17,7 @@ import msgspec
 
 from checkpoints import layout
 from checkpoints.content import Damage
-from checkpoints.digest import Digests, Meter, Unread, hashed, pieces
+from checkpoints.digest import Meter, Unread
 from checkpoints.envelope import checksum, seal, unseal
 from checkpoints.errors import (
     AlreadyExists,
@@ -30,8 +29,9 @@ from checkpoints.errors import (
 )
 from checkpoints.layout import CheckpointId
 from checkpoints.manifest import FileEntry, Manifest
-from checkpoints.storage import Storage, join
+from checkpoints.storage import Storage, join, read_document
 from checkpoints.store import CheckpointStore
+from checkpoints.transfer import Tally, Transfer
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,17 +43,13 @@ _FORMAT = 1
 
 @dataclass
 class Copied:
-    """What became of a copy. Sizes are bytes.
+    """What became of a copy.
 
-    written: copied now. kept: were there already, and right. linked: share a file with another
-    checkpoint of the copy. damages: what is damaged in the source too, and was copied as it is.
+    tally: in files and bytes. damages: what is damaged in the source, and was copied as it is.
     """
 
+    tally: Tally
     checkpoints: list[CheckpointId] = field(default_factory=list)
-    files: int = 0
-    written: int = 0
-    kept: int = 0
-    linked: int = 0
     damages: list[Damage] = field(default_factory=list)
 
 
@@ -81,22 +77,19 @@ class _Copy:
     def __init__(self, source: Storage, target: Storage, at_once: int, meter: Meter) -> None:
         self._source, self._target = source, target
         self._meter = meter
-        self._digests = Digests()
+        self._transfer = Transfer(source, target, meter)
         self._pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="copy")
-        self._copied = Copied()
-        self._lock = threading.Lock()
-        self._there: dict[str, set[str]] = {}  # names by folder, as they were found in the copy
-        self._parts: dict[FileEntry, str] = {}  # where the copy has a part that others link
+        self._copied = Copied(self._transfer.tally)
 
     def run(self) -> Copied:
         try:
-            spec = self._source.read(layout.SPEC)
+            spec = read_document(self._source, layout.SPEC)
             fresh = self._take_place(spec)
             events = self._new_events()
             attempts = list(self._attempt_files())
             manifests = self._manifests()
             self._expect(attempts, manifests)
-            self._each(self._file, attempts)
+            self._each(self._transfer.file, attempts)
             for checkpoint, manifest in manifests:
                 self._checkpoint(checkpoint, manifest)
             if self._copied.damages and not self._copied.checkpoints:
@@ -105,7 +98,7 @@ class _Copy:
                 raise JobChanged(root=self._source.root)
             self._journal(events[1], at_once=fresh)
             if fresh:
-                self._document(layout.SPEC, spec)
+                self._transfer.document(layout.SPEC, spec)
             self._target.delete(layout.COPYING)
             return self._copied
         finally:
@@ -116,12 +109,12 @@ class _Copy:
     def _take_place(self, spec: bytes) -> bool:
         """Make sure that the place is free or has this job; return whether it is no job yet."""
         with suppress(NotFound):
-            if self._target.read(layout.SPEC) == spec:
+            if read_document(self._target, layout.SPEC) == spec:
                 return False
             raise self._taken("another job is there")
         note = seal(_Note(spec=checksum(spec)))
         try:
-            data = self._target.read(layout.COPYING)
+            data = read_document(self._target, layout.COPYING)
         except NotFound:
             if self._target.list(""):
                 raise self._taken("it is not empty") from None
@@ -140,10 +133,10 @@ class _Copy:
 
         def read(seq: int) -> tuple[int, bytes] | None:
             path = layout.journal_event(seq)
-            data = self._source.read(path)
+            data = read_document(self._source, path)
             if seq not in known:
                 return seq, data
-            if self._target.read(path) != data:
+            if read_document(self._target, path) != data:
                 raise self._taken(f"the copy there has gone on by itself (from {path})")
             return None
 
@@ -206,94 +199,21 @@ class _Copy:
         self._copied.damages += [damage for damage in damages if damage is not None]
         path = layout.manifest(checkpoint)
         try:
-            data = self._source.read(path)
+            data = read_document(self._source, path)
         except StorageError:
             if manifest is not None:
                 raise
             return  # that it cannot be read has been said
-        self._document(path, data)
+        self._transfer.document(path, data)
         self._copied.checkpoints.append(checkpoint)
 
     def _entry(self, checkpoint: CheckpointId, entry: FileEntry | str) -> Damage | None:
         """Copy a file of a checkpoint; return what is wrong with it in the source."""
         if isinstance(entry, str):
-            self._file(layout.checkpoint_file(checkpoint, entry))
+            self._transfer.file(layout.checkpoint_file(checkpoint, entry))
             return None
-        path = layout.checkpoint_file(checkpoint, entry.name)
-        if self._has(path) and self._digests.difference(self._target, path, entry) is None:
-            self._count(kept=entry.size)
-        elif not self._link(path, entry):
-            try:
-                digest = self._write(path)
-            except _Unreadable as error:
-                return Damage(str(checkpoint), entry.name, error.reason)
-            if digest != entry.hash:
-                reason = "its content has changed (the hash differs)"
-                return Damage(str(checkpoint), entry.name, reason)
-        if entry.part_of is not None:
-            self._parts.setdefault(entry, path)
-        return None
-
-    def _has(self, path: str) -> bool:
-        """Return whether the copy had a file when it was begun; a folder is listed once."""
-        folder, _, name = path.rpartition("/")
-        with self._lock:
-            if folder not in self._there:
-                self._there[folder] = set(self._target.list(folder))
-            return name in self._there[folder]
-
-    def _link(self, path: str, entry: FileEntry) -> bool:
-        """Give a part that the copy has already one more name, where that can be done."""
-        source = self._parts.get(entry)
-        if source is None or not self._target.capabilities.links:
-            return False
-        self._target.delete(path)
-        if not self._target.link(source, path):
-            return False
-        self._count(linked=entry.size)
-        return True
-
-    def _file(self, path: str) -> None:
-        """Copy a file that no manifest names, unless the copy has the same."""
-        with suppress(NotFound):
-            size = self._source.size(path) if self._has(path) else -1
-            if size >= 0 and self._target.size(path) == size:
-                mine = self._digests.of(self._source, path)
-                if self._digests.of(self._target, path) == mine:
-                    self._count(kept=size)
-                    return
-        try:
-            self._write(path)
-        except _Unreadable as error:
-            raise error.cause from None
-
-    def _write(self, path: str) -> str:
-        """Copy a file, whatever is there now; return its hash, the same at both ends."""
-        size = 0
-
-        def read() -> Iterator[memoryview | bytes]:
-            nonlocal size
-            source = pieces(self._source, path)
-            while True:
-                try:
-                    piece = next(source, None)
-                except StorageError as error:
-                    if self._source.local_path(path) is None and not isinstance(error, NotFound):
-                        raise
-                    raise _Unreadable(error) from error
-                if piece is None:
-                    return
-                file.write(piece)
-                size += len(piece)
-                yield piece
-
-        with self._target.stage(path, over=True) as local, open(local, "wb") as file:
-            digest = hashed(read(), self._meter)
-        if self._digests.of(self._target, path) != digest:
-            full = join(self._target.root, path)
-            raise StorageError(action="copy", path=full, reason="it arrived changed")
-        self._count(written=size, metered=True)
-        return digest
+        reason = self._transfer.named(layout.checkpoint_file(checkpoint, entry.name), entry)
+        return None if reason is None else Damage(str(checkpoint), entry.name, reason)
 
     def _journal(self, events: list[tuple[int, bytes]], *, at_once: bool) -> None:
         """Add events. To what is a job already one by one, as a training adds them."""
@@ -301,12 +221,9 @@ class _Copy:
         def add(event: tuple[int, bytes]) -> None:
             path = layout.journal_event(event[0])
             try:
-                self._target.create(path, event[1])
+                self._transfer.create(path, event[1])
             except AlreadyExists:
-                if self._target.read(path) != event[1]:
-                    problem = f"the copy there has gone on by itself (from {path})"
-                    raise self._taken(problem) from None
-            self._count(written=len(event[1]), metered=True)
+                raise self._taken(f"the copy there has gone on by itself (from {path})") from None
 
         if at_once:
             self._each(add, events)
@@ -314,35 +231,5 @@ class _Copy:
             for event in events:
                 add(event)
 
-    def _document(self, path: str, data: bytes) -> None:
-        """Publish a small file whole, unless the copy has the same."""
-        try:
-            self._target.create(path, data)
-        except AlreadyExists:
-            if self._target.read(path) != data:
-                self._target.replace(path, data)
-        self._count()
-
-    def _count(
-        self, *, kept: int = 0, linked: int = 0, written: int = 0, metered: bool = False
-    ) -> None:
-        with self._lock:
-            self._copied.files += 1
-            self._copied.kept += kept
-            self._copied.linked += linked
-            self._copied.written += written
-        if not metered:
-            self._meter.done(kept + linked)
-
     def _each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return list(self._pool.map(function, items))
-
-
-class _Unreadable(Exception):
-    """A file of the source cannot be read, for good: its disk says so."""
-
-    def __init__(self, cause: StorageError) -> None:
-        self.cause = cause
-        missing = isinstance(cause, NotFound)
-        self.reason = "it is missing" if missing else f"it cannot be read: {cause.fields['reason']}"
-        super().__init__(self.reason)

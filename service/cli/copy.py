@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -49,10 +50,7 @@ def copy(root: str, job: str, dest: str, as_json: bool) -> int:
                 "job": place.name,
                 "url": url,
                 "checkpoints": [str(checkpoint) for checkpoint in copied.checkpoints],
-                "files": copied.files,
-                "written": copied.written,
-                "kept": copied.kept,
-                "linked": copied.linked,
+                **asdict(copied.tally),
                 "damages": [str(damage) for damage in copied.damages],
             }
         )
@@ -87,14 +85,14 @@ def _print_copied(url: str, copied: Copied) -> None:
     told = [
         f"{words.size(count)} {what}"
         for count, what in (
-            (copied.written, "copied"),
-            (copied.kept, "there already"),
-            (copied.linked, "shared"),
+            (copied.tally.written, "copied"),
+            (copied.tally.kept, "there already"),
+            (copied.tally.linked, "shared"),
         )
         if count
     ]
-    checkpoints = len(copied.checkpoints)
+    count = len(copied.checkpoints)
     click.echo(
-        f"{url}: {checkpoints} checkpoint{'' if checkpoints == 1 else 's'}, {copied.files} files, "
+        f"{url}: {count} checkpoint{'' if count == 1 else 's'}, {copied.tally.files} files, "
         f"{', '.join(told)}; every byte read back. `holdfast resume` goes on with it there."
     )
