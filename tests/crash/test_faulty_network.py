@@ -1,0 +1,230 @@
+"""Each request of a save, a claim, a flush of history and a restore spoiled once, on real servers.
+
+It ends in success or in an error that says what failed, and the same deed done again succeeds, with
+exactly one commit. Each call is a single try here: what a store's own patience makes good is seen
+at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from checkpoints.errors import StorageError
+from checkpoints.history import HistoryReader, HistoryWriter
+from checkpoints.layout import CheckpointId, Stage
+from checkpoints.patience import patience
+from checkpoints.storage import Storage, open_storage
+from checkpoints.store import CheckpointStore
+from checkpoints.testing import sample_snapshot
+from service.errors import InvalidTransition
+from service.identity import Identity
+from service.journal import Journal
+from service.lifecycle import Claimed, Submitted
+from tests.fault_proxy import DONE, NOT_DONE, FaultProxy
+from tests.object_stores import ObjectStore
+
+pytestmark = pytest.mark.crash
+
+ME = Identity(host="a", pid=1, boot_id="x", start=1)
+SLOW = 0.3  # seconds; the client's patience with an answer
+
+
+@dataclass
+class Network:
+    """A store behind a proxy. folder: a new one each time."""
+
+    proxy: FaultProxy
+    open: Callable[[], Storage]
+
+
+@pytest.fixture(scope="module", params=["moto"])
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    store: ObjectStore = request.getfixturevalue(request.param)
+    port = re.search(r"127\.0\.0\.1:(\d+)", str(store.environment))
+    assert port is not None
+    options = (
+        {"config_kwargs": {"read_timeout": SLOW}}
+        if request.param == "moto"
+        else {"read_timeout": SLOW}
+    )
+    with FaultProxy(int(port[1]), slow=3 * SLOW) as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value.replace(port[0], f"127.0.0.1:{proxy.port}"))
+        yield Network(proxy, lambda: open_storage(store.folder(), **options))
+
+
+def tried(deed: Callable[[], object]) -> bool:
+    """Do something in single tries; return whether it went well. Any other error is one of ours."""
+    with patience(0):
+        try:
+            deed()
+        except StorageError:
+            return False
+        return True
+
+
+WRITING = (NOT_DONE, DONE)
+READING = ((*NOT_DONE, *DONE),)  # whether the server has heard of it makes no difference
+
+
+def each_request(
+    network: Network,
+    deed: Callable[[str, int], bool],
+    least: int,
+    kinds: Iterable[Sequence[str]] = WRITING,
+) -> None:
+    """Do a deed with each of its requests spoiled, until none is left to be.
+
+    kinds: each request meets one fault of each of these, in turn all that there are.
+    """
+    failed = 0
+    for at in range(1, 99):
+        spoiled = []
+        faults = [kind[at % len(kind)] for kind in kinds]
+        for fault in (*faults, *(["slow"] if at % 5 == 1 else [])):
+            failed += not deed(fault, at)
+            spoiled.append(network.proxy.spoiled)
+        if spoiled[0] is None:
+            break
+    print(f"{at - 1} requests, {failed} failed deeds")
+    assert at > least
+    assert failed > 0
+
+
+BOTH = pytest.mark.parametrize("network", ["moto", "azurite"], indirect=True)
+
+
+@BOTH
+def test_a_save(network: Network) -> None:
+    storage = network.open()
+    store = CheckpointStore(storage, attempt=1)
+    store.begin()
+    steps = iter(range(1, 999))
+
+    def save(fault: str, at: int) -> bool:
+        snapshot = sample_snapshot(next(steps), numbers=2)
+        with network.proxy.fault(fault, at):
+            done = tried(lambda: store.save(snapshot, reason="step"))
+        if at % 2:
+            network.proxy.deliver()
+        made = store.save(snapshot, reason="step")
+        network.proxy.deliver()
+        place = CheckpointId(0, snapshot.progress.step, Stage.STEP, 1)
+        assert made.id == place
+        assert CheckpointStore(storage).verify(place) == [], (fault, network.proxy.spoiled)
+        return done
+
+    each_request(network, save, 8)
+    assert len(store.ids()) == next(steps) - 1
+    assert store.orphans() == []
+
+
+@BOTH
+def test_a_claim(network: Network) -> None:
+    def claim(fault: str, at: int) -> bool:
+        storage = network.open()
+        Journal(storage).append(Submitted())
+        journal = Journal(storage)
+        with network.proxy.fault(fault, at):
+            done = tried(lambda: journal.append(Claimed(attempt=1, owner=ME)))
+        if at % 2:
+            network.proxy.deliver()
+        if not done:
+            journal.append(Claimed(attempt=1, owner=ME))
+        network.proxy.deliver()
+        events = [entry.event for entry in Journal(storage).read()]
+        assert events == [Submitted(), Claimed(attempt=1, owner=ME)], network.proxy.spoiled
+        with pytest.raises(InvalidTransition):
+            journal.append(Claimed(attempt=1, owner=ME))
+        return done
+
+    each_request(network, claim, 2)
+
+
+def test_a_flush_of_history(network: Network) -> None:
+    storage = network.open()
+    CheckpointStore(storage, attempt=1).begin()
+    history = HistoryWriter(storage, 1)
+    steps = iter(range(1, 999))
+
+    def flush(fault: str, at: int) -> bool:
+        history.append({"kind": "step", "phase": 0, "step": next(steps)})
+        with network.proxy.fault(fault, at):
+            done = tried(history.sync)
+        if at % 2:
+            network.proxy.deliver()
+        history.append({"kind": "step", "phase": 0, "step": next(steps)})
+        history.sync()
+        network.proxy.deliver()
+        found = [row["step"] for row in HistoryReader(storage).rows()]
+        assert found == list(range(1, len(found) + 1)), (fault, network.proxy.spoiled)
+        return done
+
+    each_request(network, flush, 1)
+    assert len(list(HistoryReader(storage).rows())) == next(steps) - 1
+
+
+def test_a_restore(network: Network) -> None:
+    storage = network.open()
+    store = CheckpointStore(storage, attempt=1)
+    store.begin()
+    store.save(sample_snapshot(2, numbers=2), reason="step")
+    want = sample_snapshot(2, numbers=2).files["state.h5"].arrays["rng/key"].tobytes()
+
+    def restore(fault: str, at: int) -> bool:
+        mine = CheckpointStore(storage, attempt=2)
+        found = []
+
+        def begin() -> None:
+            manifest, damages = mine.begin()
+            assert manifest is not None
+            assert damages == [], "what is out of reach is not damaged"
+            found.append(mine.load(manifest.id))
+
+        with network.proxy.fault(fault, at):
+            done = tried(begin)
+        if at % 2:
+            network.proxy.deliver()
+        if not done:
+            begin()
+        network.proxy.deliver()
+        assert found[0].manifest.progress.step == 2, (fault, network.proxy.spoiled)
+        assert found[0].files["state.h5"]["rng/key"].tobytes() == want
+        storage.delete_tree("attempts/0002")  # each begins as the first that resumes
+        return done
+
+    each_request(network, restore, 8, READING)
+
+
+def test_a_spoiled_request_passes_by_itself(network: Network) -> None:
+    """With the usual patience nobody hears of a single failure, whichever request it is."""
+    storage = network.open()
+    store = CheckpointStore(storage, attempt=1)
+    store.begin()
+    for at, fault in enumerate([*NOT_DONE, *DONE], 1):
+        with network.proxy.fault(fault, at + 3):
+            made = store.save(sample_snapshot(at, numbers=2), reason="step")
+        assert network.proxy.spoiled is not None
+        network.proxy.deliver()
+        assert store.verify(made.id) == []
+
+
+def test_a_condition_that_fails_by_mistake_commits_nothing_twice(network: Network) -> None:
+    """A refusal of what nobody else has written: it is not believed without a look."""
+    storage = network.open()
+    store = CheckpointStore(storage, attempt=1)
+    store.begin()
+    with network.proxy.fault("", 0):
+        store.save(sample_snapshot(1, numbers=2), reason="step")
+    puts = [at for at, told in enumerate(network.proxy.told, 1) if told.startswith("PUT")]
+    for step, at in enumerate(puts, 2):
+        snapshot = sample_snapshot(step, numbers=2)
+        with network.proxy.fault("412", at):
+            tried(lambda snapshot=snapshot: store.save(snapshot, reason="step"))
+        made = store.save(snapshot, reason="step")
+        assert CheckpointStore(storage).verify(made.id) == []
+    assert len(store.ids()) == 1 + len(puts)
