@@ -13,7 +13,7 @@ import xxhash
 
 from checkpoints.errors import NotFound, StorageError
 from checkpoints.manifest import FileEntry
-from checkpoints.storage import Storage, storage_error
+from checkpoints.storage import Storage, is_damage, storage_error
 
 _PIECE = 4 << 20
 
@@ -69,7 +69,7 @@ class Digests:
     def difference(self, storage: Storage, path: str, entry: FileEntry) -> str | None:
         """Return in which way a file is not the one that a manifest names, or None.
 
-        Raises `StorageError` when a storage elsewhere cannot be asked, which is no damage.
+        Raises `StorageError` when it is out of reach, which is no damage.
         """
         try:
             size = storage.size(path)
@@ -77,7 +77,7 @@ class Digests:
         except NotFound:
             return "it is missing"
         except StorageError as error:
-            if storage.local_path(path) is None:
+            if not is_damage(error, local=storage.local_path(path) is not None):
                 raise
             return f"it cannot be read: {error.fields['reason']}"
 
@@ -99,6 +99,7 @@ def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]
     """Return the content of a file of this machine when it is the one of a manifest.
 
     Else None, and in which way it is not. Memory is taken for a file of the right size only.
+    Raises `StorageError` when it is out of reach, which is no damage.
     """
     try:
         size = local.stat().st_size
@@ -109,6 +110,8 @@ def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]
             wrong = _compared(entry, size, lambda: hashed(_filling(content, file)))
         return (content, "") if wrong is None else (None, wrong)
     except OSError as error:
+        if not is_damage(error, local=True):
+            raise storage_error(error, "read", local.name, str(local.parent)) from error
         return None, f"it cannot be read: {error.strerror or error}"
 
 

@@ -29,6 +29,30 @@ _LARGEST = 16 << 20  # bytes of a document
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+# What a disk over a network says when the network is what is wrong, and a process that is short of
+# something itself.
+_PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
+
 class Capabilities:
     """What a storage can promise; asked of the storage, not assumed from its URL.
 
@@ -222,6 +246,15 @@ def read_document(storage: Storage, path: str, *, often: bool = False) -> bytes:
     if len(data) > _LARGEST:
         raise FormatError(path=path, reason=f"it has more than {_LARGEST} bytes")
     return data
+
+
+def is_damage(error: OSError, *, local: bool) -> bool:
+    """Return whether a file that cannot be read is lost, as far as anybody can know.
+
+    A disk of this machine has said so. What is elsewhere, or on a disk that is reached over a
+    network, may be out of reach just now.
+    """
+    return local and error.errno not in _PASSING
 
 
 def check_path(path: str) -> str:

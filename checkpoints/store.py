@@ -28,7 +28,7 @@ from checkpoints.lineage import Lineage, Origin
 from checkpoints.manifest import HistoryMark, Manifest
 from checkpoints.retention import Item, Keep, plan
 from checkpoints.snapshot import Snapshot
-from checkpoints.storage import Storage, read_document
+from checkpoints.storage import Storage, is_damage, read_document
 
 __all__ = ["CheckpointStore", "Damage", "Loaded"]
 
@@ -209,8 +209,8 @@ class CheckpointStore:
             reason = error.fields["reason"]
             raise Damage(str(checkpoint), layout.MANIFEST_FILE, reason).error() from error
         except StorageError as error:
-            if not self.storage.capabilities.local:
-                raise  # out of reach now, which is no damage
+            if not is_damage(error, local=self.storage.capabilities.local):
+                raise
             reason = f"it cannot be read: {error.fields['reason']}"
             raise Damage(str(checkpoint), layout.MANIFEST_FILE, reason).error() from error
         self._manifests[checkpoint] = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import random
 import tempfile
@@ -68,6 +69,10 @@ class Link(FaultyStorage):
         if fault in ("fail", "away"):
             raise self._error(operation, path, fault)
         return fault
+
+    def _error(self, operation: str, path: str, fault: str) -> StorageError:
+        reason, number = f"injected: {fault}", errno.ETIMEDOUT  # as of a network
+        return StorageError(action=operation, path=path, reason=reason, errno=number)
 
     def _leave(self, operation: str, path: str, fault: str | None, call: Callable[[], Any]) -> Any:
         if not self._process.alive:
@@ -205,7 +210,7 @@ class World:
             return self.dice.choice(("die-before", "die-after"))
         if chance < self.death_rate + self.fault_rate:
             if not changing:
-                return None if self.memory.capabilities.local else "fail"
+                return "fail"
             kinds = ["fail", "lost"]
             if operation == "delete_tree":
                 kinds.append("partial")

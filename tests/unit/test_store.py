@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import uuid
@@ -418,6 +419,34 @@ def test_what_arrives_late_takes_nothing_from_the_next_try(storage: Storage) -> 
             assert found is not None
             assert (found.checkpoint, damages) == (made.checkpoint, [])
             assert_holds(CheckpointStore(base).load(found.id), sample_snapshot(1))
+
+
+class Mounted(FaultyStorage):
+    """A folder over a network that is gone for now."""
+
+    def _error(self, operation: str, path: str, fault: str) -> StorageError:
+        return StorageError(action=operation, path=path, reason="timed out", errno=errno.ETIMEDOUT)
+
+
+@pytest.mark.parametrize("operation", ["read_range", "size", "fetch"])
+def test_what_is_out_of_reach_is_not_damaged(tmp_path: Path, operation: str) -> None:
+    """The next older one would be gone on from, or none: it is to be asked again."""
+    storage = open_storage(tmp_path / "job")
+    store = begun(storage)
+    for step in (1, 2):
+        store.save(sample_snapshot(step), reason="step")
+    told = []
+    for call in range(1, 30):
+        reader = CheckpointStore(Mounted(storage, f"{operation}@{call}:fail"))
+        try:
+            found, damages = reader.latest()
+            assert found is not None
+            reader.load(found.id)
+        except StorageError as error:
+            told.append(error.errno)
+        else:
+            assert (found.id, damages) == (at(2), [])
+    assert set(told) == {errno.ETIMEDOUT}
 
 
 # Fencing
