@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:Re
 PART = 5 << 20  # bytes; the least that S3 takes for a part that is not the last
 
 
-@pytest.fixture(scope="module", params=["moto", "azurite", "gcs"])
+@pytest.fixture(scope="module", params=["seaweed", "gcs"])
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
     found: ObjectStore = request.getfixturevalue(request.param)
     with pytest.MonkeyPatch.context() as patch:
