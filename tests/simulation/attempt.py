@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.errors import HoldfastError, StorageError, Superseded
 from checkpoints.history import HistoryWriter
-from checkpoints.layout import Stage
+from checkpoints.layout import CheckpointId, Stage
 from checkpoints.manifest import Manifest
 from checkpoints.retention import Keep
 from checkpoints.sender import Sender
+from checkpoints.snapshot import Snapshot
 from checkpoints.storage import Storage
 from checkpoints.store import CheckpointStore
 from checkpoints.writer import Writer
@@ -115,13 +116,15 @@ class Attempt:
         self.store = CheckpointStore(self.storage, attempt=self.number, fence=self.fence)
         save, adopt = self.store.save, self.store.adopt
 
-        def watched(*args: Any, **kwargs: Any) -> Manifest:
-            oracle.save_begins(self.number)
-            return save(*args, **kwargs)
+        def watched(snapshot: Snapshot, **kwargs: Any) -> Manifest:
+            progress = snapshot.progress
+            place = progress.phase, progress.step, Stage(progress.stage)
+            oracle.save_begins(str(CheckpointId(*place, self.number)), self.number)
+            return save(snapshot, **kwargs)
 
-        def adopted(*args: Any, **kwargs: Any) -> None:
-            oracle.save_begins(self.number)
-            adopt(*args, **kwargs)
+        def adopted(made: Manifest, source: Storage) -> None:
+            oracle.save_begins(made.checkpoint, self.number)
+            adopt(made, source)
 
         self.store.save = watched  # type: ignore[method-assign]
         self.store.adopt = adopted  # type: ignore[method-assign]

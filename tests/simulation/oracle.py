@@ -61,7 +61,8 @@ class Oracle:
         self.story: list[str] = []
         self.late = False  # whether a request arrives now that was given up on
         self.commits = self.begins = self.reads = 0
-        self._saving: dict[int, int] = {}  # by attempt: the newest claim when its save began
+        # By checkpoint: who saved it last, and the newest claim when that began.
+        self._saving: dict[str, tuple[int, int]] = {}
         # By attempt: when it last showed a sign of life, and when it last did so after a silence.
         self.silence = 8.0
         self.beats: dict[int, tuple[float, float]] = {}
@@ -155,10 +156,10 @@ class Oracle:
         if mark is not None:
             durable = self._durable_history(mark["attempt"])
             demand(durable >= mark["mark"], "committed before its history was durable:", name)
-        claimed = self._saving.get(found.attempt, 0)
+        saver, claimed = self._saving.get(name, (0, 0))
         demand(
-            claimed <= found.attempt,
-            f"attempt {found.attempt} began to save when {claimed} had been claimed:",
+            claimed <= saver,
+            f"attempt {saver} began to save when {claimed} had been claimed:",
             name,
         )
 
@@ -211,8 +212,9 @@ class Oracle:
 
     # --- what the processes tell ------------------------------------------------------
 
-    def save_begins(self, attempt: int) -> None:
-        self._saving[attempt] = max(self.books.claims, default=0)
+    def save_begins(self, name: str, attempt: int) -> None:
+        """An attempt begins to save a checkpoint, its own or what one before has left."""
+        self._saving[name] = attempt, max(self.books.claims, default=0)
 
     def acknowledged(self, name: str) -> None:
         """Somebody was told that a checkpoint is saved."""
