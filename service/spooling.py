@@ -104,7 +104,7 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         count=left.count,
         size=left.size,
         root=ctx.storage.root,
-        reason=left.reason or "there was no time",
+        reason=left.reason.rstrip(".") or "there was no time",
         path=left.path,
         job=ctx.spec.job,
     )

@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from checkpoints import layout
 from checkpoints.errors import StorageError, Superseded
-from checkpoints.patience import BRIEF, patience
+from checkpoints.patience import BRIEF, USUAL, patience
 from checkpoints.storage import Storage
 from service import (
     backends,
@@ -148,12 +148,11 @@ class Supervisor:
             self._abandon(hurry=hurry)
             self._stop_listening()
             self._backend.close()
-            if self._file is not None:
-                self._file.close()
+            self._close_log()
         return self._known_job()
 
     def _known_job(self) -> Job:
-        with suppress(StorageError), patience(BRIEF):
+        with suppress(StorageError), patience(USUAL if self._outage.since is None else 0.0):
             return self._journal.existing_job()
         return self._journal.job_after(len(self._journal))
 
@@ -542,8 +541,7 @@ class Supervisor:
 
     def _open_log(self, attempt: int) -> None:
         first = self._file is None
-        if self._file is not None:
-            self._file.close()
+        self._close_log()
         self._file = LogFile(
             self._storage,
             layout.supervisor_log(attempt),
@@ -553,6 +551,11 @@ class Supervisor:
         if first:
             fencing.warn(self._storage, self._log)
             self._listen()
+
+    def _close_log(self) -> None:
+        if self._file is not None:
+            with patience(BRIEF if self._outage.since is None else 0.0):
+                self._file.close()
 
     def _abandon(self, *, hurry: bool) -> None:
         """Whatever went wrong here: leave no attempt behind that nobody watches.
