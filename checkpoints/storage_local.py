@@ -126,6 +126,8 @@ class LocalStorage:
 
     def delete(self, path: str) -> None:
         target = self._at(path)
+        if target.parent.is_symlink() and target.parent != self._root:
+            return  # what it leads to is somebody else's; `delete_tree` takes the link
         with suppress(NotFound), self._errors("delete", path):
             target.unlink()
             # Synced, so that "manifest first" holds across a power loss as well.
@@ -134,7 +136,10 @@ class LocalStorage:
     def delete_tree(self, folder: str) -> None:
         target = self._at(folder)
         with suppress(NotFound), self._errors("delete", folder):
-            shutil.rmtree(target)
+            if target.is_symlink():
+                target.unlink()
+            else:
+                shutil.rmtree(target)
         with self._lock:
             below = f"{target}/"
             self._durable = {p for p in self._durable if not f"{p}/".startswith(below)}

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 from checkpoints import layout
 from checkpoints.errors import InvalidName, UsageError
 from checkpoints.layout import CheckpointId
+from checkpoints.retention import Keep
 from checkpoints.storage import Storage, check_path, open_storage
+from checkpoints.store import CheckpointStore
+from checkpoints.testing import sample_snapshot
 from service import submission
 from service.errors import JobExists, SpecInvalid
 from service.spec import JobSpec
@@ -106,3 +109,19 @@ def test_jobs_that_differ_in_case_are_one_where_the_store_says_so(tmp_path: Path
     submission.submit(root, JobSpec(job="Digits", script="train.py"))  # type: ignore[arg-type]
     with pytest.raises(JobExists):
         submission.submit(root, JobSpec(job="digits", script="train.py"))  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_that_is_a_link_is_deleted_without_what_it_leads_to(tmp_path: Path) -> None:
+    other = CheckpointStore(open_storage(tmp_path / "other"), attempt=1)
+    other.begin()
+    made = other.save(sample_snapshot(1), reason="step")
+    store = CheckpointStore(open_storage(tmp_path / "job"), attempt=1)
+    store.begin()
+    folder = tmp_path / "job" / layout.CHECKPOINTS
+    folder.mkdir()
+    (folder / made.checkpoint).symlink_to(tmp_path / "other" / layout.checkpoint_dir(made.id))
+    for step in (2, 3):
+        store.save(sample_snapshot(step), reason="step")
+    assert made.checkpoint in store.prune(Keep(last=1))
+    assert other.verify(made.id) == []
+    assert made.id not in store.ids()

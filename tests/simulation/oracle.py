@@ -157,11 +157,8 @@ class Oracle:
             durable = self._durable_history(mark["attempt"])
             demand(durable >= mark["mark"], "committed before its history was durable:", name)
         saver, claimed = self._saving.get(name, (0, 0))
-        demand(
-            claimed <= saver,
-            f"attempt {saver} began to save when {claimed} had been claimed:",
-            name,
-        )
+        late = f"attempt {saver} began to save when {claimed} had been claimed:"
+        demand(claimed <= saver, late, name)
 
     def _durable_history(self, attempt: int) -> int:
         folder = f"attempts/{attempt:04d}/history"
