@@ -126,9 +126,9 @@ class LocalStorage:
 
     def delete(self, path: str) -> None:
         target = self._at(path)
-        if target.parent.is_symlink() and target.parent != self._root:
-            return  # what it leads to is somebody else's; `delete_tree` takes the link
         with suppress(NotFound), self._errors("delete", path):
+            if target.parent.is_symlink() and target.parent != self._root:
+                return  # what it leads to is somebody else's; `delete_tree` takes the link
             target.unlink()
             # Synced, so that "manifest first" holds across a power loss as well.
             _sync_folder(target.parent)
