@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from checkpoints import rows
@@ -22,6 +22,9 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}(\.h5)?", fullmatch=True)
 digests = st.from_regex(r"xxh3:[0-9a-f]{32}", fullmatch=True)
 entries = st.builds(FileEntry, names.filter(lambda name: name != "manifest.json"), numbers, digests)
 metrics = st.dictionaries(st.text(max_size=10), st.floats(), max_size=5)
+
+# A busy machine is no failure.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -79,11 +82,13 @@ def test_names_sort_as_places_while_they_have_one_width(found: list[CheckpointId
     assert sorted(map(str, narrow)) == list(map(str, sorted(narrow)))
 
 
+@unhurried
 @given(manifests())
 def test_manifests_round_trip(manifest: Manifest) -> None:
     assert comparable(decode(encode(manifest), "m")) == comparable(manifest)
 
 
+@unhurried
 @given(manifests(), st.data())
 def test_any_change_to_a_manifest_is_found(manifest: Manifest, data: st.DataObject) -> None:
     whole = encode(manifest)
