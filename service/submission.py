@@ -50,15 +50,30 @@ def resume(
     A supervisor that is gone is written off (see `succession.free`; on_wait: told what is waited
     for). A job that SUCCEEDED is returned as it is. Raises `JobUnknown`, `JobBusy`.
     """
-    spec = load_spec(storage)
-    journal = Journal(storage)
-    job = _submitted(journal, spec)
-    job = succession.free(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
+    job = take_up(storage, clock=clock, sleep=sleep, on_wait=on_wait)
     if job.state in (State.STOPPED, State.FAILED):
+        journal = Journal(storage)
         with suppress(InvalidTransition):  # somebody else resumed it; who wins the claim runs it
             return journal.append(Resumed(by=str(identity.here())))
         return journal.existing_job()
     return job
+
+
+def take_up(
+    storage: Storage,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    on_wait: Callable[[str], None] | None = None,
+) -> Job:
+    """Make a job that has not ended ready for `Supervisor.run`; else return it as it is.
+
+    A supervisor that is gone is written off, as by `resume`. Raises `JobUnknown`, `JobBusy`.
+    """
+    spec = load_spec(storage)
+    journal = Journal(storage)
+    _submitted(journal, spec)
+    return succession.free(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
 
 
 def request_stop(storage: Storage, now: bool = False, *, by: str | None = None) -> Job:
