@@ -1,0 +1,138 @@
+# A group of spot instances that train the jobs of one bucket. What is interrupted is made anew by the
+# group, and goes on with every unfinished job.
+
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 5.0"
+    }
+  }
+}
+
+variable "region" {
+  type        = string
+  description = "Region of everything."
+  default     = "us-east-1"
+}
+
+variable "subnets" {
+  type        = list(string)
+  description = "Subnets of the instances; several zones make interruptions rarer."
+}
+
+variable "bucket" {
+  type        = string
+  description = "Name of an existing bucket; the jobs are below s3://BUCKET/jobs."
+}
+
+variable "package" {
+  type        = string
+  description = "What pip installs: a URL of a wheel or a source archive of Holdfast, with [s3]."
+}
+
+variable "image" {
+  type        = string
+  description = "AMI with cloud-init and Python 3.11 or newer, and drivers where there are GPUs."
+}
+
+variable "instance_types" {
+  type        = list(string)
+  description = "Kinds of instances, any of which will do."
+  default     = ["m6i.xlarge", "m5.xlarge"]
+}
+
+provider "aws" {
+  region = var.region
+}
+
+data "aws_iam_policy_document" "assume" {
+  statement {
+    actions = ["sts:AssumeRole"]
+    principals {
+      type        = "Service"
+      identifiers = ["ec2.amazonaws.com"]
+    }
+  }
+}
+
+# To read, write, list and delete files is all that a root needs.
+data "aws_iam_policy_document" "bucket" {
+  statement {
+    actions   = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+    resources = ["arn:aws:s3:::${var.bucket}/jobs/*"]
+  }
+  statement {
+    actions   = ["s3:ListBucket", "s3:ListBucketMultipartUploads"]
+    resources = ["arn:aws:s3:::${var.bucket}"]
+  }
+}
+
+resource "aws_iam_role" "holdfast" {
+  name_prefix        = "holdfast-"
+  assume_role_policy = data.aws_iam_policy_document.assume.json
+}
+
+resource "aws_iam_role_policy" "holdfast" {
+  role   = aws_iam_role.holdfast.id
+  policy = data.aws_iam_policy_document.bucket.json
+}
+
+resource "aws_iam_instance_profile" "holdfast" {
+  name_prefix = "holdfast-"
+  role        = aws_iam_role.holdfast.name
+}
+
+resource "aws_launch_template" "holdfast" {
+  name_prefix = "holdfast-"
+  image_id    = var.image
+
+  iam_instance_profile {
+    arn = aws_iam_instance_profile.holdfast.arn
+  }
+
+  # IMDSv2 is what Holdfast speaks; one hop more lets containers ask too.
+  metadata_options {
+    http_endpoint               = "enabled"
+    http_tokens                 = "required"
+    http_put_response_hop_limit = 2
+  }
+
+  user_data = base64encode(templatefile("${path.module}/user-data.yaml", {
+    root    = "s3://${var.bucket}/jobs"
+    package = var.package
+    unit    = filebase64("${path.module}/../systemd/holdfast.service")
+  }))
+}
+
+resource "aws_autoscaling_group" "holdfast" {
+  name_prefix         = "holdfast-"
+  min_size            = 1
+  max_size            = 1
+  vpc_zone_identifier = var.subnets
+
+  mixed_instances_policy {
+    instances_distribution {
+      on_demand_percentage_above_base_capacity = 0
+      spot_allocation_strategy                 = "price-capacity-optimized"
+    }
+    launch_template {
+      launch_template_specification {
+        launch_template_id = aws_launch_template.holdfast.id
+        version            = "$Latest"
+      }
+      dynamic "override" {
+        for_each = var.instance_types
+        content {
+          instance_type = override.value
+        }
+      }
+    }
+  }
+}
+
+output "root" {
+  value       = "s3://${var.bucket}/jobs"
+  description = "HOLDFAST_ROOT for `holdfast list`, `logs` and `stop` from anywhere."
+}

@@ -1,0 +1,116 @@
+# A group of spot machines that train the jobs of one bucket. What is preempted is made anew by the
+# group, and goes on with every unfinished job.
+
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    google = {
+      source  = "hashicorp/google"
+      version = ">= 5.0"
+    }
+  }
+}
+
+variable "project" {
+  type        = string
+  description = "Project to create everything in."
+}
+
+variable "zone" {
+  type        = string
+  description = "Zone of the machines."
+  default     = "us-central1-a"
+}
+
+variable "bucket" {
+  type        = string
+  description = "Name of an existing bucket; the jobs are below gs://BUCKET/jobs."
+}
+
+variable "package" {
+  type        = string
+  description = "What pip installs: a URL of a wheel or a source archive of Holdfast, with [gcs]."
+}
+
+variable "machine_type" {
+  type        = string
+  description = "Kind of machine."
+  default     = "n1-standard-4"
+}
+
+variable "image" {
+  type        = string
+  description = "Image with Python 3.11 or newer, and drivers where there are GPUs."
+  default     = "debian-cloud/debian-12"
+}
+
+provider "google" {
+  project = var.project
+  zone    = var.zone
+}
+
+resource "google_service_account" "holdfast" {
+  account_id   = "holdfast"
+  display_name = "Holdfast trainings"
+}
+
+# To read, write, list and delete files is all that a root needs.
+resource "google_storage_bucket_iam_member" "holdfast" {
+  bucket = var.bucket
+  role   = "roles/storage.objectUser"
+  member = "serviceAccount:${google_service_account.holdfast.email}"
+}
+
+resource "google_compute_instance_template" "holdfast" {
+  name_prefix  = "holdfast-"
+  machine_type = var.machine_type
+
+  disk {
+    source_image = var.image
+    boot         = true
+    disk_size_gb = 50
+  }
+
+  network_interface {
+    network = "default"
+  }
+
+  scheduling {
+    provisioning_model          = "SPOT"
+    preemptible                 = true
+    automatic_restart           = false
+    on_host_maintenance         = "TERMINATE"
+    instance_termination_action = "STOP"
+  }
+
+  metadata = {
+    holdfast-root    = "gs://${var.bucket}/jobs"
+    holdfast-package = var.package
+    holdfast-unit    = file("${path.module}/../systemd/holdfast.service")
+    startup-script   = file("${path.module}/startup.sh")
+  }
+
+  service_account {
+    email  = google_service_account.holdfast.email
+    scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+  }
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+resource "google_compute_instance_group_manager" "holdfast" {
+  name               = "holdfast"
+  base_instance_name = "holdfast"
+  target_size        = 1
+
+  version {
+    instance_template = google_compute_instance_template.holdfast.self_link_unique
+  }
+}
+
+output "root" {
+  value       = "gs://${var.bucket}/jobs"
+  description = "HOLDFAST_ROOT for `holdfast list`, `logs` and `stop` from anywhere."
+}

@@ -1,0 +1,118 @@
+"""What stands in deploy/ is well-formed, and says what the code means."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hcl2
+import pytest
+import yaml
+
+from service import exit_codes
+from service.notices.aws import WITHIN
+from service.notices.base import RESERVE
+from service.spec import JobSpec
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = ["holdfast.service", "holdfast@.service"]
+
+
+def unit(name: str) -> dict[str, list[str]]:
+    """Return the settings of a unit, each with the values in order."""
+    found: dict[str, list[str]] = {}
+    for line in (DEPLOY / "systemd" / name).read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+# --- systemd -------------------------------------------------------------------------------------
+
+
+def test_systemd_takes_the_units(require: Callable[[str], str], tmp_path: Path) -> None:
+    analyze, program = require("systemd-analyze"), require("true")
+    for name in UNITS:
+        text = (DEPLOY / "systemd" / name).read_text()
+        assert "/opt/holdfast/bin/holdfast " in text
+        # It looks whether the program is there.
+        (tmp_path / name).write_text(text.replace("/opt/holdfast/bin/holdfast", program))
+    files = [tmp_path / "holdfast.service", tmp_path / "holdfast@digits.service"]
+    done = subprocess.run(
+        [analyze, "verify", "--man=no", "--recursive-errors=no", *files],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "holdfast.service").write_text("[Service]\nKillMode=gently\n")
+    wrong = subprocess.run([analyze, "verify", "--man=no", files[0]], capture_output=True)
+    assert wrong.stderr  # so that it would have been seen
+
+
+def test_every_exit_code_is_either_good_or_final_or_worth_another_start() -> None:
+    one = unit("holdfast@.service")
+    good = {0, *map(int, one["SuccessExitStatus"][0].split())}
+    final = set(map(int, one["RestartPreventExitStatus"][0].split()))
+    assert good == {exit_codes.DONE, exit_codes.RESUMABLE}
+    assert set(exit_codes.MEANINGS) - good - final == {exit_codes.STORAGE_FAILED}
+    assert final < set(exit_codes.MEANINGS)
+    assert one["Restart"] == ["on-failure"]
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_shutdown_leaves_time_to_save(name: str) -> None:
+    settings = unit(name)
+    assert settings["KillSignal"] == ["SIGTERM"]
+    assert int(settings["TimeoutStopSec"][0]) > max(JobSpec(job="x").grace, WITHIN - RESERVE)
+    # One that has detached what it started has no main process for "mixed" to tell.
+    kill = {"oneshot": "control-group", "exec": "mixed"}[settings["Type"][0]]
+    assert settings["KillMode"] == [kill]
+
+
+# --- clouds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cloud", ["gcp", "aws"])
+def test_terraform_uses_what_it_declares_and_files_that_exist(cloud: str) -> None:
+    text = (DEPLOY / cloud / "main.tf").read_text()
+    document = hcl2.loads(text)
+    declared = {name.strip('"') for one in document["variable"] for name in one}
+    assert set(re.findall(r"\bvar\.(\w+)", text)) == declared
+    made = {
+        (kind.strip('"'), name.strip('"'))
+        for one in document["resource"]
+        for kind, named in one.items()
+        for name in named
+    }
+    provider = {"gcp": "google", "aws": "aws"}[cloud]
+    used = set(re.findall(rf"(?<!data\.)\b({provider}_\w+)\.(\w+)\.", text))
+    assert used <= made
+    for path in re.findall(r"\$\{path\.module\}/([^\"]+)", text):
+        assert (DEPLOY / cloud / path).is_file(), path
+
+
+def test_cloud_init_reads_its_file_once_it_is_filled_in() -> None:
+    text = (DEPLOY / "aws" / "user-data.yaml").read_text()
+    assert text.startswith("#cloud-config\n")
+    called = (DEPLOY / "aws" / "main.tf").read_text()
+    given = re.search(r"templatefile\(.*?\{(.*?)\}\)\)", called, re.S)
+    assert given is not None
+    names = set(re.findall(r"^\s+(\w+)\s+=", given[1], re.M))
+    assert set(re.findall(r"\$\{(\w+)\}", text)) == names == {"root", "package", "unit"}
+    filled: Any = {"root": "s3://bucket/jobs", "package": "https://x/h.whl", "unit": "W1VuaXRdCg=="}
+    document = yaml.safe_load(re.sub(r"\$\{(\w+)\}", lambda found: filled[found[1]], text))
+    files = {one["path"]: one for one in document["write_files"]}
+    assert files["/etc/default/holdfast"]["content"] == "HOLDFAST_ROOT=s3://bucket/jobs\n"
+    assert files["/etc/systemd/system/holdfast.service"]["encoding"] == "b64"
+    assert ["systemctl", "daemon-reload"] in document["runcmd"]
+    assert all(isinstance(word, str) for command in document["runcmd"] for word in command)
+
+
+def test_the_start_up_script_asks_for_what_terraform_gives() -> None:
+    script = (DEPLOY / "gcp" / "startup.sh").read_text()
+    asked = set(re.findall(r"metadata (holdfast-\w+)", script))
+    template = (DEPLOY / "gcp" / "main.tf").read_text()
+    assert asked == set(re.findall(r"^\s+(holdfast-\w+)\s+=", template, re.M))
