@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from checkpoints import layout
 from checkpoints.errors import UsageError
 from service.cli import words
 from service.cli.group import Verb
@@ -44,6 +45,14 @@ def copy(root: str, job: str, dest: str, as_json: bool) -> int:
     refuse_at_work(place)
     with Bar(f"copying {place.name}") as bar:
         copied = copy_job(place.storage, open_storage(url), meter=bar)
+    waiting = _waiting(place)
+    if waiting:
+        click.echo(
+            f"{words.count(len(waiting), 'checkpoint')} of {place.name} on this machine were never "
+            "sent to its storage, and are not in the copy. `holdfast resume` of JOB here sends "
+            "them; then copy it again.",
+            err=True,
+        )
     if as_json:
         print_json(
             {
@@ -51,6 +60,7 @@ def copy(root: str, job: str, dest: str, as_json: bool) -> int:
                 "url": url,
                 "checkpoints": [str(checkpoint) for checkpoint in copied.checkpoints],
                 **asdict(copied.tally),
+                "waiting": waiting,
                 "damages": [str(damage) for damage in copied.damages],
             }
         )
@@ -62,6 +72,15 @@ def copy(root: str, job: str, dest: str, as_json: bool) -> int:
 def _url(dest: str, place: Place) -> str:
     whole = f"{dest}{place.name}" if dest.endswith("/") else dest
     return absolute(whole).rstrip("/")
+
+
+def _waiting(place: Place) -> list[str]:
+    """Return the checkpoints that wait on this machine to be sent to the job's storage."""
+    from checkpoints.spool import Spool
+
+    spool = Spool.found(place.storage)
+    names = () if spool is None else spool.waiting()
+    return [str(one) for one in names if not place.storage.exists(layout.manifest(one))]
 
 
 def refuse_at_work(place: Place) -> None:
@@ -91,8 +110,8 @@ def _print_copied(url: str, copied: Copied) -> None:
         )
         if count
     ]
-    count = len(copied.checkpoints)
     click.echo(
-        f"{url}: {count} checkpoint{'' if count == 1 else 's'}, {copied.tally.files} files, "
-        f"{', '.join(told)}; every byte read back. `holdfast resume` goes on with it there."
+        f"{url}: {words.count(len(copied.checkpoints), 'checkpoint')}, "
+        f"{words.count(copied.tally.files, 'file')}, {', '.join(told)}; every byte read back. "
+        "`holdfast resume` goes on with it there."
     )

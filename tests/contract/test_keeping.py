@@ -12,6 +12,7 @@ import pytest
 from checkpoints import layout, uploads
 from checkpoints.history import HistoryReader, HistoryWriter
 from checkpoints.leftovers import leftovers
+from checkpoints.spool import Spool
 from checkpoints.storage import Storage, open_storage
 from checkpoints.store import CheckpointStore
 from checkpoints.testing import sample_snapshot
@@ -110,6 +111,29 @@ def test_there_and_back_and_cleared_of_leftovers(
         path = layout.manifest(checkpoint)
         assert back.read(path) == job.read(path)
         assert CheckpointStore(back).verify(checkpoint) == []
+
+
+def test_what_waits_to_be_sent_is_not_in_the_copy_and_is_told(
+    gcs: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    job: Storage,
+    holdfast: Callable[..., tuple[int, Any]],
+    tmp_path: Path,
+) -> None:
+    for name, value in gcs.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOLDFAST_SPOOL", str(tmp_path / "spool"))
+    there = f"{gcs.folder()}/job"
+    assert holdfast("copy", job.root, there)[1]["waiting"] == []
+    spool = Spool.of(open_storage(there), "life")
+    assert spool is not None
+    spool.make()
+    saver = CheckpointStore(spool.storage, attempt=2)
+    saver.begin()
+    saved = saver.save(sample_snapshot(9), reason="step")
+    code, out = holdfast("copy", there, str(tmp_path / "copy"))
+    assert (code, out["waiting"]) == (0, [saved.checkpoint])
+    assert len(out["checkpoints"]) == 3
 
 
 def test_uploads_that_nobody_finished_go_by_age(
