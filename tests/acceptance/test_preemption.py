@@ -1,4 +1,4 @@
-"""Notices of clouds, heard by the real command line; the scripts need no TensorFlow."""
+"""Notices of clouds, heard by the real command line; most scripts need no TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 
 from service import exit_codes, logs
 from service.lifecycle import Outcome, Released, State
+from tests.acceptance.jobs import Training, assert_same
 from tests.acceptance.plain import PATIENCE, PlainJob
 from tests.metadata_servers import AwsServer, AzureServer, GceServer, MetadataServer
 
@@ -162,3 +163,33 @@ def test_a_metadata_server_in_trouble_is_no_matter_of_the_training(run: Run, tro
     assert plain.job.state is State.SUCCEEDED
     assert server.asked
     assert len(rows(plain, "preemption_unheard")) <= 1
+
+
+def test_a_training_that_google_preempts_ends_as_if_untouched(
+    train: Callable[..., Training],
+    untouched: Callable[[str], Training],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = GceServer()
+    monkeypatch.setenv("GCE_METADATA_HOST", server.host)
+    training = train("mlp", options="--save-every 7,epoch --preemption gce", forked=True)
+    with server.serving():
+        training.hold("validation", 3)
+        training.start()
+        attempt = training.attempt(1)
+        training.until_held(attempt, "validation", 3)
+        server.say(preempted="TRUE")
+        folder = training.folder / "attempts" / "0001"
+        training.until("the notice", lambda: (folder / "departure.json").exists())
+        training.hold("never")
+        training.end(exit_codes.RESUMABLE)
+        job = training.job()
+        assert (job.state, job.outcome) == (State.PENDING, Outcome.PREEMPTED)
+        assert job.failures == 0
+        server.say(preempted="FALSE")
+        training.resume()
+        training.end()
+    assert training.job().attempt == 2
+    steps = [step for _, step in training.raw_steps()]
+    assert len(steps) == max(steps)  # none was trained twice
+    assert_same(training, untouched("mlp"))
