@@ -80,6 +80,8 @@ class CheckpointStore:
         found, damages = self.latest(verify=verify)
         if self._begun:
             return found, damages
+        if found is not None and found.id.attempt >= attempt:  # begun while this one looked
+            raise Superseded(attempt=attempt, by=found.id.attempt)
         if found is None and damages:
             raise damages[0].error()
         origin = Origin(

@@ -452,6 +452,25 @@ def test_what_is_out_of_reach_is_not_damaged(tmp_path: Path, operation: str) -> 
 # Fencing
 
 
+def test_an_attempt_whose_successor_begins_while_it_looks_does_not_begin(storage: Storage) -> None:
+    """It would say that it goes on from what its successor has saved."""
+
+    class Overtaken(FaultyStorage):
+        looks = 0
+
+        def list(self, folder: str) -> list[str]:
+            self.looks += folder == layout.ATTEMPTS
+            if self.looks == 2:
+                self.looks += 1
+                begun(storage, 2).save(sample_snapshot(3), reason="step")
+            return super().list(folder)
+
+    with pytest.raises(Superseded):
+        CheckpointStore(Overtaken(storage), attempt=1).begin()
+    assert not storage.exists(layout.origin(1))
+    assert CheckpointStore(storage).ids() == [at(3, 2)]
+
+
 def test_a_superseded_attempt_prunes_nothing_that_its_successor_is_about_to_resume_from(
     storage: Storage,
 ) -> None:
