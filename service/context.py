@@ -92,13 +92,18 @@ class AttemptContext:
     before_exit: Callable[[int], int] = lambda code: code
     exit_code: int | None = field(default=None)
 
-    def time_left(self) -> float | None:
-        """Return the seconds until this machine is taken; None when nobody has said when."""
+    def leave_by(self) -> float | None:
+        """Return when this machine is taken, monotonic seconds; None when nobody has said so."""
         stop = self.stop
         if stop.leave_by is None and stop.requested:
             left = self.look_for_departure()
             stop.leave_by = None if left is None else time.monotonic() + left
-        return None if stop.leave_by is None else max(0.0, stop.leave_by - time.monotonic())
+        return stop.leave_by
+
+    def time_left(self) -> float | None:
+        """Return the seconds until this machine is taken; None when nobody has said when."""
+        by = self.leave_by()
+        return None if by is None else max(0.0, by - time.monotonic())
 
     def leave(self, code: int = exit_codes.RESUMABLE) -> NoReturn:
         """Leave the script with its state saved (75), past any `except Exception` of its own."""

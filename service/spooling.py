@@ -70,7 +70,8 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
     """Wait, before the process exits with `code`, until all is sent; return what to exit with.
 
     A finished training waits for a store that is away for $HOLDFAST_SPOOL_WAIT seconds (default
-    600), one that was asked to leave for four fifths of the grace, one that has failed a moment.
+    600), one that was asked to leave for four fifths of the grace, or of what a cloud's notice
+    leaves, one that has failed a moment.
     What cannot be sent stays in the spool and is told aloud; a finished training then exits with
     74 instead of 0.
     """
@@ -85,7 +86,7 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         asked = ctx.stop.requested_at
         until = ended + (context.wait_at_end() if done else _AFTER_ERROR)
         if asked is not None:
-            until = asked + _SHARE * ctx.spec.grace
+            until = _wait_until(ctx, asked)
         return until - time.monotonic()
 
     ended = time.monotonic()
@@ -114,3 +115,9 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         return code
     ctx.status.error = f"NotSent: {problem}"
     return problem.exit_code
+
+
+def _wait_until(ctx: AttemptContext, asked: float) -> float:
+    """Return until when one that was asked to leave waits, monotonic seconds as `asked` is."""
+    by = ctx.leave_by()
+    return asked + _SHARE * (ctx.spec.grace if by is None else max(0.0, by - asked))
