@@ -42,6 +42,10 @@ class CutOff(Away):
         self.options += ["--heartbeat-every", "0.5", "--lost-after", "2", "--grace", "8"]
         self.cable = cable
 
+    def until(self, what: str, look: Callable[[], Any], pause: float = 0.1) -> Any:
+        """Wait until `look` returns something true; each look is a request to the server."""
+        return super().until(what, look, pause)
+
     def spool(self) -> Spool:
         """Return what waits on the machine of now, the store being away."""
         spool: Spool = self.until("a spool", lambda: Spool.found(self.storage))
@@ -136,24 +140,18 @@ def test_killed_stopped_and_moved_while_the_store_is_away_it_comes_to_the_same(
     stopped = job.until_waiting(10)
     assert job.spool().manifest(stopped).reason == "stop"
     assert job.spool().path in job.output()
-    job.cable.mend()
-    job.resume()
-    third = job.attempt(3)
-    assert job.origin(3) == stopped
 
-    # The whole machine goes down, and with it what waits there.
-    job.until_held_without_a_store(third, 13, 15)
-    job.kill_machine(third)
+    # Another machine knows nothing of that: it goes on from the last that was sent.
     job.another_machine()
     job.hold("never")
     job.cable.mend()
     sent = job.store.ids()[-1]
+    assert sent < stopped
     job.resume()
     job.end()
-    assert job.origin(4) == sent
-    assert job.store.manifest(sent).progress.epoch <= 14
+    assert job.origin(3) == sent
     assert_same(job, untouched("mlp"))
-    assert job.outcomes() == [Outcome.KILLED, Outcome.LOST, Outcome.LOST, Outcome.COMPLETED]
+    assert job.outcomes() == [Outcome.KILLED, Outcome.LOST, Outcome.COMPLETED]
     assert {"store_away", "spooled", "store_back", "sent"} <= set(job.events())
 
 
@@ -166,7 +164,7 @@ def _assert_status_tells(job: CutOff, newest: CheckpointId) -> None:
     found: dict[str, Any] = json.loads(tell("--json"))
     assert str(newest) in found["spooled"]
     assert found["spooled_bytes"] > 0
-    job.until("the beat", lambda: json.loads(tell("--json"))["away_since"], pause=0.2)
+    job.until("the beat", lambda: json.loads(tell("--json"))["away_since"])
     text = tell()
     assert "checkpoint" in text
     assert job.spool().path in text
