@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import fsspec
@@ -135,7 +136,9 @@ class Client:
         try:
             make = _MAKERS.get(self.scheme)
             if make is not None:
-                return make(self.url, self._options, patient)
+                files = make(self.url, self._options, patient)
+                files.loop.call_soon_threadsafe(_let_last, files.loop)
+                return files
             return fsspec.core.url_to_fs(self.url, **self._options)[0]
         except ImportError as error:
             raise self._missing(error, extra) from error
@@ -155,6 +158,30 @@ class Client:
             problem=f"{self.scheme}:// needs {_package_of(error)}, which is not installed",
             hint=f"pip install 'holdfast[{extra}]'",
         )
+
+
+class _Lasting(ThreadPoolExecutor):
+    """Does by itself what its threads do not take any more, which is when Python shuts down.
+
+    Before the handlers of atexit are called, pools of threads are closed. Names of hosts are looked
+    up in one: an attempt could not tell any more how it ended.
+    """
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            done: Future[Any] = Future()
+            try:
+                done.set_result(fn(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001  (whoever waits for it is told)
+                done.set_exception(error)
+            return done
+
+
+def _let_last(loop: Any) -> None:
+    if not isinstance(getattr(loop, "_default_executor", None), _Lasting):
+        loop.set_default_executor(_Lasting(thread_name_prefix="holdfast-stores"))
 
 
 def _package_of(error: ImportError) -> str:

@@ -20,7 +20,6 @@ from service.journal import Journal
 from service.lifecycle import Claimed, Ended, Outcome, State
 from service.spec import JobSpec
 from service.submission import submit
-from tests.acceptance.conftest import SAVE
 from tests.acceptance.jobs import HOLDFAST, PATIENCE, Training, assert_same, gone
 from tests.object_stores import AZURITE_KEY, KEYS, ObjectStore
 
@@ -41,7 +40,7 @@ class Away(Training):
     ) -> None:
         for name, value in store.environment.items():
             patch.setenv(name, value)
-        super().__init__(folder, "mlp", digits, options=SAVE)
+        super().__init__(folder, "mlp", digits, options="--save-every 20,epoch")
         self._folder, self._patch, self._machines = folder, patch, 0
         self.url = store.folder()
         self.root = self.url  # type: ignore[assignment]

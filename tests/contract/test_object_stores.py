@@ -6,6 +6,8 @@ rclone's server is the one that takes preconditions and overlooks them.
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -123,3 +125,25 @@ def test_wrong_keys_are_told_at_once_and_not_shown(
         open_storage(url).create("a", b"1")
     assert time.monotonic() - begin < USUAL
     assert "not-the-secret" not in str(caught.value)
+
+
+AT_EXIT = """
+import atexit, sys
+from checkpoints.storage import open_storage
+storage = open_storage(sys.argv[1])
+storage.create("first", b"1")
+atexit.register(lambda: storage.replace("last", b"2", durable=False))
+"""
+
+
+@pytest.mark.parametrize("store", ["seaweed", "azurite"], indirect=True)
+def test_a_process_can_write_to_its_very_end(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has closed its pools of threads by then, in which the clients look up names."""
+    url = use(store, monkeypatch)
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, url], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_storage(url).read("last") == b"2"
