@@ -203,9 +203,7 @@ def test_two_that_write_at_once_are_tried_again(server: Server) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-def test_a_resumable_upload_arrives_whole(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_resumable_upload_arrives_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package("gcsfs")
     with gcs_double.serve("bucket") as double:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", double.url)
