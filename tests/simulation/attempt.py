@@ -108,7 +108,7 @@ class Attempt:
             status=self.status,
             log=silent_logger(),
             stop=SimpleNamespace(reason=self.stop, requested_at=self.asked_at),
-            time_left=lambda: None,
+            leave_by=lambda: None,  # no cloud has said by when
         )
 
     def train(self) -> None:
