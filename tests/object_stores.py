@@ -155,15 +155,22 @@ def run_seaweed(folder: Path) -> Iterator[ObjectStore]:
         "-master.volumeSizeLimitMB=64", "-volume.max=20", "-master.telemetry=false",
         "-filer", f"-filer.localSocket={folder}/filer.sock",
         "-s3", f"-s3.config={folder}/s3.json", f"-s3.localSocket={folder}/s3.sock",
-        f"-s3.port={s3}", f"-s3.port.grpc={others.pop()}",
-        "-s3.port.iceberg=0", "-s3.port.lance=0",
+        f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
-    for role in ("master", "volume", "filer"):
-        command += [f"-{role}.port={others.pop()}", f"-{role}.port.grpc={others.pop()}"]
+    sockets = []
+    for role in ("s3", "master", "volume", "filer"):
+        grpc = others.pop()
+        command += [f"-{role}.port.grpc={grpc}"]
+        command += [] if role == "s3" else [f"-{role}.port={others.pop()}"]
+        sockets.append(Path(f"/tmp/seaweedfs-{role}-grpc-{grpc}.sock"))  # wherever it is told
     environment = s3_environment(s3)
-    with server(command, folder) as process:
-        until_ready(process, folder, lambda: make_bucket(environment, "bucket"))
-        yield ObjectStore("s3://bucket", environment, process.pid)
+    try:
+        with server(command, folder) as process:
+            until_ready(process, folder, lambda: make_bucket(environment, "bucket"))
+            yield ObjectStore("s3://bucket", environment, process.pid)
+    finally:
+        for left in sockets:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
