@@ -18,7 +18,7 @@ from service.engines.slurm import SlurmEngine, script
 from service.engines.testing import EngineConformance
 from service.errors import BackendFailed, SpecInvalid
 from service.journal import Journal
-from service.lifecycle import State
+from service.lifecycle import Outcome, State
 from service.spec import JobSpec
 from service.submission import request_stop
 from tests import slurm_cluster
@@ -95,6 +95,7 @@ class TestSlurmEngine(EngineConformance):
         self._until(lambda: self._is(storage, State.RUNNING))
         cluster.call("scontrol", "update", f"jobid={handle['id']}", "requeue=0")
         cluster.call("scancel", "-s", "USR1", handle["id"])
+        self._until(lambda: journal.existing_job().outcome is Outcome.PREEMPTED)
         (tmp_path / "done").touch()
         self._until(lambda: self._is(storage, State.SUCCEEDED))
         queued = journal.existing_job().queued
