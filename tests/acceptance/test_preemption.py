@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from checkpoints.storage import open_storage
 from service import exit_codes, logs
+from service.journal import Journal
 from service.lifecycle import Outcome, Released, State
 from tests.acceptance.jobs import Training, assert_same
 from tests.acceptance.plain import PATIENCE, PlainJob
@@ -193,3 +195,36 @@ def test_a_training_that_google_preempts_ends_as_if_untouched(
     steps = [step for _, step in training.raw_steps()]
     assert len(steps) == max(steps)  # none was trained twice
     assert_same(training, untouched("mlp"))
+
+
+BARE = """
+import sys, time
+from service import context
+
+ctx = context.open_bare(sys.argv[1])
+ctx.stop.watched = False  # as before, between and after its phases: nothing is unsaved
+print("here", flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_bare_script_outside_of_its_phases_is_ended_by_a_notice(tmp_path: Path) -> None:
+    server = GceServer()
+    environment = {
+        **os.environ,
+        "HOLDFAST_PREEMPTION": "gce",
+        "HOLDFAST_METADATA_URL": server.url,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [sys.executable, "-c", BARE, str(tmp_path / "job")]
+    with (
+        server.serving(),
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as script,
+    ):
+        assert script.stdout is not None
+        assert script.stdout.readline() == "here\n"
+        server.say(preempted="TRUE")
+        assert script.wait(PATIENCE) == exit_codes.RESUMABLE
+    job = Journal(open_storage(tmp_path / "job")).existing_job()
+    assert (job.state, job.outcome, job.owner) == (State.PENDING, Outcome.PREEMPTED, None)
+    assert job.failures == 0
