@@ -96,7 +96,7 @@ def test_preempted_requeued_its_node_lost_stopped_and_resumed_it_ends_the_same(
     job.leave()
     cluster.wait(lambda: cluster.show(other)["JobState"] == "COMPLETED", "the urgent job's end")
     training.hold("epoch_end", job.epoch + 2)
-    cluster.start_now(number)
+    cluster.start_now(number, 1)
 
     # Its node's daemon dies, its processes do not: Slurm starts it once more, elsewhere.
     zombie = job.until_held(job.epoch + 2)
@@ -104,7 +104,7 @@ def test_preempted_requeued_its_node_lost_stopped_and_resumed_it_ends_the_same(
     cluster.kill_node(node)
     cluster.wait(lambda: cluster.show(number).get("Restarts") == "2", "the death of the node")
     assert not gone(zombie)
-    cluster.start_now(number)
+    cluster.start_now(number, 2)
     job.until_held(job.epoch)
     training.until("the old attempt has left", lambda: gone(zombie))
 

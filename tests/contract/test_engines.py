@@ -77,7 +77,7 @@ class TestSlurmEngine(EngineConformance):
         cluster.call("scancel", "-s", "USR1", handle["id"])  # what --signal sends
         self._until(lambda: journal.existing_job().owner is None)
         (tmp_path / "done").touch()
-        cluster.start_now(handle["id"])
+        cluster.start_now(handle["id"], 1)
         self._until(lambda: self._is(storage, State.SUCCEEDED))
         job_now = journal.existing_job()
         assert job_now.attempt == 2
