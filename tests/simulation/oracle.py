@@ -234,7 +234,8 @@ class Oracle:
         """An attempt goes on from `found`."""
         self.begins += 1
         self.tell("attempt", attempt, "goes on from", found)
-        if promised is not None and not promised.damaged:
+        overtaken = attempt < max(self.books.claims, default=0)  # what it begins is in vain
+        if promised is not None and not promised.damaged and not overtaken:
             demand(found is not None, "starts over, but was acknowledged:", promised.id)
             parsed = CheckpointId.parse(found or "")
             assert parsed is not None
