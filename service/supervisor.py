@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import queue
-import signal as signals
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import FrameType
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
-from checkpoints import layout
 from checkpoints.errors import StorageError, Superseded
-from checkpoints.patience import BRIEF, USUAL, patience
+from checkpoints.patience import USUAL, patience
 from checkpoints.storage import Storage
 from service import (
     backends,
@@ -28,7 +23,6 @@ from service import (
     heartbeat,
     identity,
     lifecycle,
-    notices,
     slot,
     succession,
 )
@@ -53,10 +47,10 @@ from service.lifecycle import (
     StopRequested,
     Wait,
 )
-from service.logs import LogFile, make_logger, silent_logger
-from service.notices import Notice, Watcher
 from service.outage import Outage
 from service.submission import load_spec, request_stop, resume, submit
+from service.summons import Summons
+from service.voice import Observer, Voice
 
 __all__ = ["Observer", "Supervisor", "request_stop", "resume", "submit"]
 
@@ -65,22 +59,6 @@ OUTPUT_EVERY: Final = 0.2
 JOURNAL_EVERY: Final = 1.0
 STORAGE_PATIENCE: Final = 60.0  # how long an event that this machine's disk does not take waits
 LEAVING: Final = 5.0  # how long one that a store elsewhere does not, when there is nothing else
-
-
-class Observer:
-    """Is told what the supervisor sees; override what is of interest."""
-
-    def on_state(self, job: Job) -> None:
-        """Take the job after each event of its journal."""
-
-    def on_beat(self, beat: Beat) -> None:
-        """Take each new heartbeat."""
-
-    def on_output(self, data: bytes) -> None:
-        """Take what the script wrote to stdout and stderr."""
-
-    def on_log(self, row: dict[str, Any]) -> None:
-        """Take each line of the structured log, the attempt's and the supervisor's own."""
 
 
 class Supervisor:
@@ -101,18 +79,14 @@ class Supervisor:
     ) -> None:
         self._storage = storage
         self._spec = load_spec(storage)
-        self._observer = observer or Observer()
+        self._voice = Voice(storage, self._spec.job, observer)
+        self._summons = Summons()
         self._backend = backend or backends.get(self._spec.backend)
         self._clock = clock
         self._sleep = sleep
         self._me = identity.here()
         self._journal = Journal(storage)
         self._seen = 0  # events acted upon
-        self._interrupts = 0
-        self._terminated: str | None = None
-        self._notice: Notice | None = None
-        self._watcher: Watcher | None = None
-        self._heard: queue.SimpleQueue[Notice | tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
         self._stops_asked = 0
         self._flight: Flight | None = None
         self._claim_at: float | None = None
@@ -123,8 +97,6 @@ class Supervisor:
         self._over = False  # the training has ended by itself
         self._released = False
         self._read_journal_at = 0.0
-        self._file: LogFile | None = None
-        self._log: FilteringBoundLogger = silent_logger()
 
     def run(self) -> Job:
         """Supervise until the job is final or this process has to leave; return the job.
@@ -138,7 +110,7 @@ class Supervisor:
             return job
         hurry = False
         try:
-            with self._signals():
+            with self._summons.signals():
                 self._claim()
                 self._keep_going()
         except Superseded:
@@ -146,9 +118,9 @@ class Supervisor:
             raise
         finally:
             self._abandon(hurry=hurry)
-            self._stop_listening()
+            self._summons.close(left=self._released)
             self._backend.close()
-            self._close_log()
+            self._voice.close(away=self._outage.since is not None)
         return self._known_job()
 
     def _known_job(self) -> Job:
@@ -191,9 +163,8 @@ class Supervisor:
             if self._clock() - self._read_journal_at >= JOURNAL_EVERY:
                 self._read_journal_at = self._clock()
                 self._outage.ask(self._read_journal)
-                if self._outage.since is None and self._file is not None:
-                    with patience(BRIEF):
-                        self._file.flush()
+                if self._outage.since is None:
+                    self._voice.flush()
             if self._seen == len(self._journal):
                 self._sleep(POLL)
 
@@ -210,7 +181,7 @@ class Supervisor:
             job = self._journal.job_after(self._seen)
             if entry.by != self._me and not isinstance(entry.event, StopRequested):
                 self._give_way(entry, job)
-            self._tell(entry, job)
+            self._voice.event(entry, job)
             for action in self._journal.actions_after(self._seen):
                 self._perform(action)
 
@@ -250,8 +221,9 @@ class Supervisor:
 
     def _heed_signals(self) -> bool:
         """Do what signals and notices ask for; return whether this supervisor has to leave now."""
-        self._hear()
-        while self._stops_asked < min(self._interrupts, 2):
+        summons = self._summons
+        summons.hear(self._log)
+        while self._stops_asked < min(summons.interrupts, 2):
             self._stops_asked += 1
             now = self._stops_asked == 2
             self._append(StopRequested(by="Ctrl-C", now=now))
@@ -259,33 +231,20 @@ class Supervisor:
                 self._flight.stop(self._clock(), "now" if now else "stop")
                 then = "the attempt is told now, the storage when it is back"
                 self._log.warning("stop requested", by="Ctrl-C", now=now, then=then)
-        if self._terminated is not None:
+        if summons.terminated is not None:
             if self._flight is not None:
                 self._ask_to_leave(self._flight)
             elif self._seen == len(self._journal):
                 if not self._released:
                     self._released = True
-                    self._log.warning("leaving", why=self._terminated)
-                    self._append(Released(reason=self._why_released()))
+                    self._log.warning("leaving", why=summons.terminated)
+                    self._append(Released(reason=summons.story))
                 return not self._outage.waiting
         return False
 
-    def _hear(self) -> None:
-        """Take in what the cloud has said meanwhile."""
-        while not self._heard.empty():
-            heard = self._heard.get()
-            if isinstance(heard, Notice):
-                self._notice = heard
-                self._terminated = self._terminated or heard.story
-                self._log.warning("preemption_notice", **heard.told())
-            else:
-                event, fields = heard
-                say = self._log.info if event == notices.WATCHED else self._log.warning
-                say(event, **fields)
-
     def _ask_to_leave(self, flight: Flight) -> None:
         """Let the attempt save and leave, by when the cloud takes the machine if it said so."""
-        now, notice, spec = self._clock(), self._notice, self._spec
+        now, notice, spec = self._clock(), self._summons.notice, self._spec
         if notice is None or notice.within is None:
             flight.stop(now, "preempted")
         elif not flight.noticed:
@@ -296,25 +255,6 @@ class Supervisor:
             departure.write(beside, flight.attempt, notice.story, within)
             flight.stop(now, "preempted", within)
             flight.hurry(now, within)
-
-    def _why_released(self) -> str:
-        if self._notice is not None and self._terminated == self._notice.story:
-            return self._notice.story
-        return f"the supervisor got {self._terminated}"
-
-    def _listen(self) -> None:
-        """Hear when the cloud takes this machine; what its thread hears waits for this one."""
-        put = self._heard.put
-        self._watcher = notices.watch(
-            self._spec.preemption, put, lambda event, fields: put((event, fields))
-        )
-
-    def _stop_listening(self) -> None:
-        if self._watcher is None:
-            return
-        self._watcher.stop()
-        if self._notice is not None and self._released:
-            self._watcher.acknowledge()
 
     def _observe(self, flight: Flight) -> None:
         now = self._clock()
@@ -343,7 +283,7 @@ class Supervisor:
         output = self._backend.output(flight.handle, flight.output_seen)
         flight.output_seen += len(output)
         if output:
-            self._show(self._observer.on_output, output)
+            self._voice.output(output)
         if now < flight.rows_at and not last:
             return
         # Elsewhere rows arrive as segments, and each look for a new one is paid for.
@@ -351,7 +291,7 @@ class Supervisor:
         rows: list[dict[str, Any]] = []
         self._outage.ask(lambda: rows.extend(flight.tail.read()))
         for row in rows:
-            self._show(self._observer.on_log, row)
+            self._voice.log_row(row)
 
     def _look_at_heartbeat(self, flight: Flight, now: float) -> None:
         beat, seen = self._beat_of(flight)
@@ -361,7 +301,7 @@ class Supervisor:
         if beat is not None and (flight.beat is None or beat.count != flight.beat.count):
             first = flight.beat is None
             flight.beat = beat
-            self._show(self._observer.on_beat, beat)
+            self._voice.beat(beat)
             if first:
                 self._append(Started(attempt=flight.attempt))
             if self._spec.warm_spare and beat.preload is not None and beat.step > 0:
@@ -489,8 +429,7 @@ class Supervisor:
             return False
         else:
             since = max(outage.since, self._landed_at)
-            leaving = self._interrupts > 0 or self._terminated is not None
-            if leaving and self._clock() - since > LEAVING:
+            if self._summons.pending and self._clock() - since > LEAVING:
                 self._log.warning("leaving", why="the storage does not take what there is to tell")
                 return True
             limit = context.wait_at_end() if self._over else math.inf
@@ -507,55 +446,18 @@ class Supervisor:
         newest = self._spool.waiting(attempt)[-1:]
         return str(newest[0]) if newest and newest[0].place > origin else None
 
-    def _tell(self, entry: Entry, job: Job) -> None:
-        self._show(self._observer.on_state, job)
-        match entry.event:
-            case Ended() as ended:
-                good = ended.outcome in (Outcome.COMPLETED, Outcome.PREEMPTED, Outcome.STOPPED)
-                say = self._log.info if good else self._log.error
-                say(
-                    "attempt ended",
-                    outcome=ended.outcome.value,
-                    reason=ended.reason,
-                    state=job.state.value,
-                    checkpoint=ended.checkpoint,
-                )
-                if job.state is State.WAITING:
-                    self._log.info("waiting", seconds=round(job.delay, 3), failures=job.failures)
-                elif job.state is State.FAILED:
-                    self._log.error("job failed", reason=job.reason)
-            case StopRequested() as stop:
-                self._log.info("stop requested", by=stop.by, now=stop.now)
-            case Launched() as launched:
-                self._log.info("attempt launched", pid=launched.handle.get("pid"))
-            case _:
-                pass
-
-    def _show(self, show: Callable[[Any], None], what: Any) -> None:
-        """Tell the observer; one that fails (a closed terminal) is left out, the job goes on."""
-        try:
-            show(what)
-        except Exception as error:  # noqa: BLE001
-            self._observer = Observer()
-            self._log.warning("observer left out", error=f"{type(error).__name__}: {error}")
+    @property
+    def _log(self) -> FilteringBoundLogger:
+        return self._voice.log
 
     def _open_log(self, attempt: int) -> None:
-        first = self._file is None
-        self._close_log()
-        self._file = LogFile(
-            self._storage,
-            layout.supervisor_log(attempt),
-            echo=lambda row: self._show(self._observer.on_log, row),
-        )
-        self._log = self._outage.log = make_logger(self._file, job=self._spec.job, attempt=attempt)
+        first = self._outage.log is None
+        self._voice.close(away=self._outage.since is not None)
+        self._voice.open(attempt)
+        self._outage.log = self._voice.log
         if first:
             fencing.warn(self._storage, self._log)
-            self._listen()
-
-    def _close_log(self) -> None:
-        if self._file is not None:
-            with patience(BRIEF if self._outage.since is None else 0.0):
-                self._file.close()
+            self._summons.listen(self._spec.preemption)
 
     def _abandon(self, *, hurry: bool) -> None:
         """Whatever went wrong here: leave no attempt behind that nobody watches.
@@ -571,32 +473,10 @@ class Supervisor:
                 flight.overdue(self._clock())
                 self._sleep(POLL)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {
-            signum: signals.signal(signum, self._on_signal)
-            for signum in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP, signals.SIGUSR1)
-            if signals.getsignal(signum) is not signals.SIG_IGN  # as under nohup
-        }
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signals.signal(signum, handler)
-
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        if signum == signals.SIGINT:
-            self._interrupts += 1
-        else:
-            self._terminated = self._terminated or signals.Signals(signum).name
-
     def interrupt(self) -> None:
         """Do what Ctrl-C does, for a supervisor that is not in the main thread."""
-        self._interrupts += 1
+        self._summons.interrupt()
 
     def terminate(self) -> None:
         """Do what SIGTERM does, for a supervisor that is not in the main thread."""
-        self._terminated = "SIGTERM"
+        self._summons.terminate("SIGTERM")

@@ -23,6 +23,7 @@ import service.journal
 import service.logs
 import service.spooling
 import service.supervisor
+import service.voice
 from checkpoints import frozen, hdf5, layout
 from checkpoints.apart import chance
 from checkpoints.errors import HoldfastError, StorageError, Superseded
@@ -522,7 +523,7 @@ def simulated(world: World) -> Iterator[None]:
         patch(service.context, "spool_of", lambda storage, job: world.spool_of())
         patch(service.supervisor, "POLL", 0.5)
         patch(service.supervisor, "OUTPUT_EVERY", 30.0)
-        patch(service.supervisor, "make_logger", lambda *args, **kwargs: silent_logger())
+        patch(service.voice, "make_logger", lambda *args, **kwargs: silent_logger())
         patch(frozen, "_SMALL", 32)
         patch(frozen, "_LEAST", 32)
         if world.seed % REAL_HDF5:
