@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hcl2
+import kubernetes_validate
 import pytest
 import yaml
 
+from checkpoints.storage import open_storage
 from service import exit_codes
+from service.engines import slurm
+from service.engines.kubernetes import KubernetesEngine
 from service.notices.aws import WITHIN
 from service.notices.base import RESERVE
 from service.spec import JobSpec
@@ -116,3 +121,43 @@ def test_the_start_up_script_asks_for_what_terraform_gives() -> None:
     asked = set(re.findall(r"metadata (holdfast-\w+)", script))
     template = (DEPLOY / "gcp" / "main.tf").read_text()
     assert asked == set(re.findall(r"^\s+(holdfast-\w+)\s+=", template, re.M))
+
+
+# --- clusters: what is shown is what is handed over -----------------------------------------------
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Holdfast were installed where the examples have it."""
+    monkeypatch.setattr(sys, "executable", "/shared/holdfast/bin/python")
+    monkeypatch.setattr(slurm, "source_path", lambda: None)
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_batch_script_that_is_shown_is_the_one_that_is_submitted() -> None:
+    spec = JobSpec(
+        job="digits",
+        script="train.py",
+        args=["--lr", "1e-3"],
+        cwd="/shared/project",
+        backend="slurm",
+        backend_options={"partition": "gpu", "gpus": "1", "time": "4:00:00"},
+    )
+    found = slurm.script(spec, open_storage("/shared/jobs/digits"))
+    assert found == (DEPLOY / "slurm/batch.sh").read_text()
+
+
+def test_the_job_that_is_shown_is_the_one_that_is_made() -> None:
+    options = {"image": "registry/train:1", "claim": "jobs", "gpus": "1", "memory": "16Gi"}
+    args = ["--lr", "1e-3"]
+    spec = JobSpec(
+        job="digits", script="train.py", args=args, backend="kubernetes", backend_options=options
+    )
+    shown = (DEPLOY / "kubernetes/job.yaml").read_text()
+    assert KubernetesEngine().plan(spec, open_storage("/jobs/digits")) == shown
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "claim.yaml"])
+def test_kubernetes_takes_what_is_shown(name: str) -> None:
+    found = yaml.safe_load((DEPLOY / "kubernetes" / name).read_text())
+    kubernetes_validate.validate(found, "1.32", strict=True)

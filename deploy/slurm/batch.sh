@@ -1,0 +1,16 @@
+#!/bin/bash
+# train.py --lr 1e-3
+#SBATCH --job-name=digits
+#SBATCH --partition=gpu
+#SBATCH --gpus=1
+#SBATCH --time=4:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --requeue
+#SBATCH --signal=USR1@90
+#SBATCH --chdir=/shared/project
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/jobs/digits/supervisor.log
+
+# It saves and is requeued when its time is nearly up or it is preempted.
+exec srun --ntasks=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} /shared/holdfast/bin/python -P -m service.allocation /shared/jobs/digits
