@@ -24,7 +24,6 @@ from checkpoints.errors import FormatError, UsageError
 from checkpoints.skeleton import OWN_DTYPES, Skeleton, skeleton_of
 from checkpoints.snapshot import ArrayFile
 
-_PAGE = 4096
 _PIECE = 4 << 20  # bytes written and hashed at once: still in the processor's cache
 _MAX_DEPTH = 64
 _NUMBERS = "biufc"

@@ -71,8 +71,9 @@ def free(
     """
     place = slot.here()
     while True:
-        job = journal.existing_job()
-        if job.owner is None or place is None or not place.follows(job.slot):
+        if place is not None and place.follows(journal.existing_job().slot):
+            job = journal.existing_job()
+        else:
             job = quiet(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
         if job.owner is None:
             return job

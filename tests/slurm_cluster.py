@@ -7,6 +7,7 @@ import pwd
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -192,14 +193,17 @@ def demand(require: Callable[[str], str]) -> None:
 
 
 @contextmanager
-def running(folder: Path, nodes: int = 2) -> Iterator[Cluster]:
-    """Start a cluster in a new folder that everybody may enter; nothing of it stays behind."""
-    cluster = Cluster(folder, nodes)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
+def running(nodes: int = 2) -> Iterator[Cluster]:
+    """Start a cluster; nothing of it stays behind."""
+    # Its sockets need a short path, and its daemons one that everybody may enter.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        Path(folder).chmod(0o755)
+        cluster = Cluster(Path(folder), nodes)
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
 
 
 def _free_ports(count: int) -> list[int]:

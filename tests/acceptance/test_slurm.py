@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,11 +19,8 @@ from tests.slurm_cluster import Cluster
 @pytest.fixture(scope="module")
 def cluster(require: Any) -> Iterator[Cluster]:
     slurm_cluster.demand(require)
-    # Its sockets need a short path, and its daemons one that everybody may enter.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        Path(folder).chmod(0o755)
-        with slurm_cluster.running(Path(folder)) as cluster:
-            yield cluster
+    with slurm_cluster.running() as cluster:
+        yield cluster
 
 
 class Queued:

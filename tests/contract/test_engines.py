@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,8 @@ from tests.slurm_cluster import Cluster
 @pytest.fixture(scope="module")
 def cluster(require: Any) -> Iterator[Cluster]:
     slurm_cluster.demand(require)
-    # Its sockets need a short path, and its daemons one that everybody may enter.
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        Path(folder).chmod(0o755)
-        with slurm_cluster.running(Path(folder)) as cluster:
-            yield cluster
+    with slurm_cluster.running() as cluster:
+        yield cluster
 
 
 class TestLocalEngine(EngineConformance):

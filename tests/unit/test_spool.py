@@ -110,6 +110,11 @@ def bucket(tmp_path: Path) -> Bucket:
 
 @pytest.fixture
 def make(tmp_path: Path, bucket: Bucket) -> Iterator[Callable[..., Machine]]:
+    yield from machines(tmp_path, bucket)
+
+
+def machines(tmp_path: Path, bucket: Bucket) -> Iterator[Callable[..., Machine]]:
+    """Give a function that makes machines; their senders are closed at the end."""
     made: list[Machine] = []
 
     def make(*arguments: Any, **options: Any) -> Machine:

@@ -22,7 +22,7 @@ from service.logs import LogFile, make_logger
 from service.preemption import StopFlag
 from service.spec import JobSpec
 from tests.away import Bucket
-from tests.unit.test_spool import Machine, committed, steps_of
+from tests.unit.test_spool import Machine, committed, machines, steps_of
 
 
 @pytest.fixture
@@ -32,15 +32,7 @@ def bucket(tmp_path: Path) -> Bucket:
 
 @pytest.fixture
 def make(tmp_path: Path, bucket: Bucket) -> Iterator[Callable[..., Machine]]:
-    made: list[Machine] = []
-
-    def make(*arguments: Any, **options: Any) -> Machine:
-        made.append(Machine(tmp_path, bucket, *arguments, **options))
-        return made[-1]
-
-    yield make
-    for machine in made:
-        machine.sender.close()
+    yield from machines(tmp_path, bucket)
 
 
 class Attempt:
