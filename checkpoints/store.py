@@ -160,9 +160,9 @@ class CheckpointStore:
             return
         data = source.read(layout.manifest(checkpoint))
         self._adopting.add(checkpoint)
-        if not unknown:
-            for entry in made.files:
-                self._copy(source, layout.checkpoint_file(checkpoint, entry.name), entry.size)
+        # Also when its manifest may be on its way: it may have been there, and pruned since.
+        for entry in made.files:
+            self._copy(source, layout.checkpoint_file(checkpoint, entry.name), entry.size)
         try:
             self._ask_fence()
         except Superseded:
@@ -240,6 +240,7 @@ class CheckpointStore:
         """Delete a checkpoint, manifest first, so that it is never seen in part."""
         self._manifests.pop(checkpoint, None)
         self._saved.pop(checkpoint, None)
+        self._unknown.pop(checkpoint, None)
         self.storage.delete(layout.manifest(checkpoint))
         self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
 
@@ -439,6 +440,8 @@ class CheckpointStore:
     def _needed(self, ids: list[CheckpointId], line: Lineage) -> set[CheckpointId]:
         """What a resume may need, whatever the rules say."""
         needed = set(ids[-1:])
+        if not self._over_when_it_raises:  # a second manifest of it may be on its way
+            needed |= set(self._unknown)
         if line.newest is not None and line.newest.checkpoint is not None:
             needed |= {found for found in ids if str(found) == line.newest.checkpoint}
         if ids and ids[-1] not in self._saved:

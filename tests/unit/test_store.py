@@ -374,6 +374,26 @@ def test_files_that_an_unknown_commit_may_name_are_never_deleted(local: Storage)
     assert store.verify(at(1)) == []
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_what_was_committed_with_an_unknown_outcome_and_pruned_comes_back_whole(
+    local: Storage, tmp_path: Path, elsewhere: bool
+) -> None:
+    """Its manifest is not created a second time over files that are gone."""
+    spool = open_storage(tmp_path / "spool")
+    made = begun(spool).save(sample_snapshot(1), reason="step")
+    faulty = (Elsewhere if elsewhere else FaultyStorage)(local, "create@2:lost create@3:fail")
+    store = begun(faulty)
+    with pytest.raises(CommitUnknown):
+        store.adopt(made, spool)
+    newer = begun(open_storage(tmp_path / "other")).save(sample_snapshot(2), reason="step")
+    store.adopt(newer, open_storage(tmp_path / "other"))
+    pruned = store.prune(Keep(last=1))
+    assert pruned == ([] if elsewhere else [str(at(1))])
+    CheckpointStore(local).delete(at(1))  # somebody else's prune: `holdfast prune`
+    store.adopt(made, spool)
+    assert store.verify(at(1)) == []
+
+
 @pytest.mark.parametrize("fault", ["die-before", "die-after"])
 def test_death_at_any_call_leaves_a_good_job(storage: Storage, fault: str) -> None:
     for call in range(1, SAVE_CALLS):
