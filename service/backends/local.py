@@ -36,6 +36,7 @@ class LocalBackend:
 
     def __init__(self) -> None:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._ended: set[int] = set()  # attempts whose groups may have members yet
         self._spare: subprocess.Popen[bytes] | None = None
 
     def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
@@ -60,6 +61,7 @@ class LocalBackend:
                 backend="local", action=f"start {what!r} in {spec.cwd!r}", reason=str(error)
             ) from error
         self._children[child.pid] = child
+        self._ended.discard(child.pid)
         who = identity.of_process(child.pid)
         return {
             "pid": who.pid,
@@ -115,6 +117,7 @@ class LocalBackend:
         return True
 
     def poll(self, handle: Handle) -> Exit | None:
+        self._reap()
         child = self._children.get(handle["pid"])
         if child is None:
             return Exit() if _identity(handle).gone() else None
@@ -126,6 +129,7 @@ class LocalBackend:
             if seen.si_code != os.CLD_EXITED or seen.si_status != 0:
                 _kill_group(child.pid)  # what a dead attempt started must not outlive it
             child.wait()
+            self._ended.add(child.pid)
         code = child.returncode
         return Exit(code=code) if code >= 0 else Exit(signal=-code)
 
@@ -155,6 +159,20 @@ class LocalBackend:
         output.unlink(missing_ok=True)
         with suppress(OSError):
             output.parent.rmdir()
+
+    def _reap(self) -> None:
+        """Reap what ended attempts had started, where this is a container's first process.
+
+        Orphans become children of that one, which nobody else reaps.
+        """
+        for group in list(self._ended):
+            with suppress(ChildProcessError):
+                while os.waitpid(-group, os.WNOHANG)[0]:
+                    pass
+            try:
+                os.killpg(group, 0)
+            except (ProcessLookupError, PermissionError):
+                self._ended.discard(group)
 
     def _alive(self, handle: Handle) -> bool:
         if handle["pid"] in self._children:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,20 @@ from checkpoints.storage import open_storage
 from service import backends
 from service.backends.base import Backend
 from service.backends.local import LocalBackend
-from service.backends.testing import BackendConformance
+from service.backends.testing import BackendConformance, Launched
 from service.errors import BackendFailed, BackendUnknown, SpecInvalid
 from service.spec import JobSpec
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def first_process() -> Iterator[None]:
+    """Be to orphans what a container's first process is: they become children of this one."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 class TestLocalBackend(BackendConformance):
@@ -28,6 +41,19 @@ class TestLocalBackend(BackendConformance):
         spec = JobSpec(job="j", script="a.py", cwd=str(tmp_path))
         with pytest.raises(SpecInvalid, match="one process only"):
             LocalBackend().launch(spec, open_storage("memory://j"), 1)
+
+    @pytest.mark.usefixtures("first_process")
+    def test_as_a_containers_first_process_it_keeps_no_dead(
+        self, launch: Callable[..., Launched]
+    ) -> None:
+        launched = launch(
+            "import os, signal, subprocess\n"
+            "ready(str(subprocess.Popen(['sleep', '1000']).pid))\n"
+            "os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        orphan = Path("/proc") / launched.ready()
+        launched.end()
+        launched.until(lambda: launched.end() and not orphan.exists())
 
 
 def test_backends_are_known_by_name() -> None:
