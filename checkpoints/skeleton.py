@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 _PAGE = 4096
+_APART = 64  # bytes: arrays of at least so many begin at a multiple, and are read where they lie
 _KEPT = 8  # of a job's two files, with room for what a last epoch or a second phase has
 OWN_DTYPES = {  # stored as opaque bytes, named by an attribute, as Keras does for bfloat16
     name: np.dtype(getattr(ml_dtypes, name))
@@ -71,7 +72,7 @@ def _laid_out(arrays: tuple[_Array, ...], attributes: tuple[_Attribute, ...]) ->
     linking.set_char_encoding(h5py.h5t.CSET_UTF8)
     memory = _SparseFile()
     spans = []
-    with h5py.File(memory, "w") as out:
+    with h5py.File(memory, "w", alignment_threshold=_APART, alignment_interval=_APART) as out:
         for path, dtype, shape in arrays:
             space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
             kind = h5py.h5t.py_create(dtype, logical=True)

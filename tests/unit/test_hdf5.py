@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import xxhash
 
+from checkpoints import digest
 from checkpoints.errors import FormatError, UsageError
 from checkpoints.hdf5 import as_arrays, read_file, write_arrays
+from checkpoints.manifest import FileEntry
 from checkpoints.skeleton import _laid_out, skeleton_of
 from checkpoints.snapshot import ArrayFile
 
@@ -342,3 +344,28 @@ def test_a_kept_skeleton_gives_the_bytes_that_a_new_one_gives(tmp_path: Path) ->
         write_arrays(tmp_path / name, file)
     assert _laid_out.cache_info().hits == 1
     assert (tmp_path / "kept.h5").read_bytes() == (tmp_path / "new.h5").read_bytes()
+
+
+def test_arrays_are_read_where_they_lie(tmp_path: Path) -> None:
+    odd = {f"a{i}": np.arange(length, dtype=np.uint8) for i, length in enumerate((3, 65, 131))}
+    wide = {f"b{i}": np.arange(99 + i, dtype=kind) for i, kind in enumerate(("f8", "c16", "f4"))}
+    write_arrays(tmp_path / "x.h5", ArrayFile({**odd, **wide, "between": np.ones(67, np.int8)}))
+    content = np.frombuffer((tmp_path / "x.h5").read_bytes(), np.uint8)
+    found = read_file(content.data, "x.h5").arrays
+    assert all(np.shares_memory(found[name], content) for name in wide)
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 31, 32, 33, 100])
+def test_a_file_is_read_ahead_of_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.setattr(digest, "_PIECE", 8)
+    content = bytes(range(length))
+    (tmp_path / "file").write_bytes(content)
+    good = f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
+    found, wrong = digest.read_checked(tmp_path / "file", FileEntry("file", length, good))
+    assert found is not None
+    assert (bytes(found), wrong) == (content, "")
+    other = f"xxh3:{xxhash.xxh3_128_hexdigest(content + b'.')}"
+    found, wrong = digest.read_checked(tmp_path / "file", FileEntry("file", length, other))
+    assert (found, wrong) == (None, "its content has changed (the hash differs)")
