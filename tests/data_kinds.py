@@ -598,5 +598,8 @@ KINDS: dict[str, Kind] = {
     "grain window": of(grain_windowed, GRAINS_WAY, needs="grain", dropout=False),
     "grain DataLoader": of(grain_loader, GRAINS_WAY, needs="grain", dropout=False),
 }
+# Keras' own pool of processes can wait for ever for one that it has forked beside TensorFlow's
+# threads: what it would train on is what its pool of threads trains on, in the same order.
+KERAS_INSTEAD = {"PyDataset processes": "PyDataset threads"}
 # Keras itself takes generators only, no other iterators.
 BEYOND_KERAS = {"iterator get_state", "iterator state_dict"}
