@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -68,9 +69,16 @@ class Pod:
 
 
 class KubernetesDouble:
-    """The API on a free port of loopback, with one namespace, and one node."""
+    """The API on a free port of loopback, with one namespace, and one node.
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    tls: what it shows who it is by; None: it speaks HTTP. asked_by: the Authorization of each
+    request.
+    """
+
+    def __init__(
+        self, folder: Path, environment: dict[str, str], tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.asked_by: list[str | None] = []
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, list[Pod]] = {}
         self.schedulable = True
@@ -93,8 +101,11 @@ class KubernetesDouble:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_port
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.kubeconfig = folder / "kubeconfig"
-        cluster = {"server": f"http://127.0.0.1:{self._server.server_port}"}
+        cluster = {"server": f"http://127.0.0.1:{self.port}"}
         context = {"cluster": "double", "user": "me", "namespace": "trainings"}
         self.kubeconfig.write_text(
             yaml.safe_dump(
@@ -179,6 +190,7 @@ class KubernetesDouble:
     # --- the API -----------------------------------------------------------------------------
 
     def _answer(self, request: BaseHTTPRequestHandler, method: str) -> None:
+        self.asked_by.append(request.headers.get("Authorization"))
         size = int(request.headers.get("Content-Length") or 0)
         body = json.loads(request.rfile.read(size)) if size else None
         with self._lock:

@@ -1,6 +1,7 @@
 """Kubernetes: the supervisor runs in the pod of a Job, which replaces a pod that was preempted.
 
-The official client finds the cluster as kubectl does, by KUBECONFIG. See `manifest` for the Job.
+The official client finds the cluster as kubectl does: by KUBECONFIG, else ~/.kube/config, else, in
+a pod, by its service account. See `manifest` for the Job.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from checkpoints.storage import Storage
@@ -19,6 +21,8 @@ from service.spec import JobSpec
 T = TypeVar("T")
 
 WITHIN: Final = 30.0  # seconds for one request
+SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in a pod
+_POD: Final = "KUBERNETES_SERVICE_HOST"
 _GONE: Final = 404
 
 
@@ -93,21 +97,28 @@ class _Cluster:
             raise _extra_missing() from error
         self._failed: type[Exception] = client.ApiException
         # The client looks at the variable only once, when it is imported.
-        file = os.environ.get("KUBECONFIG") or config.KUBE_CONFIG_DEFAULT_LOCATION
+        given = os.environ.get("KUBECONFIG")
+        file = given or str(Path(config.KUBE_CONFIG_DEFAULT_LOCATION).expanduser())
+        in_pod = bool(os.environ.get(_POD)) and not given and not Path(file).exists()
         settings = client.Configuration()
         settings.retries = False  # a Job must not be made twice
+        self.context: str | None = None
         try:
-            contexts, current = config.list_kube_config_contexts(file)
-            self.context = context or current["name"]
-            chosen = next(one for one in contexts if one["name"] == self.context)
-            config.load_kube_config(file, self.context, settings, persist_config=False)
+            if in_pod and context is None:
+                config.load_incluster_config(settings)
+                self.namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
+            else:
+                contexts, current = config.list_kube_config_contexts(file)
+                self.context = context or current["name"]
+                chosen = next(one for one in contexts if one["name"] == self.context)
+                config.load_kube_config(file, self.context, settings, persist_config=False)
+                self.namespace = chosen["context"].get("namespace") or "default"
         except StopIteration:
             raise _failed(
                 "find the cluster", f"the kubeconfig has no context {context!r}"
             ) from None
         except (config.ConfigException, OSError) as error:
             raise _failed("find the cluster", str(error)) from error
-        self.namespace = chosen["context"].get("namespace") or "default"
         api = client.ApiClient(settings)
         self.jobs = client.BatchV1Api(api)
         self.pods = client.CoreV1Api(api)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import os
+import ssl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +14,13 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from kubernetes.config import incluster_config
 
 from checkpoints.storage import Storage, open_storage
+from service.engines import kubernetes
 from service.engines.base import Engine
 from service.engines.kubernetes import KubernetesEngine
 from service.engines.manifest import manifest
@@ -116,6 +124,66 @@ def test_an_api_that_is_not_there_is_said(
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     with pytest.raises(BackendFailed, match="find the cluster"):
         KubernetesEngine().poll({"id": "x"})
+
+
+def test_in_a_pod_the_cluster_is_found_by_its_service_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, tls = certified(tmp_path)
+    double = KubernetesDouble(tmp_path, {}, tls)
+    try:
+        (tmp_path / "token").write_text(SECRET)
+        (tmp_path / "namespace").write_text("trainings\n")
+        monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+        monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(certificate))
+        monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(double.port))
+        monkeypatch.delenv("KUBECONFIG", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        double.schedulable = False
+        handle = KubernetesEngine().launch(
+            spec(claim="jobs"), open_storage(tmp_path / "jobs" / "My.Job_1")
+        )
+        assert handle["namespace"] == "trainings"
+        found = KubernetesEngine().poll(handle)
+        assert found is not None
+        assert found.queued
+        assert set(double.asked_by) == {f"bearer {SECRET}"}
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+        with pytest.raises(BackendFailed, match="find the cluster"):
+            KubernetesEngine().poll(handle)
+    finally:
+        double.close()
+
+
+def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Make a certificate for 127.0.0.1; return its file, and a server's context that shows it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "double")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
+        .sign(key, hashes.SHA256())
+    )
+    path, private = folder / "ca.crt", folder / "key.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, private)
+    return path, context
 
 
 def spec(**options: Any) -> JobSpec:
