@@ -12,6 +12,7 @@ from service.errors import BackendFailed, InvalidTransition
 from service.journal import Journal
 from service.lifecycle import Job, Queued, State, exit_code
 from service.submission import load_spec
+from service.summons import Summons
 from service.supervisor import Supervisor
 
 _REQUEUED: Final = "left with its state saved; {engine} starts it again as {id}"
@@ -24,13 +25,15 @@ def run(storage: Storage) -> int:
     before the job is done, the cluster is asked to start it once more.
     """
     spec, journal = load_spec(storage), Journal(storage)
-    _enter(spec.backend, journal)
     job = succession.free(storage, journal, spec, on_wait=_say)
-    if not job.state.final:
-        job = Supervisor(storage).run()
-    if not job.state.final:
-        _come_back(spec.backend, storage, journal)
-        return exit_codes.RESUMABLE
+    _enter(spec.backend, journal)  # not before: of two that were started one has to leave
+    summons = Summons()
+    with summons.signals():  # to the end: a requeue signals whoever has asked for it
+        if not job.state.final:
+            job = Supervisor(storage, summons=summons).run()
+        if not job.state.final:
+            _come_back(spec.backend, storage, journal)
+            return exit_codes.RESUMABLE
     # Somebody stopped it, and it did: for the cluster nothing has failed.
     return exit_codes.DONE if job.state is State.STOPPED else exit_code(job)
 
@@ -52,7 +55,7 @@ def _come_back(engine: str, storage: Storage, journal: Journal) -> None:
         _say(f"{error} Resume it by hand: holdfast resume {storage.root}")
         return
     if handle is not None:
-        if handle["id"] != place.id:
+        if handle["id"] != _id(journal.existing_job()):
             _queued(journal, engine, handle)
         _say(_REQUEUED.format(engine=engine, id=handle["id"]))
 

@@ -38,11 +38,18 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 def here(environ: Mapping[str, str] = os.environ) -> Slot | None:
     """Return the slot that this process is in, None outside of a cluster.
 
-    Slurm: SLURM_JOB_ID, and SLURM_RESTART_COUNT, which counts requeues (sbatch(1)). Elsewhere
-    HOLDFAST_SLOT says "<engine>:<id>"; which start it is, is not known then.
+    Slurm: SLURM_JOB_ID, and SLURM_RESTART_COUNT, which counts requeues (sbatch(1)). Of an array
+    each task is a place of its own, named as squeue names it: the array's own number, which is also
+    the SLURM_JOB_ID of one of them, would mean all of them. Elsewhere HOLDFAST_SLOT says
+    "<engine>:<id>"; which start it is, is not known then.
     """
     if (job := environ.get("SLURM_JOB_ID", "")).isdecimal():
+        array, task = (environ.get(f"SLURM_ARRAY_{name}_ID", "") for name in ("JOB", "TASK"))
         count = environ.get("SLURM_RESTART_COUNT", "")
-        return Slot(engine="slurm", id=job, start=int(count) if count.isdecimal() else 0)
+        return Slot(
+            engine="slurm",
+            id=f"{array}_{task}" if array.isdecimal() and task.isdecimal() else job,
+            start=int(count) if count.isdecimal() else 0,
+        )
     engine, separator, number = environ.get(VARIABLE, "").partition(":")
     return Slot(engine=engine, id=number) if separator else None

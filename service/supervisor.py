@@ -66,6 +66,7 @@ class Supervisor:
 
     SIGINT once: save and stop; twice: at once. SIGTERM, SIGHUP, SIGUSR1 or a cloud's notice: this
     machine is about to be taken, so the attempt saves and the job is left for somebody to resume.
+    summons: where these are heard already, when they shall not be missed before or after.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class Supervisor:
         *,
         observer: Observer | None = None,
         backend: Backend | None = None,
+        summons: Summons | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._storage = storage
         self._spec = load_spec(storage)
         self._voice = Voice(storage, self._spec.job, observer)
-        self._summons = Summons()
+        self._summons = summons or Summons()
         self._backend = backend or backends.get(self._spec.backend)
         self._clock = clock
         self._sleep = sleep

@@ -6,11 +6,12 @@ the grace time of a partition (PreemptMode, GraceTime: slurm.conf(5)). No accoun
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from checkpoints import layout
@@ -25,8 +26,14 @@ WITHIN: Final = 60.0  # seconds for one of Slurm's commands
 EARLY: Final = 60
 _OPTIONS: Final = ("partition", "nodes", "gpus", "time")
 _OURS: Final = frozenset(
-    {"signal", "requeue", "no-requeue", "output", "error", "open-mode", "chdir"}
-    | {"job-name", "array", "wrap"}
+    {"signal", "requeue", "no-requeue", "output", "error", "open-mode", "chdir", "job-name", "wrap"}
+)
+_ONE: Final = frozenset({"nodes", "ntasks", "ntasks-per-node"})  # a training is one process
+_SEVERAL: Final = "a training on several nodes or in several processes is not supported yet"
+# Which sbatch takes before what the script says (and hands on, from one array to the next job): of
+# these it would not be the job that was meant.
+_VARIABLES: Final = re.compile(
+    "SBATCH_(ARRAY_INX|REQUEUE|NO_REQUEUE|SIGNAL|OPEN_MODE|OUTPUT|ERROR|WAIT)|SLURM_ARRAY_.*"
 )
 _LIMIT: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 _LEAVING: Final = ("RUNNING", "PREEMPTED")  # states from which being requeued is what is wanted
@@ -115,10 +122,9 @@ def _options(spec: JobSpec) -> dict[str, Any]:
                 field=f"backend_options.{name}",
                 problem=f"Slurm has {', '.join(_OPTIONS)} here; all else goes by --sbatch {name}=…",
             )
-    if options.get("nodes", "1") != "1":
+    if (nodes := str(options.get("nodes", "1"))) != "1":
         raise SpecInvalid(
-            field="backend_options.nodes",
-            problem=f"{options['nodes']} nodes: one training runs on one node. Leave it at 1",
+            field="backend_options.nodes", problem=f"{nodes} nodes: {_SEVERAL}. Leave it at 1"
         )
     if (limit := options.get("time")) is not None:
         seconds = _seconds(str(limit))
@@ -137,17 +143,29 @@ def _more(given: Iterable[str]) -> dict[str, str | None]:
     for one in given:
         name, equals, value = one.partition("=")
         name = name.strip().lstrip("-")
-        if name in _OURS or not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+        if (problem := _refused(name, value)) is not None:
+            raise SpecInvalid(field="backend_options.sbatch", problem=problem)
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise SpecInvalid(
                 field="backend_options.sbatch",
-                problem=f"{name!r} is set by Holdfast itself"
-                if name in _OURS
-                else f"{one!r} is no long option of sbatch: write it as key=value",
+                problem=f"{one!r} is no long option of sbatch: write it as key=value",
             )
         if "\n" in value or "\0" in value:
             raise SpecInvalid(field="backend_options.sbatch", problem=f"{name} has several lines")
         found[name] = value if equals else None
     return found
+
+
+def _refused(name: str, value: str) -> str | None:
+    """Return why an option of sbatch's own is not for the user to set, None when it is."""
+    if name == "array":
+        return (
+            f"array={value} would start one job several times over, and it runs once. Submit a "
+            "job for each task, under names of their own"
+        )
+    if name in _ONE and value.strip() != "1":
+        return f"{name}={value}: {_SEVERAL}. Leave it at 1"
+    return f"{name!r} is set by Holdfast itself" if name in _OURS else None
 
 
 def _seconds(limit: str) -> float:
@@ -169,7 +187,8 @@ def _seconds(limit: str) -> float:
 
 
 def _submit(text: str, *more: str) -> Handle:
-    answer = _call("submit the job", "sbatch", "--parsable", *more, stdin=text)
+    env = {name: value for name, value in os.environ.items() if not _VARIABLES.fullmatch(name)}
+    answer = _call("submit the job", "sbatch", "--parsable", *more, stdin=text, env=env)
     number, _, cluster = answer.strip().splitlines()[-1].partition(";")
     return {"id": number, **({"cluster": cluster} if cluster else {})}
 
@@ -180,11 +199,11 @@ def _state(number: str) -> str:
     return match[1] if match else ""
 
 
-def _call(action: str, *command: str, stdin: str = "") -> str:
+def _call(action: str, *command: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
     """Return what a command of Slurm's prints; "" for a job that it does not know any more."""
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=WITHIN, check=False
+            command, input=stdin, capture_output=True, text=True, timeout=WITHIN, env=env
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BackendFailed(backend="slurm", action=action, reason=str(error)) from error

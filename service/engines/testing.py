@@ -24,7 +24,7 @@ from service.spec import JobSpec
 from service.submission import request_stop, submit
 
 # Steps until it is told to leave, or until there is a file "done" beside it.
-_TRAINING = """
+TRAINING = """
 import pathlib, time
 from service import context
 
@@ -54,7 +54,7 @@ class EngineConformance:
     @pytest.fixture
     def job(self, tmp_path: Path) -> tuple[JobSpec, Storage]:
         """A submitted job that no engine has yet; its script is in the root's own folder."""
-        (tmp_path / "train ☂.py").write_text(_TRAINING, encoding="utf-8")
+        (tmp_path / "train ☂.py").write_text(TRAINING, encoding="utf-8")
         values: dict[str, Any] = {"job": "j", "script": "train ☂.py", "cwd": str(tmp_path)}
         spec = JobSpec(**{**values, "heartbeat_every": 0.2, "lost_after": 10.0, **self.options})
         root = open_storage(tmp_path / "jobs")

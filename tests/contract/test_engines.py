@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from checkpoints.storage import Storage, open_storage
@@ -19,7 +20,7 @@ from service.errors import BackendFailed, SpecInvalid
 from service.journal import Journal
 from service.lifecycle import Outcome, State
 from service.spec import JobSpec
-from service.submission import request_stop
+from service.submission import request_stop, submit
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster
 
@@ -109,6 +110,69 @@ class TestSlurmEngine(EngineConformance):
         cluster.wait(lambda: cluster.show(handle["id"])["JobState"] == "COMPLETED", "its end")
         assert Journal(storage).existing_job().attempt == 0
 
+    def test_no_variable_of_sbatch_makes_another_job_of_it(
+        self, job: tuple[JobSpec, Storage], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec, storage = job
+        for name, value in (("ARRAY_INX", "0-1"), ("NO_REQUEUE", "1"), ("WAIT", "1")):
+            monkeypatch.setenv(f"SBATCH_{name}", value)
+        handle = self.make().launch(spec, storage)  # and it does not wait for the job's end
+        self._until(lambda: self._is(storage, State.RUNNING))
+        found = cluster.show(handle["id"])
+        assert "ArrayJobId" not in found
+        assert found["Requeue"] == "1"
+        request_stop(storage)
+        self._gone(self.make(), handle)
+
+    def test_an_array_that_starts_one_job_twice_runs_it_once(
+        self, job: tuple[JobSpec, Storage], cluster: Cluster, tmp_path: Path
+    ) -> None:
+        spec, storage = job
+        array = self._array(cluster, tmp_path, spec, storage.root)
+        self._until(lambda: self._is(storage, State.RUNNING))
+        said = [tmp_path / f"array-{task}.out" for task in (0, 1)]
+        self._until(lambda: any("(attempt 1)" in one.read_text() for one in said if one.exists()))
+        owner = Journal(storage).existing_job().slot
+        assert owner is not None
+        assert owner.id in (f"{array}_0", f"{array}_1")
+        (tmp_path / "done").touch()
+        self._until(lambda: self._is(storage, State.SUCCEEDED))
+        now = Journal(storage).existing_job()
+        assert now.attempt == 1
+        assert now.queued is not None
+        cluster.wait(lambda: not cluster.call("squeue", "-h"), "an empty queue")
+
+    def test_of_an_array_of_jobs_each_is_requeued_for_itself(
+        self, job: tuple[JobSpec, Storage], cluster: Cluster, tmp_path: Path
+    ) -> None:
+        spec, first = job
+        submit(open_storage(tmp_path / "jobs"), msgspec.structs.replace(spec, job="j1"))
+        second = open_storage(tmp_path / "jobs" / "j1")
+        (tmp_path / "jobs" / "j").rename(tmp_path / "jobs" / "j0")
+        first = open_storage(tmp_path / "jobs" / "j0")
+        array = self._array(cluster, tmp_path, spec, str(tmp_path / "jobs" / "j") + "$TASK")
+        self._until(lambda: all(self._is(one, State.RUNNING) for one in (first, second)))
+        # One of them has the array's own number: whoever asked by that would ask for both.
+        cluster.call("scancel", "-s", "USR1", f"{array}_1")
+        self._until(lambda: Journal(second).existing_job().outcome is Outcome.PREEMPTED)
+        (tmp_path / "done").touch()
+        cluster.start_now(f"{array}_1", 1)
+        self._until(lambda: all(self._is(one, State.SUCCEEDED) for one in (first, second)))
+        attempts = [Journal(one).existing_job().attempt for one in (first, second)]
+        assert attempts == [1, 2]
+        cluster.wait(lambda: not cluster.call("squeue", "-h"), "an empty queue")
+
+    def _array(self, cluster: Cluster, folder: Path, spec: JobSpec, url: str) -> str:
+        """Queue an array of two that supervise a job each; $TASK in the URL is their number."""
+        text = script(spec, open_storage(folder / "jobs" / "j"))
+        lines = [line for line in text.splitlines() if "--output" not in line]
+        where = '"' + url.replace("$TASK", "$SLURM_ARRAY_TASK_ID") + '"'
+        lines[-1] = lines[-1].rpartition(" ")[0] + f" {where}"
+        batch = folder / "array.sh"
+        batch.write_text("\n".join(lines) + "\n")
+        asked = ["--array=0-1", "-o", str(folder / "array-%a.out")]
+        return cluster.call("sbatch", "--parsable", *asked, str(batch)).strip()
+
     def test_what_slurm_refuses_is_told_in_its_own_words(
         self, job: tuple[JobSpec, Storage]
     ) -> None:
@@ -149,13 +213,17 @@ def test_a_script_asks_for_what_was_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"nodes": "2"}, "2 nodes"),
+        ({"nodes": "2"}, "2 nodes: .* not supported yet"),
         ({"time": "1"}, "no longer than the 90 s"),
         ({"time": "soon"}, "no time limit of Slurm's"),
         ({"queue": "x"}, "go.* by --sbatch queue="),
         ({"sbatch": ["signal=TERM"]}, "'signal' is set by Holdfast"),
         ({"sbatch": ["--requeue"]}, "'requeue' is set by Holdfast"),
         ({"sbatch": ["-A x"]}, "no long option"),
+        ({"sbatch": ["array=0-1"]}, "array=0-1 would start one job several times"),
+        ({"sbatch": ["nodes=2"]}, "nodes=2: .* not supported yet"),
+        ({"sbatch": ["--ntasks=2"]}, "ntasks=2: .* not supported yet"),
+        ({"sbatch": ["ntasks-per-node"]}, "not supported yet"),
         ({"sbatch": ["comment=a\nb"]}, "several lines"),
     ],
 )

@@ -47,6 +47,13 @@ def test_slurm_tells_it_by_its_variables() -> None:
     assert slot.here({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == place(2)
 
 
+def test_a_task_of_an_array_is_a_place_of_its_own() -> None:
+    task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "8"}
+    assert slot.here(task) == place(number="7_1")
+    last = {**task, "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3"}
+    assert slot.here(last) == place(3, "7_2")
+
+
 def test_only_a_later_start_of_the_same_job_follows() -> None:
     assert place(1).follows(place(0))
     assert not place(1).follows(place(1))
