@@ -7,12 +7,15 @@ at the end.
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
 
+from checkpoints import clients
 from checkpoints.errors import StorageError
 from checkpoints.history import HistoryReader, HistoryWriter
 from checkpoints.layout import CheckpointId, Stage
@@ -35,10 +38,10 @@ SLOW = 0.3  # seconds; the client's patience with an answer
 
 @dataclass
 class Network:
-    """A store behind a proxy. folder: a new one each time."""
+    """A store behind a proxy. open: a new folder of it, with options of the client's."""
 
     proxy: FaultProxy
-    open: Callable[[], Storage]
+    open: Callable[..., Storage]
 
 
 @pytest.fixture(scope="module", params=["moto"])
@@ -54,7 +57,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
     with FaultProxy(int(port[1]), slow=3 * SLOW) as proxy, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value.replace(port[0], f"127.0.0.1:{proxy.port}"))
-        yield Network(proxy, lambda: open_storage(store.folder(), **options))
+        yield Network(proxy, lambda **given: open_storage(store.folder(), **given or options))
 
 
 def tried(deed: Callable[[], object]) -> bool:
@@ -211,6 +214,32 @@ def test_a_spoiled_request_passes_by_itself(network: Network) -> None:
         assert network.proxy.spoiled is not None
         network.proxy.deliver()
         assert store.verify(made.id) == []
+
+
+def test_of_a_large_file_only_the_part_that_failed_is_sent_again(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "_PART_SIZE", 5 << 20)
+    storage = network.open(config_kwargs={"read_timeout": 60})  # a part takes its time
+    content = random.Random(1).randbytes((10 << 20) + 3)
+    names = map(str, itertools.count())
+
+    def parts(fault: str = "", at: int = 0) -> list[int]:
+        """Upload a file; return which of the requests sent a part."""
+        path = next(names)
+        with network.proxy.fault(fault, at), storage.stage(path) as local:
+            local.write_bytes(content)
+        sent = [at for at, told in enumerate(network.proxy.told, 1) if "partNumber=" in told]
+        network.proxy.deliver()
+        assert storage.read(path) == content, (fault, network.proxy.spoiled)
+        return sent
+
+    parts()  # the first of all also asks what the store can do
+    whole = parts()
+    assert len(whole) == 3
+    for at in whole:
+        for fault in ("drop", "500", "503", *DONE):
+            assert len(parts(fault, at)) == 4, (fault, at)
 
 
 def test_a_condition_that_fails_by_mistake_commits_nothing_twice(network: Network) -> None:
