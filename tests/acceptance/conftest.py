@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
-from tests.acceptance.jobs import Training
+from tests.acceptance.jobs import Training, write_digits
 
 SAVE = "--save-every 7,epoch"
 
@@ -19,9 +17,7 @@ SAVE = "--save-every 7,epoch"
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """scikit-learn's handwritten digits as the scripts read them."""
     path = tmp_path_factory.mktemp("digits") / "digits.npz"
-    bunch = load_digits()
-    x = (bunch.images / 16).astype("float32")
-    np.savez(path, x=x, y=bunch.target.astype("int32"))
+    write_digits(path)
     return path
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from sklearn.datasets import load_digits
 
 from checkpoints.history import HistoryReader
 from checkpoints.layout import CheckpointId
@@ -38,6 +39,13 @@ def holdfast(*arguments: object, **options: Any) -> subprocess.CompletedProcess[
     return subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
     )
+
+
+def write_digits(path: Path) -> None:
+    """Write scikit-learn's handwritten digits as the scripts read them."""
+    bunch = load_digits()
+    x = (bunch.images / 16).astype("float32")
+    np.savez(path, x=x, y=bunch.target.astype("int32"))
 
 
 class Training:
