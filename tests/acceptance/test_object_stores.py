@@ -20,7 +20,7 @@ from service.journal import Journal
 from service.lifecycle import Claimed, Ended, Outcome, State
 from service.spec import JobSpec
 from service.submission import submit
-from tests.acceptance.jobs import HOLDFAST, PATIENCE, Training, assert_same, gone
+from tests.acceptance.jobs import HOLDFAST, PATIENCE, Training, assert_same, gone, holdfast
 from tests.object_stores import AZURITE_KEY, KEYS, ObjectStore
 
 SECRETS = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), AZURITE_KEY.encode()]
@@ -213,6 +213,34 @@ def test_two_supervisors_race_for_one_job_and_one_wins(
     claims = [one for one in Journal(storage).read() if isinstance(one.event, Claimed)]
     assert len(claims) == 1
     assert Journal(storage).existing_job().state is State.SUCCEEDED
+
+
+def test_a_job_is_submitted_to_a_bucket_and_lives_on(
+    tmp_path: Path, seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in seaweed.environment.items():
+        monkeypatch.setenv(name, value)
+    script, enough = tmp_path / "wait.py", tmp_path / "enough"
+    script.write_text(ENOUGH)
+    root = seaweed.folder()
+    sent = holdfast("submit", "--json", "--root", root, "--name", "sent", script, enough)
+    assert sent.returncode == 0, sent.stderr
+    supervisor = psutil.Process(json.loads(sent.stdout)["pid"])
+    journal = Journal(open_storage(f"{root}/sent"))
+
+    def wait_for(state: State) -> None:
+        give_up = time.monotonic() + PATIENCE
+        while journal.existing_job().state is not state and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert journal.existing_job().state is state
+
+    wait_for(State.RUNNING)
+    owner = journal.existing_job().owner
+    assert owner is not None
+    assert owner.pid == supervisor.pid
+    enough.touch()
+    wait_for(State.SUCCEEDED)
+    psutil.wait_procs([supervisor], timeout=PATIENCE)
 
 
 FAILS_ONCE = """
