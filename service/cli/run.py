@@ -171,11 +171,8 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
     if options["backend"] == "kubernetes":
         cwd = options["cwd"] or Path()  # of the image, whose own it is unless another is given
     here = options["backend"] in ("local", "slurm")
-    if what["script"] and here and not (cwd / what["script"]).is_file():
-        problem = f"there is no file {what['script']!r} in {str(cwd)!r}"
-        raise UsageError(
-            field="SCRIPT", problem=problem, hint="Options of holdfast go before the script."
-        )
+    if what["script"] and here:
+        _look_at(cwd, what["script"])
     python = options["python"]
     given = {"seed": options["seed"]} if options["seed"] is not None else {}
     policies = {
@@ -198,6 +195,26 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
         **what,
         **policies,
         **given,
+    )
+
+
+def _look_at(cwd: Path, script: str) -> None:
+    """Raise unless the script is there and may be read."""
+    try:
+        if (cwd / script).is_file():
+            if os.access(cwd / script, os.R_OK):
+                return
+            raise PermissionError
+    except PermissionError:
+        raise UsageError(
+            field="SCRIPT",
+            problem=f"user {os.geteuid()} may not read {str(cwd / script)!r}",
+            hint="Let everybody read it, and enter the folders above it.",
+        ) from None
+    raise UsageError(
+        field="SCRIPT",
+        problem=f"there is no file {script!r} in {str(cwd)!r}",
+        hint="Options of holdfast go before the script.",
     )
 
 

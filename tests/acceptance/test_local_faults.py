@@ -234,6 +234,27 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, require: Callable[[str], 
     assert not (tmp_path / "copy" / "spec.json").exists()
 
 
+@pytest.mark.parametrize("closed", ["train.py", "."], ids=["file", "folder"])
+def test_a_script_that_may_not_be_read(
+    tmp_path: Path, require: Callable[[str], str], closed: str
+) -> None:
+    """As in a container, whose user is another than the one that wrote it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "train.py").write_text(HELLO)
+    (folder / closed).chmod(0)
+    run = ["run", "--root", str(tmp_path / "jobs"), str(folder / "train.py")]
+    try:
+        ((code, _, said),) = all_of([run], without_rights=require("setpriv"))
+    finally:
+        (folder / closed).chmod(0o755)
+    assert code == 2
+    assert said.startswith(
+        f"holdfast: SCRIPT: user {os.geteuid()} may not read '{folder}/train.py'"
+    )
+    assert not (tmp_path / "jobs").exists()
+
+
 def test_a_job_on_a_read_only_file_system(tmp_path: Path, require: Callable[[str], str]) -> None:
     """What only looks works; what has to write says why it cannot."""
     folder = tmp_path / "disk"
