@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
@@ -105,6 +106,24 @@ def test_what_the_image_copies_passes_dockerignore() -> None:
     text = (TOP / "Dockerfile").read_text()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
     assert {name for names in copied for name in names.split()} == let_through
+
+
+def test_what_passes_dockerignore_makes_the_whole_package(tmp_path: Path) -> None:
+    """As the Dockerfile's last step makes it."""
+    ignore = (TOP / ".dockerignore").read_text().splitlines()
+    let_through = tuple(line[1:] for line in ignore if line.startswith("!"))
+    sources = [path for path in OUR_FILES if relative(path).startswith(let_through)]
+    for path in sources:
+        copy = tmp_path / relative(path)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    wheel = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "."]
+    subprocess.run([sys.executable, "-m", "pip", *wheel], cwd=tmp_path, check=True)
+    (made,) = tmp_path.glob("*.whl")
+    packed = set(zipfile.ZipFile(made).namelist())
+    ours = {relative(path) for path in sources if "/" in relative(path)}
+    assert {name for name in packed if ".dist-info/" not in name} == ours
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in packed)
 
 
 def test_the_command_that_the_dockerfile_reads_the_requirements_with(tmp_path: Path) -> None:
