@@ -103,8 +103,13 @@ def parse_attempt(name: str) -> int | None:
     return int(name)
 
 
-def heartbeat(attempt: int) -> str:
-    return f"{attempt_dir(attempt)}/heartbeat.json"
+def rank_dir(attempt: int, rank: int) -> str:
+    """Where one of an attempt's processes writes of itself; the first is the attempt's voice."""
+    return f"{attempt_dir(attempt)}/rank-{rank:04d}" if rank else attempt_dir(attempt)
+
+
+def heartbeat(attempt: int, rank: int = 0) -> str:
+    return f"{rank_dir(attempt, rank)}/heartbeat.json"
 
 
 def departure(attempt: int) -> str:
@@ -115,8 +120,8 @@ def origin(attempt: int) -> str:
     return f"{attempt_dir(attempt)}/origin.json"
 
 
-def attempt_log(attempt: int) -> str:
-    return f"{attempt_dir(attempt)}/log.jsonl"
+def attempt_log(attempt: int, rank: int = 0) -> str:
+    return f"{rank_dir(attempt, rank)}/log.jsonl"
 
 
 def supervisor_log(attempt: int) -> str:

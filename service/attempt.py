@@ -34,6 +34,7 @@ from service import (
     failures,
     identity,
     preemption,
+    rank,
     seeding,
     warmth,
 )
@@ -69,13 +70,15 @@ class Attempt:
         self._superseded: Superseded | None = None
         self._leave_by: float | None = None
         self._output: list[Output] = []
-        self._file = LogFile(storage, layout.attempt_log(attempt))
+        mine = rank.here()
+        self._file = LogFile(storage, layout.attempt_log(attempt, mine.number))
         journal = Journal(storage)
         status = Status()
         self.context = AttemptContext(
             storage=storage,
             spec=spec,
             attempt=attempt,
+            rank=mine,
             stop=StopFlag(),
             status=status,
             log=make_logger(self._file, status=status, job=spec.job, attempt=attempt),
@@ -96,6 +99,7 @@ class Attempt:
             fence=self.context.fence,
             on_beat=self._file.flush,
             aside=None if self.context.spool is None else self.context.spool.storage,
+            rank=mine.number,
         )
         self._ended = threading.Event()
 

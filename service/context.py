@@ -56,6 +56,7 @@ from service.lifecycle import (
 from service.logs import LogFile, make_logger
 from service.notices import Notice
 from service.preemption import StopFlag
+from service.rank import Rank
 from service.spec import JobSpec
 
 _WAIT: Final = "HOLDFAST_SPOOL_WAIT"
@@ -74,6 +75,7 @@ class AttemptContext:
     None in a job that is on this machine. look_for_departure: returns the seconds that are left, as
     the supervisor has said; None when it has not. before_exit: called with what this process is
     about to exit with, returns what it does exit with. exit_code: the former, once it is known.
+    rank: which of the attempt's processes this one is.
     """
 
     storage: Storage
@@ -91,6 +93,7 @@ class AttemptContext:
     look_for_departure: Callable[[], float | None] = lambda: None
     before_exit: Callable[[int], int] = lambda code: code
     exit_code: int | None = field(default=None)
+    rank: Rank = field(default_factory=Rank)
 
     def leave_by(self) -> float | None:
         """Return when this machine is taken, monotonic seconds; None when nobody has said so."""

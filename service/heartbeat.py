@@ -166,7 +166,8 @@ class HeartbeatWriter:
     fence: called before each beat; when it raises `Superseded`, `on_superseded` is called once
     and no more beats are written. on_beat: called on the thread after each beat (every second at
     the least), for whatever else has to be done in time. A beat that cannot be written is left
-    out, or goes to the storage `aside`: the next one tells the same.
+    out, or goes to the storage `aside`: the next one tells the same. rank: of the attempt's
+    processes; the first one's beat is the attempt's.
     """
 
     def __init__(
@@ -180,10 +181,12 @@ class HeartbeatWriter:
         fence: Callable[[], None] | None = None,
         on_beat: Callable[[], None] | None = None,
         aside: Storage | None = None,
+        rank: int = 0,
     ) -> None:
         self._storage = storage
         self._aside = aside
         self._attempt = attempt
+        self._path = layout.heartbeat(attempt, rank)
         self._status = status
         self._every = every
         self._fence = fence
@@ -255,7 +258,7 @@ class HeartbeatWriter:
     def _write(self) -> None:
         self._count += 1
         beat = self._status.beat(self._attempt, self._count, self._who)
-        path, data = layout.heartbeat(self._attempt), msgspec.json.encode(beat)
+        path, data = self._path, msgspec.json.encode(beat)
         try:
             with self._patience():
                 self._storage.replace(path, data, durable=False)

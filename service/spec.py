@@ -28,7 +28,7 @@ _SECRET = re.compile(
     r"(?:^|_)(?:TOKEN|SECRETS?|PASSW(?:OR)?D|CREDENTIALS?|API_?KEY|KEY(?:_ID)?)(?:_|$)",
     re.IGNORECASE,
 )
-_OF_THE_MACHINE = ("HOLDFAST_SPOOL", "HOLDFAST_METADATA_URL")
+_OF_THE_PLACE = ("HOLDFAST_SPOOL", "HOLDFAST_METADATA_URL", "HOLDFAST_RANK", "HOLDFAST_WORLD_SIZE")
 _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
 
 
@@ -191,8 +191,8 @@ def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) 
     """Return what the spec stores of the environment: HOLDFAST_* and what was `given` by name.
 
     Of HOLDFAST_* those that look like secrets, or carry some, are left out (attempts inherit them),
-    and HOLDFAST_SPOOL* and HOLDFAST_METADATA_URL, which are each machine's own; a secret that was
-    given by name raises `SpecInvalid`.
+    and HOLDFAST_SPOOL*, HOLDFAST_METADATA_URL and the rank, which are each machine's and process'
+    own; a secret that was given by name raises `SpecInvalid`.
     """
     for name, value in given.items():
         _check_variable(name, value)
@@ -200,7 +200,7 @@ def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) 
         name: value
         for name, value in environ.items()
         if name.startswith("HOLDFAST_")
-        and not name.startswith(_OF_THE_MACHINE)
+        and not name.startswith(_OF_THE_PLACE)
         and not _SECRET.search(name)
         and not carries_credentials(value)
     }

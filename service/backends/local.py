@@ -20,7 +20,7 @@ import msgspec
 from checkpoints import layout
 from checkpoints.errors import AlreadyExists
 from checkpoints.storage import Storage
-from service import identity
+from service import identity, rank
 from service.backends.base import Exit, Handle
 from service.errors import BackendFailed, SpecInvalid
 from service.identity import Identity
@@ -217,7 +217,7 @@ def _output_path(storage: Storage, attempt: int) -> Path:
 
 
 def _environment(spec: JobSpec, environ: Mapping[str, str]) -> dict[str, str]:
-    env = {**environ, **spec.env}
+    env = {**rank.none(environ), **spec.env}
     env.setdefault("PYTHONUNBUFFERED", "1")  # output.log shows it when it happens
     if spec.deterministic:
         # the order of a set of strings must not change from one attempt to the next

@@ -35,6 +35,13 @@ class TrainingJob:
     """
 
     def __init__(self, ctx: AttemptContext) -> None:
+        if ctx.rank.of > 1:
+            raise UsageError(
+                field="fit, Loop",
+                problem=f"this is one of {ctx.rank.of} processes of its attempt, and they would "
+                "each train alone",
+                hint="Training in several processes is not supported yet.",
+            )
         ctx.before_training()
         self.ctx = ctx
         self.store = CheckpointStore(
