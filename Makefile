@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format simulate bench power-loss constraints clean
+.PHONY: help install demo test lint format simulate bench power-loss slurm-show constraints clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +59,10 @@ bench: ## the benchmarks beside their peers (not part of the tests)
 # Needs QEMU; takes some minutes. Other numbers: make power-loss LOSS="--kills 100".
 power-loss: $(STAMP) ## cut the power of a virtual machine that saves (not part of the tests)
 	@$(BIN)/python tests/power_loss/kills.py $(LOSS)
+
+# Needs root and Slurm's programs. Shorter: make slurm-show SHOW="--minutes 2".
+slurm-show: $(STAMP) ## a training on a Slurm where everything goes wrong (not part of the tests)
+	@$(BIN)/python tests/slurm_show/show.py $(SHOW)
 
 constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
 	@$(BIN)/python -m pip list --format=freeze --exclude holdfast --exclude pip
