@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format simulate bench power-loss slurm-show constraints clean
+.PHONY: help install demo test lint format simulate bench power-loss slurm-show container constraints clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,6 +63,12 @@ power-loss: $(STAMP) ## cut the power of a virtual machine that saves (not part 
 # Needs root and Slurm's programs. Shorter: make slurm-show SHOW="--minutes 2".
 slurm-show: $(STAMP) ## a training on a Slurm where everything goes wrong (not part of the tests)
 	@$(BIN)/python tests/slurm_show/show.py $(SHOW)
+
+# Needs root and the packages that it names; takes some minutes, fewer where FOLDER, a folder of its
+# own that grows, has the layers of the time before: make container FOLDER=/var/tmp/holdfast.
+container: export FOLDER := $(FOLDER)
+container: $(STAMP) ## build the image, stop, kill and resume jobs in it (not part of the tests)
+	@$(BIN)/python -m pytest -v -s -o faulthandler_timeout=0 tests/containers/check.py
 
 constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
 	@$(BIN)/python -m pip list --format=freeze --exclude holdfast --exclude pip
