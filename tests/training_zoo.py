@@ -62,6 +62,54 @@ def tiny(**options: Any) -> Callable[[], Any]:
     return model_of(*TINY, **{**momentum, "run_eagerly": True, **options})
 
 
+class Quick(keras.Model):
+    """A step of a few operations, whose outcome tells which batches there were in which order.
+
+    It draws at random, and has an optimizer with a slot and a metric besides the loss. For
+    what is told of steps, whatever they do: one of Keras' own takes several times as long.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = self.add_weight((6,), name="mean")
+        self.seeds = keras.random.SeedGenerator(3)
+        self.trackers = [keras.metrics.Mean(name=name) for name in ("loss", "accuracy")]
+        self.built = True
+
+    @property
+    def metrics(self) -> list[Any]:
+        return self.trackers
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        off = self._off(data)
+        self.optimizer.apply([off + keras.random.uniform((6,), seed=self.seeds)], [self.mean])
+        return self._told(off)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        return self._told(self._off(data))
+
+    def _off(self, data: Any) -> Any:
+        x, y = data
+        return self.mean - tf.reduce_mean(x, 0) - tf.cast(y[0], tf.float32)
+
+    def _told(self, off: Any) -> dict[str, Any]:
+        loss, accuracy = self.trackers
+        loss.update_state(off**2)
+        accuracy.update_state(off > 0)
+        return {tracker.name: tracker.result() for tracker in self.trackers}
+
+
+def quick(**options: Any) -> Callable[[], Any]:
+    """Return a function that makes and compiles a model of quick, eager steps."""
+
+    def build() -> Any:
+        model = Quick()
+        model.compile(optimizers.SGD(0.1, momentum=0.9), run_eagerly=True, **options)
+        return model
+
+    return build
+
+
 def cnn() -> Any:
     parts = (
         layers.RandomFlip,

@@ -33,7 +33,7 @@ from tests.training_harness import (
     stopping_at,
     train,
 )
-from tests.training_zoo import ARRAYS, X, Y, dense, model_of, tiny
+from tests.training_zoo import ARRAYS, X, Y, quick, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -45,7 +45,7 @@ class Case:
     """A built-in callback: made for the folder that it writes to, if it writes."""
 
     make: Callable[[Path], Any]
-    build: Callable[[], Any] = field(default_factory=tiny)
+    build: Callable[[], Any] = field(default_factory=quick)
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def script(self, folder: Path) -> Script:
@@ -120,7 +120,8 @@ CASES: dict[str, Case] = {
             "val_accuracy",
             save_best_only=True,
             save_weights_only=True,
-        )
+        ),
+        tiny(),
     ),
     "ModelCheckpoint by batches": Case(
         lambda folder: callbacks.ModelCheckpoint(
@@ -132,9 +133,9 @@ CASES: dict[str, Case] = {
     ),
     "SwapEMAWeights": Case(lambda folder: callbacks.SwapEMAWeights(), averaging()),
     "SwapEMAWeights on epoch": Case(lambda folder: callbacks.SwapEMAWeights(True), averaging()),
-    "TensorBoard": Case(lambda folder: callbacks.TensorBoard(folder)),
+    "TensorBoard": Case(lambda folder: callbacks.TensorBoard(folder), tiny()),
     "TensorBoard by batches": Case(
-        lambda folder: callbacks.TensorBoard(folder, update_freq=2, histogram_freq=1)
+        lambda folder: callbacks.TensorBoard(folder, update_freq=2, histogram_freq=1), tiny()
     ),
     "TerminateOnNaN": Case(lambda folder: callbacks.TerminateOnNaN(), arguments=with_a_nan()),
 }
@@ -420,11 +421,10 @@ class Terminal:
         os.close(self._main)
 
 
-# Keras' own step that finds no more data draws from a dropout's seeds: so there is none.
 PRINTED: dict[str, Script] = {
-    "arrays": Script(tiny(), PLAIN),
+    "arrays": Script(quick(), PLAIN),
     "data of unknown size": Script(
-        model_of(dense(3), run_eagerly=True),
+        quick(),
         {
             **PLAIN,
             "x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).filter(lambda x, y: True),

@@ -20,35 +20,11 @@ from tests.training_harness import (
     keras_fit,
     train,
 )
-from tests.training_zoo import SAMPLES, X, Y
+from tests.training_zoo import SAMPLES, X, Y, quick
 
 BATCHES = 7
 SIZE = 3
 assert -(-SAMPLES // SIZE) == BATCHES
-
-
-class Quick(keras.Model):
-    """A step of a few operations, whose outcome tells which batches there were in which order.
-
-    Here it is not the step that is tested, and one of Keras' own takes several times as long.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mean = self.add_weight((6,), name="mean")
-        self.tracker = keras.metrics.Mean(name="loss")
-        self.built = True
-
-    @property
-    def metrics(self) -> list[Any]:
-        return [self.tracker]
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        x, y = data
-        off = self.mean - tf.reduce_mean(x, 0) - tf.cast(y[0], tf.float32)
-        self.optimizer.apply([off], [self.mean])
-        self.tracker.update_state(tf.reduce_sum(off))
-        return {"loss": self.tracker.result()}
 
 
 class Calls(keras.callbacks.Callback):
@@ -147,13 +123,7 @@ def script(kind: str, execution: int, steps: int | None, epochs: int = 3) -> Scr
     options: dict[str, Any] = {"epochs": epochs, "steps_per_epoch": steps, "shuffle": False}
     if kind == "arrays":
         options |= {"y": Y, "batch_size": SIZE}
-
-    def build() -> Any:
-        model = Quick()
-        model.compile(keras.optimizers.SGD(0.1), steps_per_execution=execution, run_eagerly=True)
-        return model
-
-    return Script(build, options, lambda: [Calls()])
+    return Script(quick(steps_per_execution=execution), options, lambda: [Calls()])
 
 
 def cases() -> Iterator[tuple[str, int, int | None]]:

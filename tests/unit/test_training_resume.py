@@ -35,9 +35,9 @@ from tests.training_harness import (
     stopping_at,
     train,
 )
-from tests.training_zoo import ARRAYS, TRACED, Pair, X, Y, own, tiny
+from tests.training_zoo import ARRAYS, TRACED, Pair, X, Y, own, quick, tiny
 
-PLAIN = Script(tiny(), {**ARRAYS, "epochs": 3, "shuffle": True, "validation_data": (X[:5], Y[:5])})
+PLAIN = Script(quick(), {**ARRAYS, "epochs": 3, "shuffle": True, "validation_data": (X[:5], Y[:5])})
 STEPS = 9
 
 
