@@ -18,6 +18,7 @@ from checkpoints import layout
 from checkpoints.storage import open_storage
 from checkpoints.store import CheckpointStore
 from service.demo.killer import kill_next
+from tests.acceptance.jobs import PATH
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -58,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that was killed once; "followed" beside it is its `history -f`."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "train.py").write_text(TRAIN)
-    environment = {**os.environ, "HOLDFAST_ROOT": str(folder / "jobs")}
+    environment = {**os.environ, "PYTHONPATH": PATH, "HOLDFAST_ROOT": str(folder / "jobs")}
     job = folder / "jobs" / "small"
     run = [*HOLDFAST, "run", "--name", "small", "--seed", "3", "--save-every", "10",
            "--keep", "last:5", "--heartbeat-every", "0.1s", "--backoff", "0.1s",

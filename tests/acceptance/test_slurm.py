@@ -12,7 +12,7 @@ import pytest
 from checkpoints import layout
 from service.lifecycle import Outcome, State
 from tests import slurm_cluster
-from tests.acceptance.jobs import SCRIPTS, TOP, Training, assert_same, gone, holdfast
+from tests.acceptance.jobs import PATH, SCRIPTS, Training, assert_same, gone, holdfast
 from tests.slurm_cluster import Cluster
 
 
@@ -76,7 +76,7 @@ def test_preempted_requeued_its_node_lost_stopped_and_resumed_it_ends_the_same(
     cluster: Cluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in {**cluster.environment, "PYTHONPATH": str(TOP)}.items():
+    for name, value in {**cluster.environment, "PYTHONPATH": PATH}.items():
         monkeypatch.setenv(name, value)
     training = train("mlp")
     job = Queued(training, cluster)

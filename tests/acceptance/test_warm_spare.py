@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.acceptance import jobs
 from tests.acceptance.conftest import SAVE
 from tests.acceptance.jobs import Training, assert_same, gone
 
@@ -21,8 +22,10 @@ WARM = f"{SAVE} --warm-spare --heartbeat-every 0.1s"
 def as_in_a_new_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what scikit-learn sets when it is imported, as these tests may have done.
 
-    Keras imports it where it is installed, so an attempt sets it after TensorFlow's import began.
+    Keras imports it where it is installed, so an attempt sets it after TensorFlow's import began:
+    here it is found.
     """
+    monkeypatch.setattr(jobs, "PATH", str(jobs.TOP))
     for name in os.environ:
         if name.startswith("KMP_"):
             monkeypatch.delenv(name)
