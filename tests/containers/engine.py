@@ -138,7 +138,7 @@ class Engine:
 
     def _try(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [*self._podman, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
 
     def command(self, *options: str, image: str = IMAGE, run: tuple[str, ...] = ()) -> list[str]:
         """Return the command line of a container: `holdfast` with the arguments `run`.
@@ -151,7 +151,8 @@ class Engine:
     def run(self, *options: str, **how: object) -> subprocess.CompletedProcess[str]:
         """Run a container to its end; the image's own command if `run` is not given."""
         command = self.command("--rm", *options, **how)  # type: ignore[arg-type]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        # conmon leaves a file where it is started when a container runs out of memory.
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
 
     def new_volume(self, name: str) -> Path:
         """Make an empty volume; return where this machine has its files."""
