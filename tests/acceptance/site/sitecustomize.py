@@ -1,10 +1,15 @@
-"""For processes of the tests that start cold: without packages that Keras imports where it can.
+"""For processes of the tests that start cold: what they need not do is left out.
 
-It uses them for users' data frames and plots alone, and their import takes a third of the time
-that a process needs to its first step. The tests of README.md and of the demo start with them.
+Keras imports some packages where it can, and uses them for users' data frames and plots alone;
+their import takes a third of the time that a process needs to its first step. Python's end looks
+for cycles once more among all that TensorFlow has imported, for a second and more. The tests of
+README.md and of the demo start and end with all of it.
 """
 
+import atexit
+import gc
 import sys
 
 for name in ("matplotlib", "pandas", "sklearn"):
     sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
+atexit.register(gc.freeze)  # the first to register is the last to be called
