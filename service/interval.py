@@ -70,6 +70,14 @@ def interval(cost: SaveCost, failures: Failures, overhead: float) -> float:
     return max(min(bounded, failures.usual_life / 4), 2 * cost.writing)
 
 
+def first(failures: Failures) -> float:
+    """Return the seconds after which an attempt saves for the first time.
+
+    That save shows what one costs. What the attempt went on from is saved already.
+    """
+    return min(UNMEASURED, failures.usual_life / 4)
+
+
 class SaveCost:
     """What saves have cost the training so far.
 

@@ -16,7 +16,7 @@ from checkpoints.manifest import HistoryMark
 from checkpoints.snapshot import Progress, Snapshot
 from service.cadence import SaveEvery
 from service.exit_codes import RESUMABLE
-from service.interval import Failures, SaveCost, interval
+from service.interval import Failures, SaveCost, first, interval
 from service.training.errors import Diverged, StateSaved
 from service.training.job import TrainingJob
 
@@ -62,7 +62,7 @@ class Phase:
         self._last_step_saved = -1
         self._pace: float | None = None
         self._cost = SaveCost()
-        self._interval = 0.0  # seconds, where the cadence is automatic
+        self._interval = first(job.ctx.failures)  # seconds, where the cadence is automatic
         self._writing = self._postponed = False
         self.log = job.ctx.log.bind(phase=index)
         status = job.ctx.status

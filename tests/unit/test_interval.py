@@ -18,6 +18,7 @@ from service.interval import (
     Failures,
     SaveCost,
     daly,
+    first,
     interval,
 )
 from service.journal import Journal
@@ -117,3 +118,9 @@ def test_failures_are_counted_from_the_journal(tmp_path: Path) -> None:
     started = [e.at for e in entries if isinstance(e.event, Started)]
     ended = [e.at for e in entries if isinstance(e.event, Ended)]
     assert found.seconds == pytest.approx(sum(b - a for a, b in zip(started, ended, strict=True)))
+
+
+def test_the_first_save_comes_soon_and_not_at_once() -> None:
+    assert first(Failures()) == UNMEASURED
+    assert first(Failures(1, 20.0, (20.0,))) == UNMEASURED
+    assert first(Failures(3, 12.0, (4.0, 2.0, 6.0))) == 1.0

@@ -94,9 +94,10 @@ def test_a_death_in_a_hook(tmp_path: Path, untouched: End, hook: str) -> None:
     assert_same_end(untouched, resumed)
 
 
-def test_nothing_is_saved_again_right_after_a_resume(tmp_path: Path) -> None:
-    script = PLAIN.but(save_every="2")
-    with pytest.raises(Death), dying_at(5):
+@pytest.mark.parametrize("save_every", ["2", "auto"])
+def test_nothing_is_saved_again_right_after_a_resume(tmp_path: Path, save_every: str) -> None:
+    script = PLAIN.but(save_every=save_every)
+    with pytest.raises(SystemExit), stopping_at(4):
         train(script, tmp_path)
     with pytest.raises(Death), dying_at(5):
         train(script, tmp_path)
