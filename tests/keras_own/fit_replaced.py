@@ -8,6 +8,7 @@ outcome of the others is written as JSON, by the test's name, to the file that O
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import inspect
 import json
@@ -22,11 +23,12 @@ from typing import Any
 import pytest
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
+gc.disable()  # until all is imported, as in tests/conftest.py
 
-from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer  # noqa: E402
 
-from service import context
-from service.training import fit
+from service import context  # noqa: E402
+from service.training import fit  # noqa: E402
 
 if importlib.util.find_spec("jax") is None:
     # The trainer's tests import jax whatever the backend is; on TensorFlow they do not use it.
@@ -63,6 +65,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if _calls_fit(item) and not _is_left_out(item.nodeid, names)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _calls_fit(item: pytest.Item) -> bool:
