@@ -6,6 +6,7 @@ that dies, the spare runs the script in its place, in the time that the script i
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -29,10 +30,13 @@ def main() -> int:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    gc.disable()  # importing makes no garbage, and a million objects that would be looked at
     with warmth.importing():
         for name in preload.modules:
             with suppress(ImportError):  # the script finds out, and says so in its own words
                 importlib.import_module(name)
+    gc.freeze()  # they stay; nobody need look at them again
+    gc.enable()
     ready = time.monotonic()
     held = warmth.memory()
     line = sys.stdin.readline()
