@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -16,7 +16,6 @@ from checkpoints.manifest import FileEntry
 from checkpoints.storage import Storage, is_damage, storage_error
 
 _PIECE = 4 << 20
-_WORTH_A_THREAD = 4  # pieces
 
 _Inode = tuple[int, int, int, int]
 
@@ -120,27 +119,11 @@ def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]
 
 
 def _filling(content: memoryview, file: BinaryIO) -> Iterator[memoryview]:
-    """Read a file into memory; give it piece by piece. While one is hashed, the next is read."""
-    pieces = [content[at : at + _PIECE] for at in range(0, len(content), _PIECE)]
-    if len(pieces) < _WORTH_A_THREAD:
-        for piece in pieces:
-            yield _filled(piece, file)
-        return
-    with ThreadPoolExecutor(1, "holdfast-reader") as reader:
-        coming = reader.submit(_filled, pieces[0], file)
-        for piece in pieces[1:]:
-            there = coming.result()
-            coming = reader.submit(_filled, piece, file)
-            yield there
-        yield coming.result()
-
-
-def _filled(piece: memoryview, file: BinaryIO) -> memoryview:
-    """Read until the piece is full, or the file has come to its end; return what there is."""
+    """Read a file into memory; give each piece of it while it is in the processor's cache."""
     at = 0
-    while count := file.readinto(piece[at:]):  # type: ignore[attr-defined]
+    while count := file.readinto(content[at : at + _PIECE]):  # type: ignore[attr-defined]
+        yield content[at : at + count]
         at += count
-    return piece[:at]
 
 
 def _compared(entry: FileEntry, size: int, digest: Callable[[], str]) -> str | None:

@@ -12,7 +12,7 @@ import io
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ import h5py
 import numpy as np
 import xxhash
 
+from checkpoints import page_cache
 from checkpoints.errors import FormatError, UsageError
 from checkpoints.skeleton import OWN_DTYPES, Skeleton, skeleton_of
 from checkpoints.snapshot import ArrayFile
 
 _PIECE = 4 << 20  # bytes written and hashed at once: still in the processor's cache
-_SENT_OFF = 16 << 20  # bytes after which the disk begins to write
 _MAX_DEPTH = 64
 _NUMBERS = "biufc"
 _NOTHING = np.empty(0, np.uint8)
@@ -45,8 +45,8 @@ def write_arrays(path: Path, file: ArrayFile) -> tuple[int, str]:
             hasher.update(piece)
             _write_all(out.fileno(), piece)
             size += len(piece)
-            if size - on_its_way >= _SENT_OFF:
-                _send_off(out.fileno(), on_its_way, size)
+            if size - on_its_way >= page_cache.WORTHWHILE:
+                page_cache.begin_to_write(out.fileno(), on_its_way, size)
                 on_its_way = size
     return size, f"xxh3:{hasher.hexdigest()}"
 
@@ -125,16 +125,6 @@ def _write_all(file: int, data: bytes | bytearray | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _send_off(file: int, start: int, end: int) -> None:
-    """Have the disk begin with a span: the sync at the end then waits for little more.
-
-    Linux starts to write what is asked to leave its cache, and keeps it there until it is written.
-    """
-    if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
-            os.posix_fadvise(file, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
 class _Content(io.RawIOBase):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from checkpoints import content, layout, lineage, manifest
+from checkpoints import content, layout, lineage, manifest, page_cache
 from checkpoints.content import Damage, Loaded
 from checkpoints.errors import (
     AlreadyExists,
@@ -346,8 +346,19 @@ class CheckpointStore:
                 raise
         del self._unknown[checkpoint]
         self._saved[checkpoint] = self._manifests[checkpoint] = made
+        self._put_away(self._parent)
         self._parent, self._seen = made.checkpoint, seen
         return made
+
+    def _put_away(self, before: str | None) -> None:
+        """Keep no memory for the checkpoint before: the newest is what a restart reads."""
+        found = CheckpointId.parse(before or "")
+        if found is None or found not in self._manifests:
+            return
+        for entry in self._manifests[found].files:
+            path = self.storage.local_path(layout.checkpoint_file(found, entry.name))
+            if path is not None:
+                page_cache.let_go(path)
 
     def _copy(self, source: Storage, path: str, size: int) -> None:
         """Copy a file that nobody else writes: one of its size is an earlier try's."""

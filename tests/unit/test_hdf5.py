@@ -356,7 +356,7 @@ def test_arrays_are_read_where_they_lie(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 31, 32, 33, 100])
-def test_a_file_is_read_ahead_of_its_hash(
+def test_a_file_is_read_and_hashed_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     monkeypatch.setattr(digest, "_PIECE", 8)

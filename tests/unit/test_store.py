@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import layout
+from checkpoints import layout, page_cache
 from checkpoints.errors import (
     AlreadyExists,
     CheckpointDamaged,
@@ -372,6 +372,27 @@ def test_files_that_an_unknown_commit_may_name_are_never_deleted(local: Storage)
     assert store.orphans() == [str(at(1))]
     store.save(sample_snapshot(1), reason="step")
     assert store.verify(at(1)) == []
+
+
+def test_only_the_newest_checkpoint_stays_in_memory(
+    local: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_away: list[str] = []
+
+    def advise(file: int, start: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        if (start, length) == (0, 0):  # of a whole file; else the disk is to begin to write
+            put_away.append(Path(f"/proc/self/fd/{file}").readlink().parent.name)
+
+    monkeypatch.setattr(page_cache, "WORTHWHILE", 1 << 20)
+    monkeypatch.setattr(page_cache.os, "posix_fadvise", advise)
+    store = begun(local)
+    for step in (1, 2, 3):
+        store.save(sample_snapshot(step, numbers=1 << 18), reason="step")
+        assert put_away == [str(at(before)) for before in range(1, step)]
+    store.delete(at(3))
+    store.save(sample_snapshot(4, numbers=1 << 18), reason="step")  # what is gone needs no hint
+    assert put_away == [str(at(1)), str(at(2))]
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
