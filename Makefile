@@ -1,9 +1,10 @@
 # `make demo` and `make test` set everything up themselves; nothing is installed outside .venv.
-# Another interpreter: make PYTHON=python3.12 test. Fewer or more test processes: make JOBS=1 test.
+# Another interpreter: make PYTHON=python3.12 test. Fewer or more test processes: make JOBS=1 test;
+# three suit two cores, for many tests wait for servers and clusters.
 # With torch, without which its tests are skipped (some gigabytes): make EXTRAS=test,lint,torch test.
 # With servers of object stores, without which theirs are (250 MB): make EXTRAS=test,lint,stores test.
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= 3
 EXTRAS ?= test,lint
 VENV := .venv
 BIN := $(VENV)/bin
