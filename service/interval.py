@@ -43,6 +43,11 @@ class Failures(msgspec.Struct, frozen=True):
         """Seconds that attempts which fail have lately lived; infinite before the first."""
         return statistics.median(self.lives[-LIVES:]) if self.lives else math.inf
 
+    @property
+    def bearable(self) -> float:
+        """Seconds between two saves with which attempts that die so soon come further still."""
+        return self.usual_life / 4
+
 
 def daly(cost: float, mean_time: float) -> float:
     """Return Daly's optimum of the time between two saves.
@@ -67,7 +72,7 @@ def interval(cost: SaveCost, failures: Failures, overhead: float) -> float:
     bounded = max(min(max(wanted, SHORTEST), LONGEST), cost.seconds / overhead)
     if not cost.measured:
         bounded = min(bounded, UNMEASURED)
-    return max(min(bounded, failures.usual_life / 4), 2 * cost.writing)
+    return max(min(bounded, failures.bearable), 2 * cost.writing)
 
 
 def first(failures: Failures) -> float:
@@ -75,7 +80,7 @@ def first(failures: Failures) -> float:
 
     That save shows what one costs. What the attempt went on from is saved already.
     """
-    return min(UNMEASURED, failures.usual_life / 4)
+    return min(UNMEASURED, failures.bearable)
 
 
 class SaveCost:

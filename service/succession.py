@@ -71,9 +71,9 @@ def free(
     """
     place = slot.here()
     while True:
-        if place is not None and place.follows(journal.existing_job().slot):
-            job = journal.existing_job()
-        else:
+        # Judged and written off by one reading: a second one may find somebody else.
+        job = None if place is None else journal.existing_job()
+        if job is None or place is None or not place.follows(job.slot):
             job = quiet(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
         if job.owner is None:
             return job
