@@ -53,6 +53,13 @@ class ObjectStore:
         return f"{self.bucket}/{uuid.uuid4().hex[:12]}"
 
 
+def use(store: ObjectStore, patch: pytest.MonkeyPatch) -> str:
+    """Let clients find a store; return the URL of a new folder there."""
+    for name, value in store.environment.items():
+        patch.setenv(name, value)
+    return store.folder()
+
+
 def free_ports(count: int) -> list[int]:
     """Return ports of loopback that nobody listens at."""
     with ExitStack() as stack:

@@ -21,7 +21,7 @@ from service.lifecycle import Claimed, Ended, Outcome, State
 from service.spec import JobSpec
 from service.submission import submit
 from tests.acceptance.jobs import HOLDFAST, PATIENCE, Training, assert_same, gone, holdfast
-from tests.object_stores import AZURITE_KEY, KEYS, ObjectStore
+from tests.object_stores import AZURITE_KEY, KEYS, ObjectStore, use
 
 SECRETS = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), AZURITE_KEY.encode()]
 
@@ -38,11 +38,9 @@ class Away(Training):
     def __init__(
         self, folder: Path, digits: Path, store: ObjectStore, patch: pytest.MonkeyPatch
     ) -> None:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
+        self.url = use(store, patch)
         super().__init__(folder, "mlp", digits, options="--save-every 20,epoch")
         self._folder, self._patch, self._machines = folder, patch, 0
-        self.url = store.folder()
         self.root = self.url  # type: ignore[assignment]
         self.storage: Storage = open_storage(f"{self.url}/mlp")
         self.store = CheckpointStore(self.storage)
@@ -179,11 +177,9 @@ def waiting(
     tmp_path: Path, seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Storage, Path]:
     """A job in SeaweedFS that nobody has claimed, and the file that its script waits for."""
-    for name, value in seaweed.environment.items():
-        monkeypatch.setenv(name, value)
+    root = open_storage(use(seaweed, monkeypatch))
     script, enough = tmp_path / "wait.py", tmp_path / "enough"
     script.write_text(ENOUGH)
-    root = open_storage(seaweed.folder())
     submit(root, JobSpec(job="raced", script=str(script), args=[str(enough)], cwd=str(tmp_path)))
     return root.sub("raced"), enough
 
@@ -218,11 +214,9 @@ def test_two_supervisors_race_for_one_job_and_one_wins(
 def test_a_job_is_submitted_to_a_bucket_and_lives_on(
     tmp_path: Path, seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in seaweed.environment.items():
-        monkeypatch.setenv(name, value)
+    root = use(seaweed, monkeypatch)
     script, enough = tmp_path / "wait.py", tmp_path / "enough"
     script.write_text(ENOUGH)
-    root = seaweed.folder()
     sent = holdfast("submit", "--json", "--root", root, "--name", "sent", script, enough)
     assert sent.returncode == 0, sent.stderr
     supervisor = psutil.Process(json.loads(sent.stdout)["pid"])
@@ -255,9 +249,7 @@ if not failed.exists():
 
 @pytest.fixture
 def stored_by_rclone(rclone: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> str:
-    for name, value in rclone.environment.items():
-        monkeypatch.setenv(name, value)
-    return rclone.folder()
+    return use(rclone, monkeypatch)
 
 
 def test_a_store_that_cannot_fence_is_used_by_one_supervisor_and_said_aloud(

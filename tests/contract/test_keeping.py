@@ -22,7 +22,7 @@ from service.cli import main
 from service.journal import Journal
 from service.lifecycle import Ended, Launched, Outcome, Started, Submitted
 from service.spec import JobSpec
-from tests.object_stores import ObjectStore
+from tests.object_stores import ObjectStore, use
 
 # What gcsfs and adlfs hand to aiohttp are bytes, whatever they were given.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
@@ -34,8 +34,7 @@ PART = 5 << 20  # bytes; the least that S3 takes for a part that is not the last
 def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
     found: ObjectStore = request.getfixturevalue(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in found.environment.items():
-            patch.setenv(name, value)
+        use(found, patch)
         yield found
 
 
@@ -120,10 +119,8 @@ def test_what_waits_to_be_sent_is_not_in_the_copy_and_is_told(
     holdfast: Callable[..., tuple[int, Any]],
     tmp_path: Path,
 ) -> None:
-    for name, value in gcs.environment.items():
-        monkeypatch.setenv(name, value)
+    there = f"{use(gcs, monkeypatch)}/job"
     monkeypatch.setenv("HOLDFAST_SPOOL", str(tmp_path / "spool"))
-    there = f"{gcs.folder()}/job"
     assert holdfast("copy", job.root, there)[1]["waiting"] == []
     spool = Spool.of(open_storage(there), "life")
     assert spool is not None
@@ -140,9 +137,7 @@ def test_uploads_that_nobody_finished_go_by_age(
     seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch, job: Storage
 ) -> None:
     """Neither what is below another folder nor what is young."""
-    for name, value in seaweed.environment.items():
-        monkeypatch.setenv(name, value)
-    root = open_storage(seaweed.folder())
+    root = open_storage(use(seaweed, monkeypatch))
     remote: Any = root.sub("job")
     neighbour: Any = root.sub("job-2")
     for storage, name in ((remote, "state.h5"), (remote, "model.weights.h5"), (neighbour, "x")):

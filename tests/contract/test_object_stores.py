@@ -19,7 +19,7 @@ from checkpoints.patience import USUAL
 from checkpoints.storage import Storage, open_storage
 from checkpoints.storage_remote import FsspecStorage
 from checkpoints.testing import StorageConformance
-from tests.object_stores import ObjectStore
+from tests.object_stores import ObjectStore, use
 
 ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数/-jobs*'
 STORES = ("seaweed", "moto", "azurite", "gcs", "rclone")
@@ -36,9 +36,7 @@ def store(request: pytest.FixtureRequest) -> ObjectStore:
 def opened(request: pytest.FixtureRequest) -> Iterator[Storage]:
     store: ObjectStore = request.getfixturevalue(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment.items():
-            patch.setenv(name, value)
-        yield open_storage(f"{store.folder()}/{ODD}")
+        yield open_storage(f"{use(store, patch)}/{ODD}")
 
 
 class TestObjectStores(StorageConformance):
@@ -63,13 +61,6 @@ class TestObjectStores(StorageConformance):
             with pytest.raises(AlreadyExists):
                 storage.create("spec.json", again)
         assert storage.read("spec.json") == b"first"
-
-
-def use(store: ObjectStore, patch: pytest.MonkeyPatch) -> str:
-    """Let clients find a store; return the URL of a new folder there."""
-    for name, value in store.environment.items():
-        patch.setenv(name, value)
-    return store.folder()
 
 
 def test_large_files_come_and_go_in_parts(
