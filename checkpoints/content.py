@@ -5,6 +5,7 @@ What did not change since the checkpoint before is not written: see `frozen`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,8 +79,10 @@ def write(
     last: Mapping[str, Seen] | None = None,
     *,
     over: bool = False,
+    past_cache: bool = False,
 ) -> Written:
     """Write a snapshot's files, durably. over: over those that an earlier try has left.
+    past_cache: large ones past the system's page cache.
 
     last: what the last commit saw of its files. Arrays that have not changed since go to a file of
     their own where that pays, and are not written again by the checkpoints that follow.
@@ -87,7 +90,13 @@ def write(
     written = Written()
     for name in snapshot.files:
         entries, seen = _write_file(
-            storage, checkpoint, snapshot, name, (last or {}).get(name), over=over
+            storage,
+            checkpoint,
+            snapshot,
+            name,
+            (last or {}).get(name),
+            over=over,
+            past_cache=past_cache,
         )
         written.entries.extend(entries)
         if seen is not None:
@@ -171,14 +180,18 @@ def _write_file(
     last: Seen | None,
     *,
     over: bool,
+    past_cache: bool,
 ) -> tuple[list[FileEntry], Seen | None]:
     """Write an array file whole, or without its unchanged arrays, which are a part of their own."""
     from checkpoints.hdf5 import as_arrays
 
     file, part_name = snapshot.files[name], frozen.part_name(name)
+    written = functools.partial(
+        _write_arrays, storage, checkpoint, over=over, past_cache=past_cache
+    )
     possible = part_name not in snapshot.files and layout.is_name(part_name)
     if not (possible and storage.capabilities.links):
-        return [_write_arrays(storage, checkpoint, name, file, over=over)], None
+        return [written(name, file)], None
     arrays = as_arrays(file)
     how = frozen.split(arrays, snapshot.progress, last)
     part = None
@@ -189,12 +202,12 @@ def _write_file(
             part = FrozenPart(checkpoint, how.link.entry, how.link.paths)
     elif how.fresh:
         unchanged = ArrayFile({path: arrays[path] for path in how.fresh})
-        entry = _write_arrays(storage, checkpoint, part_name, unchanged, name, over=over)
+        entry = written(part_name, unchanged, name)
         part = FrozenPart(checkpoint, entry, how.fresh)
     if part is not None:
         arrays = {path: array for path, array in arrays.items() if path not in part.paths}
     rest = ArrayFile(arrays, file.group_attributes)
-    whole = _write_arrays(storage, checkpoint, name, rest, over=over)
+    whole = written(name, rest)
     entries = [whole, *([part.entry] if part else [])]
     return entries, Seen(snapshot.progress, how.prints, part)
 
@@ -207,11 +220,12 @@ def _write_arrays(
     part_of: str | None = None,
     *,
     over: bool,
+    past_cache: bool,
 ) -> FileEntry:
     from checkpoints.hdf5 import write_arrays
 
     with storage.stage(_path(checkpoint, name, arrays=True), over=over) as path:
-        size, digest = write_arrays(path, file)
+        size, digest = write_arrays(path, file, past_cache=past_cache)
     return FileEntry(name, size, digest, part_of)
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import xxhash
 
@@ -101,29 +101,21 @@ def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]
     Else None, and in which way it is not. Memory is taken for a file of the right size only.
     Raises `StorageError` when it is out of reach, which is no damage.
     """
-    import numpy as np
+    from checkpoints import direct
 
     try:
         size = local.stat().st_size
         if size != entry.size:
             return None, _other_size(entry, size)
-        # Not a bytearray: its pages are zeroed first, one by one, which takes longer than reading.
-        content = np.empty(size, np.uint8).data
+        content = direct.memory(size)
         with open(local, "rb", buffering=0) as file:
-            wrong = _compared(entry, size, lambda: hashed(_filling(content, file)))
+            pieces = direct.filling(content, file.fileno())
+            wrong = _compared(entry, size, lambda: hashed(pieces))
         return (content, "") if wrong is None else (None, wrong)
     except OSError as error:
         if not is_damage(error, local=True):
             raise storage_error(error, "read", local.name, str(local.parent)) from error
         return None, f"it cannot be read: {error.strerror or error}"
-
-
-def _filling(content: memoryview, file: BinaryIO) -> Iterator[memoryview]:
-    """Read a file into memory; give each piece of it while it is in the processor's cache."""
-    at = 0
-    while count := file.readinto(content[at : at + _PIECE]):  # type: ignore[attr-defined]
-        yield content[at : at + count]
-        at += count
 
 
 def _compared(entry: FileEntry, size: int, digest: Callable[[], str]) -> str | None:

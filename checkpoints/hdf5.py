@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import xxhash
 
-from checkpoints import page_cache
+from checkpoints import direct, page_cache
 from checkpoints.errors import FormatError, UsageError
 from checkpoints.skeleton import OWN_DTYPES, Skeleton, skeleton_of
 from checkpoints.snapshot import ArrayFile
@@ -31,23 +31,25 @@ _NUMBERS = "biufc"
 _NOTHING = np.empty(0, np.uint8)
 
 
-def write_arrays(path: Path, file: ArrayFile) -> tuple[int, str]:
+def write_arrays(path: Path, file: ArrayFile, *, past_cache: bool = False) -> tuple[int, str]:
     """Write a new file and return its size in bytes and its hash ("xxh3:…"). Does not sync.
 
-    Raises `FileExistsError`, `OSError` as the disk does, `UsageError` for an array that is
-    neither numbers nor booleans.
+    past_cache: a large one is written past the page cache (see `direct`). Raises
+    `FileExistsError`, `OSError` as the disk does, `UsageError` for an array that is neither
+    numbers nor booleans.
     """
+    arrays = as_arrays(file)
+    pieces = _pieces(skeleton_of(arrays, file.group_attributes), arrays)
+    large = sum(array.nbytes for array in arrays.values()) >= page_cache.WORTHWHILE
     hasher = xxhash.xxh3_128()
-    size = on_its_way = 0
-    pieces = file_pieces(file)
+    size = 0
     with open(path, "xb", buffering=0) as out:
+        stage = direct.Stage(out.fileno()) if large and past_cache else _Plain(out.fileno())
         for piece in pieces:
             hasher.update(piece)
-            _write_all(out.fileno(), piece)
+            stage.write(piece)
             size += len(piece)
-            if size - on_its_way >= page_cache.WORTHWHILE:
-                page_cache.begin_to_write(out.fileno(), on_its_way, size)
-                on_its_way = size
+        stage.end()
     return size, f"xxh3:{hasher.hexdigest()}"
 
 
@@ -121,10 +123,23 @@ def _pieces(
     yield gathered
 
 
-def _write_all(file: int, data: bytes | bytearray | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
+class _Plain:
+    """Writes to the page cache; of a large file the disk begins to write what is there."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._size = self._on_its_way = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        self._size += len(view)
+        while view:
+            view = view[os.write(self._file, view) :]
+        if self._size - self._on_its_way >= page_cache.WORTHWHILE:
+            page_cache.begin_to_write(self._file, self._on_its_way, self._size)
+            self._on_its_way = self._size
+
+    def end(self) -> None: ...
 
 
 class _Content(io.RawIOBase):

@@ -39,6 +39,8 @@ class CheckpointStore:
     attempt: whose checkpoints `save` writes; None: only reading and pruning.
     fence: raises `Superseded` when a newer attempt has claimed the job; asked before each commit.
     writer: versions to note in manifests, by package name.
+    past_cache: large files are written past the system's page cache, which takes next to no
+    processor time, and are read from the disk; else the newest checkpoint stays in memory.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class CheckpointStore:
         attempt: int | None = None,
         fence: Callable[[], None] | None = None,
         writer: Mapping[str, str] | None = None,
+        past_cache: bool = False,
     ) -> None:
         self.storage = storage
         self.attempt = attempt
         self._fence = fence
         self._writer = dict(writer or {})
+        self._past_cache = past_cache
         self._begun = False
         self._parent: str | None = None
         self._origins: dict[int, Origin] = {}
@@ -62,6 +66,7 @@ class CheckpointStore:
         self._seen: dict[str, Seen] = {}  # by the last commit, of its files
         self._adopting: set[CheckpointId] = set()  # begun, and to be gone on with
         self._tried: set[CheckpointId] = set()  # places that have files of ours, perhaps
+        self._read: Loaded | None = None  # what `begin` found, until it is asked for
 
     def begin(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
         """Find what to resume from and say so, once, before the attempt's first step.
@@ -77,7 +82,7 @@ class CheckpointStore:
             raise Superseded(attempt=attempt, by=line.attempts[0])
         if attempt in self._origins and not self._begun:
             raise Superseded(attempt=attempt, by=f"{attempt}, begun elsewhere")
-        found, damages = self.latest(verify=verify)
+        found, damages = self._latest(self._checked if verify else self._verify_manifest)
         if self._begun:
             return found, damages
         if found is not None and found.id.attempt >= attempt:  # begun while this one looked
@@ -114,6 +119,7 @@ class CheckpointStore:
         `StorageError`, `Superseded`: nothing is committed then; `CommitUnknown`: it may be, and
         saving the same place again finds out.
         """
+        self._read = None
         progress = snapshot.progress
         checkpoint = CheckpointId(
             progress.phase, progress.step, Stage(progress.stage), self._own_attempt()
@@ -140,7 +146,12 @@ class CheckpointStore:
 
     def beside(self, storage: Storage) -> CheckpointStore:
         """Return the store that saves this attempt's checkpoints elsewhere first, for `adopt`."""
-        store = CheckpointStore(storage, attempt=self._own_attempt(), writer=self._writer)
+        store = CheckpointStore(
+            storage,
+            attempt=self._own_attempt(),
+            writer=self._writer,
+            past_cache=self._past_cache,
+        )
         store._begun, store._parent = self._begun, self._parent
         return store
 
@@ -177,13 +188,18 @@ class CheckpointStore:
 
         verify: read and hash every file; else a readable manifest is enough.
         """
+        return self._latest(self.verify if verify else self._verify_manifest)
+
+    def _latest(
+        self, look: Callable[[CheckpointId], list[Damage]]
+    ) -> tuple[Manifest | None, list[Damage]]:
         damages = [
             Damage(folder, file, error.fields["reason"])
             for error in lineage.read_lineage(self.storage, self._origins)[1]
             for folder, _, file in [error.fields["path"].rpartition("/")]
         ]
         for checkpoint in reversed(self.ids()):
-            found = self.verify(checkpoint) if verify else self._verify_manifest(checkpoint)
+            found = look(checkpoint)
             if not found:
                 return self.manifest(checkpoint), damages
             damages += found
@@ -220,12 +236,24 @@ class CheckpointStore:
 
     def load(self, checkpoint: CheckpointId) -> Loaded:
         """Return a checkpoint's content. Raises `NoCheckpoint`, `CheckpointDamaged`."""
+        read, self._read = self._read, None
+        if read is not None and read.manifest.checkpoint == str(checkpoint):
+            return read
         return content.load(self.storage, self.manifest(checkpoint))
 
     def verify(self, checkpoint: CheckpointId) -> list[Damage]:
         """Read and hash every file of a checkpoint; return what is wrong. Raises `NoCheckpoint`."""
         damages = self._verify_manifest(checkpoint)
         return damages or content.check(self.storage, self.manifest(checkpoint))
+
+    def _checked(self, checkpoint: CheckpointId) -> list[Damage]:
+        """As `verify`, and what was read is kept for `load`: so it is read once, and what was
+        checked is what is used."""
+        if not (found := self._verify_manifest(checkpoint)):
+            with suppress(CheckpointDamaged):
+                self._read = content.load(self.storage, self.manifest(checkpoint))
+                return []
+        return found or self.verify(checkpoint)
 
     def orphans(self) -> list[str]:
         """Return the folders that are no checkpoints: never committed, or out of the lineage."""
@@ -296,7 +324,14 @@ class CheckpointStore:
             self._tried.add(checkpoint)
             if again and self._over_when_it_raises:
                 self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
-            written = content.write(self.storage, checkpoint, snapshot, self._seen, over=again)
+            written = content.write(
+                self.storage,
+                checkpoint,
+                snapshot,
+                self._seen,
+                over=again,
+                past_cache=self._past_cache,
+            )
             made = Manifest(
                 format=manifest.format_of(written.entries),
                 checkpoint=str(checkpoint),

@@ -53,6 +53,8 @@ class TrainingJob:
                 "keras": keras.__version__,
                 "tensorflow": tf.__version__,
             },
+            # The processors train: what a save takes of them is taken from the steps.
+            past_cache=not tf.config.list_physical_devices("GPU"),
         )
         keep = Keep.parse(ctx.spec.keep)
         if ctx.spool is not None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from checkpoints import digest
+from checkpoints import digest, direct, page_cache
 from checkpoints.errors import FormatError, UsageError
 from checkpoints.hdf5 import as_arrays, read_file, write_arrays
 from checkpoints.manifest import FileEntry
@@ -150,12 +150,16 @@ def files_no_longer_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_an_ordinary_error_and_leaves_hdf5_usable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_a_full_disk_is_an_ordinary_error_and_leaves_hdf5_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past_cache: bool
+) -> None:
+    monkeypatch.setattr(page_cache, "WORTHWHILE", 1)
     big = ArrayFile({"a": np.zeros(1 << 20), "b": np.ones(3)})
     for size in (0, 100, 5000, 1 << 20, 8 << 20):
         with files_no_longer_than(size), pytest.raises(OSError, match="too large"):
-            write_arrays(tmp_path / f"{size}.h5", big)
-    write_arrays(tmp_path / "good.h5", big)
+            write_arrays(tmp_path / f"{size}.h5", big, past_cache=past_cache)
+    write_arrays(tmp_path / "good.h5", big, past_cache=past_cache)
     assert read_arrays(tmp_path / "good.h5")["b"].tolist() == [1, 1, 1]
 
 
@@ -359,7 +363,7 @@ def test_arrays_are_read_where_they_lie(tmp_path: Path) -> None:
 def test_a_file_is_read_and_hashed_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(digest, "_PIECE", 8)
+    monkeypatch.setattr(direct, "_STAGE", 8)
     content = bytes(range(length))
     (tmp_path / "file").write_bytes(content)
     good = f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"

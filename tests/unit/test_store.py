@@ -395,6 +395,28 @@ def test_only_the_newest_checkpoint_stays_in_memory(
     assert put_away == [str(at(1)), str(at(2))]
 
 
+@pytest.mark.parametrize("past_cache", [False, True])
+def test_a_large_checkpoint_is_the_same_however_it_is_written(
+    local: Storage, monkeypatch: pytest.MonkeyPatch, past_cache: bool
+) -> None:
+    monkeypatch.setattr(page_cache, "WORTHWHILE", 1 << 20)
+    snapshot = sample_snapshot(1, numbers=(5 << 20) + 1)
+    begun(local, past_cache=past_cache).save(snapshot, reason="step")
+    store = CheckpointStore(local)
+    assert store.verify(at(1)) == []
+    assert_holds(store.load(at(1)), snapshot)
+
+
+def test_what_is_checked_at_the_begin_is_read_once(local: Storage) -> None:
+    """And what was checked is what is used, whatever becomes of the file."""
+    begun(local).save(sample_snapshot(1), reason="step")
+    store = begun(local, attempt=2)
+    Path(local.root, layout.checkpoint_file(at(1), layout.WEIGHTS_FILE)).unlink()
+    assert_holds(store.load(at(1)), sample_snapshot(1))
+    with pytest.raises(CheckpointDamaged, match="missing"):
+        store.load(at(1))
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_what_was_committed_with_an_unknown_outcome_and_pruned_comes_back_whole(
     local: Storage, tmp_path: Path, elsewhere: bool
