@@ -65,14 +65,17 @@ def interval(cost: SaveCost, failures: Failures, overhead: float) -> float:
     """Return the seconds from one save to the next.
 
     overhead: the share of the time that saves may take at most. Where attempts die so fast that
-    within this bound they would hardly come further, it yields: a quarter of their life passes
-    between two saves. A save is never begun while another is written.
+    within this bound more than a quarter of their life would pass between two saves, it yields:
+    what is best for that life counts. A save is never begun while another is written.
     """
     wanted = daly(cost.seconds, failures.mean_time_between)
     bounded = max(min(max(wanted, SHORTEST), LONGEST), cost.seconds / overhead)
     if not cost.measured:
         bounded = min(bounded, UNMEASURED)
-    return max(min(bounded, failures.bearable), 2 * cost.writing)
+    if bounded > failures.bearable:
+        best = daly(cost.seconds, failures.usual_life)
+        bounded = min(max(best, SHORTEST), failures.bearable)
+    return max(bounded, 2 * cost.writing)
 
 
 def first(failures: Failures) -> float:

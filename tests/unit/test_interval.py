@@ -73,7 +73,9 @@ def test_what_a_save_costs_is_soon_seen() -> None:
 def test_attempts_that_live_shortly_come_further_all_the_same() -> None:
     lives = (500.0, 21.0, 19.0, 20.0, 300.0)
     found = Failures(5, sum(lives), lives)
-    assert interval(cost_of(0.5, 1.0), found, 0.01) == 21.0 / 4
+    assert interval(cost_of(0.5, 1.0), found, 0.01) == daly(0.5, 21.0) < 21.0 / 4
+    assert interval(cost_of(0.01, 0.02), found, 0.01) == daly(0.01, 860 / 6 + 100) > 1
+    assert interval(cost_of(5.0, 1.0), found, 0.01) == 21.0 / 4
     assert interval(cost_of(0.5, 1.0, measured=False), found, 0.01) == UNMEASURED
 
 
