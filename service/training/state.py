@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -20,6 +21,8 @@ from checkpoints.snapshot import ArrayFile
 from service.training import walk
 from service.training.errors import StateMismatch
 
+_LARGE = 1 << 20  # bytes of an array, for which it is worth while not to copy it
+_ALIGNED = 64  # bytes: TensorFlow's kernels take memory that begins at a multiple
 _NUMBERED = re.compile(r"_\d+(?=[/:]|$)")
 
 
@@ -153,9 +156,12 @@ class LiveState:
         return [(raw(v), raw(v).numpy()) for v in variables]
 
     def assign(self, weights: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-        """Put checked values into the live variables."""
+        """Put checked values into the live variables.
+
+        The memory of large ones becomes the variables' own: they are not to be used any more.
+        """
         for path, variable in self.layout.variables.items():
-            raw(variable).assign(weights[path])
+            raw(variable).assign(_as_it_lies(weights[path]))
         for group, saveable in self.layout.computed.items():
             prefix = f"{group}/"
             saveable.load_own_variables(
@@ -163,6 +169,19 @@ class LiveState:
             )
         for i, variable in enumerate(self.rest):
             raw(variable).assign(others[f"{self.prefix}/{i:06d}"])
+
+
+def _as_it_lies(array: Any) -> Any:
+    """Return a large array as a tensor of the same memory, where that can be one's.
+
+    A variable keeps the memory of the tensor that is assigned to it, so that nothing is copied and
+    no more memory is needed; training then writes there.
+    """
+    fits = array.nbytes >= _LARGE and array.ctypes.data % _ALIGNED == 0
+    if fits and array.flags.c_contiguous and array.flags.writeable:
+        with suppress(Exception):  # what TensorFlow does not take in this way is copied
+            return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return array
 
 
 def check_one(name: str, stored: Any, variable: Any, fail: Any) -> None:

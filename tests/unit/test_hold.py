@@ -6,6 +6,7 @@ TensorFlow promises this nowhere, so it is watched here for all updates that tra
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 
+from service.training import state
 from service.training.state import LiveState, hold, raw
 from service.training.step import CompiledSteps
 from service.training.walk import all_variables
@@ -71,6 +73,67 @@ def watch(model: Any, x: Any, calls: int = 3) -> None:
     assert changed > len(held), "the training changed nothing: nothing was watched"
 
 
+def aligned(array: Any) -> Any:
+    """Return a copy in memory that begins where TensorFlow needs it."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def trained_on(monkeypatch: pytest.MonkeyPatch, *, large: int) -> tuple[dict[str, Any], list[bool]]:
+    """Put the same state back, train on, hold and train on.
+
+    Returns what was held, and of which arrays the memory was taken over.
+    """
+    monkeypatch.setattr(state, "_LARGE", large)
+    begin_process()
+    model = dense(OPTIMIZERS["adam"]())
+    steps = CompiledSteps(model, (tf.constant(X), tf.constant(Y)), None)
+    steps.trace()
+    live = LiveState(model, steps.touched_variables())
+    random = np.random.default_rng(5)
+    put_back = {
+        path: aligned(random.uniform(size=v.shape).astype(raw(v).dtype.as_numpy_dtype))
+        for path, v in live.layout.variables.items()
+    }
+    live.assign(put_back, live.others())
+    variables = live.layout.variables
+    shared = [np.shares_memory(hold(variables[p]), array) for p, array in put_back.items()]
+    del put_back
+    held = live.weights().arrays
+    copies = {path: array.copy() for path, array in held.items()}
+    steps.run(np.arange(24).reshape(3, 8))
+    gc.collect()
+    assert {p: a.tobytes() for p, a in held.items()} == {p: a.tobytes() for p, a in copies.items()}
+    return {p: np.array(a) for p, a in live.weights().arrays.items()}, shared
+
+
+def test_a_training_goes_on_in_the_memory_that_was_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied, none_shared = trained_on(monkeypatch, large=1 << 40)
+    taken, shared = trained_on(monkeypatch, large=1)
+    assert not any(none_shared)
+    assert all(shared)
+    assert {p: a.tobytes() for p, a in copied.items()} == {p: a.tobytes() for p, a in taken.items()}
+
+
+@pytest.mark.parametrize("odd", ["unaligned", "read only", "a strange type"])
+def test_what_cannot_be_taken_over_is_copied(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "_LARGE", 1)
+    dtype = tf.bfloat16.as_numpy_dtype if odd == "a strange type" else np.float32
+    array = aligned(np.arange(50, dtype=np.float32).astype(dtype))
+    if odd == "unaligned":
+        array = array[1:]
+    array.flags.writeable = odd != "read only"
+    variable = tf.Variable(tf.zeros(array.shape, array.dtype))
+    variable.assign(state._as_it_lies(array))
+    assert variable.numpy().tobytes() == array.tobytes()
+    assert odd == "a strange type" or not np.shares_memory(hold(variable), array)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_held_does_not_change(name: str) -> None:
     begin_process()
@@ -113,13 +176,17 @@ def test_what_is_held_does_not_change_in_eager_steps() -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("first", ["initialized", "restored", "trained"])
+@pytest.mark.parametrize("first", ["initialized", "restored", "taken over", "trained"])
 def test_what_is_held_does_not_change_by_any_assignment(
     change: Callable[[Any], Any], first: str
 ) -> None:
     variable = keras.Variable(RNG.normal(size=(40, 40)).astype("float32"))
     if first == "restored":
         raw(variable).assign(RNG.normal(size=(40, 40)).astype("float32"))
+    elif first == "taken over":
+        lying = aligned(RNG.normal(size=(40, 40)).astype("float32"))
+        raw(variable).assign(tf.experimental.dlpack.from_dlpack(lying.__dlpack__()))
+        assert np.shares_memory(hold(variable), lying)
     elif first == "trained":
         change(variable)
     view = hold(variable)
