@@ -20,7 +20,7 @@ from service.heartbeat import Beat
 from service.journal import Entry, Journal
 from service.lifecycle import Ended, Reached
 
-_AT_ONCE = 8  # more get into each other's way, for Python runs one at a time
+_AT_ONCE = 4  # more get into each other's way, for Python runs one at a time
 _PORTION = 64  # jobs that one reader takes at a time
 
 
