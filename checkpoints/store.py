@@ -41,6 +41,7 @@ class CheckpointStore:
     writer: versions to note in manifests, by package name.
     past_cache: large files are written past the system's page cache, which takes next to no
     processor time, and are read from the disk; else the newest checkpoint stays in memory.
+    ahead: returns what `read_ahead` found, when that was begun earlier.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class CheckpointStore:
         fence: Callable[[], None] | None = None,
         writer: Mapping[str, str] | None = None,
         past_cache: bool = False,
+        ahead: Callable[[], Loaded | None] = lambda: None,
     ) -> None:
         self.storage = storage
         self.attempt = attempt
         self._fence = fence
         self._writer = dict(writer or {})
         self._past_cache = past_cache
+        self._ahead = ahead
         self._begun = False
         self._parent: str | None = None
         self._origins: dict[int, Origin] = {}
@@ -249,11 +252,25 @@ class CheckpointStore:
     def _checked(self, checkpoint: CheckpointId) -> list[Damage]:
         """As `verify`, and what was read is kept for `load`: so it is read once, and what was
         checked is what is used."""
-        if not (found := self._verify_manifest(checkpoint)):
-            with suppress(CheckpointDamaged):
-                self._read = content.load(self.storage, self.manifest(checkpoint))
-                return []
-        return found or self.verify(checkpoint)
+        if found := self._verify_manifest(checkpoint):
+            return found
+        made, ahead = self.manifest(checkpoint), self._ahead()
+        if ahead is not None and ahead.manifest == made:
+            self._read = ahead
+            return []
+        with suppress(CheckpointDamaged):
+            self._read = content.load(self.storage, made)
+            return []
+        return self.verify(checkpoint)
+
+    def read_ahead(self) -> Loaded | None:
+        """Return the newest good checkpoint, read and checked, None where there is none.
+
+        It changes nothing: `begin` looks again. Raises `StorageError`, `FormatTooNew`.
+        """
+        self._latest(self._checked)
+        read, self._read = self._read, None
+        return read
 
     def orphans(self) -> list[str]:
         """Return the folders that are no checkpoints: never committed, or out of the lineage."""

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 from structlog.typing import FilteringBoundLogger
@@ -59,6 +59,9 @@ from service.preemption import StopFlag
 from service.rank import Rank
 from service.spec import JobSpec
 
+if TYPE_CHECKING:
+    from checkpoints.store import Loaded
+
 _WAIT: Final = "HOLDFAST_SPOOL_WAIT"
 _WAIT_AT_END: Final = 600.0
 
@@ -75,7 +78,8 @@ class AttemptContext:
     None in a job that is on this machine. look_for_departure: returns the seconds that are left, as
     the supervisor has said; None when it has not. before_exit: called with what this process is
     about to exit with, returns what it does exit with. exit_code: the former, once it is known.
-    rank: which of the attempt's processes this one is.
+    rank: which of the attempt's processes this one is. read_ahead: returns the newest checkpoint
+    where it was read while the script began, once; waits until that is done.
     """
 
     storage: Storage
@@ -94,6 +98,7 @@ class AttemptContext:
     before_exit: Callable[[int], int] = lambda code: code
     exit_code: int | None = field(default=None)
     rank: Rank = field(default_factory=Rank)
+    read_ahead: Callable[[], Loaded | None] = lambda: None
 
     def leave_by(self) -> float | None:
         """Return when this machine is taken, monotonic seconds; None when nobody has said so."""

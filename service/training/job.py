@@ -55,6 +55,7 @@ class TrainingJob:
             },
             # The processors train: what a save takes of them is taken from the steps.
             past_cache=not tf.config.list_physical_devices("GPU"),
+            ahead=ctx.read_ahead,
         )
         keep = Keep.parse(ctx.spec.keep)
         if ctx.spool is not None:

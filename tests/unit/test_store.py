@@ -417,6 +417,26 @@ def test_what_is_checked_at_the_begin_is_read_once(local: Storage) -> None:
         store.load(at(1))
 
 
+def test_what_was_read_ahead_is_not_read_again(local: Storage) -> None:
+    begun(local).save(sample_snapshot(1), reason="step")
+    ahead = CheckpointStore(local).read_ahead()
+    file = Path(local.root, layout.checkpoint_file(at(1), layout.WEIGHTS_FILE))
+    file.rename(file.with_suffix(".aside"))
+    store = begun(local, attempt=2, ahead=lambda: ahead)
+    assert_holds(store.load(at(1)), sample_snapshot(1))
+
+
+def test_what_was_read_ahead_and_is_no_longer_the_newest_is_let_go(local: Storage) -> None:
+    first = begun(local)
+    assert first.read_ahead() is None
+    first.save(sample_snapshot(1), reason="step")
+    ahead = CheckpointStore(local).read_ahead()
+    first.save(sample_snapshot(2), reason="step")
+    store = begun(local, attempt=2, ahead=lambda: ahead)
+    assert_holds(store.load(at(2)), sample_snapshot(2))
+    assert_holds(store.load(at(1)), sample_snapshot(1))
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_what_was_committed_with_an_unknown_outcome_and_pruned_comes_back_whole(
     local: Storage, tmp_path: Path, elsewhere: bool
