@@ -27,6 +27,7 @@ from checkpoints.errors import (
 
 _LARGEST = 16 << 20  # bytes of a document
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NO_NAMES = frozenset({"", ".", ".."})
 
 
 # What a disk over a network says when the network is what is wrong, and a process that is short of
@@ -259,7 +260,7 @@ def is_damage(error: OSError, *, local: bool) -> bool:
 
 def check_path(path: str) -> str:
     """Return `path` when it stays below a root. Raises `UsageError`."""
-    if path.startswith("/") or "\0" in path or any(p in ("", ".", "..") for p in path.split("/")):
+    if "\0" in path or not _NO_NAMES.isdisjoint(path.split("/")):
         raise UsageError(field="path", problem=f"{path!r} leaves the storage", hint="")
     return path
 

@@ -67,20 +67,23 @@ class LocalStorage:
             raise storage_error(error, "read", path, self.root) from error
 
     def size(self, path: str) -> int:
-        with self._errors("look at", path):
-            return self._at(path).stat().st_size
+        return self._stat(path).st_size
 
     def exists(self, path: str) -> bool:
         try:
-            with self._errors("look at", path):
-                self._at(path).stat()
+            self._stat(path)
         except NotFound:
             return False
         return True
 
     def modified(self, path: str) -> float:
-        with self._errors("look at", path):
-            return self._at(path).stat().st_mtime
+        return self._stat(path).st_mtime
+
+    def _stat(self, path: str) -> os.stat_result:
+        try:
+            return os.stat(self._name(path))  # noqa: PTH116
+        except OSError as error:
+            raise storage_error(error, "look at", path, self.root) from error
 
     def create(self, path: str, data: bytes) -> None:
         target = self._at(path)
@@ -241,17 +244,16 @@ class LocalStorage:
             self._durable.discard(folder)
         chain = [folder]
         for above in folder.parents:
+            if above in self._durable:
+                break  # and so are those above it
             if above != self._root and self._root not in above.parents and above.exists():
                 break
             chain.append(above)
         _mkdir(folder)
         for made in reversed(chain):
+            _sync_folder(made.parent)
             with self._lock:
-                known = made in self._durable
-            if not known:
-                _sync_folder(made.parent)
-                with self._lock:
-                    self._durable.add(made)
+                self._durable.add(made)
 
 
 class _LocalAppender:

@@ -21,7 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from checkpoints import layout
 from checkpoints.errors import NotFound, StorageError, UsageError
-from checkpoints.redaction import redact
+from checkpoints.redaction import redact, redactor
 from checkpoints.storage import Appender, Storage
 from service.heartbeat import Status
 
@@ -134,8 +134,8 @@ def make_logger(
             row.setdefault("step", status.step)
         row["time"] = time.time()
         row["level"] = "error" if method == "exception" else method
-        ordered = {name: _plain(row.pop(name)) for name in _FIRST if name in row}
-        file.write({**ordered, **{name: _plain(value) for name, value in row.items()}})
+        ordered = {name: row.pop(name) for name in _FIRST if name in row}
+        file.write(_plain({**ordered, **row}, redactor()))
         raise structlog.DropEvent
 
     logger: FilteringBoundLogger = structlog.wrap_logger(
@@ -173,15 +173,15 @@ def _words(value: Any) -> str:
     return redact(str(value))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, hide: Callable[[str], str]) -> Any:
     if isinstance(value, str):
-        return redact(value)
+        return hide(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item, hide) for name, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [_plain(item, hide) for item in value]
     return value
 
 

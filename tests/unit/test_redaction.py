@@ -100,3 +100,16 @@ def test_the_log_hides_them_whatever_they_stand_in(tmp_path: Path) -> None:
     text = storage.read("log.jsonl").decode()
     assert "hunter22" not in text
     assert text.count("***") == 5
+
+
+def test_the_log_hides_what_the_environment_has_got_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(tmp_path)
+    log = LogFile(storage, "log.jsonl")
+    logger = make_logger(log, job="hunter22")
+    monkeypatch.setenv("AZURE_STORAGE_KEY", "hunter22")
+    logger.info("signed", by=["hunter22"])
+    log.close()
+    assert storage.read("log.jsonl").decode().count("***") == 2
+    assert "hunter22" not in storage.read("log.jsonl").decode()

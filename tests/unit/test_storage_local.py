@@ -126,6 +126,34 @@ def test_a_folder_deleted_by_somebody_else_is_made_again(tmp_path: Path) -> None
     assert storage.read("a/b/c") == b"2"
 
 
+def test_each_folder_is_made_durable_once_and_again_where_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fails_at = "job"
+    fsync = os.fsync
+
+    def watched(file: int) -> None:
+        name = Path(f"/proc/self/fd/{file}").readlink().name
+        if name == fails_at:
+            raise OSError(errno.EIO, "Input/output error")
+        synced.append(name.partition("-")[0])
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    storage = open_storage(tmp_path / "above" / "job")
+    with pytest.raises(StorageError, match="Input/output error"):
+        storage.create("a/b/c", b"1")
+    assert synced == [tmp_path.name, "above"]  # "above" and "job" have their names for good
+    fails_at = ""
+    synced.clear()
+    storage.create("a/b/c", b"1")
+    assert synced == ["job", "a", ".tmp", "b"]
+    synced.clear()
+    storage.create("a/b/d", b"1")
+    assert synced == [".tmp", "b"]
+
+
 def test_symbolic_links_are_not_followed_by_deleting(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "data").write_bytes(b"1")
