@@ -252,7 +252,8 @@ def _told(warmed: warmth.Warmth | None) -> dict[str, float]:
         return {}
     resident, own = (round(size / 2**20) for size in warmed.memory)
     waited = round(warmed.seconds, 1)
-    return {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
+    told = {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
+    return {**told, "spare_forks": warmed.forks}
 
 
 def run_script(spec: JobSpec) -> None:

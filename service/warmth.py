@@ -42,21 +42,25 @@ class Preload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What the spare is told when it is to become an attempt. output: its output.log."""
+    """What the spare is told when it is to become an attempt. output: its output.log. heir: fork
+    the next spare before, whom the supervisor adopts."""
 
     url: str
     attempt: int
     output: str
+    heir: bool = False
 
 
 @dataclass(frozen=True)
 class Warmth:
-    """How this process was warmed. environ: as it was at the process' start. seconds: since when
-    it waited. memory: bytes resident, and of those bytes of its own."""
+    """How this process was warmed. environ: as it was at the process' start. seconds: how long it
+    waited. memory: bytes resident, and of those bytes of its own, when it began to. forks: how
+    many there were between the process that has imported and this one."""
 
     environ: Mapping[str, str]
     seconds: float
     memory: tuple[int, int]
+    forks: int
 
 
 start: Final = dict(os.environ)

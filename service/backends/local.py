@@ -7,21 +7,20 @@ can be killed with it.
 from __future__ import annotations
 
 import os
-import signal as signals
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 from checkpoints import layout
 from checkpoints.errors import AlreadyExists
 from checkpoints.storage import Storage
 from service import identity, rank
+from service.backends import orphans
 from service.backends.base import Exit, Handle
+from service.backends.spares import Child, Spare, kill_group
 from service.errors import BackendFailed, SpecInvalid
 from service.identity import Identity
 from service.spec import JobSpec, interpreter
@@ -35,9 +34,9 @@ class LocalBackend:
     """Runs attempts on this machine."""
 
     def __init__(self) -> None:
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._ended: set[int] = set()  # attempts whose groups may have members yet
-        self._spare: subprocess.Popen[bytes] | None = None
+        self._children: dict[int, Child] = {}
+        self._spare: Spare | None = None
+        self._adopts = False
 
     def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
         if storage.capabilities.in_process:
@@ -50,7 +49,7 @@ class LocalBackend:
         try:
             for folder in (output.parent.parent, output.parent):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            child = self._warm_child(storage, attempt, output)
+            child: Child | None = self._warm_child(storage, attempt, output)
             if child is None:
                 with open(output, "ab", opener=_private) as file:
                     arguments = ["service.attempt", storage.root, str(attempt)]
@@ -61,7 +60,6 @@ class LocalBackend:
                 backend="local", action=f"start {what!r} in {spec.cwd!r}", reason=str(error)
             ) from error
         self._children[child.pid] = child
-        self._ended.discard(child.pid)
         who = identity.of_process(child.pid)
         return {
             "pid": who.pid,
@@ -72,49 +70,41 @@ class LocalBackend:
         }
 
     def prepare(self, spec: JobSpec, preload: Preload) -> None:
-        """Start a spare process, unless there is one: the next attempt need not import."""
-        if self._spare is not None and self._spare.poll() is None:
+        """Keep a spare process that has done this: the next attempt need not import."""
+        if self._spare is not None and self._spare.preload == preload and self._spare.there():
             return
-        self.close()
-        try:
-            self._spare = _start(spec, ["service.spare"], subprocess.PIPE, subprocess.DEVNULL)
-        except OSError:
-            return  # the next attempt starts cold
-        self._say(self._spare, preload)
+        self._end_spare()
+        if not orphans.adopting():
+            self._adopts = orphans.adopt()
+
+        def start(orders: int, news: int) -> subprocess.Popen[bytes]:
+            arguments = ["service.spare", str(news)]
+            return _start(spec, arguments, orders, subprocess.DEVNULL, pass_fds=(news,))
+
+        with suppress(OSError):  # the next attempt starts cold
+            self._spare = Spare(start, preload)
 
     def close(self) -> None:
+        self._end_spare()
+        self._reap()
+        if self._adopts:
+            self._adopts = not orphans.adopt(False)
+
+    def _end_spare(self) -> None:
         spare, self._spare = self._spare, None
         if spare is not None:
-            _kill_group(spare.pid)  # it may be importing, which takes a while
-            spare.wait()
-            assert spare.stdin is not None
-            with suppress(OSError):
-                spare.stdin.close()
+            spare.end()
 
-    def _warm_child(
-        self, storage: Storage, attempt: int, output: Path
-    ) -> subprocess.Popen[bytes] | None:
+    def _warm_child(self, storage: Storage, attempt: int, output: Path) -> Child | None:
         """Return the spare, told to be this attempt; None when there is none."""
-        spare, self._spare = self._spare, None
-        if spare is None:
+        if self._spare is None:
             return None
-        order = Order(url=storage.root, attempt=attempt, output=str(output))
-        if spare.poll() is None and self._say(spare, order):
-            assert spare.stdin is not None
-            spare.stdin.close()
-            return spare
-        spare.wait()
-        return None
-
-    @staticmethod
-    def _say(spare: subprocess.Popen[bytes], what: Preload | Order) -> bool:
-        assert spare.stdin is not None
-        try:
-            spare.stdin.write(msgspec.json.encode(what) + b"\n")
-            spare.stdin.flush()
-        except OSError:  # it has just died
-            return False
-        return True
+        heir = orphans.adopting()
+        order = Order(url=storage.root, attempt=attempt, output=str(output), heir=heir)
+        child = self._spare.become(order)
+        if child is None:
+            self._end_spare()
+        return child
 
     def poll(self, handle: Handle) -> Exit | None:
         self._reap()
@@ -127,10 +117,8 @@ class LocalBackend:
             if seen is None:
                 return None
             if seen.si_code != os.CLD_EXITED or seen.si_status != 0:
-                _kill_group(child.pid)  # what a dead attempt started must not outlive it
-            child.wait()
-            self._ended.add(child.pid)
-        code = child.returncode
+                kill_group(child.pid)  # what a dead attempt started must not outlive it
+        code = child.wait()
         return Exit(code=code) if code >= 0 else Exit(signal=-code)
 
     def signal(self, handle: Handle, signum: int) -> None:
@@ -140,7 +128,7 @@ class LocalBackend:
 
     def kill(self, handle: Handle) -> None:
         if self._alive(handle):
-            _kill_group(handle["pid"])
+            kill_group(handle["pid"])
 
     def output(self, handle: Handle, start: int = 0) -> bytes:
         try:
@@ -161,18 +149,10 @@ class LocalBackend:
             output.parent.rmdir()
 
     def _reap(self) -> None:
-        """Reap what ended attempts had started, where this is a container's first process.
-
-        Orphans become children of that one, which nobody else reaps.
-        """
-        for group in list(self._ended):
-            with suppress(ChildProcessError):
-                while os.waitpid(-group, os.WNOHANG)[0]:
-                    pass
-            try:
-                os.killpg(group, 0)
-            except (ProcessLookupError, PermissionError):
-                self._ended.discard(group)
+        """Reap what ended attempts had started, where that falls to this process."""
+        known = {pid for pid, child in self._children.items() if child.returncode is None}
+        spare = None if self._spare is None else self._spare.child()
+        orphans.reap(known if spare is None else known | {spare.pid})
 
     def _alive(self, handle: Handle) -> bool:
         if handle["pid"] in self._children:
@@ -181,7 +161,9 @@ class LocalBackend:
         return who.local and not who.gone()
 
 
-def _start(spec: JobSpec, arguments: list[str], stdin: int, output: Any) -> subprocess.Popen[bytes]:
+def _start(
+    spec: JobSpec, arguments: list[str], stdin: int, output: Any, pass_fds: Collection[int] = ()
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [interpreter(spec), "-P", "-m", *arguments],
         stdin=stdin,
@@ -190,6 +172,7 @@ def _start(spec: JobSpec, arguments: list[str], stdin: int, output: Any) -> subp
         cwd=spec.cwd or None,
         env=_environment(spec, os.environ),
         start_new_session=True,
+        pass_fds=pass_fds,
     )
 
 
@@ -197,11 +180,6 @@ def _identity(handle: Handle) -> Identity:
     return Identity(
         host=handle["host"], pid=handle["pid"], boot_id=handle["boot_id"], start=handle["start"]
     )
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signals.SIGKILL)
 
 
 def _private(path: str, flags: int) -> int:

@@ -24,21 +24,8 @@ from checkpoints.storage import Storage
 from service import identity
 from service.backends import base
 from service.backends.local import SUPERVISOR_PID, LocalBackend
+from service.backends.spares import Forked
 from service.spec import JobSpec
-
-
-class _Fork:
-    """As much of a Popen as the local backend needs."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-
-    def wait(self) -> int:
-        if self.returncode is None:
-            _, status = os.waitpid(self.pid, 0)
-            self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
 
 
 class ForkedBackend(LocalBackend):
@@ -61,7 +48,7 @@ class ForkedBackend(LocalBackend):
                 threading._shutdown()  # as the interpreter does: wait for threads, then atexit
                 atexit._run_exitfuncs()
                 os._exit(code)
-        self._children[pid] = _Fork(pid)  # type: ignore[assignment]
+        self._children[pid] = Forked(pid)
         who = identity.of_process(pid)
         return {
             "pid": pid,

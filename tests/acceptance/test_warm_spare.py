@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from service import spare
 from tests.acceptance import jobs
 from tests.acceptance.conftest import SAVE
 from tests.acceptance.jobs import Training, assert_same, gone
@@ -45,9 +46,9 @@ def kill_when_there_is_a_spare(training: Training, attempt: int) -> psutil.Proce
     training.hold("epoch_end", attempt)
     process = training.attempt(attempt)
     training.until_held(process, "epoch_end", attempt)
-    spare: psutil.Process = training.until("a spare", lambda: spare_of(training, process))
+    found: psutil.Process = training.until("a spare", lambda: spare_of(training, process))
     process.kill()
-    return spare
+    return found
 
 
 def events(training: Training, attempt: int, name: str) -> list[dict[str, Any]]:
@@ -65,14 +66,16 @@ def test_a_spare_takes_over_and_changes_nothing(train: Callable[..., Training]) 
     warm.hold("epoch_end", 1)
     warm.start()
     for attempt in (1, 2):
-        spare = kill_when_there_is_a_spare(warm, attempt)
-        assert warm.attempt(attempt + 1).pid == spare.pid
+        waiting = kill_when_there_is_a_spare(warm, attempt)
+        assert warm.attempt(attempt + 1).pid == waiting.pid
     warm.hold("never")
     warm.end()
     assert_same(warm, untouched)
     for attempt in (2, 3):
         (started,) = events(warm, attempt, "attempt started")
         assert started["spare_mib"] > started["spare_own_mib"] > 0
+        # Only the first spare has imported anything; where it may not fork, each has
+        assert started["spare_forks"] == (0 if spare.has_accelerator() else attempt - 2)
     assert "spare_mib" not in events(warm, 1, "attempt started")[0]
     assert [k for k in range(1, 4) if events(warm, k, "spare_unfit")] == []
 
@@ -86,7 +89,7 @@ def test_a_spare_that_has_seen_other_variables_is_not_used(train: Callable[..., 
     training.hold("epoch_end", 1)
     first = training.attempt(1)
     training.until_held(first, "epoch_end", 1)
-    spare = training.until("a spare", lambda: spare_of(training, first))
+    waiting = training.until("a spare", lambda: spare_of(training, first))
     training.vary("1")
     first.kill()
     second = training.attempt(2)
@@ -99,6 +102,6 @@ def test_a_spare_that_has_seen_other_variables_is_not_used(train: Callable[..., 
     first_start, second_start = events(training, 2, "attempt started")
     assert "spare_mib" in first_start
     assert "spare_mib" not in second_start
-    assert first_start["pid"] == second_start["pid"] == spare.pid
+    assert first_start["pid"] == second_start["pid"] == waiting.pid
     # Nobody is left behind, nor is the spare of an attempt that did not die.
     assert left is None or gone(left)
