@@ -154,7 +154,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
     job = Job(tmp_path)
     yield job
     job.close()
-    assert job.spares() == []
+    until(lambda: not job.spares())  # a wrapper is dead a moment before what it ran
     assert not orphans.adopting()
 
 
