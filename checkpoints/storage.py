@@ -241,7 +241,7 @@ def read_document(storage: Storage, path: str, *, often: bool = False) -> bytes:
     refused by its size. often: read so often that elsewhere, where asking for the size is one more
     request, its size is trusted.
     """
-    if often and storage.local_path(path) is None:
+    if often and not storage.capabilities.local:
         return storage.read(path)
     data = storage.read_range(path, 0, _LARGEST + 1)
     if len(data) > _LARGEST:

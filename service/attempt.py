@@ -39,6 +39,7 @@ from service import (
     warmth,
 )
 from service import spec as specs
+from service.ahead import Ahead
 from service.backends.local import SUPERVISOR_PID
 from service.context import AttemptContext
 from service.errors import JobUnknown, ScriptRejected
@@ -123,6 +124,9 @@ class Attempt:
             **_told(warmth.warmth()),
         )
         self.context.status.activity = "importing"
+        if warmth.warmth() is not None and self._storage.capabilities.local:
+            # All that reading needs is imported: it does not get in the way of the script.
+            self.context.read_ahead = Ahead(self._storage).take
         self._code = self._run_script()
         if self._superseded is None:
             try:
