@@ -26,6 +26,7 @@ _BLOCK: Final = 4096  # what memory, offsets and lengths have to be multiples of
 _STAGE: Final = 4 << 20  # bytes that are written at once: they stay in the processor's cache
 _PIECE: Final = 8 << 20  # bytes that are read at once
 _READERS: Final = 4  # of a file: a disk is faster when it knows what comes next
+_PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _NOT_SO: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -40,7 +41,7 @@ def memory(size: int) -> memoryview:
     if size < page_cache.WORTHWHILE:
         # Not a bytearray: its pages are zeroed first, one by one.
         return np.empty(whole, np.uint8).data[:size]
-    found = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    found = mmap.mmap(-1, whole, flags=_PRIVATE)
     with suppress(AttributeError, OSError):
         found.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(found)[:size]
@@ -55,7 +56,8 @@ class Stage:
 
     def __init__(self, file: int) -> None:
         self._file = file
-        self._stage = np.frombuffer(memory(_STAGE), np.uint8)
+        # Of pages of its own: ext4, say, writes from other memory as ever, without a word.
+        self._stage = np.frombuffer(mmap.mmap(-1, _STAGE, flags=_PRIVATE), np.uint8)
         self._filled = 0
         self._direct = _switch(file, on=True)
 

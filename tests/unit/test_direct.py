@@ -80,7 +80,10 @@ def test_what_is_written_is_read(tmp_path: Path, length: int, cached: bool) -> N
     assert read(path, length) == content
 
 
-def test_neither_writing_nor_reading_fills_the_page_cache(tmp_path: Path) -> None:
+def test_neither_writing_nor_reading_fills_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_cache, "WORTHWHILE", 64 * BLOCK)
     assert takes_direct_access(tmp_path), "the tests need a file system with direct access"
     path = tmp_path / "file"
     write(path, bytes(64 * BLOCK))
