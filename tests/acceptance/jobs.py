@@ -254,6 +254,19 @@ class Training:
         found: int = self.until(f"{moment} {epoch}", look)
         return found - 1
 
+    def until_saved(self, steps: int) -> CheckpointId:
+        """Wait until a checkpoint of this step or a later one is committed; return the newest.
+
+        Who is held at an epoch's end may still be writing what was due at its begin.
+        """
+
+        def look() -> CheckpointId | None:
+            newest = self.store.ids()[-1:]
+            return newest[0] if newest and newest[0].step >= steps else None
+
+        found: CheckpointId = self.until(f"the save of {steps}", look)
+        return found
+
     # -- what it came to -----------------------------------------------------------------
 
     def final(self) -> CheckpointId:

@@ -115,9 +115,7 @@ def test_goes_on_without_inodes_over_quota_and_after_the_disk_has_gone_read_only
         training.until_held(process, "epoch_end", epoch)
 
     def until_saved(epoch: int) -> CheckpointId:
-        steps = (epoch + 1) * 32
-        training.until(f"the save of {steps}", lambda: max(training.store.ids()).step >= steps)
-        return max(training.store.ids())
+        return training.until_saved((epoch + 1) * 32)
 
     def until_told(text: str) -> None:
         def errors() -> list[str]:

@@ -45,6 +45,7 @@ def test_killed_in_a_save(
     for number, (call, n, file) in enumerate(POINTS, 1):
         process = training.attempt(number)
         epoch = training.until_held(process, "epoch_end", epoch)
+        training.until_saved(epoch * STEPS)
         before = training.store.ids()
         saving = f"00-{(epoch + 1) * STEPS:012d}.1-{number:04d}"
         path = training.folder / "checkpoints" / saving / file if file else None
@@ -82,11 +83,13 @@ def test_goes_on_after_a_failed_save(
     training.start()
     process = training.attempt(1)
     training.until_held(process, "epoch_end", 2)
+    training.until_saved(2 * STEPS)
     failing = training.folder / "checkpoints" / f"00-{3 * STEPS:012d}.1-0001" / file
     inject = f"{call}:error={error}"
     with traced(require("strace"), process.pid, tmp_path / "log", call, inject, failing):
         training.hold("epoch_end", 4)
         training.until_held(process, "epoch_end", 4)
+        training.until_saved(4 * STEPS)
         saved = [str(found) for found in training.store.ids()]
         training.hold("never")
         training.end()
