@@ -22,6 +22,8 @@ from service.training import rows
 from service.training.own_loss import OwnLoss
 from service.training.program import Program, xla_program
 from service.training.source import an_empty_batch, without_optionals
+from service.training.state import LiveState
+from service.training.thread_choice import ThreadChoice, may_choose
 
 STREAMED_STEPS = 32  # so many batches lie in memory at a time
 XLA_STEPS = 128  # the room for logs in one XLA program of several steps
@@ -98,6 +100,7 @@ class CompiledSteps:
         self.program = Program.GRAPH
         self._example: dict[str, Any] = {}
         self._call: Any = None
+        self._threads: ThreadChoice | None = None
         self._graph: Any = None
         self._summaries = False
 
@@ -137,7 +140,7 @@ class CompiledSteps:
 
     def use(self, program: Program) -> None:
         """Compile the calls to come in this way; after `trace`."""
-        self.program = program
+        self.program, self._threads = program, None
         inner, whole = self._inner, program == Program.XLA_CALL
         if program != Program.GRAPH:
             jit = True if program == Program.XLA_STEP else None
@@ -159,9 +162,23 @@ class CompiledSteps:
             autograph=False,
         )
 
+    def choose_threads(self, live: LiveState, log: Any) -> None:
+        """Find out while training how many threads an op had better take; after `use`."""
+        if may_choose(self, live):
+            self._threads = ThreadChoice(self._call, live, log)
+
     def xla_program(self) -> Program:
         """Return XLA's program for this step; after `trace`."""
-        return xla_program(self._graph.as_graph_def(), streamed=self.arrays is None)
+        return xla_program(self.definition(), streamed=self.arrays is None)
+
+    def definition(self) -> Any:
+        """Return the `GraphDef` of a step; after `trace`."""
+        return self._graph.as_graph_def()
+
+    @property
+    def many(self) -> bool:
+        """Whether a call may take several steps."""
+        return not self.eager and (self.arrays is not None or self._stacked)
 
     @property
     def most(self) -> int:
@@ -190,7 +207,7 @@ class CompiledSteps:
         """Names of random ops whose hidden state no checkpoint can hold."""
         if self._graph is None:
             return []
-        definition = self._graph.as_graph_def()
+        definition = self.definition()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         return sorted({f"{n.op} ({n.name})" for n in nodes if n.op in STATEFUL_RANDOM})
 
@@ -220,7 +237,10 @@ class CompiledSteps:
         return padded
 
     def _run(self, lots: Any, count: int) -> StepLogs:
-        values, own = self._call(lots, tf.constant(count, tf.int32))
+        if self._threads is not None:
+            values, own = self._threads(lots, count)
+        else:
+            values, own = self._call(lots, tf.constant(count, tf.int32))
         return StepLogs(
             {n: v.numpy()[:count] for n, v in zip(self._example, values, strict=True)},
             None if own is None else own.numpy()[:count],

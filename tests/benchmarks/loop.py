@@ -26,10 +26,7 @@ SAVE_EVERY = 100
 
 @dataclass(frozen=True)
 class Case:
-    """A training. network: see `networks`. steps: of an epoch; ours, peer: what trains it.
-
-    threads: that one op may use, of ours and the peer's; None: TensorFlow's default.
-    """
+    """A training. network: see `networks`. steps: of an epoch; ours, peer: what trains it."""
 
     name: str
     network: str
@@ -39,13 +36,11 @@ class Case:
     batch: int = 32
     ours: str = "fit"
     peer: str = "model.fit"
-    threads: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = [
     Case("MLP 784-128-10", "mlp", 800, 2.5),
-    Case("MLP, one thread an op", "mlp", 800, 2.5, threads=1),
     Case("small CNN", "cnn", 150, 1.7),
     Case("LSTM", "lstm", 200, 1.3),
     Case("25M parameters", "dense", 10, 1.05, epochs=3, batch=64),
@@ -200,8 +195,6 @@ def run(names: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         named = next(case for case in CASES if case.name == sys.argv[2])
-        if named.threads is not None:
-            os.environ["TF_NUM_INTRAOP_THREADS"] = str(named.threads)
         serve(lambda: train(named, sys.argv[3]))
         sys.exit()
     parser = argparse.ArgumentParser(description=__doc__)
