@@ -7,7 +7,6 @@ own, which take turns; the first epoch, in which both compile, is not measured.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
