@@ -187,12 +187,17 @@ def _write_file(
 
     file, part_name = snapshot.files[name], frozen.part_name(name)
     written = functools.partial(
-        _write_arrays, storage, checkpoint, over=over, past_cache=past_cache
+        _write_arrays,
+        storage,
+        checkpoint,
+        over=over,
+        past_cache=past_cache,
+        let_go=snapshot.let_go,
     )
     possible = part_name not in snapshot.files and layout.is_name(part_name)
     if not (possible and storage.capabilities.links):
         return [written(name, file)], None
-    arrays = as_arrays(file)
+    arrays = as_arrays(file.taken() if snapshot.let_go else file)
     how = frozen.split(arrays, snapshot.progress, last)
     part = None
     if how.link is not None:
@@ -221,11 +226,12 @@ def _write_arrays(
     *,
     over: bool,
     past_cache: bool,
+    let_go: bool,
 ) -> FileEntry:
     from checkpoints.hdf5 import write_arrays
 
     with storage.stage(_path(checkpoint, name, arrays=True), over=over) as path:
-        size, digest = write_arrays(path, file, past_cache=past_cache)
+        size, digest = write_arrays(path, file, past_cache=past_cache, let_go=let_go)
     return FileEntry(name, size, digest, part_of)
 
 

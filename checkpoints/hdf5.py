@@ -31,16 +31,18 @@ _NUMBERS = "biufc"
 _NOTHING = np.empty(0, np.uint8)
 
 
-def write_arrays(path: Path, file: ArrayFile, *, past_cache: bool = False) -> tuple[int, str]:
+def write_arrays(
+    path: Path, file: ArrayFile, *, past_cache: bool = False, let_go: bool = False
+) -> tuple[int, str]:
     """Write a new file and return its size in bytes and its hash ("xxh3:…"). Does not sync.
 
-    past_cache: a large one is written past the page cache (see `direct`). Raises
-    `FileExistsError`, `OSError` as the disk does, `UsageError` for an array that is neither
-    numbers nor booleans.
+    past_cache: a large one is written past the page cache (see `direct`). let_go: the file's
+    arrays are taken, and none is held longer than it takes to write it. Raises `FileExistsError`,
+    `OSError` as the disk does, `UsageError` for an array that is neither numbers nor booleans.
     """
-    arrays = as_arrays(file)
-    pieces = _pieces(skeleton_of(arrays, file.group_attributes), arrays)
+    arrays = as_arrays(file.taken() if let_go else file)
     large = sum(array.nbytes for array in arrays.values()) >= page_cache.WORTHWHILE
+    pieces = _pieces(skeleton_of(arrays, file.group_attributes), arrays)
     hasher = xxhash.xxh3_128()
     size = 0
     with open(path, "xb", buffering=0) as out:
@@ -108,11 +110,14 @@ def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
 def _pieces(
     skeleton: Skeleton, arrays: dict[str, np.ndarray[Any, Any]]
 ) -> Iterator[bytes | bytearray | memoryview]:
-    """Give the file's content from front to back: small things gathered, arrays as they are."""
+    """Give the file's content from front to back: small things gathered, arrays as they are.
+
+    An array that was given is taken out of `arrays`.
+    """
     gathered = bytearray()
     for before, name in zip(skeleton.around, [*skeleton.order, None], strict=True):
         gathered += before
-        span = arrays[name].reshape(-1).view(np.uint8) if name is not None else _NOTHING
+        span = arrays.pop(name).reshape(-1).view(np.uint8) if name is not None else _NOTHING
         if len(gathered) + span.nbytes <= _PIECE:
             gathered += span.data
         else:

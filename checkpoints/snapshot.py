@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,16 +47,32 @@ class ArrayFile:
     arrays: Mapping[str, Any]
     group_attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    def taken(self) -> ArrayFile:
+        """Return the same file, and hold none of its arrays any more."""
+        arrays = dict(self.arrays)
+        if isinstance(self.arrays, MutableMapping):
+            self.arrays.clear()
+        return ArrayFile(arrays, self.group_attributes)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The complete training state at one place, not yet committed.
 
     files: array files by name ("model.weights.h5"). documents: small finished files by name
-    ("model.json"). metrics: the newest logs (with val_*), used by retention.
+    ("model.json"). metrics: the newest logs (with val_*), used by retention. let_go: whoever
+    writes it lets go of each array as soon as it is written, so that less than a second copy of
+    the state is in memory; then it cannot be written again, not even when that failed.
     """
 
     progress: Progress
     files: Mapping[str, ArrayFile]
     documents: Mapping[str, bytes] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    let_go: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays that know how many they have, as numpy's do."""
+        arrays = (array for file in self.files.values() for array in file.arrays.values())
+        return sum(getattr(array, "nbytes", 0) for array in arrays)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from checkpoints.errors import HoldfastError, StorageFull
@@ -106,6 +110,7 @@ class Writer:
             raise error
 
     def _write(self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]) -> None:
+        _give_way()
         try:
             manifest, seconds = self._save(waiting)
             before, self._last = self._last, manifest
@@ -131,6 +136,8 @@ class Writer:
         self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]
     ) -> tuple[Manifest, float]:
         snapshot, reason, mark, held_ms = waiting.pop()
+        if snapshot.let_go and self._is_short_of_space(snapshot):
+            snapshot = replace(snapshot, let_go=False)
         start = time.monotonic()
         if self._sender is not None and self._last is not None and _same(self._last, snapshot):
             return self._last, 0.0  # it may have been sent since, and is not to be found here
@@ -141,10 +148,18 @@ class Writer:
         except StorageFull:
             # What crashed attempts left behind may be all that is in the way.
             made_room = self._sender.make_room() if self._sender else self._prune()
-            if not made_room:
+            if not made_room or snapshot.let_go:
                 raise
             manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
         return manifest, time.monotonic() - start
+
+    def _is_short_of_space(self, snapshot: Snapshot) -> bool:
+        """Whether the disk may be full before it is written: then a second try needs its arrays."""
+        folder = self._store.storage.local_path("")
+        try:
+            return folder is not None and shutil.disk_usage(folder).free < 2 * snapshot.size
+        except OSError:
+            return True
 
     def _prune(self) -> list[str]:
         if self._keep is None:
@@ -162,6 +177,14 @@ class Writer:
     def _tell(self, event: str, **fields: Any) -> None:
         if self._on_event is not None:
             self._on_event(event, fields)
+
+
+def _give_way() -> None:
+    """Let this thread, each time that the disk answers it, not take the processor from a thread
+    that computes: it waits its turn, and its share of the processors stays the same."""
+    if hasattr(os, "SCHED_BATCH"):
+        with suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _same(made: Manifest, snapshot: Snapshot) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -182,8 +182,11 @@ class Phase:
 
     # -- saving and leaving ----------------------------------------------------------------
 
-    def hold(self, epoch: int, batch: int, stage: Stage) -> Held:
-        """Hold the complete state at this place; costs no copy of the variables."""
+    def hold(self, epoch: int, batch: int, stage: Stage, *, let_go: bool = False) -> Held:
+        """Hold the complete state at this place; costs no copy of the variables.
+
+        let_go: it is tried to be saved once, while training goes on (see `Snapshot`).
+        """
         started = time.perf_counter()
         progress = Progress(
             phase=self.index,
@@ -196,7 +199,7 @@ class Phase:
             steps_per_epoch=self.steps_per_epoch,
             seed=self.seed,
         )
-        snapshot = self._take(progress)
+        snapshot = replace(self._take(progress), let_go=let_go)
         mark = self.job.history.mark()
         return Held(snapshot, mark, (time.perf_counter() - started) * 1e3)
 
@@ -211,7 +214,7 @@ class Phase:
             self.leave(self.hold(epoch, batch, stage))
         if stop.save_and_go_on:
             stop.save_and_go_on = False
-            self.commit(self.hold(epoch, batch, stage), "signal")
+            self.commit(self.hold(epoch, batch, stage, let_go=True), "signal")
             return
         self._flush_history()
         due = self._cadence.step_due(self.step) and self.step != self._last_step_saved
@@ -228,7 +231,7 @@ class Phase:
             return
         if not self._writing:
             reason = "step" if due or late else "time"
-            self.commit(self.hold(epoch, batch, stage), reason)
+            self.commit(self.hold(epoch, batch, stage, let_go=True), reason)
         elif not self._postponed:
             self._postponed = True
             self.job.ctx.status.saves_postponed += 1
@@ -243,7 +246,7 @@ class Phase:
         # A resume from here has no validation to repeat: worth to be early for.
         early = self._chosen_time_due(2 * since) and not self.job.writer.busy
         if self._cadence.epoch or early:
-            self.commit(self.hold(epoch + 1, 0, Stage.EPOCH), "epoch")
+            self.commit(self.hold(epoch + 1, 0, Stage.EPOCH, let_go=True), "epoch")
 
     def commit(self, held: Held, reason: str) -> None:
         """Hand the held state to the writer; waits only while an earlier write is in flight."""

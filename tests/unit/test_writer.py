@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,13 +12,15 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from checkpoints import layout
+from checkpoints import hdf5, layout
 from checkpoints.errors import StorageError, StorageFull, Superseded
 from checkpoints.history import HistoryReader, HistoryWriter
 from checkpoints.layout import CheckpointId, Stage
@@ -120,6 +125,93 @@ def test_a_failed_snapshot_is_freed_too(storage: Storage, faults: str) -> None:
     error = writer.take_error()
     assert isinstance(error, StorageError)
     assert error.__traceback__ is not None
+
+
+@pytest.mark.parametrize("let_go", [False, True])
+def test_an_array_that_is_written_is_let_go_of_while_the_next_one_is_written(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, let_go: bool
+) -> None:
+    """In every file, and also where the caller still holds the snapshot itself."""
+    arrays = {name: np.full(hdf5._PIECE // 8 + 1, ord(name), "float64") for name in "abc"}
+    there = [weakref.ref(array) for array in arrays.values()]
+    files = {
+        "model.weights.h5": ArrayFile({name: arrays[name] for name in "ab"}),
+        "state.h5": ArrayFile({"c": arrays["c"]}),
+    }
+    del arrays
+    snapshot = Snapshot(Progress(phase=0, step=1, epoch=0, batch=1), files, let_go=let_go)
+    held: list[int] = []
+    write = hdf5._Plain.write
+
+    def note(self: Any, data: Any) -> None:
+        held.append(sum(one() is not None for one in there))
+        write(self, data)
+
+    monkeypatch.setattr(hdf5._Plain, "write", note)
+    store = begun(storage)
+    writer = Writer(store)
+    writer.submit(snapshot, "step")
+    writer.close()
+    assert writer.last is not None
+    assert store.verify(writer.last.id) == []
+    loaded = store.load(writer.last.id).files
+    assert [loaded["model.weights.h5"][name][-1] for name in "ab"] == [ord("a"), ord("b")]
+    assert loaded["state.h5"]["c"][-1] == ord("c")
+    assert snapshot.size == (0 if let_go else 3 * (hdf5._PIECE + 8))
+    assert held[0] == 3
+    assert sorted(set(held)) == ([0, 1, 2, 3] if let_go else [3])
+
+
+@pytest.mark.parametrize("free", ["much", "little", "unknown"])
+def test_no_array_is_let_go_of_where_a_second_try_may_need_it(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, free: str
+) -> None:
+    """Where there is space enough a full disk is none of leftovers: that save fails, once."""
+
+    def disk_usage(folder: Path) -> Any:
+        if free == "unknown":
+            raise OSError(errno.EIO, "broken")
+        return SimpleNamespace(free={"much": 1 << 40, "little": 100}[free])
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    begun(storage)
+    orphan = CheckpointId(0, 7, Stage.STEP, 1)
+    with storage.stage(layout.checkpoint_file(orphan, "state.h5")) as path:
+        path.write_bytes(b"half")
+    store = begun(FaultyStorage(storage, "stage@2:full"), 2)
+    writer = Writer(store, None, Keep())
+    writer.submit(replace(sample_snapshot(1), let_go=True), "step")
+    writer.wait()
+    assert store.orphans() == [], "there is room for the next one in any case"
+    error = writer.take_error()
+    assert (error is None) == (free != "much")
+    assert [found.step for found in store.ids()] == ([] if free == "much" else [1])
+    writer.submit(replace(sample_snapshot(2), let_go=True), "step")
+    writer.close()
+    assert store.ids()[-1].step == 2
+    assert [damage for found in store.ids() for damage in store.verify(found)] == []
+
+
+def test_the_writing_thread_gives_way_to_those_that_compute(storage: Storage) -> None:
+    seen: list[int] = []
+    writer = Writer(begun(storage), lambda mark: seen.append(os.sched_getscheduler(0)))
+    writer.submit(sample_snapshot(1), "step", HistoryMark(1, 0))
+    writer.close()
+    assert seen == [os.SCHED_BATCH]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_a_system_that_forbids_it_stops_no_save(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*arguments: Any) -> None:
+        raise PermissionError(errno.EPERM, "not here")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    writer = Writer(begun(storage))
+    writer.submit(sample_snapshot(1), "step")
+    writer.close()
+    assert [found.step for found in CheckpointStore(storage).ids()] == [1]
 
 
 def test_an_error_comes_out_once_at_the_next_call(storage: Storage) -> None:
