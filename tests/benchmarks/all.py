@@ -28,6 +28,7 @@ NAMES = {
     "loop": False,
     "saving": False,
     "throughput": False,
+    "frozen": False,
     "restart": False,
     "goodput": True,
     "history": True,
