@@ -183,9 +183,10 @@ class CompiledSteps:
     @property
     def most(self) -> int:
         """How many steps a call may take."""
-        if self.arrays is None:
-            return STREAMED_STEPS
-        return XLA_STEPS if self.program == Program.XLA_CALL else 1000
+        most = STREAMED_STEPS if self.arrays is None else 1000
+        if self.program == Program.XLA_CALL:
+            return XLA_STEPS
+        return most if self._threads is None else self._threads.most(most)
 
     def rehearse(self) -> None:
         """Take an eager step for the sake of the variables that it makes; the caller undoes it."""

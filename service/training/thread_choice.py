@@ -21,6 +21,7 @@ from service.training.program import Program
 from service.training.state import LiveState
 
 WARM_S = 0.1  # of steps are trained before anything is tried
+PROOF_STEPS = 8  # at most: a stop request waits for both ways
 STEP_S = 0.005  # in longer ones, waking threads is not what takes the time
 TIMED_S, TIMED_CALLS = 0.1, 3  # each way, at least
 WORTH = 0.95  # of the time a step that one thread an op has to come down to
@@ -46,6 +47,10 @@ class ThreadChoice:
         self._seconds = 0.0
         self._times: dict[str, list[tuple[float, int]]] = {"wide": [], "narrow": []}
         self._turn: Callable[[Any, int], Results] | None = self._warm
+
+    def most(self, most: int) -> int:
+        """Return how many steps the next call may take, of so many that it might."""
+        return min(most, PROOF_STEPS) if self._turn == self._prove else most
 
     def __call__(self, lots: Any, count: int) -> Results:
         """Train `count` of the `lots`; return logs and own losses."""

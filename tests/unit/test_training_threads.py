@@ -186,6 +186,15 @@ def test_only_graphs_are_tried(tmp_path: Path, way: str) -> None:
     assert chosen(tmp_path) == []
 
 
+def test_only_a_few_steps_are_trained_twice(tmp_path: Path) -> None:
+    """A stop request waits for a call, and the one that proves takes both ways."""
+    with steps_a_call(lambda step: 100) as taken:
+        train(SCRIPT.but(save_every=1000, epochs=9), tmp_path)
+    assert taken[:3] == [21, 1, 8]  # an epoch with its short last batch, the proof
+    assert max(taken[3:]) > 8
+    assert [row["equal"] for row in chosen(tmp_path)] == [True]
+
+
 def test_large_state_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread_choice, "STATE_BYTES", 100)
     train(SCRIPT.but(epochs=1), tmp_path)
