@@ -1,24 +1,25 @@
 """K training steps in which every op takes one thread, however many processors there are.
 
-On processors TensorFlow splits an op of some hundred thousand numbers between threads, and waking
-them can take longer than the op. How many an op may take is set for a whole process before it
-starts, with one exception: what a tf.data pipeline calls follows its own
-`tf.data.ThreadingOptions.max_intra_op_parallelism`. So the call is made by a pipeline, without end,
-whose every element is the logs of K steps.
+How many threads an op may take is set for a whole process before it starts, with one exception:
+what a tf.data pipeline calls follows its own `tf.data.ThreadingOptions.max_intra_op_parallelism`.
+So the call is made by a pipeline, without end, whose every element is the logs of K steps.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from keras import tree
 from tensorflow.python.framework import op_def_registry
 
-# Ops that change variables, which can be put back, and those that call others.
-_RESTORABLE = frozenset(
+# The steps stay a function of their own in the pipeline, which TensorFlow then optimizes as it does
+# where nobody else calls it. Inlined, they would not be, and would round otherwise.
+APART = {"_noinline": True}
+
+# Stateful ops that change variables or call others. All others leave something behind, print or
+# draw from hidden state, and are left to be called as ever.
+_PLAIN = frozenset(
     {
         "Assert",
         "AssignAddVariableOp",
@@ -35,42 +36,25 @@ _RESTORABLE = frozenset(
         "While",
     }
 )
-# Ops whose results have a shape that depends on values: what follows may be done in another way in
-# every step.
-_SHAPED_BY_VALUES = frozenset(
-    {
-        "DynamicPartition",
-        "ListDiff",
-        "NonMaxSuppression",
-        "NonMaxSuppressionV2",
-        "NonMaxSuppressionV3",
-        "NonMaxSuppressionV4",
-        "NonMaxSuppressionV5",
-        "Unique",
-        "UniqueV2",
-        "UniqueWithCounts",
-        "UniqueWithCountsV2",
-        "Where",
-    }
-)
+_ITS_WORDS = "Function invocation produced OutOfRangeError"
 
 
 class OneThreadAnOp:
     """Calls of K steps in which an op takes one thread.
 
-    call: takes lots and their count as `CompiledSteps` has them, and returns logs and own losses;
-    a `tf.function`. lots: an example, whose shapes all others have but for the first dimension.
-    Raises what the steps raise; TensorFlow puts the name of the pipeline's iterator before it.
+    call: a `tf.function` with the attributes `APART`, which takes lots, int64 of shape (K, size),
+    and how many of them to train; it returns logs and own losses. size: None for any. Raises what
+    the steps raise; TensorFlow puts the name of the pipeline's iterator before it.
     """
 
-    def __init__(self, call: Callable[[Any, Any], Any], lots: Any) -> None:
-        self._lots = tree.map_structure(_input, lots)
+    def __init__(self, call: Callable[[Any, Any], Any], size: int | None) -> None:
+        some = tf.zeros([1, size or 1], tf.int64)
+        self._lots = tf.Variable(some, shape=[None, size], trainable=False)
         self._count = tf.Variable(0, trainable=False, dtype=tf.int32)
         self._has_own = True
 
         def train(_: Any) -> Any:
-            lots = tree.map_structure(lambda variable: variable.read_value(), self._lots)
-            values, own = call(lots, self._count.read_value())
+            values, own = call(self._lots.read_value(), self._count.read_value())
             self._has_own = own is not None
             return tuple(values) if own is None else (*values, own)
 
@@ -85,43 +69,32 @@ class OneThreadAnOp:
 
     def __call__(self, lots: Any, count: Any) -> tuple[list[Any], Any]:
         """Train `count` of the `lots`; return logs and own losses as the `tf.function` does."""
-        tree.map_structure(lambda variable, part: variable.assign(part), self._lots, lots)
+        self._lots.assign(lots)
         self._count.assign(count)
-        results = list(next(self._calls))
+        try:
+            results = list(next(self._calls))
+        except tf.errors.InvalidArgumentError as error:
+            # A pipeline says so, for it ends by that error itself.
+            if _ITS_WORDS not in error.message:
+                raise
+            raise tf.errors.OutOfRangeError(error.node_def, error.op, error.message) from error
         own = results.pop() if self._has_own else None
         return results, own
 
 
-def _input(part: Any) -> Any:
-    return tf.Variable(part, shape=[None, *part.shape[1:]], trainable=False)
-
-
-def threads_an_op() -> int:
-    """How many threads TensorFlow lets an op take."""
-    told = tf.config.threading.get_intra_op_parallelism_threads()
-    told = told or int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0)
-    return told or len(os.sched_getaffinity(0))
-
-
-def repeatable(graph: Any) -> bool:
-    """Whether steps of this `GraphDef` can be undone by putting variables back, and are the same
-    computation for all values: only then can one be done twice and be compared."""
+def only_computes(graph: Any) -> bool:
+    """Whether the steps of this `GraphDef` do nothing but compute and change variables."""
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-    return all(_repeatable(name) for name in {node.op for node in nodes} - _functions(graph))
+    functions = {f.signature.name for f in graph.library.function}
+    return all(_only_computes(name) for name in {node.op for node in nodes} - functions)
 
 
-def _repeatable(name: str) -> bool:
-    if name in _RESTORABLE or name.startswith("Resource"):
+def _only_computes(name: str) -> bool:
+    if name in _PLAIN or name.startswith("Resource"):
         return True  # the latter gather from variables, scatter and apply to them
     op = op_def_registry.get(name)
     return (
         op is not None
         and not op.is_stateful
-        and name not in _SHAPED_BY_VALUES
-        and not name.startswith(("Ragged", "Sparse", "Lookup"))
         and all(part.type != tf.resource.as_datatype_enum for part in op.input_arg)
     )
-
-
-def _functions(graph: Any) -> set[str]:
-    return {f.signature.name for f in graph.library.function}

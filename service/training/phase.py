@@ -185,7 +185,8 @@ class Phase:
     def hold(self, epoch: int, batch: int, stage: Stage, *, let_go: bool = False) -> Held:
         """Hold the complete state at this place; costs no copy of the variables.
 
-        let_go: it is tried to be saved once, while training goes on (see `Snapshot`).
+        let_go: it is tried to be saved once, while training goes on (see `Snapshot`); not where
+        a save that fails ends the attempt.
         """
         started = time.perf_counter()
         progress = Progress(
@@ -199,6 +200,7 @@ class Phase:
             steps_per_epoch=self.steps_per_epoch,
             seed=self.seed,
         )
+        let_go = let_go and self.job.ctx.spec.on_save_error != "stop"
         snapshot = replace(self._take(progress), let_go=let_go)
         mark = self.job.history.mark()
         return Held(snapshot, mark, (time.perf_counter() - started) * 1e3)

@@ -38,10 +38,12 @@ class ProgramChoice:
         asked: `jit_compile` as `fit` got it: None leaves it to the model's, "auto" measures.
         stored: the checkpoint's program, None at a training's start.
         """
-        if asked == "auto":
-            return self._measured() if stored is None else Program(stored)
-        xla = wants_xla(self._model) if asked is None else bool(asked)
-        program = self._steps.xla_program() if xla else Program.GRAPH
+        if asked == "auto" and stored is None:
+            return self._measured()
+        if asked == "auto" and stored in (Program.XLA_STEP, Program.XLA_CALL):
+            return Program(stored)
+        xla = wants_xla(self._model) if asked is None else asked not in (False, "auto")
+        program = self._steps.xla_program() if xla else self._without_xla(stored)
         if stored is not None and stored != program:
             self._log.warning(
                 "program_changed",
@@ -50,14 +52,25 @@ class ProgramChoice:
             )
         return program
 
+    def _without_xla(self, stored: str | None = None) -> Program:
+        """Return the checkpoint's program, where it is one of these two and can be had here."""
+        if stored == Program.GRAPH:
+            return Program.GRAPH
+        if stored == Program.ONE_THREAD and self._steps.may_take_one_thread():
+            return Program.ONE_THREAD
+        if isinstance(self._feed, ArrayFeed):
+            return self._steps.graph_program(self._feed.data.batch_size)
+        return Program.GRAPH
+
     def _measured(self) -> Program:
         """Train some steps each way, put the state back, and take the faster."""
+        without = self._without_xla()
         if not supports_xla(self._model):
-            return Program.GRAPH
+            return without
         before, drawn = self._live.values(), generators.capture()
         milliseconds, failed = {}, None
         try:
-            for program in (Program.GRAPH, self._steps.xla_program()):
+            for program in (without, self._steps.xla_program()):
                 self._steps.use(program)
                 milliseconds[program] = self._seconds_a_step() * 1e3
         except tf.errors.OpError as error:  # XLA has no kernel for one of the model's ops

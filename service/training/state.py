@@ -155,11 +155,6 @@ class LiveState:
         variables = [*self.layout.variables.values(), *self.rest]
         return [(raw(v), raw(v).numpy()) for v in variables]
 
-    def bytes(self) -> int:
-        """How large all variables' values are."""
-        variables = [*self.layout.variables.values(), *self.rest]
-        return sum(raw(v).dtype.size * raw(v).shape.num_elements() for v in variables)
-
     def assign(self, weights: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         """Put checked values into the live variables.
 

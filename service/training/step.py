@@ -19,11 +19,10 @@ import tensorflow as tf
 from keras import tree
 
 from service.training import rows
+from service.training.one_thread import APART, OneThreadAnOp, only_computes
 from service.training.own_loss import OwnLoss
-from service.training.program import Program, xla_program
+from service.training.program import Program, graph_program, xla_program
 from service.training.source import an_empty_batch, without_optionals
-from service.training.state import LiveState
-from service.training.thread_choice import ThreadChoice, may_choose
 
 STREAMED_STEPS = 32  # so many batches lie in memory at a time
 XLA_STEPS = 128  # the room for logs in one XLA program of several steps
@@ -100,7 +99,6 @@ class CompiledSteps:
         self.program = Program.GRAPH
         self._example: dict[str, Any] = {}
         self._call: Any = None
-        self._threads: ThreadChoice | None = None
         self._graph: Any = None
         self._summaries = False
 
@@ -140,9 +138,9 @@ class CompiledSteps:
 
     def use(self, program: Program) -> None:
         """Compile the calls to come in this way; after `trace`."""
-        self.program, self._threads = program, None
+        self.program = program
         inner, whole = self._inner, program == Program.XLA_CALL
-        if program != Program.GRAPH:
+        if program in (Program.XLA_STEP, Program.XLA_CALL):
             jit = True if program == Program.XLA_STEP else None
             inner = tf.function(self.model.train_step, jit_compile=jit, autograph=False)
         if self.arrays is None and not self._stacked:
@@ -160,33 +158,36 @@ class CompiledSteps:
             input_signature=signature,
             jit_compile=whole or None,
             autograph=False,
+            experimental_attributes=APART if program == Program.ONE_THREAD else None,
         )
-
-    def choose_threads(self, live: LiveState, log: Any) -> None:
-        """Find out while training how many threads an op had better take; after `use`."""
-        if may_choose(self, live):
-            self._threads = ThreadChoice(self._call, live, log)
+        if program == Program.ONE_THREAD:
+            self._call = OneThreadAnOp(self._call, self.size)
 
     def xla_program(self) -> Program:
         """Return XLA's program for this step; after `trace`."""
-        return xla_program(self.definition(), streamed=self.arrays is None)
+        return xla_program(self._definition(), streamed=self.arrays is None)
 
-    def definition(self) -> Any:
-        """Return the `GraphDef` of a step; after `trace`."""
+    def may_take_one_thread(self) -> bool:
+        """Whether `use` can make a program of one thread an op; after `trace`."""
+        resident = self.arrays is not None and not tf.config.list_physical_devices("GPU")
+        return resident and only_computes(self._definition())
+
+    def graph_program(self, batch: int) -> Program:
+        """Return the program without XLA for this step on so many samples; after `trace`."""
+        if not self.may_take_one_thread():
+            return Program.GRAPH
+        sizes = [variable.value.shape.num_elements() for variable in self.model.trainable_variables]
+        return graph_program(self._definition(), sizes, batch)
+
+    def _definition(self) -> Any:
         return self._graph.as_graph_def()
-
-    @property
-    def many(self) -> bool:
-        """Whether a call may take several steps."""
-        return not self.eager and (self.arrays is not None or self._stacked)
 
     @property
     def most(self) -> int:
         """How many steps a call may take."""
-        most = STREAMED_STEPS if self.arrays is None else 1000
-        if self.program == Program.XLA_CALL:
-            return XLA_STEPS
-        return most if self._threads is None else self._threads.most(most)
+        if self.arrays is None:
+            return STREAMED_STEPS
+        return XLA_STEPS if self.program == Program.XLA_CALL else 1000
 
     def rehearse(self) -> None:
         """Take an eager step for the sake of the variables that it makes; the caller undoes it."""
@@ -208,7 +209,7 @@ class CompiledSteps:
         """Names of random ops whose hidden state no checkpoint can hold."""
         if self._graph is None:
             return []
-        definition = self.definition()
+        definition = self._definition()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         return sorted({f"{n.op} ({n.name})" for n in nodes if n.op in STATEFUL_RANDOM})
 
@@ -238,10 +239,7 @@ class CompiledSteps:
         return padded
 
     def _run(self, lots: Any, count: int) -> StepLogs:
-        if self._threads is not None:
-            values, own = self._threads(lots, count)
-        else:
-            values, own = self._call(lots, tf.constant(count, tf.int32))
+        values, own = self._call(lots, tf.constant(count, tf.int32))
         return StepLogs(
             {n: v.numpy()[:count] for n, v in zip(self._example, values, strict=True)},
             None if own is None else own.numpy()[:count],

@@ -167,7 +167,6 @@ class Trainer:
             choice = ProgramChoice(self.model, self.steps, live, self.feed, self.job.ctx.log)
             before = None if stored is None else stored.plain["program"]
             self.steps.use(choice.choose(self.plan.jit_compile, before))
-            self.steps.choose_threads(live, self.job.ctx.log)
         self.job.ctx.status.tick()
         return live
 

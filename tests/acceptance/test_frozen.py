@@ -92,10 +92,11 @@ def test_frozen_between_fence_and_commit(
     training.start()
     process = training.attempt(1)
     training.until_held(process, "epoch_end", 3)
-    # On the thread that writes: first the history, then the manifest under a temporary name.
-    stop = "pwrite64:signal=SIGSTOP:when=2"
+    # On the thread that writes, and on no other: the history, the folder's own folder, three files,
+    # each with the folder, and then the manifest under a temporary name.
+    stop = "fsync:signal=SIGSTOP:when=9"
     log = tmp_path / "strace.log"
-    with traced(require("strace"), process.pid, log, "pwrite64,link", stop) as tracer:
+    with traced(require("strace"), process.pid, log, "fsync,link", stop) as tracer:
         training.hold("epoch_end", 4)
         training.until("its stop", lambda: stands(process))
         tracer.send_signal(signal.SIGINT)

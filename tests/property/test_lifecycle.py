@@ -100,7 +100,7 @@ class AJobsLife(RuleBasedStateMachine):
             self.completed = outcome is Outcome.COMPLETED
             if advanced or self.completed:
                 self.in_a_row = 0
-            elif outcome is not Outcome.PREEMPTED:
+            elif outcome not in (Outcome.PREEMPTED, Outcome.STOPPED):
                 self.in_a_row += 1
 
     @rule(now=st.booleans())

@@ -12,7 +12,8 @@ from checkpoints.errors import FormatError
 from checkpoints.snapshot import ArrayFile
 
 
-def write_arrays(path: Path, file: ArrayFile, *, past_cache: bool) -> tuple[int, str]:
+def write_arrays(path: Path, file: ArrayFile, *, past_cache: bool, let_go: bool) -> tuple[int, str]:
+    file = file.taken() if let_go else file
     arrays = {name: np.asarray(value) for name, value in sorted(file.arrays.items())}
     head = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
     data = json.dumps(head).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())

@@ -1,140 +1,151 @@
-"""How many threads an op takes is found out in the midst of training, and changes no byte of it."""
+"""One thread an op: a program like the others, which changes no byte of what others come to."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
-from service.training import thread_choice
-from service.training.one_thread import OneThreadAnOp, repeatable
-from tests.training_harness import Death, Script, assert_same_end, dying_at, steps_a_call, train
+from service.training import program
+from service.training.one_thread import only_computes
+from service.training.program import Program, graph_program
+from service.training.step import CompiledSteps
+from tests.training_harness import (
+    Death,
+    Script,
+    assert_same_end,
+    dying_at,
+    keras_fit,
+    steps_a_call,
+    train,
+)
 from tests.training_zoo import ARRAYS, MLP, TRACED, X, Y, dense, model_of
 
-# Each epoch ends with a shorter batch, which was not proven.
+# Each epoch ends with a shorter batch.
 LONG = {"x": np.concatenate([X] * 9), "y": np.concatenate([Y] * 9), "batch_size": 8}
 SCRIPT = Script(model_of(*MLP), {**ARRAYS, **LONG, "shuffle": True, "save_every": 8})
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try it after the first steps, on any machine."""
-    monkeypatch.setattr(thread_choice, "WARM_S", 0.0)
-    monkeypatch.setattr(thread_choice, "STEP_S", 60.0)
-    monkeypatch.setattr(thread_choice, "TIMED_S", 0.0)
-    monkeypatch.setattr(thread_choice, "threads_an_op", lambda: 2)
+def scheduled() -> Any:
+    """What TensorFlow's optimizer rewrites (x / 7 becomes x * (1 / 7)) has to be so here, too."""
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 7, 0.9)
+    return keras.optimizers.SGD(schedule)
+
+
+def of(name: str) -> Script:
+    if name == "schedule":
+        return SCRIPT.with_build(model_of(dense(3), optimizer=scheduled))
+    script = TRACED[name]
+    return script.but(**{k: np.concatenate([script.arguments[k]] * 9) for k in ("x", "y")})
 
 
 @pytest.fixture
-def worth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One thread an op is chosen wherever it is possible."""
-    monkeypatch.setattr(thread_choice, "WORTH", 1e9)
+def used() -> Iterator[list[Program]]:
+    """Note which programs are used."""
+    programs: list[Program] = []
+    use = CompiledSteps.use
+
+    def note(self: CompiledSteps, program: Program) -> None:
+        use(self, program)
+        programs.append(program)
+
+    with mock.patch.object(CompiledSteps, "use", note):
+        yield programs
 
 
-def as_ever(script: Script, folder: Path) -> Any:
-    """Train with nothing tried."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thread_choice, "threads_an_op", lambda: 1)
-        end = train(script, folder)
-    assert chosen(folder) == []
-    return end
-
-
-def chosen(folder: Path) -> list[dict[str, Any]]:
-    logs = sorted(folder.glob("attempts/*/log.jsonl"))
-    rows = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-    return [row for row in rows if row["event"] == "threads_chosen"]
+@pytest.fixture
+def wherever_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take one thread an op wherever that can be had, also where it does not pay."""
+    monkeypatch.setattr(program, "_SPLIT_FROM", 0)
+    monkeypatch.setattr(program, "_CONVOLUTIONS", frozenset())
+    monkeypatch.setattr(program, "_LOOPS", frozenset())
 
 
 NAMES = ["mlp with dropout", "cnn, normalized and augmented", "lstm", "weight averaging"]
 
 
-@pytest.mark.usefixtures("worth")
-@pytest.mark.parametrize("name", NAMES)
-def test_one_thread_an_op_changes_no_byte_nor_does_a_death(tmp_path: Path, name: str) -> None:
-    script = TRACED[name]
-    longer = {k: np.concatenate([script.arguments[k]] * 9) for k in ("x", "y")}
-    script = script.but(**longer, save_every=8)
-    wanted = as_ever(script, tmp_path / "wanted")
-    with steps_a_call(lambda step: 3):
-        assert_same_end(wanted, train(script, tmp_path / "whole"))
-        with pytest.raises(Death), dying_at(31):
-            train(script, tmp_path / "killed")
-        assert_same_end(wanted, train(script, tmp_path / "killed"))
-    (told,) = chosen(tmp_path / "whole")
-    assert (told["threads_an_op"], told["equal"]) == (1, True)
-    assert told["one_ms"] > 0 < told["all_ms"]
-
-
-def pipeline() -> Any:
-    return tf.data.Dataset.from_tensor_slices((LONG["x"], LONG["y"])).batch(8).repeat()
-
-
-def generator() -> Any:
-    while True:
-        for start in range(0, 64, 8):
-            yield LONG["x"][start : start + 8], LONG["y"][start : start + 8]
-
-
-@pytest.mark.usefixtures("worth")
-@pytest.mark.parametrize("source", [pipeline, generator])
-def test_streamed_batches_too(tmp_path: Path, source: Any) -> None:
-    script = SCRIPT.but(y=None, batch_size=None, steps_per_epoch=20, shuffle=False)
-    wanted = as_ever(script.but(x=source()), tmp_path / "wanted")
-    with steps_a_call(lambda step: 3):
-        assert_same_end(wanted, train(script.but(x=source()), tmp_path / "tried"))
-    assert [row["threads_an_op"] for row in chosen(tmp_path / "tried")] == [1]
-
-
-def test_the_slower_way_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_choice, "WORTH", 0.0)
-    with steps_a_call(lambda step: 3):
-        end = train(SCRIPT, tmp_path / "tried")
-    assert_same_end(as_ever(SCRIPT, tmp_path / "wanted"), end)
-    assert [row["threads_an_op"] for row in chosen(tmp_path / "tried")] == [2]
-
-
-class Differs(OneThreadAnOp):
-    """Rounds otherwise: one weight of the model is another afterwards."""
-
-    def __call__(self, lots: Any, count: Any) -> Any:
-        results = super().__call__(lots, count)
-        weight = MODELS[-1].trainable_variables[0]
-        weight.assign(np.nextafter(weight.numpy(), np.float32(9)))
-        return results
-
-
-class Fails(OneThreadAnOp):
-    def __call__(self, lots: Any, count: Any) -> Any:
-        super().__call__(lots, count)
-        raise tf.errors.InternalError(None, None, "no pipeline today\nand more")
-
-
-MODELS: list[Any] = []
-
-
-@pytest.mark.usefixtures("worth")
-@pytest.mark.parametrize("way", [Differs, Fails])
-def test_what_is_not_equal_or_fails_is_not_taken_and_leaves_no_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: type[OneThreadAnOp]
+@pytest.mark.usefixtures("wherever_possible")
+@pytest.mark.parametrize("name", [*NAMES, "own train_step", "schedule"])
+def test_it_is_equal_to_keras_however_many_steps_a_call_and_after_a_death(
+    tmp_path: Path, name: str, used: list[Program]
 ) -> None:
-    def build() -> Any:
-        MODELS.append(SCRIPT.build())
-        return MODELS[-1]
+    script = of(name).but(save_every=8)
+    reference = keras_fit(script)
+    with steps_a_call(lambda step: 1):
+        one = train(script, tmp_path / "one")
+    assert used[-1] == Program.ONE_THREAD
+    if not script.arguments["shuffle"]:  # the order is ours
+        assert one.state == reference.state
+        assert one.history == reference.history
+    with steps_a_call(lambda step: 1 + step % 5):
+        with pytest.raises(Death), dying_at(31):
+            train(script, tmp_path / "mixed")
+        assert_same_end(one, train(script, tmp_path / "mixed"))
+    assert used[-1] == Program.ONE_THREAD
 
-    monkeypatch.setattr(thread_choice, "OneThreadAnOp", way)
-    script = SCRIPT.with_build(build)
-    with steps_a_call(lambda step: 3):
-        end = train(script, tmp_path / "tried")
-    assert_same_end(as_ever(SCRIPT, tmp_path / "wanted"), end)
-    (told,) = chosen(tmp_path / "tried")
-    assert (told["threads_an_op"], told["equal"]) == (2, False)
-    assert told["error"] == (None if way is Differs else "no pipeline today")
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, scheduled])
+def test_a_small_dense_model_trains_so_and_is_equal_to_keras(
+    tmp_path: Path, used: list[Program], optimizer: Any
+) -> None:
+    """The MLP of the benchmark, whose ops TensorFlow does split in Keras' fit."""
+    random = np.random.default_rng(3)
+    x, y = random.normal(size=(1000, 784)).astype("float32"), random.integers(0, 3, 1000)
+    build = model_of(dense(128, activation="relu"), dense(3), shape=(784,), optimizer=optimizer)
+    script = Script(build, {"x": x, "y": y, "batch_size": 32, "epochs": 2, "shuffle": False})
+    reference, ours = keras_fit(script), train(script, tmp_path)
+    assert used[-1] == Program.ONE_THREAD
+    assert ours.state == reference.state
+    assert ours.history == reference.history
+
+
+def test_a_checkpoints_program_goes_on(
+    tmp_path: Path, used: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With either of the two, as with those that were trained before there were two."""
+    for first, second in ((0, 1 << 16), (1 << 16, 0)):
+        monkeypatch.setattr(program, "_SPLIT_FROM", first)
+        wanted = train(SCRIPT, tmp_path / f"wanted {first}")
+        with pytest.raises(Death), dying_at(20):
+            train(SCRIPT, tmp_path / f"{first}")
+        begun = used[-1]
+        monkeypatch.setattr(program, "_SPLIT_FROM", second)
+        assert_same_end(wanted, train(SCRIPT, tmp_path / f"{first}"))
+        assert used[-1] == begun
+    assert set(used) == {Program.GRAPH, Program.ONE_THREAD}
+
+
+@pytest.mark.usefixtures("wherever_possible")
+@pytest.mark.parametrize("jit", [None, "auto"])
+def test_where_it_cannot_be_had_another_is_taken_and_told(
+    tmp_path: Path,
+    used: list[Program],
+    monkeypatch: pytest.MonkeyPatch,
+    jit: str | None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(Death), dying_at(20):
+        train(SCRIPT, tmp_path)
+    assert used[-1] == Program.ONE_THREAD
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    listed = tf.config.list_physical_devices
+
+    def with_gpu(kind: str | None = None) -> list[Any]:
+        return [gpu] if kind == "GPU" else listed(kind)
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", with_gpu)
+    train(SCRIPT.but(jit_compile=jit), tmp_path)
+    assert used[-1] == Program.GRAPH
+    assert "program_changed" in "".join(
+        path.read_text() for path in tmp_path.glob("attempts/*/log.jsonl")
+    )
 
 
 def drawing() -> Any:
@@ -155,10 +166,6 @@ def calling() -> Any:
     )
 
 
-def choosing() -> Any:
-    return layers.Lambda(lambda x: x + tf.reduce_sum(tf.boolean_mask(x, x > 0)), (6,))
-
-
 def looking_up() -> Any:
     table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
 
@@ -169,79 +176,100 @@ def looking_up() -> Any:
     return layers.Lambda(note, (6,))
 
 
-@pytest.mark.parametrize("part", [drawing, printing, calling, choosing, looking_up])
-def test_steps_that_cannot_be_done_twice_or_compared_are_left_alone(
-    tmp_path: Path, part: Any
+@pytest.mark.usefixtures("wherever_possible")
+@pytest.mark.parametrize("part", [drawing, printing, calling, looking_up])
+def test_steps_that_do_more_than_compute_are_called_as_ever(
+    tmp_path: Path, part: Any, used: list[Program]
 ) -> None:
-    script = SCRIPT.with_build(model_of(part, dense(3))).but(epochs=1)
-    with steps_a_call(lambda step: 3):
-        train(script, tmp_path)
-    assert chosen(tmp_path) == []
+    train(SCRIPT.with_build(model_of(part, dense(3))).but(epochs=1), tmp_path)
+    assert used[-1] == Program.GRAPH
 
 
-@pytest.mark.parametrize("way", ["eager", "xla"])
-def test_only_graphs_are_tried(tmp_path: Path, way: str) -> None:
-    script = SCRIPT.with_build(model_of(dense(3), run_eagerly=way == "eager"))
-    train(script.but(epochs=1, jit_compile=way == "xla"), tmp_path)
-    assert chosen(tmp_path) == []
+@pytest.mark.usefixtures("wherever_possible")
+def test_batches_from_elsewhere_are_trained_as_ever(tmp_path: Path, used: list[Program]) -> None:
+    data = tf.data.Dataset.from_tensor_slices((LONG["x"], LONG["y"])).batch(8)
+    train(SCRIPT.but(x=data, y=None, batch_size=None, epochs=1), tmp_path)
+    assert used[-1] == Program.GRAPH
 
 
-def test_only_a_few_steps_are_trained_twice(tmp_path: Path) -> None:
-    """A stop request waits for a call, and the one that proves takes both ways."""
-    with steps_a_call(lambda step: 100) as taken:
-        train(SCRIPT.but(save_every=1000, epochs=9), tmp_path)
-    assert taken[:3] == [21, 1, 8]  # an epoch with its short last batch, the proof
-    assert max(taken[3:]) > 8
-    assert [row["equal"] for row in chosen(tmp_path)] == [True]
+class Counting(layers.Layer):
+    """Counts its batches in a variable of a shape that nobody knows, and fails at one of them."""
+
+    def __init__(self, fail: Any) -> None:
+        super().__init__()
+        self.fail = fail
+
+    def build(self, shape: Any) -> None:
+        self.seen = tf.Variable(np.zeros(1, "int32"), shape=[None], trainable=False)
+
+    def call(self, x: Any) -> Any:
+        self.seen.assign(self.seen + 1)
+        return x + tf.cast(tf.minimum(self.fail(self.seen[0]), 0), x.dtype)
 
 
-def test_large_state_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_choice, "STATE_BYTES", 100)
-    train(SCRIPT.but(epochs=1), tmp_path)
-    assert chosen(tmp_path) == []
+def check(seen: Any) -> Any:
+    with tf.control_dependencies([tf.debugging.assert_less(seen, 20, "too many batches")]):
+        return tf.constant(1)
 
 
-def test_long_steps_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_choice, "STEP_S", 0.0)
-    monkeypatch.setattr(thread_choice, "OneThreadAnOp", None)
-    with steps_a_call(lambda step: 3):
-        train(SCRIPT.but(epochs=1), tmp_path)
-    assert chosen(tmp_path) == []
+def run_out(seen: Any) -> Any:
+    axis = tf.where(seen < 20, 0, 7)
+    return tf.reshape(tf.strings.length(tf.strings.reduce_join(["a", "b"], axis)), [])
 
 
-@pytest.mark.usefixtures("worth")
-def test_an_error_in_a_step_is_the_one_that_it_was(tmp_path: Path) -> None:
-    """A check fails after the choice; its kind and its words come out."""
-
-    class Counted(layers.Layer):
-        def build(self, shape: Any) -> None:
-            self.seen = self.add_weight(shape=(), dtype="int32", trainable=False)
-
-        def call(self, x: Any) -> Any:
-            self.seen.assign_add(1)
-            tf.debugging.assert_less(self.seen.value, 40, "too many batches")
-            return x
-
-    script = SCRIPT.with_build(model_of(Counted, dense(3)))
-    with steps_a_call(lambda step: 3), pytest.raises(tf.errors.InvalidArgumentError) as raised:
-        train(script, tmp_path)
-    assert "too many batches" in str(raised.value)
-    assert [row["threads_an_op"] for row in chosen(tmp_path)] == [1]
+@pytest.mark.usefixtures("wherever_possible")
+@pytest.mark.parametrize("fail", [check, run_out])
+def test_an_error_in_a_step_is_the_one_that_it_was(
+    tmp_path: Path, fail: Any, used: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = SCRIPT.with_build(model_of(lambda: Counting(fail), dense(3)))
+    with steps_a_call(lambda step: 3), pytest.raises(tf.errors.OpError) as raised:
+        train(script, tmp_path / "narrow")
+    assert used[-1] == Program.ONE_THREAD
+    monkeypatch.setattr(program, "_SPLIT_FROM", 1 << 16)
+    with steps_a_call(lambda step: 3), pytest.raises(tf.errors.OpError) as wide:
+        train(script, tmp_path / "wide")
+    assert used[-1] == Program.GRAPH
+    assert type(raised.value) is type(wide.value)
+    if fail is check:
+        assert "too many batches" in str(raised.value)
 
 
-def test_a_median_of_calls_decides_once_there_are_enough() -> None:
-    assert not thread_choice.enough([(0.1, 10)] * 2)
-    assert thread_choice.enough([(0.1, 10)] * 3)
-    assert thread_choice.a_step([(0.1, 10), (5.0, 10), (0.3, 10)]) == pytest.approx(0.03)
+def graph_of(function: Any, *spec: Any) -> Any:
+    return tf.function(function).get_concrete_function(*spec).graph.as_graph_def()
 
 
-def test_a_step_that_only_computes_is_repeatable() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "batch", "wanted"),
+    [
+        ([100_352, 128, 1280, 10], 32, Program.ONE_THREAD),  # the MLP of the benchmark
+        ([100_352, 128, 1280, 10], 512, Program.GRAPH),  # many samples: threads pay
+        ([50_176, 64, 640, 10], 32, Program.GRAPH),  # nothing is split
+        ([401_408, 512, 5120, 10], 32, Program.GRAPH),
+        ([100_352, None], 32, Program.GRAPH),
+        ([], 32, Program.GRAPH),
+    ],
+)
+def test_it_is_for_small_dense_models_whatever_the_machine(
+    sizes: list[int | None], batch: int, wanted: Program
+) -> None:
+    graph = graph_of(lambda x: x @ tf.transpose(x), tf.TensorSpec([4, 4]))
+    assert graph_program(graph, sizes, batch) == wanted
+    looped = graph_of(
+        lambda x: tf.while_loop(lambda y: tf.reduce_sum(y) < 9, lambda y: [y + 1], [x]),
+        tf.TensorSpec([4, 4]),
+    )
+    convolved = graph_of(lambda x: tf.nn.conv2d(x, x, 1, "SAME"), tf.TensorSpec([4, 4, 4, 4]))
+    for other in (looped, convolved):
+        assert graph_program(other, sizes, batch) == Program.GRAPH
+
+
+def test_a_step_that_changes_variables_only_computes() -> None:
     state = tf.Variable([1.0, 2.0])
 
-    @tf.function
     def step(x: Any) -> Any:
         state.assign_add(x)
         tf.debugging.assert_greater(tf.reduce_sum(state), 0.0)
         return tf.while_loop(lambda i: i < 3, lambda i: i + 1, [tf.constant(0)])
 
-    assert repeatable(step.get_concrete_function(tf.TensorSpec([2])).graph.as_graph_def())
+    assert only_computes(graph_of(step, tf.TensorSpec([2])))
