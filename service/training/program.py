@@ -23,8 +23,6 @@ _CONVOLUTIONS = frozenset(
         "DepthwiseConv2dNative",
     }
 )
-
-
 _LOOPS = frozenset({"While", "StatelessWhile"})
 
 # Where one thread an op is faster. TensorFlow splits an op on some 50,000 numbers or more between
