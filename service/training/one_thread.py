@@ -13,6 +13,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
+from service.training.program import nodes_of
+
 # The steps stay a function of their own in the pipeline, which TensorFlow then optimizes as it does
 # where nobody else calls it. Inlined, they would not be, and would round otherwise.
 APART = {"_noinline": True}
@@ -84,9 +86,8 @@ class OneThreadAnOp:
 
 def only_computes(graph: Any) -> bool:
     """Whether the steps of this `GraphDef` do nothing but compute and change variables."""
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
     functions = {f.signature.name for f in graph.library.function}
-    return all(_only_computes(name) for name in {node.op for node in nodes} - functions)
+    return all(_only_computes(name) for name in {node.op for node in nodes_of(graph)} - functions)
 
 
 def _only_computes(name: str) -> bool:

@@ -78,8 +78,9 @@ def graph_program(graph: Any, variables: list[int | None], batch: int) -> Progra
         return Program.GRAPH
     large = _SPLIT_FROM <= max(sizes) < _SPLIT_WELL_FROM
     short = sum(sizes) * batch <= _SMALL_STEP
-    dense = not _ops(graph) & (_CONVOLUTIONS | _LOOPS)
-    return Program.ONE_THREAD if large and short and dense else Program.GRAPH
+    if not (large and short) or _ops(graph) & (_CONVOLUTIONS | _LOOPS):
+        return Program.GRAPH
+    return Program.ONE_THREAD
 
 
 def xla_program(graph: Any, *, streamed: bool) -> Program:
@@ -95,6 +96,10 @@ def xla_program(graph: Any, *, streamed: bool) -> Program:
     return Program.XLA_STEP if slow else Program.XLA_CALL
 
 
+def nodes_of(graph: Any) -> list[Any]:
+    """Return all nodes of a `GraphDef`, those of its functions as well."""
+    return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+
+
 def _ops(graph: Any) -> set[str]:
-    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-    return {node.op for node in nodes}
+    return {node.op for node in nodes_of(graph)}

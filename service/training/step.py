@@ -21,7 +21,7 @@ from keras import tree
 from service.training import rows
 from service.training.one_thread import APART, OneThreadAnOp, only_computes
 from service.training.own_loss import OwnLoss
-from service.training.program import Program, graph_program, xla_program
+from service.training.program import Program, graph_program, nodes_of, xla_program
 from service.training.source import an_empty_batch, without_optionals
 
 STREAMED_STEPS = 32  # so many batches lie in memory at a time
@@ -209,8 +209,7 @@ class CompiledSteps:
         """Names of random ops whose hidden state no checkpoint can hold."""
         if self._graph is None:
             return []
-        definition = self._definition()
-        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+        nodes = nodes_of(self._definition())
         return sorted({f"{n.op} ({n.name})" for n in nodes if n.op in STATEFUL_RANDOM})
 
     def run(self, lot: Any) -> StepLogs:
