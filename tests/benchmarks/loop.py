@@ -1,7 +1,9 @@
 """Steps a second of `fit` beside Keras' own: history of every step, a checkpoint every 100 steps.
 
 `python tests/benchmarks/loop.py [--json] [CASE …]`. Ours and the peer's train in processes of their
-own, which take turns; the first epoch, in which both compile, is not measured.
+own, which take turns; the first epoch, in which both compile, is not measured. The bar is a Keras
+fit that keeps no step's logs and saves nothing. Beside it stands one that does both, as often as
+ours, by BackupAndRestore (which writes over its one file and does not sync it).
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
-from tests.benchmarks.worker import Worker, serve
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, show
+from tests.benchmarks.worker import serve, several
 
 SAVE_EVERY = 100
+SAME_DUTIES = "model.fit, BackupAndRestore, each step's logs"
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,24 @@ def _by_keras(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None])
     model.fit(x, y, batch_size=case.batch, **options)
 
 
+def _by_keras_with_our_duties(
+    case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]
+) -> None:
+    import keras
+
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+        callbacks = [
+            keras.callbacks.BackupAndRestore(f"{folder}/backup", save_freq=SAVE_EVERY),
+            keras.callbacks.LambdaCallback(
+                on_train_batch_end=lambda batch, logs: rows.append(logs)
+            ),
+            *_watch(ended),
+        ]
+        options: dict[str, Any] = {"epochs": case.epochs, "verbose": 0, "callbacks": callbacks}
+        model.fit(x, y, batch_size=case.batch, **options)
+
+
 def _by_keras_on_tfdata(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
     options: dict[str, Any] = {"epochs": case.epochs, "verbose": 0, "callbacks": _watch(ended)}
     model.fit(_batched(case, x, y), shuffle=False, **options)
@@ -166,29 +187,35 @@ RUNS: dict[str, Callable[..., None]] = {
     "fit, tf.data": _by_fit_on_tfdata,
     "model.fit": _by_keras,
     "model.fit, tf.data": _by_keras_on_tfdata,
+    SAME_DUTIES: _by_keras_with_our_duties,
     "train_on_batch, float sums": _by_train_on_batch,
 }
 
 
 def run(names: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
     """Measure the cases of these names, or all."""
-    figures = []
-    for case in CASES:
-        if names and case.name not in names:
-            continue
-        ours = Worker(__file__, case.name, case.ours)
-        peer = Worker(__file__, case.name, case.peer)
-        try:
-            mine, theirs = in_turn(ours.ask, peer.ask, pairs)
-        finally:
-            ours.close()
-            peer.close()
-        ratio = Spread.of([a / b for a, b in zip(mine, theirs, strict=True)]).median
-        bar, holds = f">= {case.bar:g} x", ratio >= case.bar
-        figures.append(
-            compared(case.name, "steps/s", mine, theirs, case.peer, bar=bar, holds=holds)
-        )
-    return figures
+    return [_figure(case, pairs) for case in CASES if not names or case.name in names]
+
+
+def _figure(case: Case, pairs: int) -> Figure:
+    beside = [SAME_DUTIES] if case.peer == "model.fit" else []
+    found = several(__file__, [case.ours, case.peer, *beside], pairs, case.name)
+    mine, theirs = found[case.ours], found[case.peer]
+    ratio = Spread.of([one / other for one, other in zip(mine, theirs, strict=True)]).median
+    detail = [
+        f"{compared('', '', mine, found[name], name).ratio} x of {name}, {Spread.of(found[name])}"
+        for name in beside
+    ]
+    return compared(
+        case.name,
+        "steps/s",
+        mine,
+        theirs,
+        case.peer,
+        bar=f">= {case.bar:g} x",
+        holds=ratio >= case.bar,
+        detail="; ".join(detail),
+    )
 
 
 if __name__ == "__main__":

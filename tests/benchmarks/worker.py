@@ -47,9 +47,12 @@ def once(file: str, name: str) -> Any:
         worker.close()
 
 
-def several(file: str, names: list[str], count: int) -> dict[str, list[Any]]:
-    """Return what so many measurements of each give, by turns, in a process each."""
-    workers = {name: Worker(file, name) for name in names}
+def several(file: str, names: list[str], count: int, *before: str) -> dict[str, list[Any]]:
+    """Return what so many measurements of each give, by turns, in a process each.
+
+    before: arguments that stand before the name.
+    """
+    workers = {name: Worker(file, *before, name) for name in names}
     found: dict[str, list[Any]] = {name: [] for name in names}
     try:
         for turn in range(count):
