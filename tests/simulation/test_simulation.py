@@ -5,6 +5,8 @@ More of them: `python -m tests.simulation --seeds 100000`. A seed that fails pri
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.simulation.oracle import Violation
@@ -37,6 +39,12 @@ def test_every_invariant_holds(share: int) -> None:
 
 def test_a_seed_is_the_same_every_time() -> None:
     assert simulate(0).oracle.story == simulate(0).oracle.story
+
+
+def test_the_real_process_keeps_its_own_scheduling() -> None:
+    before = os.sched_getscheduler(0)
+    assert simulate(0).oracle.commits
+    assert os.sched_getscheduler(0) == before
 
 
 @pytest.mark.parametrize("name", sorted(BUGS))
