@@ -18,8 +18,9 @@ from checkpoints.layout import WEIGHTS_FILE, check_name
 from checkpoints.snapshot import ArrayFile
 from service.training import trees
 from service.training.errors import NotSupported, StateMismatch
+from service.training.hold import Holder, raw
 from service.training.in_place import can_hold, put_back
-from service.training.state import LiveState, check_one, hold, raw
+from service.training.state import LiveState, check_one
 
 Plain = dict[str, Any]
 Fail = Callable[[str, str], None]
@@ -134,7 +135,7 @@ class LoopState:
 
     def others(self) -> dict[str, Any]:
         """Hold the variables that stand in `state.h5`."""
-        held = {path: hold(variable) for path, variable in self.loose.items()}
+        held = dict(zip(self.loose, Holder(self.loose.values()).hold(), strict=True))
         for live in self._live.values():
             held |= live.others()
         return held

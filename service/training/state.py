@@ -20,31 +20,11 @@ from keras.src.utils import naming
 from checkpoints.snapshot import ArrayFile
 from service.training import walk
 from service.training.errors import StateMismatch
+from service.training.hold import Holder, raw
 
 _LARGE = 1 << 20  # bytes of an array, for which it is worth while not to copy it
 _ALIGNED = 64  # bytes: TensorFlow's kernels take memory that begins at a multiple
 _NUMBERED = re.compile(r"_\d+(?=[/:]|$)")
-
-
-def raw(variable: Any) -> Any:
-    """Return the tf.Variable behind a Keras variable (without autocasting), or the one given."""
-    return getattr(variable, "_value", variable)
-
-
-def hold(variable: Any) -> Any:
-    """Return the variable's present value without a copy, as a numpy view where the CPU allows.
-
-    Reading gives a tensor that shares the variable's buffer; the next in-place update writes to a
-    new buffer and leaves the held one intact (copy-on-write). TensorFlow documents no such
-    guarantee, so tests/unit/test_hold.py keeps watching it. (`read_value` reads in the same way,
-    and takes four times as long, which a model of many variables would feel.)
-    """
-    source = raw(variable)
-    tensor = tf.raw_ops.ReadVariableOp(resource=source.handle, dtype=source.dtype)
-    try:
-        return np.asarray(memoryview(tensor))
-    except (TypeError, ValueError, BufferError):  # bfloat16 and accelerators have no buffer
-        return tensor.numpy()
 
 
 class LiveState:
@@ -72,10 +52,12 @@ class LiveState:
             if id(raw(variable)) not in known and raw(variable).dtype != tf.string:
                 known.add(id(raw(variable)))
                 self.rest.append(variable)
+        self._weights = Holder(self.layout.variables.values())
+        self._others = Holder(self.rest)
 
     def weights(self) -> ArrayFile:
         """Hold everything that `model.weights.h5` contains."""
-        arrays = {path: hold(v) for path, v in self.layout.variables.items()}
+        arrays = dict(zip(self.layout.variables, self._weights.hold(), strict=True))
         for group, saveable in self.layout.computed.items():
             for key, value in walk.stored_values(saveable).items():
                 arrays[f"{group}/{key}"] = np.array(value)
@@ -83,7 +65,7 @@ class LiveState:
 
     def others(self) -> dict[str, Any]:
         """Hold the variables that stand in `state.h5`, by "<prefix>/<index>"."""
-        return {f"{self.prefix}/{i:06d}": hold(v) for i, v in enumerate(self.rest)}
+        return {f"{self.prefix}/{i:06d}": held for i, held in enumerate(self._others.hold())}
 
     def describe(self) -> dict[str, Any]:
         """Return what a restore compares beyond names and shapes: classes and variable paths."""
@@ -169,6 +151,9 @@ class LiveState:
             )
         for i, variable in enumerate(self.rest):
             raw(variable).assign(others[f"{self.prefix}/{i:06d}"])
+        # TensorFlow makes what reads them now, and not when the first save stops the loop for it.
+        self._weights.hold()
+        self._others.hold()
 
 
 def _as_it_lies(array: Any) -> Any:

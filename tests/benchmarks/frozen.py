@@ -37,7 +37,7 @@ def fine_tuned(layers: int) -> Found:
         layer.trainable = False
     model.compile("adam", "sparse_categorical_crossentropy")
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
-        fit(model, x, y, epochs=1, batch_size=BATCH, verbose=0, job_dir=f"{folder}/job",
+        fit(model, x, y, epochs=1, batch_size=BATCH["dense"], verbose=0, job_dir=f"{folder}/job",
             save_every=SAVE_EVERY, keep="all")  # fmt: skip
         attempt = context.current()
         assert attempt is not None

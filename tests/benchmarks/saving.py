@@ -1,4 +1,4 @@
-"""What saving a model of 25 million parameters costs its training: time of the loop, and memory.
+"""What saving 300 MB of state costs its training: time of the loop, and memory.
 
 `python tests/benchmarks/saving.py [--json] [--pairs N]`. The peers are Keras' `save_weights` in the
 loop and, where it is installed (the extra `bench`), Orbax' AsyncCheckpointer. A training has two
@@ -25,14 +25,28 @@ from tests.benchmarks.killed import rows_of
 from tests.benchmarks.loop import build, shapes
 from tests.benchmarks.worker import once, serve, several
 
-STEPS, BATCH = 20, 64
+STEPS = 20
 MANY_STEPS = 100  # with a save every 10
 TWO_SAVES = "15"  # at steps 15 and 30, and at the end, 40: two after the first epoch
 MB = 1e6
+# Alike in size: of few large variables, and of hundreds.
+SAMPLES = {"dense": shapes("dense"), "resnet50": (32, 32, 3)}
+BATCH = {"dense": 64, "resnet50": 8}
 Found = dict[str, Any]
 
 
-def data(steps: int = STEPS) -> tuple[Any, Any]:
+def model_of(network: str) -> Any:
+    """Return a compiled model: 25 million parameters, 290 or 283 MB with those of Adam."""
+    import keras
+
+    if network != "resnet50":
+        return build(network)
+    model = keras.applications.ResNet50(weights=None, input_shape=SAMPLES[network], classes=10)
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def data(network: str = "dense", steps: int = STEPS) -> tuple[Any, Any]:
     """Return the samples and labels of an epoch."""
     import keras
     import numpy as np
@@ -40,8 +54,9 @@ def data(steps: int = STEPS) -> tuple[Any, Any]:
     keras.utils.clear_session()
     keras.utils.set_random_seed(1)
     random = np.random.default_rng(1)
-    x = random.normal(size=(BATCH * steps, *shapes("dense"))).astype("float32")
-    return x, random.integers(0, 10, BATCH * steps)
+    samples = BATCH[network] * steps
+    x = random.normal(size=(samples, *SAMPLES[network])).astype("float32")
+    return x, random.integers(0, 10, samples)
 
 
 class Clock:
@@ -64,14 +79,16 @@ class Clock:
         self.callback = keras.callbacks.LambdaCallback(**calls)
 
 
-def by_fit(save_every: str, *, epochs: int = 2, first_ended: Any = lambda: None) -> Found:
+def by_fit(
+    save_every: str, network: str = "dense", *, epochs: int = 2, first_ended: Any = lambda: None
+) -> Found:
     """Train as a job; return what its clock, its log and its history say."""
     from service import context, fit
 
     clock = Clock(first_ended)
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
         options: dict[str, Any] = {"job_dir": f"{folder}/job", "save_every": save_every}
-        fit(build("dense"), *data(), epochs=epochs, batch_size=BATCH, verbose=0,
+        fit(model_of(network), *data(network), epochs=epochs, batch_size=BATCH[network], verbose=0,
             callbacks=[clock.callback], **options)  # fmt: skip
         durable = time.time()
         attempt = context.current()
@@ -91,14 +108,18 @@ def by_fit(save_every: str, *, epochs: int = 2, first_ended: Any = lambda: None)
     }
 
 
-def by_keras(save: Callable[[Any, str], None], wait: Callable[[], None] = lambda: None) -> Found:
+def by_keras(
+    save: Callable[[Any, str], None],
+    wait: Callable[[], None] = lambda: None,
+    network: str = "dense",
+) -> Found:
     """Train by Keras' fit with a callback that saves as often; return what the clock says."""
     import keras
 
     clock = Clock()
     times: list[float] = []
     held: list[float] = []
-    model = build("dense")
+    model = model_of(network)
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
 
         class Saves(keras.callbacks.Callback):
@@ -111,7 +132,9 @@ def by_keras(save: Callable[[Any, str], None], wait: Callable[[], None] = lambda
                 times.append(time.time())
 
         callbacks = [Saves(), clock.callback]
-        model.fit(*data(), epochs=2, batch_size=BATCH, verbose=0, callbacks=callbacks)
+        model.fit(
+            *data(network), epochs=2, batch_size=BATCH[network], verbose=0, callbacks=callbacks
+        )
         wait()
     return {
         "held": held[2:],
@@ -181,6 +204,8 @@ MEASURES: dict[str, Callable[[], Callable[[], Found]]] = {
     "ours, no saves": lambda: lambda: by_fit("never"),
     "save_weights": lambda: lambda: by_keras(_save_weights),
     "orbax": by_orbax,
+    "resnet50": lambda: lambda: by_fit(TWO_SAVES, "resnet50"),
+    "resnet50, save_weights": lambda: lambda: by_keras(_save_weights, network="resnet50"),
     "many": lambda: lambda: many_saves("10"),
     "many, none": lambda: lambda: many_saves("never"),
 }
@@ -188,7 +213,7 @@ MEASURES: dict[str, Callable[[], Callable[[], Found]]] = {
 
 def run(*, pairs: int = PAIRS) -> list[Figure]:
     """Measure the stall, the total and the memory."""
-    names = ["ours", "ours, no saves", "save_weights"]
+    names = ["ours", "ours, no saves", "save_weights", "resnet50", "resnet50, save_weights"]
     if find_spec("orbax") is not None:
         names.append("orbax")
     else:
@@ -199,11 +224,15 @@ def run(*, pairs: int = PAIRS) -> list[Figure]:
 
 def _stalls(found: dict[str, list[Found]]) -> list[Figure]:
     figures = []
-    held = [max(one["held"]) for one in found["ours"]]
-    for peer, told in (("save_weights", "Keras save_weights"), ("orbax", "Orbax async")):
+    for ours, peer, told, of in (
+        ("ours", "save_weights", "Keras save_weights", ""),
+        ("ours", "orbax", "Orbax async", ""),
+        ("resnet50", "resnet50, save_weights", "Keras save_weights", "ResNet50, 752 variables, "),
+    ):
         if peer in found:
+            held = [max(one["held"]) for one in found[ours]]
             other = [max(one["held"]) for one in found[peer]]
-            name = f"longest hold of the loop for a save, {told}"
+            name = f"longest hold of the loop for a save, {of}{told}"
             bar, holds = "<= 5 ms", Spread.of(held).median <= 5
             figures.append(compared(name, "ms", held, other, told, bar=bar, holds=holds))
     gaps = [[one["gap"] for one in found[name]] for name in ("ours", "save_weights")]

@@ -16,8 +16,10 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 
+from service.training import hold as holding
 from service.training import state
-from service.training.state import LiveState, hold, raw
+from service.training.hold import Holder, hold, raw
+from service.training.state import LiveState
 from service.training.step import CompiledSteps
 from service.training.walk import all_variables
 from tests.training_harness import begin_process
@@ -62,7 +64,7 @@ def watch(model: Any, x: Any, calls: int = 3) -> None:
     variables = list({id(raw(v)): v for v in [*all_variables(model), *live.rest]}.values())
     held: list[tuple[list[Any], list[bytes]]] = []
     for call in range(calls):
-        views = [hold(v) for v in variables]
+        views = Holder(variables).hold()
         held.append((views, [raw(v).numpy().tobytes() for v in variables]))
         steps.run(np.arange(24).reshape(3, 8) + call)
     changed = 0
@@ -102,7 +104,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, *, large: int) -> tuple[dict[str
     variables = live.layout.variables
     shared = [np.shares_memory(hold(variables[p]), array) for p, array in put_back.items()]
     del put_back
-    held = live.weights().arrays
+    held = {path: np.asarray(value) for path, value in live.weights().arrays.items()}
     copies = {path: array.copy() for path, array in held.items()}
     steps.run(np.arange(24).reshape(3, 8))
     gc.collect()
@@ -202,6 +204,36 @@ def test_holding_reads_every_type_exactly(dtype: str) -> None:
     view = hold(tf.Variable(value))
     assert view.dtype == value.dtype.as_numpy_dtype
     assert view.tobytes() == value.numpy().tobytes()
+
+
+@pytest.mark.parametrize("way", ["at once", "each", "on an accelerator"])
+def test_many_are_held_as_one_by_one(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "each":  # a TensorFlow without the op
+        monkeypatch.setattr(holding, "_OF_MANY", "_NoSuchOp")
+    elif way == "on an accelerator":
+        monkeypatch.setattr(holding, "_all_is_here", lambda: False)
+    kinds = ("float32", "float16", "bfloat16", "float64", "int64", "uint8", "bool", "float32")
+    numbers = [tf.reshape(tf.range(7 * n), (n, 7)) for n in range(len(kinds))]  # none at first
+    variables = [tf.Variable(tf.cast(n, kind)) for n, kind in zip(numbers, kinds, strict=True)]
+    variables.append(tf.Variable(3.0))
+    for _ in range(2):
+        held = Holder(variables).hold()
+        copies = [variable.numpy() for variable in variables]
+        for variable in variables:
+            variable.assign(tf.ones_like(variable))
+        for one, copy in zip(held, copies, strict=True):
+            found = np.asarray(one)
+            assert (found.dtype, found.shape) == (copy.dtype, copy.shape)
+            assert found.tobytes() == copy.tobytes()
+            assert one.nbytes == copy.nbytes
+    assert Holder([]).hold() == []
+
+
+def test_what_many_hold_is_not_copied() -> None:
+    variables = [tf.Variable(tf.zeros([300, 300])) for _ in range(3)]
+    holder = Holder(variables)
+    for one, two in zip(holder.hold(), holder.hold(), strict=True):
+        assert np.shares_memory(np.asarray(one), np.asarray(two))
 
 
 def test_holding_a_large_variable_shares_its_buffer() -> None:
