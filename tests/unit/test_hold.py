@@ -162,22 +162,22 @@ def test_what_is_held_does_not_change_in_eager_steps() -> None:
     watch(dense(OPTIMIZERS["adam"](), run_eagerly=True), X, calls=2)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda v: v.assign(np.full(v.shape, 7, "float32")),
-        lambda v: v.assign_add(np.ones(v.shape, "float32")),
-        lambda v: raw(v).assign_sub(tf.ones(v.shape)),
-        lambda v: raw(v).scatter_nd_update([[0, 0]], [5.0]),
-        lambda v: raw(v)[0].assign(tf.zeros(v.shape[1:])),
-        lambda v: tf.raw_ops.ResourceScatterAdd(
-            resource=raw(v).handle, indices=[1], updates=tf.ones([1, v.shape[1]])
-        ),
-        lambda v: tf.raw_ops.ResourceApplyGradientDescent(
-            var=raw(v).handle, alpha=0.5, delta=tf.ones(v.shape)
-        ),
-    ],
-)
+CHANGES: list[Callable[[Any], Any]] = [
+    lambda v: v.assign(raw(v).numpy() + np.float32(7)),
+    lambda v: v.assign_add(np.ones(v.shape, "float32")),
+    lambda v: raw(v).assign_sub(tf.ones(v.shape)),
+    lambda v: raw(v).scatter_nd_update([[0, 0]], [float(raw(v)[0, 0]) + 5.0]),
+    lambda v: raw(v)[0].assign(raw(v)[0] + tf.ones(v.shape[1:])),
+    lambda v: tf.raw_ops.ResourceScatterAdd(
+        resource=raw(v).handle, indices=[1], updates=tf.ones([1, v.shape[1]])
+    ),
+    lambda v: tf.raw_ops.ResourceApplyGradientDescent(
+        var=raw(v).handle, alpha=0.5, delta=tf.ones(v.shape)
+    ),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("first", ["initialized", "restored", "taken over", "trained"])
 def test_what_is_held_does_not_change_by_any_assignment(
     change: Callable[[Any], Any], first: str
@@ -192,10 +192,28 @@ def test_what_is_held_does_not_change_by_any_assignment(
     elif first == "trained":
         change(variable)
     view = hold(variable)
+    among_others = np.asarray(Holder([variable, tf.Variable(1.0)]).hold()[0])
     copy = view.tobytes()
+    assert among_others.tobytes() == copy
     change(variable)
     change(variable)
+    assert raw(variable).numpy().tobytes() != copy
     assert view.tobytes() == copy
+    assert among_others.tobytes() == copy
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_held_among_others_does_not_change(change: Callable[[Any], Any]) -> None:
+    """Some updates are done in place once a variable has seen them: readers then get a copy."""
+    variable = keras.Variable(RNG.normal(size=(40, 40)).astype("float32"))
+    others = [tf.Variable(1.0), tf.Variable(tf.zeros([70, 70]))]
+    for _ in range(3):
+        held = Holder([*others, variable]).hold()[-1]
+        copy = raw(variable).numpy().tobytes()
+        change(variable)
+        change(variable)
+        assert raw(variable).numpy().tobytes() != copy
+        assert np.asarray(held).tobytes() == copy
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64", "int64", "uint8"])
