@@ -31,7 +31,7 @@ def fine_tuned(layers: int) -> Found:
     """Train with so many layers frozen; return MB and seconds of the saves, and MB of the state."""
     from service import context, fit
 
-    x, y = data(STEPS)
+    x, y = data(steps=STEPS)
     model = build("dense")
     for layer in model.layers[:layers]:
         layer.trainable = False

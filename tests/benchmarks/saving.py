@@ -46,7 +46,7 @@ def model_of(network: str) -> Any:
     return model
 
 
-def data(network: str = "dense", steps: int = STEPS) -> tuple[Any, Any]:
+def data(network: str = "dense", *, steps: int = STEPS) -> tuple[Any, Any]:
     """Return the samples and labels of an epoch."""
     import keras
     import numpy as np
