@@ -141,9 +141,15 @@ def _by_fit_on_tfdata(case: Case, model: Any, x: Any, y: Any, ended: Callable[[]
     _fit(case, model, _batched(case, x, y), ended=ended, shuffle=False)
 
 
+def _keras_fit(
+    case: Case, model: Any, *data: Any, ended: Callable[[], None], more: Any = (), **options: Any
+) -> None:
+    callbacks = [*more, *_watch(ended)]
+    model.fit(*data, epochs=case.epochs, verbose=0, callbacks=callbacks, **options)
+
+
 def _by_keras(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
-    options: dict[str, Any] = {"epochs": case.epochs, "verbose": 0, "callbacks": _watch(ended)}
-    model.fit(x, y, batch_size=case.batch, **options)
+    _keras_fit(case, model, x, y, ended=ended, batch_size=case.batch)
 
 
 def _by_keras_with_our_duties(
@@ -153,20 +159,17 @@ def _by_keras_with_our_duties(
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
-        callbacks = [
+        duties = [
             keras.callbacks.BackupAndRestore(f"{folder}/backup", save_freq=SAVE_EVERY),
             keras.callbacks.LambdaCallback(
                 on_train_batch_end=lambda batch, logs: rows.append(logs)
             ),
-            *_watch(ended),
         ]
-        options: dict[str, Any] = {"epochs": case.epochs, "verbose": 0, "callbacks": callbacks}
-        model.fit(x, y, batch_size=case.batch, **options)
+        _keras_fit(case, model, x, y, ended=ended, more=duties, batch_size=case.batch)
 
 
 def _by_keras_on_tfdata(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
-    options: dict[str, Any] = {"epochs": case.epochs, "verbose": 0, "callbacks": _watch(ended)}
-    model.fit(_batched(case, x, y), shuffle=False, **options)
+    _keras_fit(case, model, _batched(case, x, y), ended=ended, shuffle=False)
 
 
 def _by_train_on_batch(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
@@ -198,14 +201,14 @@ def run(names: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
 
 
 def _figure(case: Case, pairs: int) -> Figure:
-    beside = [SAME_DUTIES] if case.peer == "model.fit" else []
-    found = several(__file__, [case.ours, case.peer, *beside], pairs, case.name)
+    others = [SAME_DUTIES] if case.peer == "model.fit" else []
+    found = several(__file__, [case.ours, case.peer, *others], pairs, case.name)
     mine, theirs = found[case.ours], found[case.peer]
     ratio = Spread.of([one / other for one, other in zip(mine, theirs, strict=True)]).median
-    detail = [
-        f"{compared('', '', mine, found[name], name).ratio} x of {name}, {Spread.of(found[name])}"
-        for name in beside
-    ]
+    detail = ""
+    if others:
+        beside = compared("", "", mine, found[SAME_DUTIES], SAME_DUTIES)
+        detail = f"{beside.ratio} x of {SAME_DUTIES}, {beside.peer}"
     return compared(
         case.name,
         "steps/s",
@@ -214,7 +217,7 @@ def _figure(case: Case, pairs: int) -> Figure:
         case.peer,
         bar=f">= {case.bar:g} x",
         holds=ratio >= case.bar,
-        detail="; ".join(detail),
+        detail=detail,
     )
 
 
