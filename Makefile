@@ -22,17 +22,17 @@ install: $(STAMP) ## build .venv with everything that demo, test and lint need
 # The stamp is written last: an installation that was cut short is taken up again.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Holdfast needs Python 3.11 or newer, $(PYTHON) is not. Try: make PYTHON=python3.12" >&2; exit 1; }
+	  { echo "Outlast needs Python 3.11 or newer, $(PYTHON) is not. Try: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV) (the first time this fetches TensorFlow, some hundred megabytes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) setuptools
+	@$(PIP) hatchling editables
 	@$(PIP) --no-build-isolation --editable '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP) ## train, be killed twice, resume, prove the end equal to an untouched training
-	@$(BIN)/python -m service.cli demo
+	@$(BIN)/python -m outlast demo
 
 test: $(STAMP) lint ## lint, then all tests
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
@@ -66,13 +66,13 @@ slurm-show: $(STAMP) ## a training on a Slurm where everything goes wrong (not p
 	@$(BIN)/python tests/slurm_show/show.py $(SHOW)
 
 # Needs root and the packages that it names; takes some minutes, fewer where FOLDER, a folder of its
-# own that grows, has the layers of the time before: make container FOLDER=/var/tmp/holdfast.
+# own that grows, has the layers of the time before: make container FOLDER=/var/tmp/outlast.
 container: export FOLDER := $(FOLDER)
 container: $(STAMP) ## build the image, stop, kill and resume jobs in it (not part of the tests)
 	@$(BIN)/python -m pytest -v -s -o faulthandler_timeout=0 tests/containers/check.py
 
 constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
-	@$(BIN)/python -m pip list --format=freeze --exclude holdfast --exclude pip
+	@$(BIN)/python -m pip list --format=freeze --exclude outlast --exclude pip
 
 clean: ## remove .venv and everything that is built
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

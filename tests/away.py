@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from checkpoints.errors import StorageError
-from checkpoints.storage import Capabilities, Storage, join, open_storage
-from checkpoints.testing import FaultyStorage
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.storage import Capabilities, Storage, join, open_storage
+from outlast_checkpoints.testing import FaultyStorage
 
 
 class Bucket(FaultyStorage):

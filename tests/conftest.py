@@ -20,13 +20,13 @@ import pytest
 pytest_plugins = ["tests.object_stores"]
 
 # A developer's own settings do not reach the tests.
-for _name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
-    if _name != "HOLDFAST_REQUIRE":
+for _name in [name for name in os.environ if name.startswith("OUTLAST_")]:
+    if _name != "OUTLAST_REQUIRE":
         del os.environ[_name]
 os.environ["MPLBACKEND"] = "agg"
 # Nor do the tests reach the developer's own cache.
-os.environ["HOLDFAST_SPOOL"] = tempfile.mkdtemp(prefix="holdfast-tests-")
-atexit.register(shutil.rmtree, os.environ["HOLDFAST_SPOOL"], ignore_errors=True)
+os.environ["OUTLAST_SPOOL"] = tempfile.mkdtemp(prefix="outlast-tests-")
+atexit.register(shutil.rmtree, os.environ["OUTLAST_SPOOL"], ignore_errors=True)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # Whoever starts the tests in the background, or under nohup, has them inherit ignored signals; the
@@ -41,7 +41,7 @@ for _signum, _handler in {
 
 # Every process started from here inherits this, so that also one that has left our process tree
 # (a detached supervisor) is known to be ours.
-_MARK = f"TESTS_OF_HOLDFAST={uuid.uuid4().hex}"
+_MARK = f"TESTS_OF_OUTLAST={uuid.uuid4().hex}"
 os.environ.update([_MARK.split("=")])
 
 # Helpers of multiprocessing live as long as the test process itself.
@@ -79,7 +79,7 @@ def weird_root(tmp_path: Path) -> Path:
 def require() -> Callable[[str], str]:
     """Return a function that finds a tool's path by its name.
 
-    Without the tool the test is skipped; with HOLDFAST_REQUIRE=all it fails instead.
+    Without the tool the test is skipped; with OUTLAST_REQUIRE=all it fails instead.
     """
 
     def require(tool: str) -> str:
@@ -104,7 +104,7 @@ def require_package() -> Callable[[str], None]:
 
 
 def _lack(reason: str) -> None:
-    if os.environ.get("HOLDFAST_REQUIRE") == "all":
+    if os.environ.get("OUTLAST_REQUIRE") == "all":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 

@@ -33,10 +33,10 @@ class Pod:
         template = job["spec"]["template"]["spec"]
         container = template["containers"][0]
         self.grace = template["terminationGracePeriodSeconds"]
-        given = {"HOLDFAST_JOB_NAME": name}
+        given = {"OUTLAST_JOB_NAME": name}
         for one in container["env"]:
             if "value" in one:
-                given[one["name"]] = one["value"].replace("$(HOLDFAST_JOB_NAME)", name)
+                given[one["name"]] = one["value"].replace("$(OUTLAST_JOB_NAME)", name)
         self._process = subprocess.Popen(
             container["command"],
             cwd=container.get("workingDir"),

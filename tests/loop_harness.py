@@ -1,4 +1,4 @@
-"""Hand-written trainings that can die and start again, beside the same ones without Holdfast.
+"""Hand-written trainings that can die and start again, beside the same ones without Outlast.
 
 A `Program` is what a user's file does: it builds its state, makes a loop of it, and runs a body
 over the batches. `run` gives it our `Loop`, in a "process" of its own (see training_harness);
@@ -17,10 +17,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from outlast import Loop
+from outlast.training import trees
+from outlast.training.permutation import epoch_order
 
-from service import Loop
-from service.training import trees
-from service.training.permutation import epoch_order
 from tests.training_harness import all_state, begin_process, generators, process, rows
 
 MakeLoop = Callable[..., Any]
@@ -130,7 +130,7 @@ def run(program: Program, folder: Path, **changes: Any) -> LoopEnd:
 
 
 def run_plain(program: Program) -> LoopEnd:
-    """Run the program without Holdfast."""
+    """Run the program without Outlast."""
     begin_process()
     return end_of(*program(PlainLoop))
 

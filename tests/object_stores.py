@@ -267,7 +267,7 @@ def package(name: str) -> None:
 
 
 def lack(reason: str) -> None:
-    if os.environ.get("HOLDFAST_REQUIRE") == "all":
+    if os.environ.get("OUTLAST_REQUIRE") == "all":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 

@@ -63,7 +63,7 @@ NODE = "NodeName={name} NodeAddr=127.0.0.1 NodeHostname=localhost Port={port} CP
 
 
 class Cluster:
-    """A running cluster. `environment` is what its commands, and so `holdfast`, need."""
+    """A running cluster. `environment` is what its commands, and so `outlast`, need."""
 
     def __init__(self, folder: Path, nodes: int) -> None:
         self.folder = folder

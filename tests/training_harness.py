@@ -20,15 +20,14 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
+from outlast import context, fit
+from outlast.training import job as jobs
+from outlast.training.phase import Phase
+from outlast.training.step import CompiledSteps, StepLogs
+from outlast_checkpoints.history import HistoryReader
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.writer import Writer
 from tensorflow.python.eager import context as tf_context
-
-from checkpoints.history import HistoryReader
-from checkpoints.storage import open_storage
-from checkpoints.writer import Writer
-from service import context, fit
-from service.training import job as jobs
-from service.training.phase import Phase
-from service.training.step import CompiledSteps, StepLogs
 
 SEED = 7
 # What the tests of this house compare against Keras needs the same kernels on both sides.

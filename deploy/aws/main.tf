@@ -29,7 +29,7 @@ variable "bucket" {
 
 variable "package" {
   type        = string
-  description = "What pip installs: a URL of a wheel or a source archive of Holdfast, with [s3]."
+  description = "What pip installs: a URL of a wheel or a source archive of Outlast, with [s3]."
 }
 
 variable "image" {
@@ -69,30 +69,30 @@ data "aws_iam_policy_document" "bucket" {
   }
 }
 
-resource "aws_iam_role" "holdfast" {
-  name_prefix        = "holdfast-"
+resource "aws_iam_role" "outlast" {
+  name_prefix        = "outlast-"
   assume_role_policy = data.aws_iam_policy_document.assume.json
 }
 
-resource "aws_iam_role_policy" "holdfast" {
-  role   = aws_iam_role.holdfast.id
+resource "aws_iam_role_policy" "outlast" {
+  role   = aws_iam_role.outlast.id
   policy = data.aws_iam_policy_document.bucket.json
 }
 
-resource "aws_iam_instance_profile" "holdfast" {
-  name_prefix = "holdfast-"
-  role        = aws_iam_role.holdfast.name
+resource "aws_iam_instance_profile" "outlast" {
+  name_prefix = "outlast-"
+  role        = aws_iam_role.outlast.name
 }
 
-resource "aws_launch_template" "holdfast" {
-  name_prefix = "holdfast-"
+resource "aws_launch_template" "outlast" {
+  name_prefix = "outlast-"
   image_id    = var.image
 
   iam_instance_profile {
-    arn = aws_iam_instance_profile.holdfast.arn
+    arn = aws_iam_instance_profile.outlast.arn
   }
 
-  # IMDSv2 is what Holdfast speaks; one hop more lets containers ask too.
+  # IMDSv2 is what Outlast speaks; one hop more lets containers ask too.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
@@ -102,12 +102,12 @@ resource "aws_launch_template" "holdfast" {
   user_data = base64encode(templatefile("${path.module}/user-data.yaml", {
     root    = "s3://${var.bucket}/jobs"
     package = var.package
-    unit    = filebase64("${path.module}/../systemd/holdfast.service")
+    unit    = filebase64("${path.module}/../systemd/outlast.service")
   }))
 }
 
-resource "aws_autoscaling_group" "holdfast" {
-  name_prefix         = "holdfast-"
+resource "aws_autoscaling_group" "outlast" {
+  name_prefix         = "outlast-"
   min_size            = 1
   max_size            = 1
   vpc_zone_identifier = var.subnets
@@ -119,7 +119,7 @@ resource "aws_autoscaling_group" "holdfast" {
     }
     launch_template {
       launch_template_specification {
-        launch_template_id = aws_launch_template.holdfast.id
+        launch_template_id = aws_launch_template.outlast.id
         version            = "$Latest"
       }
       dynamic "override" {
@@ -134,5 +134,5 @@ resource "aws_autoscaling_group" "holdfast" {
 
 output "root" {
   value       = "s3://${var.bucket}/jobs"
-  description = "HOLDFAST_ROOT for `holdfast list`, `logs` and `stop` from anywhere."
+  description = "OUTLAST_ROOT for `outlast list`, `logs` and `stop` from anywhere."
 }

@@ -29,7 +29,7 @@ variable "bucket" {
 
 variable "package" {
   type        = string
-  description = "What pip installs: a URL of a wheel or a source archive of Holdfast, with [gcs]."
+  description = "What pip installs: a URL of a wheel or a source archive of Outlast, with [gcs]."
 }
 
 variable "machine_type" {
@@ -49,20 +49,20 @@ provider "google" {
   zone    = var.zone
 }
 
-resource "google_service_account" "holdfast" {
-  account_id   = "holdfast"
-  display_name = "Holdfast trainings"
+resource "google_service_account" "outlast" {
+  account_id   = "outlast"
+  display_name = "Outlast trainings"
 }
 
 # To read, write, list and delete files is all that a root needs.
-resource "google_storage_bucket_iam_member" "holdfast" {
+resource "google_storage_bucket_iam_member" "outlast" {
   bucket = var.bucket
   role   = "roles/storage.objectUser"
-  member = "serviceAccount:${google_service_account.holdfast.email}"
+  member = "serviceAccount:${google_service_account.outlast.email}"
 }
 
-resource "google_compute_instance_template" "holdfast" {
-  name_prefix  = "holdfast-"
+resource "google_compute_instance_template" "outlast" {
+  name_prefix  = "outlast-"
   machine_type = var.machine_type
 
   disk {
@@ -84,14 +84,14 @@ resource "google_compute_instance_template" "holdfast" {
   }
 
   metadata = {
-    holdfast-root    = "gs://${var.bucket}/jobs"
-    holdfast-package = var.package
-    holdfast-unit    = file("${path.module}/../systemd/holdfast.service")
+    outlast-root    = "gs://${var.bucket}/jobs"
+    outlast-package = var.package
+    outlast-unit    = file("${path.module}/../systemd/outlast.service")
     startup-script   = file("${path.module}/startup.sh")
   }
 
   service_account {
-    email  = google_service_account.holdfast.email
+    email  = google_service_account.outlast.email
     scopes = ["https://www.googleapis.com/auth/cloud-platform"]
   }
 
@@ -100,17 +100,17 @@ resource "google_compute_instance_template" "holdfast" {
   }
 }
 
-resource "google_compute_instance_group_manager" "holdfast" {
-  name               = "holdfast"
-  base_instance_name = "holdfast"
+resource "google_compute_instance_group_manager" "outlast" {
+  name               = "outlast"
+  base_instance_name = "outlast"
   target_size        = 1
 
   version {
-    instance_template = google_compute_instance_template.holdfast.self_link_unique
+    instance_template = google_compute_instance_template.outlast.self_link_unique
   }
 }
 
 output "root" {
   value       = "gs://${var.bucket}/jobs"
-  description = "HOLDFAST_ROOT for `holdfast list`, `logs` and `stop` from anywhere."
+  description = "OUTLAST_ROOT for `outlast list`, `logs` and `stop` from anywhere."
 }

@@ -1,8 +1,8 @@
-"""`holdfast` with TensorFlow imported already: it and its attempts are forks, there in no time.
+"""`outlast` with TensorFlow imported already: it and its attempts are forks, there in no time.
 
 One process imports TensorFlow, the fork server; it lives as long as the tests do. A command line is
 a fork of that, and its attempts are forks in turn: in all else processes of their own as
-`holdfast run …` and `python -m service.attempt` are, an attempt in a session of its own. It saves
+`outlast run …` and `python -m outlast.attempt` are, an attempt in a session of its own. It saves
 the tests that start some hundred of them some seconds for each.
 """
 
@@ -19,13 +19,13 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from checkpoints import layout
-from checkpoints.storage import Storage
-from service import identity
-from service.backends import base
-from service.backends.local import SUPERVISOR_PID, LocalBackend
-from service.backends.spares import Forked
-from service.spec import JobSpec
+from outlast import identity
+from outlast.backends import base
+from outlast.backends.local import SUPERVISOR_PID, LocalBackend
+from outlast.backends.spares import Forked
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.storage import Storage
 
 
 class ForkedBackend(LocalBackend):
@@ -41,7 +41,7 @@ class ForkedBackend(LocalBackend):
             code = 1
             try:
                 _become_attempt(spec, output, supervisor)
-                from service.attempt import main
+                from outlast.attempt import main
 
                 code = main([storage.root, str(attempt)])
             finally:
@@ -102,9 +102,9 @@ class CommandLine:
 
 
 def start(arguments: list[str], output: Path, folder: Path, env: dict[str, str]) -> CommandLine:
-    """Start `holdfast ARGUMENTS` in a folder; what it says is appended to a file."""
+    """Start `outlast ARGUMENTS` in a folder; what it says is appended to a file."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["keras", "service.training.fit", "service.cli", __name__])
+    server.set_forkserver_preload(["keras", "outlast.training.fit", "outlast.cli", __name__])
     process = server.Process(target=_command_line, args=(arguments, output, folder, env))
     process.start()
     return CommandLine(process)
@@ -119,9 +119,9 @@ def _command_line(arguments: list[str], output: Path, folder: Path, env: dict[st
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = ["holdfast", *arguments]
-    from service import backends
-    from service.cli import main
+    sys.argv = ["outlast", *arguments]
+    from outlast import backends
+    from outlast.cli import main
 
     backends._BUILT_IN["local"] = f"{__name__}:{ForkedBackend.__name__}"  # type: ignore[index]
     code = 1

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import psutil
+from outlast import heartbeat
+from outlast.heartbeat import Beat
+from outlast.journal import Journal
+from outlast.lifecycle import Job, State
+from outlast_checkpoints.history import HistoryReader
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 from sklearn.datasets import load_digits
 
-from checkpoints.history import HistoryReader
-from checkpoints.layout import CheckpointId
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service import heartbeat
-from service.heartbeat import Beat
-from service.journal import Journal
-from service.lifecycle import Job, State
 from tests.acceptance import forked
 
 TOP = Path(__file__).parents[2]
@@ -31,13 +31,13 @@ SCRIPTS = Path(__file__).parent / "scripts"
 PATH = os.pathsep.join(str(folder) for folder in (TOP, Path(__file__).parent / "site"))
 PATIENCE = 240  # seconds; nothing here takes long, but the machine may be busy
 
-HOLDFAST = [sys.executable, "-m", "service.cli"]
+OUTLAST = [sys.executable, "-m", "outlast"]
 Supervisor = subprocess.Popen[bytes] | forked.CommandLine
 
 
-def holdfast(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+def outlast(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end."""
-    command = [*HOLDFAST, *map(str, arguments)]
+    command = [*OUTLAST, *map(str, arguments)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE, check=False, **options
     )
@@ -53,7 +53,7 @@ def write_digits(path: Path) -> None:
 class Training:
     """One of the scripts here, run as a job of the command line in a folder of its own.
 
-    options: of `holdfast run`. seed: the job's. forked: the supervisor and its attempts are forks
+    options: of `outlast run`. seed: the job's. forked: the supervisor and its attempts are forks
     of a process that has imported TensorFlow (see forked.py). control: where the script finds its
     data and is told to hold (see moments.py). root: where the job is, if not below the folder.
     """
@@ -86,17 +86,17 @@ class Training:
         self.supervisor: Supervisor | None = None
         self._made = time.time()
         self._supervisors: list[Supervisor] = []
-        self._output = folder / "holdfast.log"
+        self._output = folder / "outlast.log"
 
     # -- its processes -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start `holdfast run`."""
+        """Start `outlast run`."""
         options = ["--root", self.root, "--name", self.script, "--seed", self.seed, *self.options]
         self._start("run", *options, SCRIPTS / f"{self.script}.py", self.control)
 
     def resume(self) -> None:
-        """Start `holdfast resume`."""
+        """Start `outlast resume`."""
         self._start("resume", "--root", self.root, self.script)
 
     def _start(self, *told: object) -> None:
@@ -107,7 +107,7 @@ class Training:
         else:
             with self._output.open("ab") as output:
                 self.supervisor = subprocess.Popen(
-                    [*HOLDFAST, *arguments],
+                    [*OUTLAST, *arguments],
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=self.control,

@@ -1,4 +1,4 @@
-"""Scripts run by hand, without `holdfast run`: real processes, no TensorFlow."""
+"""Scripts run by hand, without `outlast run`: real processes, no TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from checkpoints.storage import open_storage
-from service import exit_codes
-from service import spec as specs
-from service.heartbeat import read as read_beat
-from service.journal import Journal
-from service.lifecycle import Ended, Job, Outcome, State
+from outlast import exit_codes
+from outlast import spec as specs
+from outlast.heartbeat import read as read_beat
+from outlast.journal import Journal
+from outlast.lifecycle import Ended, Job, Outcome, State
+from outlast_checkpoints.storage import open_storage
 
 pytestmark = pytest.mark.acceptance
 
 HEAD = """
 import sys, time
 from pathlib import Path
-from service import context
+from outlast import context
 ctx = context.open_bare({job_dir!r}, {options})
 def wait():
     print("ready", flush=True)

@@ -1,4 +1,4 @@
-"""After a reboot: `holdfast resume --all` and `--latest` over a root with jobs of every kind."""
+"""After a reboot: `outlast resume --all` and `--latest` over a root with jobs of every kind."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from checkpoints.storage import open_storage
-from service import heartbeat
-from service.journal import Journal
-from service.lifecycle import Released, State
-from service.spec import JobSpec
-from service.submission import request_stop, submit
-from service.supervisor import Supervisor
+from outlast import heartbeat
+from outlast.journal import Journal
+from outlast.lifecycle import Released, State
+from outlast.spec import JobSpec
+from outlast.submission import request_stop, submit
+from outlast.supervisor import Supervisor
+from outlast_checkpoints.storage import open_storage
 
 pytestmark = pytest.mark.acceptance
 PATIENCE = 120
@@ -67,7 +66,7 @@ class Root:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", *arguments, "--root", self.url],
+            [sys.executable, "-m", "outlast", *arguments, "--root", self.url],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -181,7 +180,7 @@ def test_the_latest_is_the_one_that_was_last_at_work(root: Root) -> None:
 
 def _gone() -> Any:
     """Return the identity of a process of this machine that has ended."""
-    from service import identity
+    from outlast import identity
 
     child = subprocess.Popen(["true"])
     who = identity.of_process(child.pid)
@@ -194,8 +193,7 @@ def _gone() -> Any:
 )
 def test_one_of_three_has_to_be_said(root: Root, arguments: tuple[str, ...]) -> None:
     from click.testing import CliRunner
-
-    from service.cli.resume import resume
+    from outlast.cli.resume import resume
 
     answer = CliRunner().invoke(resume, [*arguments, "--root", root.url])
     assert answer.exit_code == 2

@@ -13,23 +13,23 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from outlast.demo.killer import kill_next
+from outlast_checkpoints import layout
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints import layout
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service.demo.killer import kill_next
 from tests.acceptance.jobs import PATH
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
-HOLDFAST = [sys.executable, "-m", "service.cli"]
+OUTLAST = [sys.executable, "-m", "outlast"]
 STEPS = 240  # 240 samples less a fifth, 24 a batch, 30 epochs
 
 TRAIN = """
 import time
 import keras
 import numpy as np
-from service import fit
+from outlast import fit
 
 rng = np.random.default_rng(0)
 x = rng.normal(size=(240, 6)).astype("float32")
@@ -48,9 +48,9 @@ fit(model, x, y, batch_size=24, epochs=30, validation_split=0.2, callbacks=[slow
 """
 
 
-def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
+def outlast(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*HOLDFAST, *arguments], capture_output=True, text=True, check=True, timeout=300
+        [*OUTLAST, *arguments], capture_output=True, text=True, check=True, timeout=300
     )
 
 
@@ -59,9 +59,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job that was killed once; "followed" beside it is its `history -f`."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "train.py").write_text(TRAIN)
-    environment = {**os.environ, "PYTHONPATH": PATH, "HOLDFAST_ROOT": str(folder / "jobs")}
+    environment = {**os.environ, "PYTHONPATH": PATH, "OUTLAST_ROOT": str(folder / "jobs")}
     job = folder / "jobs" / "small"
-    run = [*HOLDFAST, "run", "--name", "small", "--seed", "3", "--save-every", "10",
+    run = [*OUTLAST, "run", "--name", "small", "--seed", "3", "--save-every", "10",
            "--keep", "last:5", "--heartbeat-every", "0.1s", "--backoff", "0.1s",
            str(folder / "train.py")]  # fmt: skip
     with (
@@ -70,7 +70,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open(folder / "followed", "wb") as followed,
     ):
         killed = kill_next(open_storage(job), 0.4, 0, lambda: process.poll() is None)
-        follow = [*HOLDFAST, "history", "-f", "--json", "--steps", "small"]
+        follow = [*OUTLAST, "history", "-f", "--json", "--steps", "small"]
         with subprocess.Popen(follow, env=environment, stdout=followed) as follower:
             assert process.wait(300) == 0, (folder / "words").read_text()
             assert follower.wait(60) == 0
@@ -90,9 +90,9 @@ def test_the_summary_tells_of_the_kill(trained: Path) -> None:
 
 
 def test_each_step_is_shown_once(trained: Path) -> None:
-    found = rows(holdfast("history", "--json", "--steps", str(trained)).stdout)
+    found = rows(outlast("history", "--json", "--steps", str(trained)).stdout)
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
-    epochs = rows(holdfast("history", "--json", "--epochs", str(trained)).stdout)
+    epochs = rows(outlast("history", "--json", "--epochs", str(trained)).stdout)
     assert [row["epoch"] for row in epochs] == list(range(30))
     assert set(epochs[0]["logs"]) == {"loss", "mae", "val_loss", "val_mae"}
 
@@ -103,20 +103,20 @@ def test_each_step_is_followed_once_over_the_restart(trained: Path) -> None:
 
 
 def test_all_of_it_verifies(trained: Path) -> None:
-    found = json.loads(holdfast("verify", "--json", str(trained)).stdout)
+    found = json.loads(outlast("verify", "--json", str(trained)).stdout)
     assert found["good"] is True
     assert len(found["checkpoints"]) >= 5
 
 
 def test_the_status_is_that_of_the_end(trained: Path) -> None:
-    found = json.loads(holdfast("status", "--json", str(trained)).stdout)
+    found = json.loads(outlast("status", "--json", str(trained)).stdout)
     progress = found["progress"]
     assert (progress["step"], progress["total_steps"], progress["epochs"]) == (STEPS, STEPS, 30)
     assert found["last_checkpoint"]["step"] == STEPS
 
 
 def test_the_picture_marks_the_restart(trained: Path, tmp_path: Path) -> None:
-    told = holdfast("history", "--plot", str(tmp_path / "a.png"), str(trained)).stdout
+    told = outlast("history", "--plot", str(tmp_path / "a.png"), str(trained)).stdout
     assert "loss, mae; 1 restarts." in told
 
 
@@ -131,7 +131,7 @@ def weights_in(model: keras.Model) -> list[bytes]:
 
 def test_a_whole_model_loads_with_plain_keras(trained: Path, tmp_path: Path) -> None:
     dest = tmp_path / "model.keras"
-    holdfast("export", str(trained), str(dest))
+    outlast("export", str(trained), str(dest))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = keras.saving.load_model(dest)
@@ -144,9 +144,9 @@ def test_a_whole_model_loads_with_plain_keras(trained: Path, tmp_path: Path) -> 
 
 def test_weights_load_into_the_model_as_the_script_builds_it(trained: Path, tmp_path: Path) -> None:
     whole, best, last = (tmp_path / name for name in ("a.keras", "b.weights.h5", "c.weights.h5"))
-    holdfast("export", str(trained), str(whole))
-    holdfast("export", str(trained), str(best), "--checkpoint", "best:val_loss")
-    holdfast("export", str(trained), str(last))
+    outlast("export", str(trained), str(whole))
+    outlast("export", str(trained), str(best), "--checkpoint", "best:val_loss")
+    outlast("export", str(trained), str(last))
     model = keras.saving.load_model(whole)
     at_the_end = weights_in(model)
     with warnings.catch_warnings():

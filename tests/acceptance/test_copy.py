@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from outlast.journal import Journal
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service.journal import Journal
-from tests.acceptance.jobs import Training, assert_same, gone, holdfast
+from tests.acceptance.jobs import Training, assert_same, gone, outlast
 from tests.object_stores import ObjectStore
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -29,7 +29,7 @@ def test_a_job_goes_on_where_it_was_copied_to(
     training.start()
     process = training.attempt(1)
     training.until_held(process, "epoch_end", 3)
-    busy = holdfast("copy", training.folder, tmp_path / "copy")
+    busy = outlast("copy", training.folder, tmp_path / "copy")
     assert busy.returncode == 5
     assert not (tmp_path / "copy").exists()
     training.kill_supervisor()
@@ -38,10 +38,10 @@ def test_a_job_goes_on_where_it_was_copied_to(
     before = {path: path.stat() for path in training.folder.rglob("*") if path.is_file()}
 
     there, environment = f"{gcs.folder()}/", {**os.environ, **gcs.environment}
-    out = holdfast("copy", "--json", training.folder, there, env=environment)
+    out = outlast("copy", "--json", training.folder, there, env=environment)
     assert out.returncode == 0, out.stderr
     url = json.loads(out.stdout)["url"]
-    back = holdfast("copy", "--json", url, f"{tmp_path / 'moved'}/", env=environment)
+    back = outlast("copy", "--json", url, f"{tmp_path / 'moved'}/", env=environment)
     assert back.returncode == 0, back.stderr
     assert json.loads(back.stdout)["damages"] == []
     after = {path: path.stat() for path in training.folder.rglob("*") if path.is_file()}

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from outlast_checkpoints.errors import CheckpointDamaged
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.errors import CheckpointDamaged
-from checkpoints.layout import CheckpointId
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from tests.acceptance.jobs import Training, assert_same, gone, holdfast
+from tests.acceptance.jobs import Training, assert_same, gone, outlast
 from tests.crash.example import snapshot
 
 FILES = ("manifest.json", "model.weights.h5", "state.h5", "model.json")
@@ -198,7 +198,7 @@ def test_resume_on_a_damaged_newest(
         *_, older, newest = training.store.ids()
         damage(training.folder / "checkpoints" / str(newest) / file)
 
-        told = holdfast("verify", "--root", training.root, training.script)
+        told = outlast("verify", "--root", training.root, training.script)
         assert told.returncode == 65, told
         assert str(newest) in told.stdout + told.stderr
         assert file in told.stdout + told.stderr

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from outlast import exit_codes
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service import exit_codes
 from tests.acceptance.jobs import TOP
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -159,7 +159,7 @@ def test_a_signal_to_all_processes_saves_and_leaves(
 def test_workers_end_when_the_training_is_killed(
     trainings: Trainings, require_package: Callable[[str], None], kind: str
 ) -> None:
-    """Grain's do not, with or without Holdfast; a supervisor ends them."""
+    """Grain's do not, with or without Outlast; a supervisor ends them."""
     if kind == "torch":
         require_package(kind)
     pid = trainings.start(kind, f"{kind}-killed")

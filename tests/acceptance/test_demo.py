@@ -1,4 +1,4 @@
-"""`holdfast demo` as `make demo` runs it, and that it deletes nothing that is not its own."""
+"""`outlast demo` as `make demo` runs it, and that it deletes nothing that is not its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.acceptance
 
 def demo(output: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "service.demo", "--output", str(output)],
+        [sys.executable, "-m", "outlast.demo", "--output", str(output)],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -25,7 +25,7 @@ def test_killed_twice_and_equal_to_the_last_byte(tmp_path: Path) -> None:
     output = tmp_path / "demo"
     old = output / "jobs" / "killed"
     old.mkdir(parents=True)
-    (output / ".holdfast-demo").touch()
+    (output / ".outlast-demo").touch()
     (old / "spec.json").write_text("of an earlier demo")
     done = demo(output, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,7 +45,7 @@ def test_a_folder_of_somebody_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not empty, and not of an earlier demo" in done.stderr
     assert (tmp_path / "jobs" / "mine").read_text() == "precious"
-    assert not (tmp_path / ".holdfast-demo").exists()
+    assert not (tmp_path / ".outlast-demo").exists()
 
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
@@ -53,9 +53,9 @@ def test_what_the_demo_needs_besides_is_named(tmp_path: Path, module: str) -> No
     code = (
         "import sys, importlib.util as u\nfind = u.find_spec\n"
         f"u.find_spec = lambda name, *a: None if name == {module!r} else find(name, *a)\n"
-        f"from service.cli import main\nmain(['demo', '--output', {str(tmp_path / 'out')!r}])"
+        f"from outlast.cli import main\nmain(['demo', '--output', {str(tmp_path / 'out')!r}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert "pip install 'holdfast[demo]'" in done.stderr
+    assert "pip install 'outlast[demo]'" in done.stderr
     assert not (tmp_path / "out").exists()

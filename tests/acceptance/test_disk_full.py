@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from outlast.lifecycle import Ended
 
-from service.lifecycle import Ended
-from tests.acceptance.jobs import Training, assert_same, gone, holdfast
+from tests.acceptance.jobs import Training, assert_same, gone, outlast
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -28,7 +28,7 @@ def small_disk(tmp_path: Path, require: Callable[[str], str]) -> Iterator[Path]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = f"a small disk cannot be mounted here: {done.stderr.strip()}"
-        if os.environ.get("HOLDFAST_REQUIRE") == "all" and os.geteuid() == 0:
+        if os.environ.get("OUTLAST_REQUIRE") == "all" and os.geteuid() == 0:
             pytest.fail(reason, pytrace=False)
         pytest.skip(reason)
     yield folder
@@ -138,7 +138,7 @@ def test_cannot_start_on_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     Filler(small_disk).fill()
     script = tmp_path / "train.py"
     script.write_text("raise SystemExit('never started')")
-    done = holdfast("run", "--root", small_disk / "jobs", "--name", "a", script)
+    done = outlast("run", "--root", small_disk / "jobs", "--name", "a", script)
     assert done.returncode == 74
     assert "No space left" in done.stderr
     assert str(small_disk) in done.stderr

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from outlast.lifecycle import Ended, State
 
-from service.lifecycle import Ended, State
 from tests.acceptance.jobs import Training, assert_same, gone
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -33,7 +33,7 @@ def stop_in_the_middle(training: Training) -> None:
 
 
 def said_since(training: Training, before: str) -> str:
-    """Return what Holdfast itself said: TensorFlow's own words have a place in front."""
+    """Return what Outlast itself said: TensorFlow's own words have a place in front."""
     lines = training.output()[len(before) :].splitlines()
     return "\n".join(line for line in lines if not line.startswith(("I0", "W0", "E0")))
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from outlast import exit_codes, heartbeat
+from outlast.lifecycle import Outcome, State
+from outlast.supervisor import resume
+from outlast_checkpoints import layout
+from outlast_checkpoints.layout import CheckpointId
 
-from checkpoints import layout
-from checkpoints.layout import CheckpointId
-from service import exit_codes, heartbeat
-from service.lifecycle import Outcome, State
-from service.supervisor import resume
 from tests.acceptance.plain import PlainJob
 
 pytestmark = pytest.mark.acceptance
@@ -35,10 +35,10 @@ def job(tmp_path: Path) -> Iterator[Make]:
 CLAIM = """
 import sys, time
 from pathlib import Path
-from checkpoints.errors import HoldfastError
-from checkpoints.storage import open_storage
-from service import lifecycle
-from service.supervisor import Supervisor, resume
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.storage import open_storage
+from outlast import lifecycle
+from outlast.supervisor import Supervisor, resume
 
 storage, gate, number = open_storage(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 supervisor = Supervisor(storage)
@@ -48,7 +48,7 @@ while not (gate / "go").exists():
 try:
     resume(storage)
     sys.exit(lifecycle.exit_code(supervisor.run()))
-except HoldfastError as error:
+except OutlastError as error:
     print(error)
     sys.exit(error.exit_code)
 """

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from outlast import heartbeat
+from outlast.exit_codes import SUPERSEDED
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.lineage import read_lineage
 
-from checkpoints.layout import CheckpointId
-from checkpoints.lineage import read_lineage
-from service import heartbeat
-from service.exit_codes import SUPERSEDED
 from tests.acceptance.jobs import PATIENCE, Supervisor, Training, assert_same, gone, stopped
 from tests.crash.tracing import traced
 

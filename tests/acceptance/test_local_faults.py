@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outlast.lifecycle import Ended
+from outlast_checkpoints.layout import CheckpointId
 
-from checkpoints.layout import CheckpointId
-from service.lifecycle import Ended
-from tests.acceptance.jobs import PATIENCE, TOP, Training, assert_same, gone, holdfast
+from tests.acceptance.jobs import PATIENCE, TOP, Training, assert_same, gone, outlast
 from tests.crash.tracing import traced
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -43,7 +43,7 @@ class Disk:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             reason = f"no disk image can be mounted here: {done.stderr.strip()}"
-            if os.environ.get("HOLDFAST_REQUIRE") == "all" and os.geteuid() == 0:
+            if os.environ.get("OUTLAST_REQUIRE") == "all" and os.geteuid() == 0:
                 pytest.fail(reason, pytrace=False)
             pytest.skip(reason)
 
@@ -170,7 +170,7 @@ def test_goes_on_without_inodes_over_quota_and_after_the_disk_has_gone_read_only
 VERBS = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
-from service.cli import main
+from outlast.cli import main
 found = []
 for arguments in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
@@ -204,7 +204,7 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, require: Callable[[str], 
     script = tmp_path / "train.py"
     script.write_text(HELLO)
     root = tmp_path / "jobs"
-    assert holdfast("run", "--root", root, "--name", "a", script).returncode == 0
+    assert outlast("run", "--root", root, "--name", "a", script).returncode == 0
     shutil.copytree(root / "a", root / "b")
     closed = root / "b" / "journal"
     closed.chmod(0)
@@ -247,9 +247,7 @@ def test_a_script_that_may_not_be_read(
     finally:
         (folder / closed).chmod(0o755)
     assert code == 2
-    assert said.startswith(
-        f"holdfast: SCRIPT: user {os.geteuid()} may not read '{folder}/train.py'"
-    )
+    assert said.startswith(f"outlast: SCRIPT: user {os.geteuid()} may not read '{folder}/train.py'")
     assert not (tmp_path / "jobs").exists()
 
 
@@ -260,14 +258,14 @@ def test_a_job_on_a_read_only_file_system(tmp_path: Path, require: Callable[[str
     mount = [require("mount"), "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        if os.environ.get("HOLDFAST_REQUIRE") == "all" and os.geteuid() == 0:
+        if os.environ.get("OUTLAST_REQUIRE") == "all" and os.geteuid() == 0:
             pytest.fail(done.stderr, pytrace=False)
         pytest.skip(f"nothing can be mounted here: {done.stderr}")
     try:
         script = tmp_path / "train.py"
         script.write_text(HELLO)
         root = folder / "jobs"
-        assert holdfast("run", "--root", root, "--name", "a", script).returncode == 0
+        assert outlast("run", "--root", root, "--name", "a", script).returncode == 0
         subprocess.run([mount[0], "-o", "remount,ro", str(folder)], check=True)
         looks = ("list", "status", "logs", "history", "checkpoints", "verify")
         looking = [

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+from outlast import exit_codes, heartbeat, logs
+from outlast.cli import main
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Ended, Outcome, State
+from outlast.spec import JobSpec
+from outlast.submission import submit
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.storage_remote import FsspecStorage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.storage import Storage, open_storage
-from checkpoints.storage_remote import FsspecStorage
-from checkpoints.store import CheckpointStore
-from service import exit_codes, heartbeat, logs
-from service.cli import main
-from service.journal import Journal
-from service.lifecycle import Claimed, Ended, Outcome, State
-from service.spec import JobSpec
-from service.submission import submit
-from tests.acceptance.jobs import HOLDFAST, PATIENCE, Training, assert_same, gone, holdfast
+from tests.acceptance.jobs import OUTLAST, PATIENCE, Training, assert_same, gone, outlast
 from tests.object_stores import AZURITE_KEY, KEYS, ObjectStore, use
 
 SECRETS = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), AZURITE_KEY.encode()]
@@ -51,7 +51,7 @@ class Away(Training):
         """Let what is started from now on find nothing that was started before has left."""
         self._machines += 1
         place = self._folder / f"machine-{self._machines}"
-        for variable, name in {"TMPDIR": "tmp", "HOLDFAST_SPOOL": "spool"}.items():
+        for variable, name in {"TMPDIR": "tmp", "OUTLAST_SPOOL": "spool"}.items():
             (place / name).mkdir(parents=True)
             self._patch.setenv(variable, str(place / name))
 
@@ -190,7 +190,7 @@ def test_two_supervisors_race_for_one_job_and_one_wins(
     storage, enough = waiting
     racers = [
         subprocess.Popen(
-            [*HOLDFAST, "resume", storage.root], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*OUTLAST, "resume", storage.root], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         for _ in range(3)
     ]
@@ -217,7 +217,7 @@ def test_a_job_is_submitted_to_a_bucket_and_lives_on(
     root = use(seaweed, monkeypatch)
     script, enough = tmp_path / "wait.py", tmp_path / "enough"
     script.write_text(ENOUGH)
-    sent = holdfast("submit", "--json", "--root", root, "--name", "sent", script, enough)
+    sent = outlast("submit", "--json", "--root", root, "--name", "sent", script, enough)
     assert sent.returncode == 0, sent.stderr
     supervisor = psutil.Process(json.loads(sent.stdout)["pid"])
     journal = Journal(open_storage(f"{root}/sent"))
@@ -259,7 +259,7 @@ def test_a_store_that_cannot_fence_is_used_by_one_supervisor_and_said_aloud(
     run = ["run", "--root", stored_by_rclone, "--name", "careful", "--backoff", "0"]
     script = [str(tmp_path / "fails_once.py"), str(tmp_path / "failed")]
     done = subprocess.run(
-        [*HOLDFAST, *run, *script], capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*OUTLAST, *run, *script], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == exit_codes.DONE, done.stderr
     assert done.stderr.count("store_cannot_fence") == 1

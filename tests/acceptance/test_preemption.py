@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outlast import exit_codes, logs
+from outlast.journal import Journal
+from outlast.lifecycle import Outcome, Released, State
+from outlast_checkpoints.storage import open_storage
 
-from checkpoints.storage import open_storage
-from service import exit_codes, logs
-from service.journal import Journal
-from service.lifecycle import Outcome, Released, State
 from tests.acceptance.jobs import Training, assert_same
 from tests.acceptance.plain import PATIENCE, PlainJob
 from tests.metadata_servers import AwsServer, AzureServer, GceServer, MetadataServer
@@ -29,7 +29,7 @@ GO_ON = "if ctx.attempt > 1: sys.exit(0)\ngo_on_for_ever()"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[..., PlainJob]]:
-    """Return a function that makes a job which `holdfast resume` then runs, beside a cloud."""
+    """Return a function that makes a job which `outlast resume` then runs, beside a cloud."""
     with ExitStack() as stack:
 
         def run(server: MetadataServer, code: str, **options: Any) -> PlainJob:
@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., PlainJob]]:
 
 
 def resume(plain: PlainJob, server: MetadataServer) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "service.cli", "resume", plain.storage.root]
+    command = [sys.executable, "-m", "outlast", "resume", plain.storage.root]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -50,7 +50,7 @@ def resume(plain: PlainJob, server: MetadataServer) -> subprocess.Popen[str]:
         text=True,
         env={
             **os.environ,
-            "HOLDFAST_METADATA_URL": server.url,
+            "OUTLAST_METADATA_URL": server.url,
             "TMPDIR": str(plain.folder),  # no other training of this machine is to be waited for
             "PYTHONPATH": str(Path(__file__).parents[2]),
         },
@@ -199,7 +199,7 @@ def test_a_training_that_google_preempts_ends_as_if_untouched(
 
 BARE = """
 import sys, time
-from service import context
+from outlast import context
 
 ctx = context.open_bare(sys.argv[1])
 ctx.stop.watched = False  # as before, between and after its phases: nothing is unsaved
@@ -212,8 +212,8 @@ def test_a_bare_script_outside_of_its_phases_is_ended_by_a_notice(tmp_path: Path
     server = GceServer()
     environment = {
         **os.environ,
-        "HOLDFAST_PREEMPTION": "gce",
-        "HOLDFAST_METADATA_URL": server.url,
+        "OUTLAST_PREEMPTION": "gce",
+        "OUTLAST_METADATA_URL": server.url,
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     command = [sys.executable, "-c", BARE, str(tmp_path / "job")]

@@ -39,7 +39,7 @@ class Shell:
         return done.stdout
 
     def status(self, job: str) -> dict[str, object]:
-        found: dict[str, object] = json.loads(self.run(f"holdfast status {job} --json"))
+        found: dict[str, object] = json.loads(self.run(f"outlast status {job} --json"))
         return found
 
 
@@ -68,7 +68,7 @@ def test_everything_that_is_shown_works(tmp_path: Path) -> None:
         printed = [shell.run(commands) for commands in shown]
     finally:
         # Whatever failed above, nobody goes on training.
-        shell.run("holdfast stop --now --wait 1m digits || true")
+        shell.run("outlast stop --now --wait 1m digits || true")
     assert any("equal to the byte" in text for text in printed)
 
     digits = shell.status("digits")
@@ -80,7 +80,7 @@ def test_everything_that_is_shown_works(tmp_path: Path) -> None:
     assert len(outcomes) >= 2
 
     def steps(job: str) -> list[dict[str, object]]:
-        rows = map(json.loads, shell.run(f"holdfast history {job} --steps --json").splitlines())
+        rows = map(json.loads, shell.run(f"outlast history {job} --steps --json").splitlines())
         return [{name: value for name, value in row.items() if name != "time"} for row in rows]
 
     assert [row["step"] for row in steps("digits")] == list(range(1, len(steps("digits")) + 1))
@@ -103,5 +103,5 @@ def test_a_bare_script_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
         script.replace("epochs=150", "epochs=3").replace("val_accuracy", "accuracy")
     )
     shell.run("python longer.py")
-    rows = shell.run("holdfast history ./my-job --epochs --json").splitlines()
+    rows = shell.run("outlast history ./my-job --epochs --json").splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [0, 1, 2]

@@ -8,11 +8,11 @@ from typing import Any
 
 import psutil
 import pytest
+from outlast.lifecycle import Outcome, State
+from outlast_checkpoints import layout
 
-from checkpoints import layout
-from service.lifecycle import Outcome, State
 from tests import slurm_cluster
-from tests.acceptance.jobs import PATH, SCRIPTS, Training, assert_same, gone, holdfast
+from tests.acceptance.jobs import PATH, SCRIPTS, Training, assert_same, gone, outlast
 from tests.slurm_cluster import Cluster
 
 
@@ -31,8 +31,8 @@ class Queued:
         self.epoch = 0
         self.attempt = 0
 
-    def holdfast(self, verb: str, *arguments: object) -> str:
-        done = holdfast(verb, "--root", self.training.root, *arguments, cwd=self.training.control)
+    def outlast(self, verb: str, *arguments: object) -> str:
+        done = outlast(verb, "--root", self.training.root, *arguments, cwd=self.training.control)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -42,7 +42,7 @@ class Queued:
         options = ["--name", name, "--seed", self.training.seed, *self.training.options]
         slurm = ["--backend", "slurm", "--partition", "low", "--grace", "60s"]
         script = SCRIPTS / f"{name}.py"
-        self.holdfast("submit", *options, *slurm, script, self.training.control)
+        self.outlast("submit", *options, *slurm, script, self.training.control)
         return self.number()
 
     def number(self) -> str:
@@ -104,11 +104,11 @@ def test_preempted_requeued_its_node_lost_stopped_and_resumed_it_ends_the_same(
     training.until("the old attempt has left", lambda: gone(zombie))
 
     # Stopped from the login node, then resumed there.
-    job.holdfast("stop", training.script)
+    job.outlast("stop", training.script)
     job.leave()
     training.until("it has stopped", lambda: training.job().state is State.STOPPED)
     training.hold("never")
-    job.holdfast("resume", training.script)
+    job.outlast("resume", training.script)
     assert job.number() != number
     training.until("it has succeeded", lambda: training.job().state is State.SUCCEEDED)
     cluster.wait(lambda: not cluster.call("squeue", "-h"), "an empty queue")

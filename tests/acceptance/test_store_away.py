@@ -11,13 +11,13 @@ from typing import Any
 
 import psutil
 import pytest
+from outlast import exit_codes, logs
+from outlast.lifecycle import Ended, Outcome
+from outlast_checkpoints import lineage
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.spool import Spool
 
-from checkpoints import lineage
-from checkpoints.layout import CheckpointId
-from checkpoints.spool import Spool
-from service import exit_codes, logs
-from service.lifecycle import Ended, Outcome
-from tests.acceptance.jobs import Training, assert_same, holdfast
+from tests.acceptance.jobs import Training, assert_same, outlast
 from tests.acceptance.test_object_stores import Away
 from tests.away import Cable
 from tests.object_stores import ObjectStore
@@ -157,7 +157,7 @@ def test_killed_stopped_and_moved_while_the_store_is_away_it_comes_to_the_same(
 
 def _assert_status_tells(job: CutOff, newest: CheckpointId) -> None:
     def tell(*options: str) -> str:
-        said = holdfast("status", *options, "--root", job.url, "mlp")
+        said = outlast("status", *options, "--root", job.url, "mlp")
         assert said.returncode == exit_codes.DONE, said.stderr
         return said.stdout
 
@@ -179,7 +179,7 @@ def test_a_store_that_hangs_holds_nothing_up_and_a_finished_training_waits_for_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = cut_off
-    monkeypatch.setenv("HOLDFAST_SPOOL_WAIT", "1")
+    monkeypatch.setenv("OUTLAST_SPOOL_WAIT", "1")
     server = psutil.Process(moto.pid)
     job.hold("epoch_end", 2)
     job.start()
@@ -198,7 +198,7 @@ def test_a_store_that_hangs_holds_nothing_up_and_a_finished_training_waits_for_i
     job.cable.cut()
     job.hold("never")
     job.end(exit_codes.STORAGE_FAILED)
-    assert "holdfast resume mlp" in job.output()
+    assert "outlast resume mlp" in job.output()
     assert job.spool().path in job.output()
     assert job.spool().waiting()
     job.cable.mend()

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outlast import exit_codes, lifecycle
+from outlast.daemon import start_detached
+from outlast.errors import DaemonFailed, JobBusy
+from outlast.lifecycle import Outcome, State
+from outlast.supervisor import Observer, Supervisor, request_stop, resume
 
-from service import exit_codes, lifecycle
-from service.daemon import start_detached
-from service.errors import DaemonFailed, JobBusy
-from service.lifecycle import Outcome, State
-from service.supervisor import Observer, Supervisor, request_stop, resume
 from tests.acceptance.plain import PlainJob
 
 pytestmark = pytest.mark.acceptance
@@ -54,7 +54,7 @@ def test_a_crash_loop_ends_by_the_budget_and_says_why(job: Make) -> None:
     assert lines[0] == "Traceback (most recent call last):"
     assert "train.py" in lines[1]
     assert lines[-1] == "ValueError: no such column"
-    assert not any("service/" in line or "runpy" in line for line in lines)
+    assert not any("service/outlast" in line or "runpy" in line for line in lines)
 
 
 def test_progress_gives_the_budget_back(job: Make) -> None:
@@ -123,7 +123,7 @@ def test_a_script_that_is_not_there_is_said_in_one_line(
     plain = job("", **options)
     assert plain.run() == exit_codes.REJECTED
     assert say in plain.job.reason
-    assert plain.output().startswith("holdfast: The script ")
+    assert plain.output().startswith("outlast: The script ")
     assert "Traceback" not in plain.output()
 
 

@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from outlast import exit_codes, lifecycle, supervisor
+from outlast.lifecycle import Job, Outcome, State
+from outlast.supervisor import Supervisor
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.testing import FaultyStorage
 
-from checkpoints.errors import StorageError
-from checkpoints.testing import FaultyStorage
-from service import exit_codes, lifecycle, supervisor
-from service.lifecycle import Job, Outcome, State
-from service.supervisor import Supervisor
 from tests.acceptance.plain import PATIENCE, PlainJob
 from tests.away import Bucket
 

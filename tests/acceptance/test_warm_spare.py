@@ -8,8 +8,8 @@ from typing import Any
 
 import psutil
 import pytest
+from outlast import spare
 
-from service import spare
 from tests.acceptance import jobs
 from tests.acceptance.conftest import SAVE
 from tests.acceptance.jobs import Training, assert_same, gone
@@ -36,7 +36,7 @@ def spare_of(training: Training, attempt: psutil.Process) -> psutil.Process | No
     """Return the process that waits to become the next attempt (this one may have been one)."""
     assert training.supervisor is not None
     for child in psutil.Process(training.supervisor.pid).children():
-        if child != attempt and not gone(child) and "service.spare" in child.cmdline():
+        if child != attempt and not gone(child) and "outlast.spare" in child.cmdline():
             return child
     return None
 

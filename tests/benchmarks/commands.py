@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-HOLDFAST = (sys.executable, "-m", "service.cli")
+OUTLAST = (sys.executable, "-m", "outlast")
 _CACHES = Path("/proc/sys/vm/drop_caches")
 _ROOT = Path(__file__).parents[2]
 

@@ -29,14 +29,14 @@ Found = dict[str, Any]
 
 def fine_tuned(layers: int) -> Found:
     """Train with so many layers frozen; return MB and seconds of the saves, and MB of the state."""
-    from service import context, fit
+    from outlast import context, fit
 
     x, y = data(steps=STEPS)
     model = build("dense")
     for layer in model.layers[:layers]:
         layer.trainable = False
     model.compile("adam", "sparse_categorical_crossentropy")
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as folder:
         fit(model, x, y, epochs=1, batch_size=BATCH["dense"], verbose=0, job_dir=f"{folder}/job",
             save_every=SAVE_EVERY, keep="all")  # fmt: skip
         attempt = context.current()

@@ -164,7 +164,7 @@ def keras_untouched(folder: Path) -> Pace:
 def run(*, full: bool = False, minutes: float | None = None) -> list[Figure]:
     """Measure it once: it takes the minutes three times, and two more."""
     seconds = 60 * (minutes or (ALL_MINUTES if full else MINUTES))
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         root = Path(name)
         paces = [(ours_untouched(root, "before"), keras_untouched(root / "keras-before"))]
         theirs = keras(root / "keras", seconds)

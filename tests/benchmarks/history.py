@@ -19,17 +19,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from checkpoints import layout
-from checkpoints.history import HistoryWriter
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service import identity
-from service import spec as specs
-from service.journal import Journal
-from service.lifecycle import Launched, Started, Submitted
-from service.spec import JobSpec
-from tests.benchmarks.commands import HOLDFAST, forget_files, seconds, take
+from outlast import identity
+from outlast import spec as specs
+from outlast.journal import Journal
+from outlast.lifecycle import Launched, Started, Submitted
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
+
+from tests.benchmarks.commands import OUTLAST, forget_files, seconds, take
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 
 ROWS, ALL_ROWS = 1_000_000, 10_000_000
@@ -140,10 +141,10 @@ def appending(folder: Path, first: float, last: float, pairs: int) -> Figure:
 
 def tail(job: Path, short: Path, pairs: int, *options: str) -> Figure:
     def ours(of: Path) -> float:
-        return seconds(*HOLDFAST, "history", str(of), "--tail", "20", *options) * 1e3
+        return seconds(*OUTLAST, "history", str(of), "--tail", "20", *options) * 1e3
 
     mine, theirs = in_turn(lambda: ours(job), lambda: ours(short), pairs)
-    start = Spread.of([seconds(*HOLDFAST, "--version") * 1e3 for _ in range(pairs)])
+    start = Spread.of([seconds(*OUTLAST, "--version") * 1e3 for _ in range(pairs)])
     beyond = Spread.of(mine).median - start.median
     return compared(
         " ".join(["history --tail 20", *options]),
@@ -153,7 +154,7 @@ def tail(job: Path, short: Path, pairs: int, *options: str) -> Figure:
         "of 1,000 rows",
         bar="< 50 ms beyond start-up",
         holds=beyond < 50,
-        detail=f"beyond `holdfast --version` ({start}): {beyond:.3g}",
+        detail=f"beyond `outlast --version` ({start}): {beyond:.3g}",
     )
 
 
@@ -162,7 +163,7 @@ def plot(job: Path, count: int, pairs: int, *, full: bool) -> Figure:
     memory = []
 
     def ours() -> float:
-        took = take([*HOLDFAST, "history", str(job), "--plot", str(job / "curves.png")])
+        took = take([*OUTLAST, "history", str(job), "--plot", str(job / "curves.png")])
         memory.append(took.memory)
         return took.seconds
 
@@ -220,7 +221,7 @@ def resume(storage: Storage, small: Storage, pairs: int) -> Figure:
 def run(*, full: bool = False, pairs: int = PAIRS) -> list[Figure]:
     """Measure all of it in a folder of its own, which is deleted (2 GB with `full`)."""
     count = ALL_ROWS if full else ROWS
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         folder = Path(name)
         storage, first, last = make_job(folder / "long", count)
         small, *_ = make_job(folder / "short", 1000)

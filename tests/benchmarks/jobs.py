@@ -15,14 +15,15 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from checkpoints import layout
-from checkpoints.storage import open_storage
-from service import heartbeat, identity
-from service import spec as specs
-from service.journal import Journal
-from service.lifecycle import Ended, Launched, Outcome, Started, Submitted
-from service.spec import JobSpec
-from tests.benchmarks.commands import HOLDFAST, forget_files, seconds
+from outlast import heartbeat, identity
+from outlast import spec as specs
+from outlast.journal import Journal
+from outlast.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.storage import open_storage
+
+from tests.benchmarks.commands import OUTLAST, forget_files, seconds
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 
 JOBS, ALL_JOBS = 2_000, 10_000
@@ -69,12 +70,12 @@ def make_jobs(root: Path, count: int) -> None:
 def run(*, full: bool = False, pairs: int = PAIRS) -> list[Figure]:
     """Measure all of it in a folder of its own, which is deleted."""
     count = ALL_JOBS if full else JOBS
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         root = Path(name, "root")
         make_jobs(root, count)
         alone = Path(name, "alone")
         make_jobs(alone, 1)
-        listing = lambda: seconds(*HOLDFAST, "list", "--root", str(root))  # noqa: E731
+        listing = lambda: seconds(*OUTLAST, "list", "--root", str(root))  # noqa: E731
         raw = lambda: seconds(sys.executable, "-c", RAW, str(root))  # noqa: E731
         figures = [_list(f"list, {count:,} jobs, warm", listing, raw, pairs, full=full)]
         if forget_files():
@@ -82,8 +83,8 @@ def run(*, full: bool = False, pairs: int = PAIRS) -> list[Figure]:
                 _list(f"list, {count:,} jobs, cold", _cold(listing), _cold(raw), pairs, full=full)
             )
         mine, theirs = in_turn(
-            lambda: seconds(*HOLDFAST, "status", "--root", str(root), "job-00000"),
-            lambda: seconds(*HOLDFAST, "status", "--root", str(alone), "job-00000"),
+            lambda: seconds(*OUTLAST, "status", "--root", str(root), "job-00000"),
+            lambda: seconds(*OUTLAST, "status", "--root", str(alone), "job-00000"),
             pairs,
         )
         figures.append(

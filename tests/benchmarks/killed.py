@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from checkpoints.storage import open_storage
-from service import heartbeat
-from service.journal import Entry, Journal
-from service.lifecycle import Launched
-from tests.benchmarks.commands import HOLDFAST
+from outlast import heartbeat
+from outlast.journal import Entry, Journal
+from outlast.lifecycle import Launched
+from outlast_checkpoints.storage import open_storage
+
+from tests.benchmarks.commands import OUTLAST
 
 VICTIM = str(Path(__file__).with_name("victim.py"))
 PATIENCE = 120.0  # seconds
@@ -42,7 +43,7 @@ def quiet() -> dict[str, str]:
 
 
 class KilledJob:
-    """`holdfast run` of victim.py in a folder, ended by `close`."""
+    """`outlast run` of victim.py in a folder, ended by `close`."""
 
     def __init__(self, root: Path, name: str, network: str, *options: str) -> None:
         self.folder = root / name
@@ -50,7 +51,7 @@ class KilledJob:
         flags = ["--root", str(root), "--name", name, "--seed", "1", *options]
         self.began = time.time()
         self.process = subprocess.Popen(
-            [*HOLDFAST, "run", *flags, *script],
+            [*OUTLAST, "run", *flags, *script],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=quiet(),
@@ -89,7 +90,7 @@ class KilledJob:
         for pid in map(int, children.read_text().split()):
             with suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if pid != attempt and b"service.spare" in command and _waits(pid):
+                if pid != attempt and b"outlast.spare" in command and _waits(pid):
                     return pid
         return None
 

@@ -114,9 +114,9 @@ def _batched(case: Case, x: Any, y: Any) -> Any:
 
 
 def _fit(case: Case, model: Any, *data: Any, ended: Callable[[], None], **options: Any) -> None:
-    from service import context, fit
+    from outlast import context, fit
 
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as folder:
         fit(
             model,
             *data,
@@ -158,7 +158,7 @@ def _by_keras_with_our_duties(
     import keras
 
     rows = []
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as folder:
         duties = [
             keras.callbacks.BackupAndRestore(f"{folder}/backup", save_freq=SAVE_EVERY),
             keras.callbacks.LambdaCallback(

@@ -1,7 +1,7 @@
 """From SIGKILL of an attempt to the first step that its successor does, beside a cold start.
 
 `python tests/benchmarks/restart.py [--json] [--pairs N]`: an MLP on arrays, saved every 20 steps,
-under `holdfast run` with and without --warm-spare. The peer is the same script started by
+under `outlast run` with and without --warm-spare. The peer is the same script started by
 `python`, from its start to its first step. "New step" is the first one beyond all that the dead
 attempt is known to have done.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from service.lifecycle import Claimed, Ended, Launched
+from outlast.lifecycle import Claimed, Ended, Launched
+
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 from tests.benchmarks.killed import KilledJob, rows_of, start, until
 
@@ -86,7 +87,7 @@ def cold(folder: Path) -> float:
 def run(*, pairs: int = PAIRS) -> list[Figure]:
     """Measure it with and without a spare."""
     figures = []
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         for warm in (True, False):
             found: list[Parts] = []
             colds = 0

@@ -83,10 +83,10 @@ def by_fit(
     save_every: str, network: str = "dense", *, epochs: int = 2, first_ended: Any = lambda: None
 ) -> Found:
     """Train as a job; return what its clock, its log and its history say."""
-    from service import context, fit
+    from outlast import context, fit
 
     clock = Clock(first_ended)
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as folder:
         options: dict[str, Any] = {"job_dir": f"{folder}/job", "save_every": save_every}
         fit(model_of(network), *data(network), epochs=epochs, batch_size=BATCH[network], verbose=0,
             callbacks=[clock.callback], **options)  # fmt: skip
@@ -120,7 +120,7 @@ def by_keras(
     times: list[float] = []
     held: list[float] = []
     model = model_of(network)
-    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="outlast-bench-") as folder:
 
         class Saves(keras.callbacks.Callback):
             def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from checkpoints import layout
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
+from outlast_checkpoints import layout
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
+
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, show
 from tests.benchmarks.loop import build
 from tests.benchmarks.worker import serve, several
@@ -33,7 +34,7 @@ def writing() -> Callable[[], Seconds]:
 
     random = np.random.default_rng(1)
     arrays = {f"layers/{i}/vars/0": random.random(3_125_000, np.float32) for i in range(24)}
-    folder = tempfile.TemporaryDirectory(prefix="holdfast-bench-")
+    folder = tempfile.TemporaryDirectory(prefix="outlast-bench-")
     store = CheckpointStore(open_storage(f"{folder.name}/job"), attempt=1)
     store.begin()
     count = 0
@@ -75,12 +76,12 @@ def writing() -> Callable[[], Seconds]:
 
 def reading() -> Callable[[], Seconds]:
     """Put a checkpoint into the model that it is of, and the same file by `load_weights`."""
-    from service.training.state import LiveState
+    from outlast.training.state import LiveState
 
     model = build("dense")
     model.optimizer.build(model.trainable_variables)
     live = LiveState(model, [])
-    folder = tempfile.TemporaryDirectory(prefix="holdfast-bench-")
+    folder = tempfile.TemporaryDirectory(prefix="outlast-bench-")
     storage = open_storage(f"{folder.name}/job")
     store = CheckpointStore(storage, attempt=1)
     store.begin()

@@ -1,7 +1,7 @@
 """A training that does not end by itself, for what kills it.
 
 `python tests/benchmarks/victim.py NETWORK [ours | keras | keras-backup] FOLDER`: NETWORK is one of
-loop.py's. "ours" is a job (of its own in FOLDER, where `holdfast run` did not start it); "keras" is
+loop.py's. "ours" is a job (of its own in FOLDER, where `outlast run` did not start it); "keras" is
 Keras' fit, "keras-backup" the same with BackupAndRestore every 10 batches; both note in
 FOLDER/place when they started, when their first step was done, and where in the data they are.
 """
@@ -57,7 +57,7 @@ def main(network: str, how: str, folder: str) -> None:
     model = build(network)
     options: dict[str, Any] = {"batch_size": BATCH[network], "epochs": EPOCHS, "verbose": 0}
     if how == "ours":
-        from service import fit
+        from outlast import fit
 
         fit(model, x, y, job_dir=f"{folder}/job", **options)
         return

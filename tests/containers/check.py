@@ -18,9 +18,9 @@ from typing import Any
 
 import psutil
 import pytest
+from outlast import exit_codes
+from outlast.lifecycle import Ended, Outcome, State
 
-from service import exit_codes
-from service.lifecycle import Ended, Outcome, State
 from tests.acceptance.jobs import SCRIPTS, TOP, Training, assert_same, write_digits
 from tests.containers.engine import Engine, Lacking
 
@@ -36,7 +36,7 @@ READ_ONLY = ("--read-only", "--tmpfs", "/tmp")
 def engine() -> Iterator[Engine]:
     """The engine, with the image built. What FOLDER names is kept, for the next time."""
     kept = os.environ.get("FOLDER")
-    with tempfile.TemporaryDirectory(prefix="holdfast-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="outlast-") as temporary:
         folder = Path(kept or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -152,7 +152,7 @@ def run_script(engine: Engine, folder: Path, code: str, *options: str, told: str
 def test_alone_it_prints_help(engine: Engine) -> None:
     done = engine.run()
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Usage: holdfast")
+    assert done.stdout.startswith("Usage: outlast")
 
 
 def test_it_is_a_user_without_rights(engine: Engine) -> None:
@@ -274,7 +274,7 @@ def test_nothing_dead_is_kept_by_the_first_process(engine: Engine, tmp_path: Pat
         tmp_path,
         "import os, signal, subprocess, time\n"
         "from pathlib import Path\n"
-        "from service import context\n"
+        "from outlast import context\n"
         "def dead():\n"
         "    stats = [path.read_text() for path in Path('/proc').glob('[0-9]*/stat')]\n"
         "    return [stat for stat in stats if stat.rpartition(')')[2].split()[0] == 'Z']\n"

@@ -24,7 +24,7 @@ TOOLS = {  # and the Debian packages that bring them
     "runc": "runc",
     "debootstrap": "debootstrap",
 }
-IMAGE = "localhost/holdfast"
+IMAGE = "localhost/outlast"
 # Of open files and of processes: podman's own choice is more than every root may give away.
 LIMIT = 10_000
 # What pip has to be told, here as there, to reach the index that this machine uses.
@@ -141,7 +141,7 @@ class Engine:
         return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
 
     def command(self, *options: str, image: str = IMAGE, run: tuple[str, ...] = ()) -> list[str]:
-        """Return the command line of a container: `holdfast` with the arguments `run`.
+        """Return the command line of a container: `outlast` with the arguments `run`.
 
         Without a network, and without an init: what holds then holds with one as well.
         """

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from checkpoints.storage import Storage, open_storage
-from service import exit_codes
-from service.engines.testing import TRAINING
-from service.journal import Journal
-from service.lifecycle import Outcome, State
-from service.spec import JobSpec
-from service.submission import submit
+from outlast import exit_codes
+from outlast.engines.testing import TRAINING
+from outlast.journal import Journal
+from outlast.lifecycle import Outcome, State
+from outlast.spec import JobSpec
+from outlast.submission import submit
+from outlast_checkpoints.storage import Storage, open_storage
 
 TOP = Path(__file__).parents[2]
 PATIENCE = 120.0
@@ -60,7 +59,7 @@ def start(job: Storage) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(**place: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-P", "-m", "service.allocation", job.root]
+        command = [sys.executable, "-P", "-m", "outlast.allocation", job.root]
         env = {**os.environ, "PYTHONPATH": str(TOP), **place}
         found = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
         started.append(found)

@@ -9,18 +9,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from outlast import engines, identity
+from outlast.engines.base import Engine
+from outlast.engines.local import LocalEngine
+from outlast.engines.slurm import SlurmEngine, script
+from outlast.engines.testing import EngineConformance
+from outlast.errors import BackendFailed, SpecInvalid
+from outlast.journal import Journal
+from outlast.lifecycle import Outcome, State
+from outlast.spec import JobSpec
+from outlast.submission import request_stop, submit
+from outlast_checkpoints.storage import Storage, open_storage
 
-from checkpoints.storage import Storage, open_storage
-from service import engines, identity
-from service.engines.base import Engine
-from service.engines.local import LocalEngine
-from service.engines.slurm import SlurmEngine, script
-from service.engines.testing import EngineConformance
-from service.errors import BackendFailed, SpecInvalid
-from service.journal import Journal
-from service.lifecycle import Outcome, State
-from service.spec import JobSpec
-from service.submission import request_stop, submit
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster
 
@@ -217,8 +217,8 @@ def test_a_script_asks_for_what_was_asked_for(tmp_path: Path) -> None:
         ({"time": "1"}, "no longer than the 90 s"),
         ({"time": "soon"}, "no time limit of Slurm's"),
         ({"queue": "x"}, "go.* by --sbatch queue="),
-        ({"sbatch": ["signal=TERM"]}, "'signal' is set by Holdfast"),
-        ({"sbatch": ["--requeue"]}, "'requeue' is set by Holdfast"),
+        ({"sbatch": ["signal=TERM"]}, "'signal' is set by Outlast"),
+        ({"sbatch": ["--requeue"]}, "'requeue' is set by Outlast"),
         ({"sbatch": ["-A x"]}, "no long option"),
         ({"sbatch": ["array=0-1"]}, "array=0-1 would start one job several times"),
         ({"sbatch": ["nodes=2"]}, "nodes=2: .* not supported yet"),

@@ -13,19 +13,18 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-
-from checkpoints.storage import Storage, open_storage
-from service import heartbeat
-from service.backends.base import Exit, Handle
-from service.backends.local import LocalBackend
-from service.errors import BackendFailed, SpecInvalid
-from service.journal import Journal
-from service.lifecycle import Claimed, Ended, Job, Launched, Outcome, State
-from service.rank import Rank
-from service.spec import JobSpec
-from service.submission import submit
-from service.supervisor import Supervisor
-from service.warmth import Preload
+from outlast import heartbeat
+from outlast.backends.base import Exit, Handle
+from outlast.backends.local import LocalBackend
+from outlast.errors import BackendFailed, SpecInvalid
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Ended, Job, Launched, Outcome, State
+from outlast.rank import Rank
+from outlast.spec import JobSpec
+from outlast.submission import submit
+from outlast.supervisor import Supervisor
+from outlast.warmth import Preload
+from outlast_checkpoints.storage import Storage, open_storage
 
 SIZE = 3
 PATIENCE = 120.0
@@ -33,9 +32,9 @@ PATIENCE = 120.0
 # Each says who it is; one of them begins; all train until they are told that it is enough.
 SCRIPT = """
 import os, pathlib, time
-from checkpoints.errors import Superseded
-from checkpoints.store import CheckpointStore
-from service import context
+from outlast_checkpoints.errors import Superseded
+from outlast_checkpoints.store import CheckpointStore
+from outlast import context
 
 ctx = context.current()
 here = pathlib.Path(__file__).parent

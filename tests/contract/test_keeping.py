@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outlast import identity
+from outlast import spec as specs
+from outlast.cli import main
+from outlast.journal import Journal
+from outlast.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout, uploads
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.leftovers import leftovers
+from outlast_checkpoints.spool import Spool
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
-from checkpoints import layout, uploads
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.leftovers import leftovers
-from checkpoints.spool import Spool
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service import identity
-from service import spec as specs
-from service.cli import main
-from service.journal import Journal
-from service.lifecycle import Ended, Launched, Outcome, Started, Submitted
-from service.spec import JobSpec
 from tests.object_stores import ObjectStore, use
 
 # What gcsfs and adlfs hand to aiohttp are bytes, whatever they were given.
@@ -63,7 +63,7 @@ def job(tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
-def holdfast(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
+def outlast(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
     def call(*arguments: str) -> tuple[int, Any]:
         with pytest.raises(SystemExit) as left:
             main([*arguments, "--json"])
@@ -75,15 +75,15 @@ def holdfast(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any
 
 
 def test_there_and_back_and_cleared_of_leftovers(
-    store: ObjectStore, job: Storage, holdfast: Callable[..., tuple[int, Any]], tmp_path: Path
+    store: ObjectStore, job: Storage, outlast: Callable[..., tuple[int, Any]], tmp_path: Path
 ) -> None:
     """A store knows no folders and no links, and its clock is its own."""
     there = f"{store.folder()}/job"
-    code, out = holdfast("copy", job.root, there)
+    code, out = outlast("copy", job.root, there)
     assert (code, len(out["checkpoints"]), out["damages"]) == (0, 3, [])
-    code, out = holdfast("copy", job.root, there)
+    code, out = outlast("copy", job.root, there)
     assert (code, out["written"]) == (0, 0)
-    code, found = holdfast("verify", there.rpartition("/")[0])
+    code, found = outlast("verify", there.rpartition("/")[0])
     assert (code, [one["good"] for one in found["jobs"]]) == (0, [True])
     assert found["jobs"][0]["history"]["entries"] == 3
 
@@ -93,16 +93,16 @@ def test_there_and_back_and_cleared_of_leftovers(
     remote.create(f"{cut_short}/state.h5", b"half")
     stray = f"checkpoints/{saved[0]}/other.h5"
     remote.create(stray, b"whose is it?")
-    found = holdfast("prune", there, "--dry-run", "--keep", "2")[1]
+    found = outlast("prune", there, "--dry-run", "--keep", "2")[1]
     assert (found["leftovers"], found["deleted"]) == ([], [str(saved[0])])
     left = leftovers(remote, older_than=-60, at_work=False)
     assert [one.path for one in left] == [stray, cut_short]
     assert all(-60 < one.age < 600 for one in left)
-    found = holdfast("prune", there, "--older-than", "0")[1]
+    found = outlast("prune", there, "--older-than", "0")[1]
     assert [one["path"] for one in found["leftovers"]] == [stray, cut_short]
     assert remote.list(layout.CHECKPOINTS) == [str(one) for one in saved]
 
-    code, out = holdfast("copy", there, str(tmp_path / "back"))
+    code, out = outlast("copy", there, str(tmp_path / "back"))
     assert (code, out["linked"] > 1 << 20) == (0, True)
     back = open_storage(tmp_path / "back")
     assert list(HistoryReader(back).rows()) == list(HistoryReader(job).rows())
@@ -116,19 +116,19 @@ def test_what_waits_to_be_sent_is_not_in_the_copy_and_is_told(
     gcs: ObjectStore,
     monkeypatch: pytest.MonkeyPatch,
     job: Storage,
-    holdfast: Callable[..., tuple[int, Any]],
+    outlast: Callable[..., tuple[int, Any]],
     tmp_path: Path,
 ) -> None:
     there = f"{use(gcs, monkeypatch)}/job"
-    monkeypatch.setenv("HOLDFAST_SPOOL", str(tmp_path / "spool"))
-    assert holdfast("copy", job.root, there)[1]["waiting"] == []
+    monkeypatch.setenv("OUTLAST_SPOOL", str(tmp_path / "spool"))
+    assert outlast("copy", job.root, there)[1]["waiting"] == []
     spool = Spool.of(open_storage(there), "life")
     assert spool is not None
     spool.make()
     saver = CheckpointStore(spool.storage, attempt=2)
     saver.begin()
     saved = saver.save(sample_snapshot(9), reason="step")
-    code, out = holdfast("copy", there, str(tmp_path / "copy"))
+    code, out = outlast("copy", there, str(tmp_path / "copy"))
     assert (code, out["waiting"]) == (0, [saved.checkpoint])
     assert len(out["checkpoints"]) == 3
 

@@ -18,17 +18,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kubernetes.config import incluster_config
+from outlast.engines import kubernetes
+from outlast.engines.base import Engine
+from outlast.engines.kubernetes import KubernetesEngine
+from outlast.engines.manifest import manifest
+from outlast.engines.testing import EngineConformance
+from outlast.errors import BackendFailed, SpecInvalid
+from outlast.journal import Journal
+from outlast.lifecycle import Outcome, State
+from outlast.spec import JobSpec
+from outlast_checkpoints.storage import Storage, open_storage
 
-from checkpoints.storage import Storage, open_storage
-from service.engines import kubernetes
-from service.engines.base import Engine
-from service.engines.kubernetes import KubernetesEngine
-from service.engines.manifest import manifest
-from service.engines.testing import EngineConformance
-from service.errors import BackendFailed, SpecInvalid
-from service.journal import Journal
-from service.lifecycle import Outcome, State
-from service.spec import JobSpec
 from tests.acceptance.jobs import TOP
 from tests.kubernetes_double import KubernetesDouble
 
@@ -51,7 +51,7 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernet
 class TestKubernetesEngine(EngineConformance):
     options = {  # noqa: RUF012
         "backend": "kubernetes",
-        "backend_options": {"image": "holdfast", "claim": "jobs"},
+        "backend_options": {"image": "outlast", "claim": "jobs"},
         "grace": 20.0,
     }
 

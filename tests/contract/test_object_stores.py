@@ -13,12 +13,12 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
+from outlast_checkpoints.patience import USUAL
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.storage_remote import FsspecStorage
+from outlast_checkpoints.testing import StorageConformance
 
-from checkpoints.errors import AlreadyExists, NotFound, StorageError
-from checkpoints.patience import USUAL
-from checkpoints.storage import Storage, open_storage
-from checkpoints.storage_remote import FsspecStorage
-from checkpoints.testing import StorageConformance
 from tests.object_stores import ObjectStore, use
 
 ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数/-jobs*'
@@ -120,7 +120,7 @@ def test_wrong_keys_are_told_at_once_and_not_shown(
 
 AT_EXIT = """
 import atexit, sys
-from checkpoints.storage import open_storage
+from outlast_checkpoints.storage import open_storage
 storage = open_storage(sys.argv[1])
 storage.create("first", b"1")
 atexit.register(lambda: storage.replace("last", b"2", durable=False))

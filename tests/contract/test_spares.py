@@ -16,15 +16,14 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-
-from checkpoints import layout
-from checkpoints.storage import open_storage
-from service import spec as specs
-from service.backends import orphans
-from service.backends.base import Exit, Handle
-from service.backends.local import LocalBackend
-from service.spec import JobSpec
-from service.warmth import Preload
+from outlast import spec as specs
+from outlast.backends import orphans
+from outlast.backends.base import Exit, Handle
+from outlast.backends.local import LocalBackend
+from outlast.spec import JobSpec
+from outlast.warmth import Preload
+from outlast_checkpoints import layout
+from outlast_checkpoints.storage import open_storage
 
 PATIENCE = 120.0
 
@@ -39,7 +38,7 @@ with (pathlib.Path(__file__).parent / "imports").open("a") as file:
 # Tells how it is, then ends as it is told to.
 SCRIPT = """
 import json, os, pathlib, random, subprocess, sys, time
-from service import context
+from outlast import context
 here = pathlib.Path(__file__).parent
 attempt = context.current().attempt
 files = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(64) if os.path.exists(f"/proc/self/fd/{fd}")]
@@ -143,7 +142,7 @@ def spares_of(parent: psutil.Process) -> list[int]:
     found = []
     for child in parent.children():
         try:
-            found += [child.pid] if "service.spare" in child.cmdline() else []
+            found += [child.pid] if "outlast.spare" in child.cmdline() else []
         except psutil.Error:
             continue
     return found
@@ -281,11 +280,11 @@ def test_a_spare_ends_with_its_supervisor(tmp_path: Path) -> None:
 
 SUPERVISOR = """
 import sys, time
-from checkpoints.storage import open_storage
+from outlast_checkpoints.storage import open_storage
 from pathlib import Path
-from service import spec
-from service.backends.local import LocalBackend
-from service.warmth import Preload
+from outlast import spec
+from outlast.backends.local import LocalBackend
+from outlast.warmth import Preload
 
 storage = open_storage(Path(sys.argv[1]) / "j")
 job = spec.decode(storage.read("spec.json"))

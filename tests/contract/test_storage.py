@@ -6,9 +6,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-
-from checkpoints.storage import Storage, open_storage
-from checkpoints.testing import FaultyStorage, StorageConformance
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.testing import FaultyStorage, StorageConformance
 
 ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数'
 

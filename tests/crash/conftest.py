@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from outlast import spec
+from outlast.identity import here
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Launched, Started, Submitted
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.history import HistoryWriter
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service import spec
-from service.identity import here
-from service.journal import Journal
-from service.lifecycle import Claimed, Launched, Started, Submitted
 from tests.crash.example import row, snapshot
 from tests.crash.tracing import Saver
 

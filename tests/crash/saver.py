@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from checkpoints.errors import HoldfastError
-from checkpoints.history import HistoryWriter
-from checkpoints.retention import Keep
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service.identity import here
-from service.journal import Journal
-from service.lifecycle import Claimed, Ended, Launched, Outcome, Released, Started
+from outlast.identity import here
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Ended, Launched, Outcome, Released, Started
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
+
 from tests.crash.example import row, snapshot
 
 PR_SET_PTRACER = 0x59616D61
@@ -100,7 +101,7 @@ def child(folder: str, deed: str, address: str) -> None:
             name, do = next(steps)
         except StopIteration:
             break
-        except HoldfastError as error:
+        except OutlastError as error:
             failed.append({"step": name, "kind": type(error).__name__, "text": str(error)})
             if len(failed) > 3:
                 break

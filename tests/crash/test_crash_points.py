@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outlast.identity import here
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Ended, Outcome, Released
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.layout import CheckpointId
-from checkpoints.retention import Keep
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service.identity import here
-from service.journal import Journal
-from service.lifecycle import Claimed, Ended, Outcome, Released
 from tests.crash.example import arrays, document, row, snapshot
 from tests.crash.tracing import Saver, numbered
 

@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
+from outlast.errors import InvalidTransition
+from outlast.identity import Identity
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Submitted
+from outlast_checkpoints import clients
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.patience import patience
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
-from checkpoints import clients
-from checkpoints.errors import StorageError
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.patience import patience
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service.errors import InvalidTransition
-from service.identity import Identity
-from service.journal import Journal
-from service.lifecycle import Claimed, Submitted
 from tests.fault_proxy import DONE, NOT_DONE, FaultProxy
 from tests.object_stores import ObjectStore
 

@@ -105,7 +105,7 @@ def traced(
     try:
         said = tracer.stderr.readline()
         while "attached" not in said:
-            if "not permitted" in said and os.environ.get("HOLDFAST_REQUIRE") != "all":
+            if "not permitted" in said and os.environ.get("OUTLAST_REQUIRE") != "all":
                 pytest.skip(f"tracing is not allowed here: {said}")
             assert "Requested path" in said, f"strace: {said}"  # it does not exist yet
             said = tracer.stderr.readline()

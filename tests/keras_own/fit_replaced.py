@@ -1,4 +1,4 @@
-"""A pytest plugin for Keras' own tests: `Model.fit` is Holdfast's, unless KEEP_FIT is set.
+"""A pytest plugin for Keras' own tests: `Model.fit` is Outlast's, unless KEEP_FIT is set.
 
 Left out are tests that never call fit, the XLA twins of those that also run as a graph (tests/unit
 compares XLA's programs to the bit), and those of Orbax and JAX where these are not installed. The
@@ -26,9 +26,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 gc.disable()  # until all is imported, as in tests/conftest.py
 
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer  # noqa: E402
-
-from service import context  # noqa: E402
-from service.training import fit  # noqa: E402
+from outlast import context  # noqa: E402
+from outlast.training import fit  # noqa: E402
 
 if importlib.util.find_spec("jax") is None:
     # The trainer's tests import jax whatever the backend is; on TensorFlow they do not use it.
@@ -46,8 +45,8 @@ _outcomes: dict[str, str] = {}
 
 
 def _as_a_job(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Train by Holdfast's fit, each call as a job of its own."""
-    with tempfile.TemporaryDirectory(prefix="holdfast-keras-own-") as folder:
+    """Train by Outlast's fit, each call as a job of its own."""
+    with tempfile.TemporaryDirectory(prefix="outlast-keras-own-") as folder:
         try:
             return fit(model, *args, job_dir=f"{folder}/job", **kwargs)
         finally:

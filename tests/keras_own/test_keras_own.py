@@ -1,4 +1,4 @@
-"""Keras' own trainer and callback tests, as they are installed, with `Model.fit` as Holdfast's.
+"""Keras' own trainer and callback tests, as they are installed, with `Model.fit` as Outlast's.
 
 A test that fails with ours has to fail with Keras' own fit as well (for want of torch, Grain,
 TensorBoard or Orbax, say), or to stand in EXCLUDED with the reason.

@@ -10,20 +10,20 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "service"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "checkpoints"))
 
 import numpy as np
-
-from checkpoints.audit import audit
-from checkpoints.errors import HoldfastError
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.lineage import read_lineage
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service import identity
-from service.journal import Journal
-from service.lifecycle import Ended, Launched, Outcome, Released, Started, State, Submitted
+from outlast import identity
+from outlast.journal import Journal
+from outlast.lifecycle import Ended, Launched, Outcome, Released, Started, State, Submitted
+from outlast_checkpoints.audit import audit
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.lineage import read_lineage
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
 JOB = "/job/training"
 FIRST = np.full(2_000, 0.5)
@@ -125,7 +125,7 @@ def main() -> None:
     say("UP")
     try:
         look()
-    except HoldfastError as error:
+    except OutlastError as error:
         say("BAD", error)
     say("LOOKED")
     if what == "train":

@@ -125,7 +125,7 @@ def main() -> int:
         signal.signal(signum, signal.default_int_handler)
     print(f"seed {options.seed}")
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="holdfast-", dir=options.folder) as folder:
+    with tempfile.TemporaryDirectory(prefix="outlast-", dir=options.folder) as folder:
         try:
             machine = Machine(Path(folder), GUEST, options.package)
         except Lacking as lacking:

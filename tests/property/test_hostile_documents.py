@@ -20,22 +20,21 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from checkpoints import layout
-from checkpoints.envelope import checksum
-from checkpoints.errors import HoldfastError
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.manifest import HistoryMark
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service import heartbeat, logs, roster, spec
-from service.heartbeat import Beat
-from service.identity import Identity
-from service.journal import Journal
-from service.lifecycle import Claimed, Launched, Started, Submitted
-from service.spec import JobSpec
-from service.submission import load_spec
+from outlast import heartbeat, logs, roster, spec
+from outlast.heartbeat import Beat
+from outlast.identity import Identity
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Launched, Started, Submitted
+from outlast.spec import JobSpec
+from outlast.submission import load_spec
+from outlast_checkpoints import layout
+from outlast_checkpoints.envelope import checksum
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.manifest import HistoryMark
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
 ME = Identity(host="a", pid=1, boot_id="x", start=1)
 HUGE = 3 << 30  # bytes of a sparse file
@@ -117,7 +116,7 @@ def readings(storage: Storage, what: str) -> list[Callable[[], Any]]:
 def look(storage: Storage, what: str) -> None:
     """Read a document in every way; each may end in an error of ours, and in no other."""
     for reading in readings(storage, what):
-        with suppress(HoldfastError):
+        with suppress(OutlastError):
             reading()
 
 

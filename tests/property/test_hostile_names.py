@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from checkpoints import layout
-from checkpoints.errors import InvalidName, UsageError
-from checkpoints.layout import CheckpointId
-from checkpoints.retention import Keep
-from checkpoints.storage import Storage, check_path, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service import submission
-from service.errors import JobExists, SpecInvalid
-from service.spec import JobSpec
+from outlast import submission
+from outlast.errors import JobExists, SpecInvalid
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import InvalidName, UsageError
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.storage import Storage, check_path, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
 LEAVING = [
     "", ".", "..", "../a", "a/../..", "/etc", "a/b", "a\\b", "a\0b", "a\n", "\na", " a", "a ", "~",

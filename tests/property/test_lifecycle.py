@@ -6,10 +6,9 @@ import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
-from service.errors import InvalidTransition
-from service.identity import Identity
-from service.lifecycle import (
+from outlast.errors import InvalidTransition
+from outlast.identity import Identity
+from outlast.lifecycle import (
     Action,
     Claimed,
     Ended,

@@ -6,9 +6,8 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.retention import Best, Item, Keep, plan
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.retention import Best, Item, Keep, plan
 
 places = st.builds(
     CheckpointId,

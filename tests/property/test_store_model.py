@@ -25,16 +25,15 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-
-from checkpoints import layout
-from checkpoints.errors import CheckpointDamaged, CommitUnknown, StorageError, Superseded
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.retention import Item, Keep, plan
-from checkpoints.snapshot import Snapshot
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import Died, FaultyStorage, sample_snapshot
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import CheckpointDamaged, CommitUnknown, StorageError, Superseded
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.retention import Item, Keep, plan
+from outlast_checkpoints.snapshot import Snapshot
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import Died, FaultyStorage, sample_snapshot
 
 Row = tuple[int, int]  # step, attempt
 PART = "model.weights.frozen.h5"
@@ -413,9 +412,7 @@ def in_memory() -> tuple[Storage, str]:
 
 def in_a_folder() -> tuple[Storage, str]:
     memory = "/dev/shm"  # a file system in memory, where there is one: syncing it costs nothing
-    folder = tempfile.mkdtemp(
-        prefix="holdfast-test-", dir=memory if Path(memory).is_dir() else None
-    )
+    folder = tempfile.mkdtemp(prefix="outlast-test-", dir=memory if Path(memory).is_dir() else None)
     return open_storage(Path(folder) / "job"), folder
 
 

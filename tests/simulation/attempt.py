@@ -1,4 +1,4 @@
-"""An attempt as its process lives it: what `service.attempt` and a `fit` do, without TensorFlow."""
+"""An attempt as its process lives it: what `outlast.attempt` and a `fit` do, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import signal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from checkpoints.errors import HoldfastError, StorageError, Superseded
-from checkpoints.history import HistoryWriter
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.manifest import Manifest
-from checkpoints.retention import Keep
-from checkpoints.sender import Sender
-from checkpoints.snapshot import Snapshot
-from checkpoints.storage import Storage
-from checkpoints.store import CheckpointStore
-from checkpoints.writer import Writer
-from service import exit_codes, spooling
-from service.heartbeat import HeartbeatWriter, Status
-from service.journal import Journal
-from service.logs import silent_logger
+from outlast import exit_codes, spooling
+from outlast.heartbeat import HeartbeatWriter, Status
+from outlast.journal import Journal
+from outlast.logs import silent_logger
+from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.manifest import Manifest
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.sender import Sender
+from outlast_checkpoints.snapshot import Snapshot
+from outlast_checkpoints.storage import Storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.writer import Writer
+
 from tests.simulation import training
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Attempt:
             code = exit_codes.DONE
         except Left:
             code = exit_codes.RESUMABLE
-        except HoldfastError as error:
+        except OutlastError as error:
             self.world.tell(self.process, type(error).__name__, error)
             self.status.error = str(error)
             code = error.exit_code
@@ -205,7 +206,7 @@ class Attempt:
         mark = self.history.mark()
         try:
             self.writer.submit(held, reason, mark)
-        except HoldfastError as error:
+        except OutlastError as error:
             self.save_failed(error)
             self.writer.submit(held, reason, mark)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
-
-from checkpoints.errors import FormatError
-from checkpoints.snapshot import ArrayFile
+from outlast_checkpoints.errors import FormatError
+from outlast_checkpoints.snapshot import ArrayFile
 
 
 def write_arrays(path: Path, file: ArrayFile, *, past_cache: bool, let_go: bool) -> tuple[int, str]:

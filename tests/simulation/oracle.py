@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
+from outlast_checkpoints.errors import CheckpointDamaged, StorageError
+from outlast_checkpoints.history import HistoryReader
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.errors import CheckpointDamaged, StorageError
-from checkpoints.history import HistoryReader
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.store import CheckpointStore
 from tests.simulation import training
 from tests.simulation.memory import Memory
 
@@ -254,7 +254,7 @@ class Oracle:
         return list(HistoryReader(self.memory).rows("step"))
 
     def check_reading(self) -> None:
-        """Read all as `holdfast history` and a resume would."""
+        """Read all as `outlast history` and a resume would."""
         self.reads += 1
         reader = CheckpointStore(self.memory)
         wanted = [str(one.id) for one in self.line()]

@@ -7,14 +7,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from checkpoints import content, layout
-from checkpoints.errors import StorageError
-from checkpoints.history import HistoryWriter
-from checkpoints.layout import CheckpointId
-from checkpoints.lineage import Lineage, Origin
-from checkpoints.store import CheckpointStore
-from service import succession
-from service.journal import Journal
+from outlast import succession
+from outlast.journal import Journal
+from outlast_checkpoints import content, layout
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.lineage import Lineage, Origin
+from outlast_checkpoints.store import CheckpointStore
 
 Patch = tuple[Any, str, Any]
 BUGS: dict[str, Callable[[], list[Patch]]] = {}

@@ -14,9 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import greenlet
-
-from checkpoints.testing import Died
-from service.backends.base import Exit
+from outlast.backends.base import Exit
+from outlast_checkpoints.testing import Died
 
 NEVER = float("inf")
 

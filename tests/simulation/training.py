@@ -6,9 +6,8 @@ import functools
 from typing import Any
 
 import numpy as np
-
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
 
 PHASES = (13, 9)  # steps
 EPOCH = 4  # steps

@@ -13,31 +13,32 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import checkpoints.history
-import checkpoints.sender
-import checkpoints.store
-import checkpoints.writer
-import service.context
-import service.heartbeat
-import service.journal
-import service.logs
-import service.spooling
-import service.supervisor
-import service.voice
-from checkpoints import frozen, hdf5, layout
-from checkpoints.apart import chance
-from checkpoints.errors import HoldfastError, StorageError, Superseded
-from checkpoints.retention import Keep
-from checkpoints.spool import Spool
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import CHANGING, Died, FaultyStorage
-from service import identity, spec, submission
-from service.backends.base import Exit
-from service.errors import BackendFailed, JobBusy
-from service.journal import Journal
-from service.lifecycle import State
-from service.logs import silent_logger
-from service.spec import JobSpec
+import outlast.context
+import outlast.heartbeat
+import outlast.journal
+import outlast.logs
+import outlast.spooling
+import outlast.supervisor
+import outlast.voice
+import outlast_checkpoints.history
+import outlast_checkpoints.sender
+import outlast_checkpoints.store
+import outlast_checkpoints.writer
+from outlast import identity, spec, submission
+from outlast.backends.base import Exit
+from outlast.errors import BackendFailed, JobBusy
+from outlast.journal import Journal
+from outlast.lifecycle import State
+from outlast.logs import silent_logger
+from outlast.spec import JobSpec
+from outlast_checkpoints import frozen, hdf5, layout
+from outlast_checkpoints.apart import chance
+from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.spool import Spool
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import CHANGING, Died, FaultyStorage
+
 from tests.simulation import light, training
 from tests.simulation.attempt import Attempt
 from tests.simulation.memory import BUCKET, DISK, FOLDER, Memory
@@ -274,7 +275,7 @@ class World:
         return self.start(machine, f"attempt {number}", main)
 
     def start_supervisor(self, machine: Machine) -> Process:
-        """Start what `holdfast resume` is."""
+        """Start what `outlast resume` is."""
         clock, sleep = lambda: self.scheduler.now, self.scheduler.pause
 
         def main(process: Process) -> int:
@@ -283,7 +284,7 @@ class World:
                 job = submission.resume(storage, clock=clock, sleep=sleep)
                 if job.state.final:
                     return 0
-                supervisor = service.supervisor.Supervisor(
+                supervisor = outlast.supervisor.Supervisor(
                     storage, backend=Backend(self, machine), clock=clock, sleep=sleep
                 )
                 process.on_signal = lambda signum: supervisor.terminate()
@@ -443,7 +444,7 @@ class World:
             for _ in range(self.dice.choice((1, 9))):
                 try:
                     store.prune(Keep.parse(self.keep))
-                except HoldfastError as error:
+                except OutlastError as error:
                     self.tell(process, error)
                 self.scheduler.pause(0.4)
             return 0
@@ -454,7 +455,7 @@ class World:
         def main(process: Process) -> int:
             try:
                 submission.request_stop(Link(self, process), by="somebody")
-            except HoldfastError as error:
+            except OutlastError as error:
                 self.tell(process, error)
             return 0
 
@@ -500,20 +501,20 @@ def simulated(world: World) -> Iterator[None]:
                 patches.enter_context(mock.patch.object(target, name, value))
 
         for module in (
-            checkpoints.history,
-            checkpoints.sender,
-            checkpoints.store,
-            checkpoints.writer,
-            service.heartbeat,
-            service.journal,
-            service.logs,
-            service.spooling,
-            service.supervisor,
+            outlast_checkpoints.history,
+            outlast_checkpoints.sender,
+            outlast_checkpoints.store,
+            outlast_checkpoints.writer,
+            outlast.heartbeat,
+            outlast.journal,
+            outlast.logs,
+            outlast.spooling,
+            outlast.supervisor,
         ):
             patch(module, "threading", threads)
             patch(module, "time", clock)
         # Its threads are this one, which stays as it is.
-        patch(checkpoints.writer, "_give_way", lambda: None)
+        patch(outlast_checkpoints.writer, "_give_way", lambda: None)
         patch(identity, "os", SimpleNamespace(getpid=lambda: (me() or outside).pid))
         patch(
             identity, "socket", SimpleNamespace(gethostname=lambda: (me() or outside).machine.name)
@@ -521,11 +522,11 @@ def simulated(world: World) -> Iterator[None]:
         patch(identity, "_boot_id", lambda: f"boot {(me() or outside).boot}")
         patch(identity, "_stat", stat)
         patch(identity, "_exists", lambda pid: False)
-        patch(service.spooling, "sys", SimpleNamespace(stderr=io.StringIO()))
-        patch(service.context, "spool_of", lambda storage, job: world.spool_of())
-        patch(service.supervisor, "POLL", 0.5)
-        patch(service.supervisor, "OUTPUT_EVERY", 30.0)
-        patch(service.voice, "make_logger", lambda *args, **kwargs: silent_logger())
+        patch(outlast.spooling, "sys", SimpleNamespace(stderr=io.StringIO()))
+        patch(outlast.context, "spool_of", lambda storage, job: world.spool_of())
+        patch(outlast.supervisor, "POLL", 0.5)
+        patch(outlast.supervisor, "OUTPUT_EVERY", 30.0)
+        patch(outlast.voice, "make_logger", lambda *args, **kwargs: silent_logger())
         patch(frozen, "_SMALL", 32)
         patch(frozen, "_LEAST", 32)
         if world.seed % REAL_HDF5:
@@ -544,7 +545,7 @@ def simulate(seed: int) -> World:
     """Run the job of a seed. Raises `Violation` with the story of what happened."""
     memory = "/dev/shm"
     where = memory if Path(memory).is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="holdfast-test-", dir=where) as scratch:
+    with tempfile.TemporaryDirectory(prefix="outlast-test-", dir=where) as scratch:
         world = World(seed, Path(scratch))
         with simulated(world):
             try:

@@ -26,12 +26,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from checkpoints.storage import open_storage
-from service import heartbeat
-from service.demo.digests import digests
-from service.heartbeat import Beat
-from service.journal import Journal
-from service.lifecycle import Ended, Job, State
+from outlast import heartbeat
+from outlast.demo.digests import digests
+from outlast.heartbeat import Beat
+from outlast.journal import Journal
+from outlast.lifecycle import Ended, Job, State
+from outlast_checkpoints.storage import open_storage
+
 from tests import slurm_cluster
 from tests.slurm_cluster import Cluster
 
@@ -63,8 +64,8 @@ class Show:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         print(f"[{minutes:02}:{seconds:02}] {text}", flush=True)
 
-    def holdfast(self, verb: str, *arguments: object) -> str:
-        command = [sys.executable, "-m", "service.cli", verb, "--root", str(self.root)]
+    def outlast(self, verb: str, *arguments: object) -> str:
+        command = [sys.executable, "-m", "outlast", verb, "--root", str(self.root)]
         return self.cluster.call(*command, *map(str, arguments))
 
     def job(self) -> Job:
@@ -94,7 +95,7 @@ class Show:
         until = time.monotonic() + PATIENCE
         while not holds():
             if time.monotonic() > until:
-                status = self.holdfast("status", "touched")
+                status = self.outlast("status", "touched")
                 log = (self.cluster.folder / "slurmctld.log").read_text()[-3000:]
                 raise SystemExit(f"waited in vain: {what}\n{status}\n{log}")
             time.sleep(0.1)
@@ -109,7 +110,7 @@ class Show:
             if beat is not None and total and beat.step >= part * total:
                 return
             if self.job().state in (State.FAILED, State.STOPPED):
-                raise SystemExit(self.holdfast("status", "touched"))
+                raise SystemExit(self.outlast("status", "touched"))
             if time.monotonic() - self._told_at > TOLD_EVERY:
                 self._told_at = time.monotonic()
                 loss = None if beat is None else beat.logs.get("loss")
@@ -228,23 +229,23 @@ class Show:
 
     def stopped_and_resumed(self) -> None:
         number = self.number
-        self.say(f"STOPPED at {self.where()}: holdfast stop touched")
-        self.holdfast("stop", "--wait", "2m", "touched")
+        self.say(f"STOPPED at {self.where()}: outlast stop touched")
+        self.outlast("stop", "--wait", "2m", "touched")
         self.wait("an empty queue", lambda: not self.cluster.call("squeue", "-h"))
         self.say(f"  {self.job().state.value}; nothing of it is in Slurm's queue")
-        self.say("RESUMED: holdfast resume touched")
-        self.holdfast("resume", "touched")
+        self.say("RESUMED: outlast resume touched")
+        self.outlast("resume", "touched")
         self.restarts = 0
         self.say(f"  Slurm has it as {self.number} (before: {number})")
         self.next_attempt()
 
     def run(self, arguments: list[str]) -> None:
         """Let all of it happen, each at its part of the steps."""
-        told = self.holdfast(
+        told = self.outlast(
             "submit", "--name", "touched", "--seed", SEED, "--backend", "slurm",
             *("--partition", "low", "--grace", "60s"), SCRIPT, *arguments,
         )  # fmt: skip
-        self.say(f"holdfast submit --backend slurm: job {self.number}. {told.splitlines()[0]}")
+        self.say(f"outlast submit --backend slurm: job {self.number}. {told.splitlines()[0]}")
         self.next_attempt()
         for part, event in (
             (0.12, self.preempted),
@@ -270,8 +271,8 @@ def _gone(process: psutil.Process) -> bool:
 
 @contextmanager
 def untouched(root: Path, arguments: list[str]) -> Any:
-    """Train the same beside the cluster, under `holdfast run`."""
-    command = [sys.executable, "-m", "service.cli", "run", "--root", str(root)]
+    """Train the same beside the cluster, under `outlast run`."""
+    command = [sys.executable, "-m", "outlast", "run", "--root", str(root)]
     told = ["--name", "untouched", "--seed", str(SEED), str(SCRIPT), *arguments]
     with (root / "untouched.log").open("ab") as output:
         process = subprocess.Popen([*command, *told], stdout=output, stderr=subprocess.STDOUT)
@@ -285,7 +286,7 @@ def untouched(root: Path, arguments: list[str]) -> Any:
 
 def verdict(show: Show) -> bool:
     """Print how both have ended, side by side; return whether all is as it must be."""
-    print(f"\n{show.holdfast('status', 'touched')}\n{show.holdfast('status', 'untouched')}")
+    print(f"\n{show.outlast('status', 'touched')}\n{show.outlast('status', 'untouched')}")
     for entry in show.journal.read():
         at = time.strftime("%H:%M:%S", time.localtime(entry.at))
         kind = entry.event.__struct_config__.tag
@@ -300,7 +301,7 @@ def verdict(show: Show) -> bool:
     files = []
     for name in ("touched", "untouched"):
         files.append(show.root / f"{name}.weights.h5")
-        show.holdfast("export", name, files[-1])
+        show.outlast("export", name, files[-1])
     equal = files[0].read_bytes() == files[1].read_bytes()
     print(f"cmp {files[0].name} {files[1].name}: {'equal' if equal else 'DIFFERENT'}")
     events = [entry.event for entry in show.journal.read()]
@@ -329,7 +330,7 @@ def main() -> int:
     arguments = [str(epochs), f"{PACE:.4f}"]
     began = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="holdfast-") as aside,
+        tempfile.TemporaryDirectory(prefix="outlast-") as aside,
         slurm_cluster.running() as cluster,
     ):
         root = options.folder or Path(aside)

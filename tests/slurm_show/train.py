@@ -8,9 +8,8 @@ import time
 
 import keras
 from keras import layers
+from outlast import fit
 from sklearn.datasets import load_digits
-
-from service import fit
 
 epochs, pace = int(sys.argv[1]), float(sys.argv[2])
 images, digits = load_digits(return_X_y=True)

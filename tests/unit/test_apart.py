@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import tenacity
+from outlast_checkpoints.apart import chance
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.patience import patience
+from outlast_checkpoints.storage import open_storage
 
-from checkpoints.apart import chance
-from checkpoints.errors import StorageError
-from checkpoints.patience import patience
-from checkpoints.storage import open_storage
 from tests.object_stores import free_ports, package, s3_environment
 
 

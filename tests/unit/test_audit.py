@@ -6,15 +6,14 @@ import uuid
 from pathlib import Path
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.audit import audit
-from checkpoints.copying import copy_job
-from checkpoints.digest import pieces
-from checkpoints.errors import StorageError
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import FaultyStorage, sample_snapshot
+from outlast_checkpoints import layout
+from outlast_checkpoints.audit import audit
+from outlast_checkpoints.copying import copy_job
+from outlast_checkpoints.digest import pieces
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
 
 
 class Total:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from service.backoff import delay
-from service.lifecycle import Outcome
-from service.spec import JobSpec
+from outlast.backoff import delay
+from outlast.lifecycle import Outcome
+from outlast.spec import JobSpec
 
 SPEC = JobSpec(job="a", backoff=1.0, backoff_max=60.0)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from checkpoints.errors import UsageError
-from service.cadence import SaveEvery
+from outlast.cadence import SaveEvery
+from outlast_checkpoints.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`holdfast export`: which checkpoint is meant, and what is written of it."""
+"""`outlast export`: which checkpoint is meant, and what is written of it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from checkpoints import layout
-from checkpoints.hdf5 import write_arrays
-from checkpoints.layout import Stage
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from service import spec as specs
-from service.cli import main
-from service.spec import JobSpec
+from outlast import spec as specs
+from outlast.cli import main
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.hdf5 import write_arrays
+from outlast_checkpoints.layout import Stage
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -31,7 +30,7 @@ def export(
     job_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Call]:
     """Return a function that exports from the job "digits"; gives code, stdout and stderr."""
-    monkeypatch.setenv("HOLDFAST_ROOT", str(job_root))
+    monkeypatch.setenv("OUTLAST_ROOT", str(job_root))
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -273,4 +272,4 @@ def test_a_job_without_checkpoints_says_so(export: Call, job_root: Path, tmp_pat
     storage.create(layout.SPEC, specs.encode(JobSpec(job="digits", script="t.py")))
     code, _, err = export(str(tmp_path / "a.keras"))
     assert code == 66
-    assert "`holdfast checkpoints` lists what there is" in err
+    assert "`outlast checkpoints` lists what there is" in err

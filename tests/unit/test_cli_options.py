@@ -7,17 +7,16 @@ from typing import Any
 
 import click
 import pytest
-
-from checkpoints.errors import UsageError
-from service.cli import options
-from service.cli.config import read_config
-from service.cli.run import ScriptVerb, run, submit
+from outlast.cli import options
+from outlast.cli.config import read_config
+from outlast.cli.run import ScriptVerb, run, submit
+from outlast_checkpoints.errors import UsageError
 
 Parsed = dict[str, Any]
 
 
 def parse(*arguments: str) -> Parsed:
-    """Return what `holdfast run` would be called with."""
+    """Return what `outlast run` would be called with."""
     with run.make_context("run", list(arguments)) as ctx:
         return {**ctx.params, "defaults": dict(ctx.default_map or {})}
 
@@ -31,7 +30,7 @@ def config(tmp_path: Path) -> Path:
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
-    for name in [name for name in os.environ if name.startswith("HOLDFAST_")]:
+    for name in [name for name in os.environ if name.startswith("OUTLAST_")]:
         monkeypatch.delenv(name)
 
 
@@ -42,7 +41,7 @@ def test_command_line_before_environment_before_file_before_default(
     config.write_text('keep = "last:1"\n')
     file = ("--config", str(config))
     seen.append(parse(*file, "train.py")["keep"])
-    monkeypatch.setenv("HOLDFAST_KEEP", "last:2")
+    monkeypatch.setenv("OUTLAST_KEEP", "last:2")
     seen.append(parse(*file, "train.py")["keep"])
     seen.append(parse(*file, "--keep", "last:5", "train.py")["keep"])
     assert seen == ["last:3", "last:1", "last:2", "last:5"]
@@ -76,7 +75,7 @@ def test_pairs_can_be_a_list(config: Path) -> None:
     [
         ("save_evry = 5", "unknown option 'save_evry'. Did you mean 'save_every'"),
         ("[job]\nkepe = 5", "unknown option 'kepe'. Did you mean 'keep'?"),
-        ("zzz = 1", "unknown option 'zzz'. The options of `holdfast run --help`"),
+        ("zzz = 1", "unknown option 'zzz'. The options of `outlast run --help`"),
         ("config = 'a'", "unknown option 'config'"),
         ("debug = true", "unknown option 'debug'"),
         ("root = 'x'\n[job]\nkeep = 1", "'root' stands beside the table [job]"),
@@ -156,5 +155,5 @@ def test_every_variable_is_named_after_its_option() -> None:
         for param in run.params
         if isinstance(param, click.Option) and param.envvar
     }
-    assert named["HOLDFAST_SAVE_EVERY"] == "save_every"
-    assert all(variable == f"HOLDFAST_{name}".upper() for variable, name in named.items())
+    assert named["OUTLAST_SAVE_EVERY"] == "save_every"
+    assert all(variable == f"OUTLAST_{name}".upper() for variable, name in named.items())

@@ -18,21 +18,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from checkpoints import layout
-from checkpoints.history import HistoryWriter
-from checkpoints.layout import Stage
-from checkpoints.retention import Keep
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service import heartbeat, identity
-from service import spec as specs
-from service.cli import main
-from service.journal import Journal
-from service.lifecycle import Ended, Launched, Outcome, Resumed, Started, Submitted
-from service.spec import JobSpec
+from outlast import heartbeat, identity
+from outlast import spec as specs
+from outlast.cli import main
+from outlast.journal import Journal
+from outlast.lifecycle import Ended, Launched, Outcome, Resumed, Started, Submitted
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.layout import Stage
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
 
 @dataclass
@@ -54,11 +53,11 @@ Call = Callable[..., Answer]
 
 
 @pytest.fixture
-def holdfast(
+def outlast(
     job_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Call]:
     """Return a function that does what a command line says, with `job_root` as the root."""
-    monkeypatch.setenv("HOLDFAST_ROOT", str(job_root))
+    monkeypatch.setenv("OUTLAST_ROOT", str(job_root))
 
     def call(*arguments: str) -> Answer:
         capsys.readouterr()
@@ -160,36 +159,36 @@ def flip(storage: Storage, path: str, at: int = -1) -> None:
 # --- list, status --------------------------------------------------------------------------------
 
 
-def test_an_empty_root_has_no_jobs_and_says_how_to_start(holdfast: Call) -> None:
-    assert "holdfast run train.py" in holdfast("list").out
-    assert holdfast("list", "--json").json == []
+def test_an_empty_root_has_no_jobs_and_says_how_to_start(outlast: Call) -> None:
+    assert "outlast run train.py" in outlast("list").out
+    assert outlast("list", "--json").json == []
 
 
-def test_list_tells_each_job(holdfast: Call, job: Storage, job_root: Path) -> None:
+def test_list_tells_each_job(outlast: Call, job: Storage, job_root: Path) -> None:
     (job_root / "a file").write_text("no job")
     (job_root / "a folder").mkdir()
-    (found,) = holdfast("list", "--json").json
+    (found,) = outlast("list", "--json").json
     assert (found["job"], found["state"], found["attempt"]) == ("digits", "succeeded", 2)
     assert (found["step"], found["total_steps"], found["logs"]) == (6, 6, {"loss": 0.25})
-    head, line = holdfast("list").out.splitlines()
+    head, line = outlast("list").out.splitlines()
     assert head.split() == ["JOB", "STATE", "ATTEMPT", "STEP", "OF", "LOSS", "UPDATED", "NOTE"]
     assert line.split()[:6] == ["digits", "succeeded", "2", "6", "6", "0.25"]
 
 
 def test_a_job_that_cannot_be_read_does_not_hide_the_others(
-    holdfast: Call, job: Storage, job_root: Path
+    outlast: Call, job: Storage, job_root: Path
 ) -> None:
     broken = open_storage(job_root / "broken")
     broken.create(layout.SPEC, b"{}")
     broken.create(layout.journal_event(1), b"no JSON")
-    found = {one["job"]: one for one in holdfast("list", "--json").json}
+    found = {one["job"]: one for one in outlast("list", "--json").json}
     assert found["digits"]["state"] == "succeeded"
     assert found["broken"]["state"] == "unreadable"
     assert "00000001.json" in found["broken"]["note"]
 
 
-def test_status_tells_all_of_a_job(holdfast: Call, job: Storage) -> None:
-    found = holdfast("status", "--json", "digits").json
+def test_status_tells_all_of_a_job(outlast: Call, job: Storage) -> None:
+    found = outlast("status", "--json", "digits").json
     assert (found["state"], found["outcome"], found["runs"]) == (
         "succeeded", "completed", "train.py --lr 1",
     )  # fmt: skip
@@ -197,16 +196,16 @@ def test_status_tells_all_of_a_job(holdfast: Call, job: Storage) -> None:
     assert found["last_checkpoint"]["step"] == 6
     assert found["progress"]["logs"] == {"loss": 0.25}
     assert found["spec"]["keep"] == "last:3"
-    told = holdfast("status", "digits").out
+    told = outlast("status", "digits").out
     assert "killed by SIGKILL, perhaps out of memory" in told
     assert "step 6/6" in told
 
 
 @pytest.mark.parametrize("how", ["folder", "file URL", "relative", "with a slash"])
 def test_a_job_is_found_by_its_folder_too(
-    holdfast: Call, job: Storage, job_root: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    outlast: Call, job: Storage, job_root: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.delenv("HOLDFAST_ROOT")
+    monkeypatch.delenv("OUTLAST_ROOT")
     monkeypatch.chdir(job_root)
     named = {
         "folder": str(job_root / "digits"),
@@ -214,14 +213,14 @@ def test_a_job_is_found_by_its_folder_too(
         "relative": "digits",
         "with a slash": "./digits/",
     }[how]
-    found = holdfast("status", "--json", named).json
+    found = outlast("status", "--json", named).json
     assert (found["job"], found["spec"]["job"]) == ("digits", "digits")
 
 
 def test_a_job_that_is_not_there_is_exit_code_4_with_near_names(
-    holdfast: Call, job: Storage, job_root: Path
+    outlast: Call, job: Storage, job_root: Path
 ) -> None:
-    answer = holdfast("status", "digit")
+    answer = outlast("status", "digit")
     assert (answer.code, answer.out) == (4, "")
     assert f"There is no job 'digit' in {str(job_root)!r}. Did you mean digits?" in answer.err
 
@@ -229,24 +228,24 @@ def test_a_job_that_is_not_there_is_exit_code_4_with_near_names(
 @pytest.mark.parametrize(
     "verb", ["status", "logs", "history", "checkpoints", "verify", "prune", "stop", "resume"]
 )
-def test_every_verb_says_when_there_is_no_such_job(holdfast: Call, verb: str) -> None:
-    answer = holdfast(verb, "nobody")
+def test_every_verb_says_when_there_is_no_such_job(outlast: Call, verb: str) -> None:
+    answer = outlast(verb, "nobody")
     assert answer.code == 4
-    assert answer.err.startswith("holdfast: There is no job 'nobody'")
+    assert answer.err.startswith("outlast: There is no job 'nobody'")
     assert answer.err.count("\n") == 1
 
 
-def test_a_job_in_memory_of_another_process_is_not_found(holdfast: Call) -> None:
-    assert holdfast("status", "memory://nowhere/job").code == 4
+def test_a_job_in_memory_of_another_process_is_not_found(outlast: Call) -> None:
+    assert outlast("status", "memory://nowhere/job").code == 4
 
 
 # --- logs ----------------------------------------------------------------------------------------
 
 
-def test_logs_are_merged_over_attempts_from_info_up(holdfast: Call, job: Storage) -> None:
-    told = holdfast("logs", "digits").out.splitlines()
+def test_logs_are_merged_over_attempts_from_info_up(outlast: Call, job: Storage) -> None:
+    told = outlast("logs", "digits").out.splitlines()
     assert [line.split(" ", 2)[2].strip() for line in told] == ["[1] event 1", "[2] event 2"]
-    events = [row["event"] for row in holdfast("logs", "--json", "digits").rows]
+    events = [row["event"] for row in outlast("logs", "--json", "digits").rows]
     assert events == ["event 1", "event 2"]
 
 
@@ -261,30 +260,30 @@ def test_logs_are_merged_over_attempts_from_info_up(holdfast: Call, job: Storage
         (["--follow", "--lines", "1"], ["event 2"]),
     ],
 )
-def test_which_logs(holdfast: Call, job: Storage, options: list[str], events: list[str]) -> None:
-    assert [row["event"] for row in holdfast("logs", "--json", *options, "digits").rows] == events
+def test_which_logs(outlast: Call, job: Storage, options: list[str], events: list[str]) -> None:
+    assert [row["event"] for row in outlast("logs", "--json", *options, "digits").rows] == events
 
 
-def test_the_scripts_own_output(holdfast: Call, job: Storage) -> None:
-    assert holdfast("logs", "--output", "digits").out.splitlines() == [
+def test_the_scripts_own_output(outlast: Call, job: Storage) -> None:
+    assert outlast("logs", "--output", "digits").out.splitlines() == [
         "hello from 1", "last of 1", "hello from 2", "last of 2",
     ]  # fmt: skip
-    assert holdfast("logs", "--output", "-n", "1", "digits").out == "last of 2\n"
-    assert holdfast("logs", "--output", "--json", "digits").code == 2
+    assert outlast("logs", "--output", "-n", "1", "digits").out == "last of 2\n"
+    assert outlast("logs", "--output", "--json", "digits").code == 2
 
 
 # --- history -------------------------------------------------------------------------------------
 
 
-def test_history_gives_each_step_once(holdfast: Call, job: Storage) -> None:
-    rows = holdfast("history", "--json", "digits").rows
+def test_history_gives_each_step_once(outlast: Call, job: Storage) -> None:
+    rows = outlast("history", "--json", "digits").rows
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if row["kind"] == "epoch"] == [3, 6]
     assert rows[0]["kind"] == "phase"
 
 
-def test_history_for_people_is_the_epochs(holdfast: Call, job: Storage) -> None:
-    told = [line.split() for line in holdfast("history", "digits").out.splitlines()]
+def test_history_for_people_is_the_epochs(outlast: Call, job: Storage) -> None:
+    told = [line.split() for line in outlast("history", "digits").out.splitlines()]
     assert told == [
         ["EPOCH", "STEP", "loss", "val_loss", "accuracy"],
         ["1", "3", "0.3333", "nan", "0.3"],
@@ -304,19 +303,19 @@ def test_history_for_people_is_the_epochs(holdfast: Call, job: Storage) -> None:
         (["--follow", "--tail", "2"], [6, 6]),
     ],
 )
-def test_which_rows(holdfast: Call, job: Storage, options: list[str], steps: list[int]) -> None:
-    assert [row["step"] for row in holdfast("history", "--json", *options, "digits").rows] == steps
+def test_which_rows(outlast: Call, job: Storage, options: list[str], steps: list[int]) -> None:
+    assert [row["step"] for row in outlast("history", "--json", *options, "digits").rows] == steps
 
 
-def test_followed_history_for_people_is_a_line_an_epoch(holdfast: Call, job: Storage) -> None:
-    assert holdfast("history", "-f", "digits").out.splitlines() == [
+def test_followed_history_for_people_is_a_line_an_epoch(outlast: Call, job: Storage) -> None:
+    assert outlast("history", "-f", "digits").out.splitlines() == [
         "epoch 1  step 3  loss 0.3333  val_loss nan  accuracy 0.3",
         "epoch 2  step 6  loss 0.1667  val_loss 0.5  accuracy 0.6",
     ]
 
 
-def test_csv_has_a_column_for_each_metric(holdfast: Call, job: Storage) -> None:
-    rows = list(csv.DictReader(io.StringIO(holdfast("history", "--csv", "digits").out)))
+def test_csv_has_a_column_for_each_metric(outlast: Call, job: Storage) -> None:
+    rows = list(csv.DictReader(io.StringIO(outlast("history", "--csv", "digits").out)))
     assert list(rows[0]) == [
         "kind", "phase", "epoch", "step", "batch", "time", "batch_loss", "accuracy", "loss",
         "val_loss",
@@ -326,8 +325,8 @@ def test_csv_has_a_column_for_each_metric(holdfast: Call, job: Storage) -> None:
     assert [row["val_loss"] for row in rows] == ["", "", "", "NaN", "", "", "", "0.5"]
 
 
-def test_json_spells_what_is_not_a_number(holdfast: Call, job: Storage) -> None:
-    rows = holdfast("history", "--json", "--epochs", "digits").rows
+def test_json_spells_what_is_not_a_number(outlast: Call, job: Storage) -> None:
+    rows = outlast("history", "--json", "--epochs", "digits").rows
     assert [row["logs"]["val_loss"] for row in rows] == ["NaN", 0.5]
 
 
@@ -335,18 +334,18 @@ def test_json_spells_what_is_not_a_number(holdfast: Call, job: Storage) -> None:
     "options",
     [["--csv", "--json"], ["-f", "--csv"], ["--plot", "a.png", "--csv"], ["--metric", "loss"]],
 )
-def test_outputs_that_exclude_one_another(holdfast: Call, job: Storage, options: list[str]) -> None:
-    assert holdfast("history", *options, "digits").code == 2
+def test_outputs_that_exclude_one_another(outlast: Call, job: Storage, options: list[str]) -> None:
+    assert outlast("history", *options, "digits").code == 2
 
 
-def test_the_curves_as_a_png(holdfast: Call, job: Storage, tmp_path: Path) -> None:
+def test_the_curves_as_a_png(outlast: Call, job: Storage, tmp_path: Path) -> None:
     picture = tmp_path / "curve.png"
-    answer = holdfast("history", "digits", "--plot", str(picture))
+    answer = outlast("history", "digits", "--plot", str(picture))
     assert answer.code == 0
     assert "loss, accuracy; 1 restarts" in answer.out
     assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     first = picture.read_bytes()
-    holdfast("history", "digits", "--plot", str(picture))
+    outlast("history", "digits", "--plot", str(picture))
     assert picture.read_bytes() == first
     assert set(tmp_path.iterdir()) == {Path(job.root).parent, picture}
 
@@ -360,31 +359,31 @@ def test_the_curves_as_a_png(holdfast: Call, job: Storage, tmp_path: Path) -> No
     ],
 )
 def test_plots_that_cannot_be(
-    holdfast: Call, job: Storage, options: list[str], said: str, tmp_path: Path,
+    outlast: Call, job: Storage, options: list[str], said: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    answer = holdfast("history", *options, "digits")
+    answer = outlast("history", *options, "digits")
     assert answer.code in (2, 74)
     assert said in answer.err
     assert list(tmp_path.glob("*.png")) == []
 
 
 def test_without_matplotlib_the_extra_is_named(
-    holdfast: Call, job: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    outlast: Call, job: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    answer = holdfast("history", "digits", "--plot", str(tmp_path / "a.png"))
+    answer = outlast("history", "digits", "--plot", str(tmp_path / "a.png"))
     assert answer.code == 2
-    assert "pip install 'holdfast[plot]'" in answer.err
+    assert "pip install 'outlast[plot]'" in answer.err
     assert not (tmp_path / "a.png").exists()
 
 
-def test_a_damaged_history_is_named(holdfast: Call, job: Storage) -> None:
+def test_a_damaged_history_is_named(outlast: Call, job: Storage) -> None:
     flip(job, layout.history(1), 0)
-    answer = holdfast("history", "digits")
+    answer = outlast("history", "digits")
     assert answer.code == 65
     assert "attempt 1" in answer.err
     assert "damaged at byte 0" in answer.err
@@ -393,29 +392,29 @@ def test_a_damaged_history_is_named(holdfast: Call, job: Storage) -> None:
 # --- checkpoints, verify, prune ------------------------------------------------------------------
 
 
-def test_checkpoints_of_the_line_oldest_first(holdfast: Call, job: Storage) -> None:
-    found = holdfast("checkpoints", "--json", "digits").json
+def test_checkpoints_of_the_line_oldest_first(outlast: Call, job: Storage) -> None:
+    found = outlast("checkpoints", "--json", "digits").json
     assert [(one["step"], one["stage"], one["attempt"], one["reason"]) for one in found] == [
         (3, "epoch", 1, "epoch"), (5, "step", 2, "step"), (6, "end", 2, "end"),
     ]  # fmt: skip
     assert found[0]["metrics"] == {"loss": 0.4, "val_accuracy": 0.2}
     assert found[0]["writer"] == {"keras": "3"}
     assert {entry["name"] for entry in found[0]["files"]} == {"model.weights.h5", "notes.json"}
-    told = holdfast("checkpoints", "digits").out.splitlines()
+    told = outlast("checkpoints", "digits").out.splitlines()
     assert len(told) == 4
     assert "loss 0.4  val_accuracy 0.2" in told[1]
 
 
 @pytest.mark.parametrize("how", ["--deep", "--quick"])
-def test_a_good_job_verifies(holdfast: Call, job: Storage, how: str) -> None:
-    found = holdfast("verify", "--json", how, "digits")
+def test_a_good_job_verifies(outlast: Call, job: Storage, how: str) -> None:
+    found = outlast("verify", "--json", how, "digits")
     assert found.code == 0
     assert found.json["good"] is True
     assert [one["good"] for one in found.json["checkpoints"]] == [True] * 3
     assert found.json["history"]["entries"] == 9
     # the zombie's late commit is not of this line
     assert found.json["orphans"] == ["00-000000000005.0-0001"]
-    assert "3 of 3 checkpoints are good." in holdfast("verify", how, "digits").out
+    assert "3 of 3 checkpoints are good." in outlast("verify", how, "digits").out
 
 
 @pytest.mark.parametrize(
@@ -428,7 +427,7 @@ def test_a_good_job_verifies(holdfast: Call, job: Storage, how: str) -> None:
     ],
 )
 def test_damage_is_named_and_is_exit_code_65(
-    holdfast: Call, job: Storage, how: str, name: str, said: str
+    outlast: Call, job: Storage, how: str, name: str, said: str
 ) -> None:
     newest = checkpoint_names(job)[-1]
     path = f"checkpoints/{newest}/{name}"
@@ -438,22 +437,22 @@ def test_damage_is_named_and_is_exit_code_65(
         job.replace(path, job.read(path)[:-1])
     else:
         job.delete(path)
-    answer = holdfast("verify", "digits")
+    answer = outlast("verify", "digits")
     assert answer.code == 65
     assert any(
         line.startswith("DAMAGED") and newest in line and name in line and said in line
         for line in answer.out.splitlines()
     )
     assert "2 of 3 checkpoints are good." in answer.out
-    found = holdfast("verify", "--json", "digits").json
+    found = outlast("verify", "--json", "digits").json
     assert [one["good"] for one in found["checkpoints"]] == [True, True, False]
     # a flipped byte of a file is only found by reading it
-    quick = holdfast("verify", "--quick", "digits").code
+    quick = outlast("verify", "--quick", "digits").code
     assert quick == (0 if (how, name) == ("flip", "model.weights.h5") else 65)
 
 
 @pytest.mark.parametrize("part", ["history", "journal", "spec", "origins"])
-def test_damage_elsewhere_is_named_too(holdfast: Call, job: Storage, part: str) -> None:
+def test_damage_elsewhere_is_named_too(outlast: Call, job: Storage, part: str) -> None:
     path = {
         "history": layout.history(1),
         "journal": layout.journal_event(3),
@@ -461,15 +460,15 @@ def test_damage_elsewhere_is_named_too(holdfast: Call, job: Storage, part: str) 
         "origins": layout.origin(2),
     }[part]
     flip(job, path, 0)
-    answer = holdfast("verify", "--json", "digits")
+    answer = outlast("verify", "--json", "digits")
     assert answer.code == 65
     assert answer.json[part]["good"] is False
-    assert f"DAMAGED  {part}" in holdfast("verify", "digits").out
+    assert f"DAMAGED  {part}" in outlast("verify", "digits").out
 
 
-def test_prune_says_then_deletes(holdfast: Call, job: Storage) -> None:
+def test_prune_says_then_deletes(outlast: Call, job: Storage) -> None:
     before = checkpoint_names(job)
-    planned = holdfast("prune", "--dry-run", "--json", "--keep", "1", "digits").json
+    planned = outlast("prune", "--dry-run", "--json", "--keep", "1", "digits").json
     zombie = "00-000000000005.0-0001"
     assert planned == {
         "deleted": [zombie, before[1]],
@@ -482,23 +481,23 @@ def test_prune_says_then_deletes(holdfast: Call, job: Storage) -> None:
         "keep": str(Keep.parse(1)),
     }
     assert checkpoint_names(job) == before
-    told = holdfast("prune", "--keep", "1", "digits").out.splitlines()
+    told = outlast("prune", "--keep", "1", "digits").out.splitlines()
     assert told == [f"deleted {name}  ({why})" for name, why in planned["reasons"].items()]
     # what attempt 2 resumed from stays
     assert checkpoint_names(job) == [before[0], before[2]]
-    assert "Nothing to delete" in holdfast("prune", "--keep", "1", "digits").out
+    assert "Nothing to delete" in outlast("prune", "--keep", "1", "digits").out
 
 
-def test_prune_deletes_leftovers_by_their_age(holdfast: Call, job: Storage) -> None:
+def test_prune_deletes_leftovers_by_their_age(outlast: Call, job: Storage) -> None:
     """A folder without a manifest, of the newest attempt, and temporary files."""
     cut_short = "checkpoints/00-000000000009.0-0002"
     job.create(f"{cut_short}/model.weights.h5", b"half")
     temporary = Path(job.root) / "journal" / ".tmp-0123456789abcdef"
     temporary.write_bytes(b"x" * 2000)
-    assert holdfast("prune", "--json", "digits").json["leftovers"] == []  # too young
+    assert outlast("prune", "--json", "digits").json["leftovers"] == []  # too young
     for path in (Path(job.root) / cut_short / "model.weights.h5", temporary):
         os.utime(path, (1e9, 1e9))
-    planned = holdfast("prune", "--dry-run", "--json", "digits").json["leftovers"]
+    planned = outlast("prune", "--dry-run", "--json", "digits").json["leftovers"]
     found = [(one["path"], one["reason"], one["size"]) for one in planned]
     assert found == [
         (cut_short, "a checkpoint that was never committed", 4),
@@ -506,14 +505,14 @@ def test_prune_deletes_leftovers_by_their_age(holdfast: Call, job: Storage) -> N
     ]
     assert all(one["age"] > 1e8 for one in planned)
     assert temporary.exists()
-    told = holdfast("prune", "digits").out.splitlines()
+    told = outlast("prune", "digits").out.splitlines()
     assert told[0].startswith(f"deleted {cut_short}  (a checkpoint that was never committed, 4 B, ")
     assert not temporary.exists()
     assert not job.exists(cut_short)
-    assert "Nothing to delete" in holdfast("prune", "--older-than", "0", "digits").out
+    assert "Nothing to delete" in outlast("prune", "--older-than", "0", "digits").out
 
 
-def test_prune_leaves_alone_what_somebody_may_be_writing(holdfast: Call, job: Storage) -> None:
+def test_prune_leaves_alone_what_somebody_may_be_writing(outlast: Call, job: Storage) -> None:
     """A job at work clears its own folders away; elsewhere its newest ones may be half sent."""
     journal = Journal(job)
     journal.append(Resumed(by="a test"))
@@ -521,98 +520,98 @@ def test_prune_leaves_alone_what_somebody_may_be_writing(holdfast: Call, job: St
     cut_short = "checkpoints/00-000000000009.0-0003"
     job.create(f"{cut_short}/model.weights.h5", b"half")
     os.utime(Path(job.root) / cut_short / "model.weights.h5", (1e9, 1e9))
-    assert holdfast("prune", "--json", "--older-than", "0", "digits").json["leftovers"] == []
+    assert outlast("prune", "--json", "--older-than", "0", "digits").json["leftovers"] == []
     assert job.exists(cut_short)
 
 
 def test_verify_takes_a_root_and_names_what_is_wrong_in_which_job(
-    holdfast: Call, job: Storage, job_root: Path
+    outlast: Call, job: Storage, job_root: Path
 ) -> None:
     shutil.copytree(job_root / "digits", job_root / "other")
     shutil.copytree(job_root / "digits", job_root / "third")
-    answer = holdfast("verify")
+    answer = outlast("verify")
     assert answer.code == 0
     assert answer.out.splitlines()[-1] == f"3 of 3 jobs in {job_root} are good."
     other = open_storage(job_root / "other")
     newest = checkpoint_names(other)[-1]
     flip(other, f"checkpoints/{newest}/model.weights.h5")
     flip(open_storage(job_root / "third"), layout.SPEC, 0)
-    answer = holdfast("verify", "--deep", str(job_root))
+    answer = outlast("verify", "--deep", str(job_root))
     assert answer.code == 65
     damaged = [line for line in answer.out.splitlines() if line.startswith("DAMAGED")]
     assert len(damaged) == 2
     assert damaged[0].startswith(f"DAMAGED  other  {newest}  model.weights.h5: its content")
     assert damaged[1].startswith("DAMAGED  third  spec  ")
-    found = holdfast("verify", "--json", str(job_root)).json
+    found = outlast("verify", "--json", str(job_root)).json
     assert [(one["job"], one["good"]) for one in found["jobs"]] == [
         ("digits", True), ("other", False), ("third", False),
     ]  # fmt: skip
-    assert holdfast("verify", str(job_root / "nothing")).code == 4
+    assert outlast("verify", str(job_root / "nothing")).code == 4
 
 
 def test_copy_says_what_it_did_and_goes_on_where_it_was(
-    holdfast: Call, job: Storage, job_root: Path, tmp_path: Path
+    outlast: Call, job: Storage, job_root: Path, tmp_path: Path
 ) -> None:
     dest = tmp_path / "elsewhere"
-    first = holdfast("copy", "--json", "digits", f"{dest}/").json
+    first = outlast("copy", "--json", "digits", f"{dest}/").json
     assert first["url"] == f"{dest}/digits"
     assert (first["checkpoints"], first["kept"], first["damages"]) == (checkpoint_names(job), 0, [])
-    again = holdfast("copy", "--json", "digits", f"{dest}/digits").json
+    again = outlast("copy", "--json", "digits", f"{dest}/digits").json
     assert (again["written"], again["kept"] > 0) == (0, True)
-    assert holdfast("verify", f"{dest}/digits").code == 0
+    assert outlast("verify", f"{dest}/digits").code == 0
     for verb in (["checkpoints", "--json"], ["history", "--format", "jsonl"], ["logs"]):
-        assert holdfast(*verb, "digits").out == holdfast(*verb, f"{dest}/digits").out
-    told = holdfast("copy", "digits", f"{dest}/digits").out
+        assert outlast(*verb, "digits").out == outlast(*verb, f"{dest}/digits").out
+    told = outlast("copy", "digits", f"{dest}/digits").out
     assert "there already; every byte read back" in told
 
 
 def test_copy_refuses_a_place_that_is_taken_and_a_job_at_work(
-    holdfast: Call, job: Storage, tmp_path: Path, job_root: Path
+    outlast: Call, job: Storage, tmp_path: Path, job_root: Path
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").write_text("mine")
-    answer = holdfast("copy", "digits", str(tmp_path / "full"))
+    answer = outlast("copy", "digits", str(tmp_path / "full"))
     assert (answer.code, "it is not empty" in answer.err) == (2, True)
-    assert holdfast("copy", "digits", str(job_root / "digits")).code == 2
+    assert outlast("copy", "digits", str(job_root / "digits")).code == 2
     journal = Journal(job)
     journal.append(Resumed(by="a test"))
     journal.claim(identity.here())
-    answer = holdfast("copy", "digits", str(tmp_path / "new"))
+    answer = outlast("copy", "digits", str(tmp_path / "new"))
     assert (answer.code, "has it (attempt 3)" in answer.err) == (5, True)
     assert not (tmp_path / "new").exists()
 
 
-def test_copy_takes_damage_along_and_says_so(holdfast: Call, job: Storage, tmp_path: Path) -> None:
+def test_copy_takes_damage_along_and_says_so(outlast: Call, job: Storage, tmp_path: Path) -> None:
     newest = checkpoint_names(job)[-1]
     flip(job, f"checkpoints/{newest}/model.weights.h5")
-    answer = holdfast("copy", "digits", str(tmp_path / "new"))
+    answer = outlast("copy", "digits", str(tmp_path / "new"))
     assert answer.code == 65
     assert f"DAMAGED  {newest}: model.weights.h5: its content has changed" in answer.out
-    assert "2 of 3 checkpoints are good." in holdfast("verify", str(tmp_path / "new")).out
+    assert "2 of 3 checkpoints are good." in outlast("verify", str(tmp_path / "new")).out
 
 
-def test_what_checkpoints_share_is_told_apart(holdfast: Call, job_root: Path) -> None:
+def test_what_checkpoints_share_is_told_apart(outlast: Call, job_root: Path) -> None:
     storage = open_storage(job_root / "frozen")
     storage.create(layout.SPEC, specs.encode(JobSpec(job="frozen", script="train.py")))
     store = CheckpointStore(storage, attempt=1)
     store.begin()
     for step in range(1, 5):
         store.save(sample_snapshot(step, backbone=1), reason="step")
-    found = holdfast("checkpoints", "--json", "frozen").json
+    found = outlast("checkpoints", "--json", "frozen").json
     part = 1 << 20
     assert [one["shared"] > part for one in found] == [False, False, True, True]
     assert [one["written"] > part for one in found] == [True, True, False, False]
     assert all(one["written"] + one["shared"] == one["size"] for one in found)
-    holdfast("prune", "--keep", "1", "frozen")
-    (last,) = holdfast("checkpoints", "--json", "frozen").json
+    outlast("prune", "--keep", "1", "frozen")
+    (last,) = outlast("checkpoints", "--json", "frozen").json
     assert (last["written"] > part, last["shared"]) == (True, 0)
-    assert "NEW" in holdfast("checkpoints", "frozen").out
+    assert "NEW" in outlast("checkpoints", "frozen").out
 
 
 def test_a_bar_is_shown_on_a_terminal(job: Storage) -> None:
     """In a process of its own, whose errors go to a terminal."""
     master, terminal = os.openpty()
-    command = [sys.executable, "-m", "service.cli", "verify", job.root]
+    command = [sys.executable, "-m", "outlast", "verify", job.root]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=terminal, env={**os.environ, "TERM": "xterm"}
     ) as process:
@@ -632,20 +631,20 @@ def test_a_bar_is_shown_on_a_terminal(job: Storage) -> None:
 
 
 def test_every_verb_holds_where_a_path_has_all_that_careless_code_trips_over(
-    holdfast: Call, job: Storage, job_root: Path, weird_root: Path
+    outlast: Call, job: Storage, job_root: Path, weird_root: Path
 ) -> None:
     shutil.copytree(job_root / "digits", weird_root / "digits")
     place = str(weird_root / "digits")
     plain = {
-        verb: holdfast(verb, "digits").out
+        verb: outlast(verb, "digits").out
         for verb in ("status", "logs", "history", "checkpoints", "verify")
     }
     for verb, out in plain.items():
         for named in ([place], ["--root", str(weird_root), "digits"]):
-            answer = holdfast(verb, *named)
+            answer = outlast(verb, *named)
             assert answer.code == 0, (verb, answer.err)
             assert answer.out.replace(str(weird_root), str(job_root)) == out
-    (listed,) = holdfast("list", "--json", "--root", str(weird_root)).json
+    (listed,) = outlast("list", "--json", "--root", str(weird_root)).json
     assert listed["job"] == "digits"
     for verb, *rest in (
         ["export", str(weird_root / "model.weights.h5")],
@@ -654,18 +653,18 @@ def test_every_verb_holds_where_a_path_has_all_that_careless_code_trips_over(
         ["stop"],
         ["resume"],
     ):
-        answer = holdfast(verb, place, *rest)
+        answer = outlast(verb, place, *rest)
         assert answer.code == 0, (verb, answer.err)
-    assert holdfast("verify", str(weird_root)).out.endswith(
+    assert outlast("verify", str(weird_root)).out.endswith(
         f"2 of 2 jobs in {weird_root} are good.\n"
     )
     assert checkpoint_names(open_storage(weird_root / "a copy ☂")) == checkpoint_names(job)
     assert len(checkpoint_names(open_storage(place))) == 2
 
 
-def test_prune_takes_the_jobs_own_rule_and_refuses_none(holdfast: Call, job: Storage) -> None:
-    assert holdfast("prune", "--json", "digits").json["keep"] == "last:3"
-    answer = holdfast("prune", "--keep", "last:0", "digits")
+def test_prune_takes_the_jobs_own_rule_and_refuses_none(outlast: Call, job: Storage) -> None:
+    assert outlast("prune", "--json", "digits").json["keep"] == "last:3"
+    answer = outlast("prune", "--keep", "last:0", "digits")
     assert answer.code == 2
     assert "needs a number from 1" in answer.err
 
@@ -673,36 +672,35 @@ def test_prune_takes_the_jobs_own_rule_and_refuses_none(holdfast: Call, job: Sto
 # --- errors --------------------------------------------------------------------------------------
 
 
-def test_a_command_nobody_knows_names_near_ones(holdfast: Call) -> None:
-    answer = holdfast("statsu")
+def test_a_command_nobody_knows_names_near_ones(outlast: Call) -> None:
+    answer = outlast("statsu")
     assert answer.code == 2
     assert "Did you mean status" in answer.err
 
 
 def test_no_stack_trace_unless_debug(
-    holdfast: Call, job: Storage, monkeypatch: pytest.MonkeyPatch
+    outlast: Call, job: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip(job, layout.journal_event(3), 0)
-    answer = holdfast("status", "digits")
+    answer = outlast("status", "digits")
     assert (answer.code, answer.err.count("\n")) == (65, 1)
     assert "00000003.json" in answer.err
-    traced = holdfast("status", "--debug", "digits")
+    traced = outlast("status", "--debug", "digits")
     assert "Traceback (most recent call last)" in traced.err
     assert traced.err.endswith(answer.err)
-    monkeypatch.setenv("HOLDFAST_DEBUG", "1")
-    assert "Traceback" in holdfast("status", "digits").err
+    monkeypatch.setenv("OUTLAST_DEBUG", "1")
+    assert "Traceback" in outlast("status", "digits").err
 
 
 def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(
-    holdfast: Call, job: Storage, monkeypatch: pytest.MonkeyPatch
+    outlast: Call, job: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr(time, "strftime", broken)
-    answer = holdfast("logs", "digits")
+    answer = outlast("logs", "digits")
     assert answer.code == 1
     assert answer.err == (
-        "holdfast: unexpected RuntimeError: two lines (run again with --debug for the stack "
-        "trace)\n"
+        "outlast: unexpected RuntimeError: two lines (run again with --debug for the stack trace)\n"
     )

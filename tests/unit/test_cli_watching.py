@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from outlast.cli.live import Lines, LiveLine
+from outlast.cli.plain import Plain
+from outlast.cli.watcher import Watcher
+from outlast.heartbeat import Beat
+from outlast.identity import Identity
+from outlast.lifecycle import Job, Outcome, State
 from rich.console import Console
-
-from service.cli.live import Lines, LiveLine
-from service.cli.plain import Plain
-from service.cli.watcher import Watcher
-from service.heartbeat import Beat
-from service.identity import Identity
-from service.lifecycle import Job, Outcome, State
 
 OWNER = Identity(host="here", pid=1, boot_id="")
 RUNNING = Job(state=State.RUNNING, attempt=1, in_flight=True, owner=OWNER)

@@ -7,9 +7,8 @@ import math
 from typing import Any
 
 import pytest
-
-from service.cli import tables, view, words
-from service.heartbeat import Beat
+from outlast.cli import tables, view, words
+from outlast.heartbeat import Beat
 
 
 @pytest.mark.parametrize(

@@ -17,26 +17,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from checkpoints.clients import Client
-from checkpoints.errors import (
+from outlast import exit_codes
+from outlast.cli import main
+from outlast.spec import JobSpec
+from outlast.submission import submit
+from outlast_checkpoints.clients import Client
+from outlast_checkpoints.errors import (
     AlreadyExists,
-    HoldfastError,
     NotFound,
+    OutlastError,
     ReadOnly,
     StorageError,
     UsageError,
 )
-from checkpoints.patience import patience
-from checkpoints.retrying import may_pass, status_of
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Storage, open_storage
-from checkpoints.storage_remote import FsspecStorage
-from checkpoints.store import CheckpointStore
-from service import exit_codes
-from service.cli import main
-from service.spec import JobSpec
-from service.submission import submit
+from outlast_checkpoints.patience import patience
+from outlast_checkpoints.retrying import may_pass, status_of
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.storage_remote import FsspecStorage
+from outlast_checkpoints.store import CheckpointStore
+
 from tests import gcs_double
 from tests.object_stores import AZURITE_ACCOUNT, AZURITE_KEY, package, s3_environment
 
@@ -237,7 +237,7 @@ def test_a_client_that_is_not_installed_is_named_with_its_extra(
     with pytest.raises(UsageError) as caught:
         open_storage(url)
     assert f"needs {missing}, which is not installed" in str(caught.value)
-    assert f"pip install 'holdfast[{extra}]'" in str(caught.value)
+    assert f"pip install 'outlast[{extra}]'" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_nothing_can_be_written_to_the_web(on_the_web: tuple[str, Storage]) -> N
     ):
         with pytest.raises(ReadOnly, match="http:// is for reading") as caught:
             write()
-        assert isinstance(caught.value, HoldfastError)
+        assert isinstance(caught.value, OutlastError)
     assert not web.capabilities.exclusive_create
 
 

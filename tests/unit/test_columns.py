@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from checkpoints.columns import ColumnReader, Columns, Points
-from checkpoints.errors import FormatError
-from checkpoints.manifest import unspell
-from checkpoints.rows import Row, decode, encode
+from outlast_checkpoints.columns import ColumnReader, Columns, Points
+from outlast_checkpoints.errors import FormatError
+from outlast_checkpoints.manifest import unspell
+from outlast_checkpoints.rows import Row, decode, encode
 
 NUMBERS = st.floats() | st.integers(-(2**53), 2**53)
 LOGS = st.dictionaries(st.sampled_from(["loss", "val loss", "ü", "kind", ""]), NUMBERS, max_size=4)
@@ -99,7 +98,7 @@ def test_the_second_block_of_a_training_is_read_at_once(monkeypatch: pytest.Monk
     )
     reader = ColumnReader()
     reader.read(block, 1, 0)
-    monkeypatch.setattr("checkpoints.rows.decode", lambda *_: pytest.fail("row by row"))
+    monkeypatch.setattr("outlast_checkpoints.rows.decode", lambda *_: pytest.fail("row by row"))
     steps, epochs = reader.read(block, 1, len(block))
     assert list(steps.logs["a b"].numbers) == [1, 2]
     assert np.array_equal(steps.logs["c"].numbers, [math.nan] * 2, equal_nan=True)

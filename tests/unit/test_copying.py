@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.copying import copy_job
-from checkpoints.digest import Digests
-from checkpoints.errors import CheckpointDamaged, JobChanged, PlaceTaken, StorageError
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import CHANGING, Died, FaultyStorage, sample_snapshot
+from outlast_checkpoints import layout
+from outlast_checkpoints.copying import copy_job
+from outlast_checkpoints.digest import Digests
+from outlast_checkpoints.errors import CheckpointDamaged, JobChanged, PlaceTaken, StorageError
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import CHANGING, Died, FaultyStorage, sample_snapshot
 
 BACKBONE = 3
 

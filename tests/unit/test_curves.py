@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from checkpoints.columns import ColumnReader, Columns
-from checkpoints.rows import Row, encode
-from service import curves
-from service.curves import MOST_SPANS, Curve, Curves, of_epochs
+from outlast import curves
+from outlast.curves import MOST_SPANS, Curve, Curves, of_epochs
+from outlast_checkpoints.columns import ColumnReader, Columns
+from outlast_checkpoints.rows import Row, encode
 
 
 def columns(rows: list[Row]) -> list[Columns]:
@@ -122,7 +121,7 @@ def test_curves_by_epoch() -> None:
 
 def test_as_few_curves_as_values_of_any_length_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    from service.plot import draw
+    from outlast.plot import draw
 
     monkeypatch.setattr(curves, "MOST_SPANS", 64)
     rows = [step(n, own=1 / n, loss=1 / n, accuracy=n / 500) for n in range(1, 500)]

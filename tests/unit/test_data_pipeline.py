@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast.training.pipeline import Pipeline
 from tensorflow.python.data.ops.options import ExternalStatePolicy
 from tensorflow.python.framework import config
-
-from service.training.pipeline import Pipeline
 
 Dataset = tf.data.Dataset
 NUMBERS = tf.range(20)

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from checkpoints.errors import NoCheckpoint
-from checkpoints.history import HistoryWriter
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from service.demo.digests import digests
+from outlast.demo.digests import digests
+from outlast_checkpoints.errors import NoCheckpoint
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
 
 Training = dict[str, Any]
 

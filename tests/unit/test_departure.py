@@ -7,19 +7,18 @@ from pathlib import Path
 
 import click
 import pytest
-
-from checkpoints import layout
-from checkpoints.storage import Storage, open_storage
-from service import departure, spooling
-from service.backends.local import LocalBackend
-from service.cli.run import _spec, run
-from service.context import AttemptContext
-from service.flight import Flight
-from service.heartbeat import Status
-from service.lifecycle import Outcome
-from service.logs import silent_logger
-from service.preemption import StopFlag
-from service.spec import JobSpec, spec_env
+from outlast import departure, spooling
+from outlast.backends.local import LocalBackend
+from outlast.cli.run import _spec, run
+from outlast.context import AttemptContext
+from outlast.flight import Flight
+from outlast.heartbeat import Status
+from outlast.lifecycle import Outcome
+from outlast.logs import silent_logger
+from outlast.preemption import StopFlag
+from outlast.spec import JobSpec, spec_env
+from outlast_checkpoints import layout
+from outlast_checkpoints.storage import Storage, open_storage
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def test_a_grace_that_was_given_is_a_limit(
     arguments: list[str], limit: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _made(tmp_path, arguments).grace_is_limit is limit
-    monkeypatch.setenv("HOLDFAST_GRACE", "30s")
+    monkeypatch.setenv("OUTLAST_GRACE", "30s")
     assert _made(tmp_path, []).grace_is_limit
 
 
@@ -122,8 +121,8 @@ def _made(folder: Path, arguments: list[str]) -> JobSpec:
 
 
 def test_where_a_machine_asks_is_not_stored_with_the_job() -> None:
-    environ = {"HOLDFAST_METADATA_URL": "http://127.0.0.1:1", "HOLDFAST_PREEMPTION": "gce"}
-    assert spec_env({}, environ) == {"HOLDFAST_PREEMPTION": "gce"}
+    environ = {"OUTLAST_METADATA_URL": "http://127.0.0.1:1", "OUTLAST_PREEMPTION": "gce"}
+    assert spec_env({}, environ) == {"OUTLAST_PREEMPTION": "gce"}
 
 
 def test_the_time_of_an_attempt_goes_by(storage: Storage) -> None:

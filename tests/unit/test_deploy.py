@@ -13,17 +13,16 @@ import hcl2
 import kubernetes_validate
 import pytest
 import yaml
-
-from checkpoints.storage import open_storage
-from service import exit_codes
-from service.engines import slurm
-from service.engines.kubernetes import KubernetesEngine
-from service.notices.aws import WITHIN
-from service.notices.base import RESERVE
-from service.spec import JobSpec
+from outlast import exit_codes
+from outlast.engines import slurm
+from outlast.engines.kubernetes import KubernetesEngine
+from outlast.notices.aws import WITHIN
+from outlast.notices.base import RESERVE
+from outlast.spec import JobSpec
+from outlast_checkpoints.storage import open_storage
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-UNITS = ["holdfast.service", "holdfast@.service"]
+UNITS = ["outlast.service", "outlast@.service"]
 
 
 def unit(name: str) -> dict[str, list[str]]:
@@ -43,22 +42,22 @@ def test_systemd_takes_the_units(require: Callable[[str], str], tmp_path: Path) 
     analyze, program = require("systemd-analyze"), require("true")
     for name in UNITS:
         text = (DEPLOY / "systemd" / name).read_text()
-        assert "/opt/holdfast/bin/holdfast " in text
+        assert "/opt/outlast/bin/outlast " in text
         # It looks whether the program is there.
-        (tmp_path / name).write_text(text.replace("/opt/holdfast/bin/holdfast", program))
-    files = [tmp_path / "holdfast.service", tmp_path / "holdfast@digits.service"]
+        (tmp_path / name).write_text(text.replace("/opt/outlast/bin/outlast", program))
+    files = [tmp_path / "outlast.service", tmp_path / "outlast@digits.service"]
     done = subprocess.run(
         [analyze, "verify", "--man=no", "--recursive-errors=no", *files],
         capture_output=True, text=True,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
-    (tmp_path / "holdfast.service").write_text("[Service]\nKillMode=gently\n")
+    (tmp_path / "outlast.service").write_text("[Service]\nKillMode=gently\n")
     wrong = subprocess.run([analyze, "verify", "--man=no", files[0]], capture_output=True)
     assert wrong.stderr  # so that it would have been seen
 
 
 def test_every_exit_code_is_either_good_or_final_or_worth_another_start() -> None:
-    one = unit("holdfast@.service")
+    one = unit("outlast@.service")
     good = {0, *map(int, one["SuccessExitStatus"][0].split())}
     final = set(map(int, one["RestartPreventExitStatus"][0].split()))
     assert good == {exit_codes.DONE, exit_codes.RESUMABLE}
@@ -110,17 +109,17 @@ def test_cloud_init_reads_its_file_once_it_is_filled_in() -> None:
     filled: Any = {"root": "s3://bucket/jobs", "package": "https://x/h.whl", "unit": "W1VuaXRdCg=="}
     document = yaml.safe_load(re.sub(r"\$\{(\w+)\}", lambda found: filled[found[1]], text))
     files = {one["path"]: one for one in document["write_files"]}
-    assert files["/etc/default/holdfast"]["content"] == "HOLDFAST_ROOT=s3://bucket/jobs\n"
-    assert files["/etc/systemd/system/holdfast.service"]["encoding"] == "b64"
+    assert files["/etc/default/outlast"]["content"] == "OUTLAST_ROOT=s3://bucket/jobs\n"
+    assert files["/etc/systemd/system/outlast.service"]["encoding"] == "b64"
     assert ["systemctl", "daemon-reload"] in document["runcmd"]
     assert all(isinstance(word, str) for command in document["runcmd"] for word in command)
 
 
 def test_the_start_up_script_asks_for_what_terraform_gives() -> None:
     script = (DEPLOY / "gcp" / "startup.sh").read_text()
-    asked = set(re.findall(r"metadata (holdfast-\w+)", script))
+    asked = set(re.findall(r"metadata (outlast-\w+)", script))
     template = (DEPLOY / "gcp" / "main.tf").read_text()
-    assert asked == set(re.findall(r"^\s+(holdfast-\w+)\s+=", template, re.M))
+    assert asked == set(re.findall(r"^\s+(outlast-\w+)\s+=", template, re.M))
 
 
 # --- clusters: what is shown is what is handed over -----------------------------------------------
@@ -128,8 +127,8 @@ def test_the_start_up_script_asks_for_what_terraform_gives() -> None:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if Holdfast were installed where the examples have it."""
-    monkeypatch.setattr(sys, "executable", "/shared/holdfast/bin/python")
+    """As if Outlast were installed where the examples have it."""
+    monkeypatch.setattr(sys, "executable", "/shared/outlast/bin/python")
     monkeypatch.setattr(slurm, "source_path", lambda: None)
 
 

@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from checkpoints import direct, page_cache
+from outlast_checkpoints import direct, page_cache
 
 BLOCK = 4096
 LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 7, 17 * BLOCK, 40_000]

@@ -12,18 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import outlast
+import outlast_checkpoints
 import pytest
-
-import checkpoints
-import service
-from checkpoints import layout, manifest
-from checkpoints.errors import HoldfastError
-from service import exit_codes, lifecycle, spec
+from outlast import exit_codes, lifecycle, spec
+from outlast_checkpoints import layout, manifest
+from outlast_checkpoints.errors import OutlastError
 
 TOP = Path(__file__).parents[2]
-PACKAGES: tuple[ModuleType, ...] = (checkpoints, service)
+PACKAGES: tuple[ModuleType, ...] = (outlast_checkpoints, outlast)
 # An ordinary training script that the demonstration runs: importing it would train.
-SCRIPT = "service.demo.digits"
+SCRIPT = "outlast.demo.digits"
 
 
 def page(name: str) -> str:
@@ -85,7 +84,7 @@ def test_the_table_of_the_spec_has_every_policy_and_its_default() -> None:
     rows = table(section(page("docs/operations.md"), "Policies of a job"))
     job = spec.JobSpec(job="x")
     not_policies = {"job", "format", "script", "module", "args", "cwd", "python", "env", "seed",
-                    "backend", "backend_options", "created", "holdfast"}  # fmt: skip
+                    "backend", "backend_options", "created", "outlast"}  # fmt: skip
     assert set(codes(rows)) == set(spec.JobSpec.__struct_fields__) - not_policies
     for row in rows:
         for field, told in zip(codes([row]), row[1].split(", "), strict=True):
@@ -134,7 +133,7 @@ def test_the_page_of_the_format_names_every_field_of_a_manifest() -> None:
 
 
 def test_the_page_of_the_format_names_every_part_of_the_state() -> None:
-    text = (TOP / "service/training/fit_state.py").read_text(encoding="utf-8")
+    text = (TOP / "service/outlast/training/fit_state.py").read_text(encoding="utf-8")
     take = re.search(r"def take\(.*?\n        \}\n", text, re.S)
     assert take is not None
     rows = table(section(page("docs/format.md"), "The files of a checkpoint"))
@@ -158,14 +157,14 @@ def modules() -> Iterator[ModuleType]:
                 yield importlib.import_module(found.name)
 
 
-def errors(kind: type[HoldfastError] = HoldfastError) -> Iterator[type[HoldfastError]]:
+def errors(kind: type[OutlastError] = OutlastError) -> Iterator[type[OutlastError]]:
     yield kind
     for child in kind.__subclasses__():
         yield from errors(child)
 
 
 @pytest.fixture(scope="module")
-def all_errors() -> dict[str, type[HoldfastError]]:
+def all_errors() -> dict[str, type[OutlastError]]:
     """Every error class of our own packages, by name."""
     list(modules())
     ours = tuple(f"{package.__name__}." for package in PACKAGES)
@@ -175,17 +174,17 @@ def all_errors() -> dict[str, type[HoldfastError]]:
     return by_name
 
 
-def template(kind: type[HoldfastError]) -> str:
+def template(kind: type[OutlastError]) -> str:
     return " ".join((inspect.getdoc(kind) or "").split())
 
 
-def fields(kind: type[HoldfastError]) -> set[str]:
+def fields(kind: type[OutlastError]) -> set[str]:
     names = {name for _, name, _, _ in string.Formatter().parse(template(kind)) if name}
     return {re.split(r"[.\[]", name)[0] for name in names}
 
 
 def test_every_error_has_a_message_of_its_own_that_formats(
-    all_errors: dict[str, type[HoldfastError]],
+    all_errors: dict[str, type[OutlastError]],
 ) -> None:
     assert len(all_errors) > 15
     for kind in all_errors.values():
@@ -198,7 +197,7 @@ def test_every_error_has_a_message_of_its_own_that_formats(
 
 
 def test_every_error_exits_with_a_documented_code(
-    all_errors: dict[str, type[HoldfastError]],
+    all_errors: dict[str, type[OutlastError]],
 ) -> None:
     strange = {
         name: kind.exit_code
@@ -209,8 +208,8 @@ def test_every_error_exits_with_a_documented_code(
 
 
 def called(
-    func: ast.expr, module: ModuleType, known: dict[str, type[HoldfastError]]
-) -> type[HoldfastError] | None:
+    func: ast.expr, module: ModuleType, known: dict[str, type[OutlastError]]
+) -> type[OutlastError] | None:
     """The error class that an expression names, where it names one of ours."""
     if isinstance(func, ast.Name):
         return known.get(func.id)
@@ -222,7 +221,7 @@ def called(
 
 
 def test_wherever_an_error_is_made_it_gets_all_that_its_message_tells(
-    all_errors: dict[str, type[HoldfastError]],
+    all_errors: dict[str, type[OutlastError]],
 ) -> None:
     seen = 0
     missing = []
@@ -299,7 +298,7 @@ def test_only_the_training_room_imports_keras_and_tensorflow() -> None:
         for room in PACKAGES
         for path in (TOP / room.__name__).rglob("*.py")
         if (found := imported(path) & {"keras", "tensorflow"})
-        and "service/training/" not in path.as_posix()
+        and "service/outlast/training/" not in path.as_posix()
         and path != TOP / (SCRIPT.replace(".", "/") + ".py")
     }
     assert outside == {}

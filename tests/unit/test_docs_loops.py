@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outlast import Loop
 
-from service import Loop
 from tests.training_harness import Death, all_state, begin_process, dying_at, process, stopping_at
 
 PAGE = (Path(__file__).parents[2] / "docs/loops.md").read_text(encoding="utf-8")

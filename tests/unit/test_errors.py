@@ -6,12 +6,11 @@ import errno
 import pickle
 
 import pytest
+from outlast_checkpoints import errors
+from outlast_checkpoints.errors import NotFound, OutlastError, StorageError, StorageFull
 
-from checkpoints import errors
-from checkpoints.errors import HoldfastError, NotFound, StorageError, StorageFull
 
-
-def kinds(kind: type[HoldfastError] = HoldfastError) -> list[type[HoldfastError]]:
+def kinds(kind: type[OutlastError] = OutlastError) -> list[type[OutlastError]]:
     return [kind, *(below for child in kind.__subclasses__() for below in kinds(child))]
 
 
@@ -30,7 +29,7 @@ def test_they_are_what_they_resemble() -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds() if kind.__module__ == errors.__name__])
-def test_every_error_has_a_message_and_an_exit_code(kind: type[HoldfastError]) -> None:
+def test_every_error_has_a_message_and_an_exit_code(kind: type[OutlastError]) -> None:
     error = kind(path="p")
     assert str(error)
     assert 0 < kind.exit_code < 256

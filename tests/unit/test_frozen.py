@@ -11,18 +11,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-
-from checkpoints import frozen, hdf5, layout
-from checkpoints.envelope import unseal
-from checkpoints.errors import CheckpointDamaged, FormatTooNew, StorageError
-from checkpoints.frozen import FrozenPart, Seen
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.manifest import FileEntry, Manifest, _Stored
-from checkpoints.retention import Keep
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import FaultyStorage, sample_snapshot
+from outlast_checkpoints import frozen, hdf5, layout
+from outlast_checkpoints.envelope import unseal
+from outlast_checkpoints.errors import CheckpointDamaged, FormatTooNew, StorageError
+from outlast_checkpoints.frozen import FrozenPart, Seen
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.manifest import FileEntry, Manifest, _Stored
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
 
 WEIGHTS, PART = layout.WEIGHTS_FILE, "model.weights.frozen.h5"
 MEGABYTE = 1 << 18  # of float32

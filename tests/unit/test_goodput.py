@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
-
-from service import identity
-from service.goodput import Life, measure
-from service.heartbeat import Beat, Status
+from outlast import identity
+from outlast.goodput import Life, measure
+from outlast.heartbeat import Beat, Status
 
 
 def beat(phase: int, step: int, done: int, restored: str | None = None, **spent: float) -> Beat:

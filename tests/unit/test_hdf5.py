@@ -14,13 +14,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import xxhash
-
-from checkpoints import digest, direct, page_cache
-from checkpoints.errors import FormatError, UsageError
-from checkpoints.hdf5 import as_arrays, read_file, write_arrays
-from checkpoints.manifest import FileEntry
-from checkpoints.skeleton import _laid_out, skeleton_of
-from checkpoints.snapshot import ArrayFile
+from outlast_checkpoints import digest, direct, page_cache
+from outlast_checkpoints.errors import FormatError, UsageError
+from outlast_checkpoints.hdf5 import as_arrays, read_file, write_arrays
+from outlast_checkpoints.manifest import FileEntry
+from outlast_checkpoints.skeleton import _laid_out, skeleton_of
+from outlast_checkpoints.snapshot import ArrayFile
 
 KINDS = {
     "f4": np.linspace(-1, 1, 30, dtype=np.float32).reshape(2, 3, 5),

@@ -8,13 +8,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from outlast import heartbeat, identity
+from outlast.heartbeat import Beat, HeartbeatWriter, Status, Watch
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import StorageError, Superseded
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.testing import FaultyStorage
 
-from checkpoints import layout
-from checkpoints.errors import StorageError, Superseded
-from checkpoints.storage import open_storage
-from checkpoints.testing import FaultyStorage
-from service import heartbeat, identity
-from service.heartbeat import Beat, HeartbeatWriter, Status, Watch
 from tests.away import Bucket
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from checkpoints import layout
-from checkpoints.errors import FormatError, StorageError, StorageFull
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.manifest import HistoryMark
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import FaultyStorage, sample_snapshot
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import FormatError, StorageError, StorageFull
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.manifest import HistoryMark
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
 
 
 @pytest.fixture(params=["file", "memory"])

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, optimizers
+from outlast.training import hold as holding
+from outlast.training import state
+from outlast.training.hold import Holder, hold, raw
+from outlast.training.state import LiveState
+from outlast.training.step import CompiledSteps
+from outlast.training.walk import all_variables
 
-from service.training import hold as holding
-from service.training import state
-from service.training.hold import Holder, hold, raw
-from service.training.state import LiveState
-from service.training.step import CompiledSteps
-from service.training.walk import all_variables
 from tests.training_harness import begin_process
 
 RNG = np.random.default_rng(2)

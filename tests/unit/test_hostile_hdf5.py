@@ -17,21 +17,20 @@ import h5py
 import msgspec
 import numpy as np
 import pytest
-
-from checkpoints import hdf5, layout, manifest
-from checkpoints.envelope import checksum
-from checkpoints.errors import CheckpointDamaged
-from checkpoints.manifest import FileEntry
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
+from outlast_checkpoints import hdf5, layout, manifest
+from outlast_checkpoints.envelope import checksum
+from outlast_checkpoints.errors import CheckpointDamaged
+from outlast_checkpoints.manifest import FileEntry
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
 # Reads every file of a folder, with 1.5 GiB of address space beyond what is taken at the start.
 READER = """
 import json, resource, sys, time
 from pathlib import Path
-from checkpoints.errors import FormatError
-from checkpoints.hdf5 import read_file
+from outlast_checkpoints.errors import FormatError
+from outlast_checkpoints.hdf5 import read_file
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 limit = taken + (3 << 29)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -51,7 +50,7 @@ print(json.dumps(found))
 
 
 def plain(path: Path, **arrays: Any) -> bytearray:
-    """Write a file as Holdfast does, to be changed."""
+    """Write a file as Outlast does, to be changed."""
     hdf5.write_arrays(path, hdf5.ArrayFile(arrays))
     return bytearray(path.read_bytes())
 

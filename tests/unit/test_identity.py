@@ -10,8 +10,7 @@ from pathlib import Path
 
 import msgspec
 import psutil
-
-from service import identity
+from outlast import identity
 
 
 def test_this_process_is_at_work() -> None:

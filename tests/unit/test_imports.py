@@ -28,7 +28,7 @@ def loaded_after(code: str) -> set[str]:
 
 def command(*arguments: str) -> str:
     return f"""
-from service.cli import main
+from outlast.cli import main
 try:
     main({list(arguments)!r})
 except SystemExit as left:
@@ -43,10 +43,11 @@ def test_the_check_sees_what_is_loaded() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import checkpoints",
-        "import service",
-        "import checkpoints.storage, checkpoints.store, checkpoints.history, checkpoints.writer",
-        "import service.spec, service.lifecycle, service.journal, service.supervisor",
+        "import outlast_checkpoints",
+        "import outlast",
+        "import outlast_checkpoints.storage, outlast_checkpoints.store",
+        "import outlast_checkpoints.history, outlast_checkpoints.writer",
+        "import outlast.spec, outlast.lifecycle, outlast.journal, outlast.supervisor",
     ],
 )
 def test_importing_loads_nothing_heavy(code: str) -> None:
@@ -58,13 +59,13 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_help_loads_no_verb() -> None:
-    code = command("--help") + "\nassert 'service.cli.run' not in sys.modules"
-    code += "\nassert not {'service.supervisor', 'structlog', 'rich'} & set(sys.modules)"
+    code = command("--help") + "\nassert 'outlast.cli.run' not in sys.modules"
+    code += "\nassert not {'outlast.supervisor', 'structlog', 'rich'} & set(sys.modules)"
     loaded_after(code)
 
 
 def test_help_of_every_verb_loads_nothing_heavy() -> None:
-    from service.cli.group import VERBS
+    from outlast.cli.group import VERBS
 
     verbs = [verb for section in VERBS.values() for verb in section]
     code = "\n".join(command(verb, "--help") for verb in verbs)
@@ -76,4 +77,6 @@ def test_looking_at_local_jobs_loads_nothing_heavy(tmp_path: object) -> None:
 
 
 def test_the_names_of_the_packages_can_all_be_had() -> None:
-    loaded_after("import checkpoints\nfor name in checkpoints.__all__: getattr(checkpoints, name)")
+    loaded_after(
+        "import outlast_checkpoints as ours\nfor name in ours.__all__: getattr(ours, name)"
+    )

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from checkpoints.storage import open_storage
-from service import failures, identity
-from service.interval import (
+from outlast import failures, identity
+from outlast.interval import (
     ASSUMED_UPTIME,
     LONGEST,
     UNMEASURED,
@@ -21,8 +19,9 @@ from service.interval import (
     first,
     interval,
 )
-from service.journal import Journal
-from service.lifecycle import Claimed, Ended, Launched, Outcome, Started, Submitted
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Ended, Launched, Outcome, Started, Submitted
+from outlast_checkpoints.storage import open_storage
 
 seconds = st.floats(1e-4, 1e5)
 

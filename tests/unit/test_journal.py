@@ -7,15 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.errors import FormatError, FormatTooNew, StorageError, Superseded
-from checkpoints.storage import Storage, open_storage
-from checkpoints.testing import FaultyStorage
-from service.errors import InvalidTransition, JobUnknown
-from service.identity import Identity, here
-from service.journal import Journal
-from service.lifecycle import (
+from outlast.errors import InvalidTransition, JobUnknown
+from outlast.identity import Identity, here
+from outlast.journal import Journal
+from outlast.lifecycle import (
     Claimed,
     Ended,
     Launched,
@@ -26,6 +21,10 @@ from service.lifecycle import (
     StopRequested,
     Submitted,
 )
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import FormatError, FormatTooNew, StorageError, Superseded
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.testing import FaultyStorage
 
 ME = Identity(host="a", pid=1, boot_id="x", start=1)
 

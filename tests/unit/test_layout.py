@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.errors import InvalidName
-from checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import InvalidName
+from outlast_checkpoints.layout import CheckpointId, Stage
 
 
 def test_a_checkpoint_is_spelled_by_place_and_attempt() -> None:

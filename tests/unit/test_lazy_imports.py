@@ -1,13 +1,12 @@
-"""`import checkpoints` costs nothing, and still has every name."""
+"""`import outlast_checkpoints` costs nothing, and still has every name."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
+import outlast_checkpoints
 import pytest
-
-import checkpoints
 
 HEAVY = {"tensorflow", "keras", "h5py", "numpy", "fsspec", "tenacity", "ml_dtypes", "pytest"}
 
@@ -20,12 +19,12 @@ def loaded_after(statement: str) -> set[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    assert not loaded_after("import checkpoints") & HEAVY
+    assert not loaded_after("import outlast_checkpoints") & HEAVY
 
 
 def test_reading_what_there_is_loads_nothing_heavy() -> None:
     statement = (
-        "from checkpoints import CheckpointStore, HistoryReader, Keep, open_storage\n"
+        "from outlast_checkpoints import CheckpointStore, HistoryReader, Keep, open_storage\n"
         "storage = open_storage('/nonexistent')\n"
         "assert CheckpointStore(storage).latest() == (None, [])\n"
         "assert list(HistoryReader(storage).rows()) == []"
@@ -33,11 +32,11 @@ def test_reading_what_there_is_loads_nothing_heavy() -> None:
     assert not loaded_after(statement) & HEAVY
 
 
-@pytest.mark.parametrize("name", checkpoints.__all__)
+@pytest.mark.parametrize("name", outlast_checkpoints.__all__)
 def test_every_name_is_there(name: str) -> None:
-    assert getattr(checkpoints, name).__module__.startswith("checkpoints.")
+    assert getattr(outlast_checkpoints, name).__module__.startswith("outlast_checkpoints.")
 
 
 def test_other_names_are_not() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
-        checkpoints.nonsense  # noqa: B018
+        outlast_checkpoints.nonsense  # noqa: B018

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.leftovers import clock, leftovers
-from checkpoints.retention import Keep
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import FaultyStorage, sample_snapshot
+from outlast_checkpoints import layout
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.leftovers import clock, leftovers
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
 
 DAY = 86400.0
 YEAR = 365 * DAY

@@ -6,11 +6,10 @@ import signal
 from typing import Any
 
 import pytest
-
-from service import exit_codes
-from service.errors import InvalidTransition
-from service.identity import Identity
-from service.lifecycle import (
+from outlast import exit_codes
+from outlast.errors import InvalidTransition
+from outlast.identity import Identity
+from outlast.lifecycle import (
     Claimed,
     Ended,
     Event,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from checkpoints.errors import FormatError
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.lineage import Lineage, Origin, decode, encode
-from checkpoints.manifest import HistoryMark
+from outlast_checkpoints.errors import FormatError
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.lineage import Lineage, Origin, decode, encode
+from outlast_checkpoints.manifest import HistoryMark
 
 
 def origin(attempt: int, step: int | None = None, of: int = 0, mark: int | None = None) -> Origin:

@@ -7,14 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from outlast import logs
+from outlast.heartbeat import Status
+from outlast.logs import LogFile, LogTail, make_logger
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.testing import FaultyStorage
 
-from checkpoints import layout
-from checkpoints.errors import UsageError
-from checkpoints.storage import Storage, open_storage
-from checkpoints.testing import FaultyStorage
-from service import logs
-from service.heartbeat import Status
-from service.logs import LogFile, LogTail, make_logger
 from tests.away import Bucket
 
 

@@ -7,11 +7,18 @@ import math
 
 import msgspec
 import pytest
-
-from checkpoints.envelope import seal
-from checkpoints.errors import FormatError, FormatTooNew
-from checkpoints.manifest import FORMAT, FileEntry, HistoryMark, Manifest, decode, encode, format_of
-from checkpoints.snapshot import Progress
+from outlast_checkpoints.envelope import seal
+from outlast_checkpoints.errors import FormatError, FormatTooNew
+from outlast_checkpoints.manifest import (
+    FORMAT,
+    FileEntry,
+    HistoryMark,
+    Manifest,
+    decode,
+    encode,
+    format_of,
+)
+from outlast_checkpoints.snapshot import Progress
 
 DIGEST = "xxh3:" + "0123456789abcdef" * 2
 MANIFEST = Manifest(
@@ -72,7 +79,7 @@ def test_every_flipped_bit_and_every_cut_is_found() -> None:
 
 def test_a_newer_format_is_told_from_damage() -> None:
     newer = msgspec.structs.replace(MANIFEST, format=FORMAT + 1)
-    with pytest.raises(FormatTooNew, match="Install a newer Holdfast"):
+    with pytest.raises(FormatTooNew, match="Install a newer Outlast"):
         decode(encode(newer), "m")
 
 

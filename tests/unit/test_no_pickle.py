@@ -8,24 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import outlast
+import outlast_checkpoints
 import pytest
-
-import checkpoints
-import service
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service.identity import here
-from service.journal import Journal
-from service.lifecycle import Claimed, Submitted
+from outlast.identity import here
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Submitted
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {"torch.load", "torch.save", "np.load", "numpy.load", "pd.read_pickle", "pd.to_pickle"}
 
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:
-    for package in (checkpoints, service):
+    for package in (outlast_checkpoints, outlast):
         for path in Path(package.__file__ or "").parent.rglob("*.py"):
             yield path, ast.parse(path.read_text())
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from outlast.notices import aws, azure, base, gce, leaving, where
+from outlast.notices.base import Cloud, Notice, Unanswered
+from outlast.notices.metadata import Metadata
+from outlast.notices.watcher import Watcher, watch
 
-from service.notices import aws, azure, base, gce, leaving, where
-from service.notices.base import Cloud, Notice, Unanswered
-from service.notices.metadata import Metadata
-from service.notices.watcher import Watcher, watch
 from tests.metadata_servers import AwsServer, AzureServer, GceServer, MetadataServer
 
 Server = TypeVar("Server", bound=MetadataServer)
@@ -89,7 +89,7 @@ def test_gce_is_heard_though_the_notice_came_before_anybody_listened(
 ) -> None:
     server = serve(GceServer())
     server.say(preempted="TRUE")
-    notice = gce.Gce({"HOLDFAST_METADATA_URL": server.url}).look(lambda *_: None)
+    notice = gce.Gce({"OUTLAST_METADATA_URL": server.url}).look(lambda *_: None)
     assert notice is not None
     assert len(server.asked) == 1
 
@@ -98,7 +98,7 @@ def test_gce_tells_of_a_migration_and_acts_on_a_termination(serve: Serve[GceServ
     server = serve(GceServer())
     server.waits = False  # a server that answers at once is not asked all the time
     told: list[Told] = []
-    cloud = gce.Gce({"HOLDFAST_METADATA_URL": server.url})
+    cloud = gce.Gce({"OUTLAST_METADATA_URL": server.url})
     server.say(maintenance="MIGRATE_ON_HOST_MAINTENANCE")
     for _ in range(3):
         assert cloud.look(lambda event, fields: told.append((event, fields))) is None
@@ -112,13 +112,13 @@ def test_gce_tells_of_a_migration_and_acts_on_a_termination(serve: Serve[GceServ
 
 def test_gce_is_not_believed_without_its_header(serve: Serve[GceServer]) -> None:
     server = serve(GceServer())
-    cloud = gce.Gce({"HOLDFAST_METADATA_URL": server.url})
+    cloud = gce.Gce({"OUTLAST_METADATA_URL": server.url})
     cloud._server = Metadata(server.url)  # as somebody would ask who is not of this machine
     with pytest.raises(Unanswered, match="status 403"):
         cloud.look(lambda *_: None)
     server.say(trouble="foreign")  # somebody's portal says "TRUE" to everything
     with pytest.raises(Unanswered):
-        gce.Gce({"HOLDFAST_METADATA_URL": server.url}).look(lambda *_: None)
+        gce.Gce({"OUTLAST_METADATA_URL": server.url}).look(lambda *_: None)
 
 
 # --- Amazon ---------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_aws_tells_of_a_recommendation_and_a_hibernation_once_and_goes_on(
 ) -> None:
     server = serve(AwsServer())
     told: list[Told] = []
-    cloud = aws.Aws({"HOLDFAST_METADATA_URL": server.url})
+    cloud = aws.Aws({"OUTLAST_METADATA_URL": server.url})
     server.say(rebalance='{"noticeTime": "2026-01-01T00:00:00Z"}')
     server.interrupt("hibernate", within=0)
     for _ in range(2):
@@ -187,7 +187,7 @@ def test_azure_acts_on_what_takes_this_machine_and_lets_it_begin(
     def look() -> Notice | None:
         return cloud.look(lambda event, fields: told.append((event, fields)))
 
-    cloud = azure.Azure({"HOLDFAST_METADATA_URL": server.url})
+    cloud = azure.Azure({"OUTLAST_METADATA_URL": server.url})
     assert look() is None
     server.schedule("Preempt", ["train-1"], event_id="other")  # all of a group are told
     server.schedule("Freeze", event_id="freeze")
@@ -205,7 +205,7 @@ def test_azure_acts_on_what_takes_this_machine_and_lets_it_begin(
 
 def test_azure_is_not_hurried_while_others_would_be_hit(serve: Serve[AzureServer]) -> None:
     server = serve(AzureServer())
-    one, two = (azure.Azure({"HOLDFAST_METADATA_URL": server.url}) for _ in range(2))
+    one, two = (azure.Azure({"OUTLAST_METADATA_URL": server.url}) for _ in range(2))
     server.schedule(event_id="both")
     assert one.look(lambda *_: None) is not None
     assert two.look(lambda *_: None) is not None
@@ -215,7 +215,7 @@ def test_azure_is_not_hurried_while_others_would_be_hit(serve: Serve[AzureServer
     assert server.started == ["both"]
     server.say(events=[])
     server.schedule(resources=["train-0", "train-1"], event_id="several")
-    three = azure.Azure({"HOLDFAST_METADATA_URL": server.url})
+    three = azure.Azure({"OUTLAST_METADATA_URL": server.url})
     assert three.look(lambda *_: None) is not None
     assert not three.acknowledge()
     assert server.started == ["both"]
@@ -224,7 +224,7 @@ def test_azure_is_not_hurried_while_others_would_be_hit(serve: Serve[AzureServer
 def test_azure_without_a_time_or_a_name_is_heard_all_the_same(serve: Serve[AzureServer]) -> None:
     server = serve(AzureServer(machine=""))
     server.schedule("Terminate", ["train-7"], within=None)
-    notice = azure.Azure({"HOLDFAST_METADATA_URL": server.url}).look(lambda *_: None)
+    notice = azure.Azure({"OUTLAST_METADATA_URL": server.url}).look(lambda *_: None)
     assert notice is not None
     assert (notice.within, notice.deadline) == (None, None)
     assert notice.story == "azure: the machine is deleted"
@@ -252,11 +252,11 @@ def test_an_event_of_azure_with_odd_times() -> None:
 def test_a_server_in_trouble_is_asked_again_and_told_of_once(
     kind: type[MetadataServer], serve: Serve[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.notices.watcher.LONGEST", 0.02)
+    monkeypatch.setattr("outlast.notices.watcher.LONGEST", 0.02)
     server = serve(kind())
     server.say(trouble="error")
     cloud = where.CLOUDS[{GceServer: "gce", AwsServer: "aws", AzureServer: "azure"}[kind]](
-        {"HOLDFAST_METADATA_URL": server.url}
+        {"OUTLAST_METADATA_URL": server.url}
     )
     cloud.pause = 0.02
     with Listening(cloud) as listening:
@@ -282,7 +282,7 @@ def test_a_server_that_hangs_holds_up_nobody(serve: Serve[GceServer]) -> None:
     server.say(trouble="hang")
     with pytest.raises(Unanswered, match=r"[Tt]ime"):
         Metadata(server.url).ask("anything", timeout=0.1)
-    with Listening(gce.Gce({"HOLDFAST_METADATA_URL": server.url})) as listening:
+    with Listening(gce.Gce({"OUTLAST_METADATA_URL": server.url})) as listening:
         server.until(2)
     assert listening.watcher._thread.is_alive()  # it is still waiting: to stop did not
     assert listening.notices.empty()
@@ -291,7 +291,7 @@ def test_a_server_that_hangs_holds_up_nobody(serve: Serve[GceServer]) -> None:
 def test_no_server_at_all_and_an_address_that_is_none() -> None:
     for url in ("http://127.0.0.1:1", "http://", "http://[::1", "http://127.0.0.1:none"):
         with pytest.raises(Unanswered):
-            gce.Gce({"HOLDFAST_METADATA_URL": url}).look(lambda *_: None)
+            gce.Gce({"OUTLAST_METADATA_URL": url}).look(lambda *_: None)
 
 
 def test_proxies_and_redirects_are_not_for_this(
@@ -300,7 +300,7 @@ def test_proxies_and_redirects_are_not_for_this(
     server = serve(AwsServer())
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    assert aws.Aws({"HOLDFAST_METADATA_URL": server.url}).look(lambda *_: None) is None
+    assert aws.Aws({"OUTLAST_METADATA_URL": server.url}).look(lambda *_: None) is None
 
 
 # --- where this is --------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_nothing_is_asked_where_no_cloud_is(
     tmp_path: Path, serve: Serve[GceServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(GceServer())
-    monkeypatch.setenv("HOLDFAST_METADATA_URL", server.url)
+    monkeypatch.setenv("OUTLAST_METADATA_URL", server.url)
     told: list[str] = []
     before = threading.active_count()
     for choice in ("none", "auto"):

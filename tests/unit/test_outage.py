@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from checkpoints.errors import StorageError
-from checkpoints.patience import BRIEF, seconds
-from service.heartbeat import Beat, Watch
-from service.outage import Outage
+from outlast.heartbeat import Beat, Watch
+from outlast.outage import Outage
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.patience import BRIEF, seconds
 
 
 class Store:

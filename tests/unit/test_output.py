@@ -12,7 +12,7 @@ FULL = Path("/dev/full")
 
 SCRIPT = """
 import os, subprocess, sys
-from service.output import guard_output
+from outlast.output import guard_output
 out, err = guard_output()
 print("words")
 sys.stdout.flush()  # python itself lets bytes overtake words that are not flushed
@@ -47,7 +47,7 @@ def test_words_arrive_where_there_is_space(options: list[str], tmp_path: Path) -
 
 
 def test_a_closed_stdout_stays_closed() -> None:
-    code = "import sys; sys.stdout = None\nfrom service.output import guard_output\n"
+    code = "import sys; sys.stdout = None\nfrom outlast.output import guard_output\n"
     code += "print(len(guard_output()), file=sys.stderr)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)

@@ -9,9 +9,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-
-from service import preemption
-from service.preemption import StopFlag
+from outlast import preemption
+from outlast.preemption import StopFlag
 
 SIGNALS = (*preemption.LEAVE, *preemption.SAVE)
 
@@ -74,7 +73,7 @@ def test_outside_of_the_main_thread_there_are_no_handlers() -> None:
 
 FORKS = """
 import os, signal
-from service import preemption
+from outlast import preemption
 
 preemption.install(preemption.StopFlag())
 pid = os.fork()
@@ -93,7 +92,7 @@ def test_a_fork_ends_as_if_there_were_no_handler() -> None:
 
 HANDLERS_OF_A_FORK = """
 import os, signal
-from service import preemption
+from outlast import preemption
 
 before = {s: signal.getsignal(s) for s in preemption.LEAVE}
 preemption.install(preemption.StopFlag())
@@ -114,7 +113,7 @@ def test_a_fork_has_no_handler_of_ours() -> None:
 
 SOON = """
 import os, signal, time
-from service import preemption
+from outlast import preemption
 
 preemption.install(preemption.StopFlag())
 for _ in range(100):

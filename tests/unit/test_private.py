@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from checkpoints.history import HistoryWriter
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
-from service import backends, spec
-from service.identity import here
-from service.journal import Journal
-from service.lifecycle import Claimed, Submitted
-from service.logs import LogFile
-from service.spec import JobSpec
+from outlast import backends, spec
+from outlast.identity import here
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Submitted
+from outlast.logs import LogFile
+from outlast.spec import JobSpec
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 TOP = Path(__file__).parents[2]
-NOT_OURS = {".git", ".venv", "build", "dist", "holdfast-jobs", "demo-output", "__pycache__"}
+NOT_OURS = {".git", ".venv", "build", "dist", "outlast-jobs", "demo-output", "__pycache__"}
 
 
 def our_files() -> list[Path]:
@@ -52,7 +52,12 @@ PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
 
 def test_the_listing_of_our_files_finds_them() -> None:
     names = {relative(path) for path in OUR_FILES}
-    assert {"pyproject.toml", "Makefile", "checkpoints/errors.py", ".ci/run"} <= names
+    assert {
+        "pyproject.toml",
+        "Makefile",
+        "checkpoints/outlast_checkpoints/errors.py",
+        ".ci/run",
+    } <= names
     assert not any(name.startswith((".venv/", ".git/")) for name in names)
 
 
@@ -121,7 +126,7 @@ def test_what_passes_dockerignore_makes_the_whole_package(tmp_path: Path) -> Non
     subprocess.run([sys.executable, "-m", "pip", *wheel], cwd=tmp_path, check=True)
     (made,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(made).namelist())
-    ours = {relative(path) for path in sources if "/" in relative(path)}
+    ours = {relative(path).partition("/")[2] for path in sources if "/" in relative(path)}
     assert {name for name in packed if ".dist-info/" not in name} == ours
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in packed)
 
@@ -158,7 +163,7 @@ OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 def extras() -> list[str]:
     """The extras that are tested here: only .ci/run asks for torch, only `make bench` for bench."""
     names = list(PROJECT["project"]["optional-dependencies"])
-    if os.environ.get("HOLDFAST_REQUIRE") != "all" and find_spec("torch") is None:
+    if os.environ.get("OUTLAST_REQUIRE") != "all" and find_spec("torch") is None:
         names.remove("torch")
     if find_spec("orbax") is None:
         names.remove("bench")
@@ -166,7 +171,7 @@ def extras() -> list[str]:
 
 
 def required(extras: list[str]) -> set[str]:
-    """Names of everything that Holdfast with these extras brings, however far down."""
+    """Names of everything that Outlast with these extras brings, however far down."""
     project = PROJECT["project"]
     todo = [Requirement(text) for text in PROJECT["build-system"]["requires"]]
     todo += [Requirement(text) for text in project["dependencies"]]
@@ -176,7 +181,7 @@ def required(extras: list[str]) -> set[str]:
     while todo:
         requirement = todo.pop()
         name, wanted = canonicalize_name(requirement.name), frozenset(requirement.extras)
-        if name == "holdfast" or (name, wanted) in seen or OF_TORCH.match(name):
+        if name == "outlast" or (name, wanted) in seen or OF_TORCH.match(name):
             continue
         seen.add((name, wanted))
         for text in metadata.requires(name) or []:
@@ -230,7 +235,7 @@ def test_the_version_is_the_changelogs_newest() -> None:
 
 
 def test_the_version_that_the_code_tells_is_the_projects() -> None:
-    assert metadata.version("holdfast") == PROJECT["project"]["version"]
+    assert metadata.version("outlast") == PROJECT["project"]["version"]
 
 
 # --- what is written in our files ----------------------------------------------------------------
@@ -307,22 +312,21 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
-def holdfast_commands(page: Path) -> list[list[str]]:
-    """Command lines of `holdfast` in a page's code blocks, split into words."""
+def outlast_commands(page: Path) -> list[list[str]]:
+    """Command lines of `outlast` in a page's code blocks, split into words."""
     blocks = re.findall(r"^```(?:\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     plain = (line.split("#")[0].removeprefix("$ ").split() for line in lines)
-    return [words for words in plain if len(words) > 1 and words[0] == "holdfast"]
+    return [words for words in plain if len(words) > 1 and words[0] == "outlast"]
 
 
 @pytest.mark.parametrize("page", MARKDOWN, ids=relative)
 def test_commands_and_options_in_the_documentation_exist(page: Path) -> None:
     import click
-
-    from service.cli import main
+    from outlast.cli import main
 
     unknown = []
-    for words in holdfast_commands(page):
+    for words in outlast_commands(page):
         command = main.get_command(click.Context(main), words[1])
         if command is None:
             if not words[1].startswith("-"):

@@ -7,16 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.errors import UsageError
-from checkpoints.storage import open_storage
-from service import heartbeat, rank
-from service.backends.local import _environment
-from service.errors import SpecInvalid
-from service.heartbeat import HeartbeatWriter, Status
-from service.rank import Rank
-from service.spec import JobSpec, spec_env
+from outlast import heartbeat, rank
+from outlast.backends.local import _environment
+from outlast.errors import SpecInvalid
+from outlast.heartbeat import HeartbeatWriter, Status
+from outlast.rank import Rank
+from outlast.spec import JobSpec, spec_env
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.storage import open_storage
 
 
 def test_a_process_is_alone_where_nobody_says_otherwise() -> None:
@@ -37,12 +36,12 @@ def test_the_variables_say_it_to_us_and_to_the_script() -> None:
     ("number", "of"), [("4", "4"), ("0", "0"), ("-1", "2"), ("x", "2"), ("0", ""), ("", "2")]
 )
 def test_half_a_rank_is_an_error_and_not_a_process_alone(number: str, of: str) -> None:
-    with pytest.raises(SpecInvalid, match="HOLDFAST_RANK"):
-        rank.here({"HOLDFAST_RANK": number, "HOLDFAST_WORLD_SIZE": of})
+    with pytest.raises(SpecInvalid, match="OUTLAST_RANK"):
+        rank.here({"OUTLAST_RANK": number, "OUTLAST_WORLD_SIZE": of})
 
 
 def test_a_rank_is_not_handed_on_to_another_job() -> None:
-    mine = {"HOLDFAST_RANK": "1", "HOLDFAST_WORLD_SIZE": "2", "OTHER": "x"}
+    mine = {"OUTLAST_RANK": "1", "OUTLAST_WORLD_SIZE": "2", "OTHER": "x"}
     assert spec_env({}, mine) == {}
     started = _environment(JobSpec(job="j"), mine)
     assert rank.here(started) == Rank()
@@ -65,7 +64,7 @@ def test_only_the_first_one_writes_the_heartbeat_of_the_attempt(tmp_path: Path) 
 
 
 def test_a_training_refuses_to_be_one_of_several_that_know_nothing_of_each_other() -> None:
-    from service.training.job import TrainingJob
+    from outlast.training.job import TrainingJob
 
     ctx: Any = SimpleNamespace(rank=Rank(number=1, of=2))
     with pytest.raises(UsageError, match=r"one of 2 processes .* not supported yet"):

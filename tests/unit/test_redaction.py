@@ -6,11 +6,10 @@ import time
 from pathlib import Path, PurePosixPath
 
 import pytest
-
-from checkpoints.errors import NotFound, StorageError
-from checkpoints.redaction import carries_credentials, redact
-from checkpoints.storage import open_storage
-from service.logs import LogFile, make_logger
+from outlast.logs import LogFile, make_logger
+from outlast_checkpoints.errors import NotFound, StorageError
+from outlast_checkpoints.redaction import carries_credentials, redact
+from outlast_checkpoints.storage import open_storage
 
 URL = "https://host/jobs?sig=hunter22"
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-
-from checkpoints.errors import UsageError
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.retention import Best, Item, Keep, plan
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.retention import Best, Item, Keep, plan
 
 
 def item(step: int, phase: int = 0, stage: Stage = Stage.STEP, **metrics: float) -> Item:

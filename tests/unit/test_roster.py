@@ -6,14 +6,13 @@ import uuid
 from pathlib import Path
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.storage import Storage, open_storage
-from service import heartbeat, identity, roster
-from service import spec as specs
-from service.journal import Journal
-from service.lifecycle import Ended, Outcome, Reached, Resumed, State, Submitted
-from service.spec import JobSpec
+from outlast import heartbeat, identity, roster
+from outlast import spec as specs
+from outlast.journal import Journal
+from outlast.lifecycle import Ended, Outcome, Reached, Resumed, State, Submitted
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.storage import Storage, open_storage
 
 
 @pytest.fixture(params=["file", "memory"])

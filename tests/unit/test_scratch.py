@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from checkpoints.errors import StorageError
-from checkpoints.scratch import scratch, sweep
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.scratch import scratch, sweep
 
 HOLD = """
 import sys
-from checkpoints.scratch import scratch
+from outlast_checkpoints.scratch import scratch
 with scratch() as folder:
     (folder / "model.weights.h5").write_bytes(b"large")
     print(folder, flush=True)

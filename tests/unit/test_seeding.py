@@ -41,7 +41,7 @@ def test_tensorflow_is_made_ready_when_the_script_imports_it(
 ) -> None:
     out = python(
         "import sys\n"
-        "from service.seeding import seed_everything\n"
+        "from outlast.seeding import seed_everything\n"
         f"seed_everything(5, deterministic={deterministic})\n"
         "assert 'tensorflow' not in sys.modules and 'numpy' not in sys.modules\n"
         f"sys.path.insert(0, {str(fake_tensorflow)!r})\n"
@@ -59,7 +59,7 @@ def test_tensorflow_is_made_ready_when_the_script_imports_it(
 
 def test_python_and_numpy_give_the_same_numbers_each_time() -> None:
     code = (
-        "from service.seeding import seed_everything\n"
+        "from outlast.seeding import seed_everything\n"
         "seed_everything(2**62 + 1, deterministic=True)\n"
         "import random, numpy\n"
         "print(random.random(), numpy.random.rand())\n"
@@ -72,7 +72,7 @@ def test_python_and_numpy_give_the_same_numbers_each_time() -> None:
 def test_what_is_imported_already_is_seeded_at_once() -> None:
     out = python(
         "import numpy\n"
-        "from service.seeding import seed_everything\n"
+        "from outlast.seeding import seed_everything\n"
         "seed_everything(9, deterministic=True)\n"
         "a = numpy.random.rand()\n"
         "numpy.random.seed(9)\n"
@@ -84,7 +84,7 @@ def test_what_is_imported_already_is_seeded_at_once() -> None:
 def test_a_module_that_is_not_there_stays_an_import_error(tmp_path: Path) -> None:
     out = python(
         "import sys\n"
-        "from service.seeding import after_import\n"
+        "from outlast.seeding import after_import\n"
         "after_import({'not_there_at_all': print})\n"
         "for _ in range(2):\n"
         "    try:\n"

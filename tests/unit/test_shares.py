@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from checkpoints import layout, shares
-from checkpoints.columns import Columns, Points
-from checkpoints.errors import FormatError
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import sample_snapshot
+from outlast_checkpoints import layout, shares
+from outlast_checkpoints.columns import Columns, Points
+from outlast_checkpoints.errors import FormatError
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
 
 MIB = 1 << 20
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from checkpoints import layout
-from checkpoints.storage import Storage, open_storage
-from service import identity, slot, succession
-from service import spec as specs
-from service.errors import InvalidTransition, JobBusy
-from service.journal import Journal
-from service.lifecycle import (
+from outlast import identity, slot, succession
+from outlast import spec as specs
+from outlast.errors import InvalidTransition, JobBusy
+from outlast.journal import Journal
+from outlast.lifecycle import (
     Launched,
     Outcome,
     Queued,
@@ -23,8 +20,10 @@ from service.lifecycle import (
     Submitted,
     describe,
 )
-from service.slot import Slot
-from service.spec import JobSpec
+from outlast.slot import Slot
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.storage import Storage, open_storage
 
 SPEC = JobSpec(job="j", lost_after=30.0)
 

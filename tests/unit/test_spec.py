@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-
-from checkpoints.errors import FormatTooNew
-from checkpoints.layout import check_name
-from service import spec as specs
-from service.errors import SpecInvalid
-from service.spec import JobSpec, new_job_id, spec_env
+from outlast import spec as specs
+from outlast.errors import SpecInvalid
+from outlast.spec import JobSpec, new_job_id, spec_env
+from outlast_checkpoints.errors import FormatTooNew
+from outlast_checkpoints.layout import check_name
 
 
 def test_a_spec_survives_writing_and_reading() -> None:
@@ -20,7 +19,7 @@ def test_a_spec_survives_writing_and_reading() -> None:
         script="weird name ☂.py",
         args=["--lr", "1e-3", "it's"],
         cwd="/tmp",
-        env={"HOLDFAST_X": "1"},
+        env={"OUTLAST_X": "1"},
         save_every="100,epoch",
         keep="last:3,best:val_loss:min:2",
         seed=7,
@@ -101,12 +100,12 @@ def test_what_is_no_spec_is_refused(data: bytes) -> None:
 
 def test_secrets_are_never_stored() -> None:
     environ = {
-        "HOLDFAST_ROOT": "/jobs",
-        "HOLDFAST_API_TOKEN": "s3cret",
+        "OUTLAST_ROOT": "/jobs",
+        "OUTLAST_API_TOKEN": "s3cret",
         "AWS_SECRET_ACCESS_KEY": "s3cret",
         "HOME": "/root",
     }
-    assert spec_env({"LR": "1"}, environ) == {"HOLDFAST_ROOT": "/jobs", "LR": "1"}
+    assert spec_env({"LR": "1"}, environ) == {"OUTLAST_ROOT": "/jobs", "LR": "1"}
     for name in ("AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "DB_PASSWORD", "hf_token"):
         with pytest.raises(SpecInvalid, match=name):
             spec_env({name: "x"}, {})
@@ -156,4 +155,4 @@ def test_values_that_carry_credentials_are_not_stored() -> None:
     with pytest.raises(SpecInvalid, match="DATA carries credentials") as caught:
         spec_env({"DATA": url}, {})
     assert "geheim" not in str(caught.value)
-    assert spec_env({}, {"HOLDFAST_ROOT": url, "HOLDFAST_KEEP": "3"}) == {"HOLDFAST_KEEP": "3"}
+    assert spec_env({}, {"OUTLAST_ROOT": url, "OUTLAST_KEEP": "3"}) == {"OUTLAST_KEEP": "3"}

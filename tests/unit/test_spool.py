@@ -16,19 +16,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from outlast_checkpoints import layout
+from outlast_checkpoints import store as store_module
+from outlast_checkpoints.errors import StorageError, StorageFull, Superseded, UsageError
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.sender import Sender
+from outlast_checkpoints.spool import Spool
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import Died, FaultyStorage, sample_snapshot
+from outlast_checkpoints.writer import Writer
 
-from checkpoints import layout
-from checkpoints import store as store_module
-from checkpoints.errors import StorageError, StorageFull, Superseded, UsageError
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.retention import Keep
-from checkpoints.sender import Sender
-from checkpoints.spool import Spool
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import Died, FaultyStorage, sample_snapshot
-from checkpoints.writer import Writer
 from tests.away import Bucket
 
 SOON = (0.001, 0.01)  # seconds between two tries
@@ -517,8 +517,8 @@ def test_a_job_on_this_machine_has_no_spool(tmp_path: Path) -> None:
 def test_each_life_of_a_job_has_a_spool_of_its_own(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOLDFAST_SPOOL", str(tmp_path / "sp ool"))
-    monkeypatch.setenv("HOLDFAST_SPOOL_LIMIT", "1.5 GB")
+    monkeypatch.setenv("OUTLAST_SPOOL", str(tmp_path / "sp ool"))
+    monkeypatch.setenv("OUTLAST_SPOOL_LIMIT", "1.5 GB")
     assert Spool.found(bucket) is None
     one, other = Spool.of(bucket, "1"), Spool.of(bucket, "2")
     again, elsewhere = Spool.of(bucket, "1"), Spool.of(Bucket.at(tmp_path / "b" / "bucket"), "1")
@@ -539,19 +539,19 @@ def test_each_life_of_a_job_has_a_spool_of_its_own(
 def test_by_default_it_is_in_the_cache_and_takes_half_of_what_is_free(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HOLDFAST_SPOOL", raising=False)
+    monkeypatch.delenv("OUTLAST_SPOOL", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     spool = Spool.of(bucket, "life")
     assert spool is not None
-    assert spool.path.startswith(f"{tmp_path}/cache/holdfast/spool/bucket-")
+    assert spool.path.startswith(f"{tmp_path}/cache/outlast/spool/bucket-")
     assert 0 < spool.limit <= 20 << 30
 
 
 def test_a_limit_that_is_no_size_is_refused(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOLDFAST_SPOOL_LIMIT", "plenty")
-    with pytest.raises(UsageError, match=r"HOLDFAST_SPOOL_LIMIT.*plenty"):
+    monkeypatch.setenv("OUTLAST_SPOOL_LIMIT", "plenty")
+    with pytest.raises(UsageError, match=r"OUTLAST_SPOOL_LIMIT.*plenty"):
         Spool.of(bucket, "life")
 
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outlast import context, exit_codes, spooling
+from outlast.context import AttemptContext
+from outlast.heartbeat import Status
+from outlast.journal import Journal
+from outlast.lifecycle import Outcome
+from outlast.logs import LogFile, make_logger
+from outlast.preemption import StopFlag
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import Superseded, UsageError
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints import layout
-from checkpoints.errors import Superseded, UsageError
-from checkpoints.store import CheckpointStore
-from service import context, exit_codes, spooling
-from service.context import AttemptContext
-from service.heartbeat import Status
-from service.journal import Journal
-from service.lifecycle import Outcome
-from service.logs import LogFile, make_logger
-from service.preemption import StopFlag
-from service.spec import JobSpec
 from tests.away import Bucket
 from tests.unit.test_spool import Machine, committed, machines, steps_of
 
@@ -86,14 +86,14 @@ def test_a_finished_training_that_cannot_be_sent_exits_with_74_and_says_where_it
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("HOLDFAST_SPOOL_WAIT", "0.2")
+    monkeypatch.setenv("OUTLAST_SPOOL_WAIT", "0.2")
     machine = make()
     attempt = Attempt(bucket, machine)
     stranded(machine, bucket)
     code = spooling.settle(attempt.context, machine.sender, exit_codes.DONE)
     assert code == exit_codes.STORAGE_FAILED
     said = capsys.readouterr().err
-    for part in (machine.spool.path, "holdfast resume j", "nobody there", bucket.root):
+    for part in (machine.spool.path, "outlast resume j", "nobody there", bucket.root):
         assert part in said
     assert attempt.said() == ["not_sent"]
     assert attempt.context.status.error is not None
@@ -133,7 +133,7 @@ def test_a_store_that_comes_back_in_time_is_waited_for(
 def test_what_is_being_sent_may_take_longer_than_a_store_that_is_away(
     make: Callable[..., Machine], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOLDFAST_SPOOL_WAIT", "0")
+    monkeypatch.setenv("OUTLAST_SPOOL_WAIT", "0")
     machine = make()
     attempt = Attempt(bucket, machine)
     sending = threading.Event()
@@ -176,8 +176,8 @@ def test_an_attempt_that_is_superseded_while_it_waits_says_so(
 
 
 def test_the_wait_has_to_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOLDFAST_SPOOL_WAIT", "long")
-    with pytest.raises(UsageError, match="HOLDFAST_SPOOL_WAIT"):
+    monkeypatch.setenv("OUTLAST_SPOOL_WAIT", "long")
+    with pytest.raises(UsageError, match="OUTLAST_SPOOL_WAIT"):
         context.wait_at_end()
 
 
@@ -247,7 +247,7 @@ def bare(
     tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[AttemptContext]:
     """The attempt of a bare script, whose job is elsewhere."""
-    monkeypatch.setenv("HOLDFAST_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("OUTLAST_SPOOL", str(tmp_path / "spool"))
     monkeypatch.setattr(context, "open_storage", lambda url: bucket)
     found = context.open_bare("far away")
     yield found

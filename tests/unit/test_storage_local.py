@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-
-from checkpoints.errors import AlreadyExists, StorageError, StorageFull, UsageError
-from checkpoints.storage import open_storage
-from checkpoints.storage_local import LocalStorage
+from outlast_checkpoints.errors import AlreadyExists, StorageError, StorageFull, UsageError
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage_local import LocalStorage
 
 
 @contextmanager
@@ -170,8 +169,8 @@ def test_creating_again_makes_durable_what_is_there(
     """The first create links the file and fails to sync the folder; the second does only that."""
     script = """
         import sys
-        from checkpoints.errors import AlreadyExists, StorageError
-        from checkpoints.storage import open_storage
+        from outlast_checkpoints.errors import AlreadyExists, StorageError
+        from outlast_checkpoints.storage import open_storage
 
         storage = open_storage(sys.argv[1])
         try:
@@ -213,8 +212,8 @@ def test_what_the_disk_refuses(
 ) -> None:
     script = """
         import os, sys
-        from checkpoints.errors import StorageError
-        from checkpoints.storage import open_storage
+        from outlast_checkpoints.errors import StorageError
+        from outlast_checkpoints.storage import open_storage
 
         try:
             open_storage(sys.argv[1]).create("a", b"1")
@@ -263,8 +262,8 @@ def test_a_link_that_the_disk_refuses(
 ) -> None:
     script = """
         import os, sys
-        from checkpoints.errors import StorageError
-        from checkpoints.storage import open_storage
+        from outlast_checkpoints.errors import StorageError
+        from outlast_checkpoints.storage import open_storage
 
         try:
             print(open_storage(sys.argv[1]).link("a", "b"))

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-
-from checkpoints.clients import Client
-from checkpoints.errors import AlreadyExists, NotFound, StorageError, StorageFull
-from checkpoints.patience import patience
-from checkpoints.storage_remote import FsspecStorage
+from outlast_checkpoints.clients import Client
+from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError, StorageFull
+from outlast_checkpoints.patience import patience
+from outlast_checkpoints.storage_remote import FsspecStorage
 
 
 class Server(MemoryFileSystem):

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from checkpoints import layout, page_cache
-from checkpoints.errors import (
+from outlast_checkpoints import layout, page_cache
+from outlast_checkpoints.errors import (
     AlreadyExists,
     CheckpointDamaged,
     CommitUnknown,
@@ -25,13 +24,13 @@ from checkpoints.errors import (
     Superseded,
     UsageError,
 )
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.manifest import HistoryMark
-from checkpoints.retention import Best, Keep
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Capabilities, Storage, open_storage
-from checkpoints.store import CheckpointStore, Loaded
-from checkpoints.testing import Died, FaultyStorage, sample_snapshot
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.manifest import HistoryMark
+from outlast_checkpoints.retention import Best, Keep
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import Capabilities, Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore, Loaded
+from outlast_checkpoints.testing import Died, FaultyStorage, sample_snapshot
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -265,8 +264,7 @@ def test_no_good_checkpoint_left_is_not_a_reason_to_start_over(local: Storage) -
 
 def test_a_newer_format_is_not_passed_over(local: Storage) -> None:
     import msgspec
-
-    from checkpoints import manifest
+    from outlast_checkpoints import manifest
 
     store = begun(local)
     made = store.save(sample_snapshot(1), reason="step")
@@ -452,7 +450,7 @@ def test_what_was_committed_with_an_unknown_outcome_and_pruned_comes_back_whole(
     store.adopt(newer, open_storage(tmp_path / "other"))
     pruned = store.prune(Keep(last=1))
     assert pruned == ([] if elsewhere else [str(at(1))])
-    CheckpointStore(local).delete(at(1))  # somebody else's prune: `holdfast prune`
+    CheckpointStore(local).delete(at(1))  # somebody else's prune: `outlast prune`
     store.adopt(made, spool)
     assert store.verify(at(1)) == []
 

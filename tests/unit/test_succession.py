@@ -12,19 +12,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
-from checkpoints import layout, lineage
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.lineage import Origin
-from checkpoints.storage import Storage, open_storage
-from service import identity, succession
-from service import spec as specs
-from service.errors import JobBusy
-from service.heartbeat import Beat
-from service.identity import Identity
-from service.journal import Journal
-from service.lifecycle import Claimed, Ended, Launched, Outcome, Reached, Started, State, Submitted
-from service.spec import JobSpec
+from outlast import identity, succession
+from outlast import spec as specs
+from outlast.errors import JobBusy
+from outlast.heartbeat import Beat
+from outlast.identity import Identity
+from outlast.journal import Journal
+from outlast.lifecycle import Claimed, Ended, Launched, Outcome, Reached, Started, State, Submitted
+from outlast.spec import JobSpec
+from outlast_checkpoints import layout, lineage
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.lineage import Origin
+from outlast_checkpoints.storage import Storage, open_storage
 
 SPEC = JobSpec(job="j", heartbeat_every=1.0, lost_after=30.0, grace=10.0)
 ELSEWHERE = Identity(host="elsewhere", pid=7, boot_id="other", start=1)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast import context, fit
+from outlast.training.errors import Diverged, NotSupported
+from outlast_checkpoints.errors import UsageError
 
-from checkpoints.errors import UsageError
-from service import context, fit
-from service.training.errors import Diverged, NotSupported
 from tests.training_harness import Script, begin_process, keras_fit, process, rows, train
 from tests.training_zoo import ARRAYS, SAMPLES, X, Y, own, tiny
 
@@ -93,7 +93,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path, field: str, value: Any) ->
 
 def test_without_a_job_directory_the_way_out_is_told() -> None:
     begin_process()
-    with pytest.raises(UsageError, match=r"job_dir.*holdfast run"):
+    with pytest.raises(UsageError, match=r"job_dir.*outlast run"):
         fit(PLAIN.build(), **ARRAYS)
 
 

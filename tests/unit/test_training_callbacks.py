@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast import context, fit
+from outlast.training.errors import NotSupported
 
-from service import context, fit
-from service.training.errors import NotSupported
 from tests.training_harness import (
     Death,
     End,

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import pytest
 from keras.callbacks import Callback, CallbackList
+from outlast import context, fit
+from outlast.training import job as jobs
 
-from service import context, fit
-from service.training import job as jobs
 from tests.data_kinds import KINDS
 from tests.training_harness import Script, assert_same_end, begin_process, process, train
 

@@ -9,14 +9,14 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from outlast import fit
+from outlast.cli import main
+from outlast.cli.foreground import summary
+from outlast.cli.where import find_job
+from outlast_checkpoints.layout import WEIGHTS_FILE, Stage
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.layout import WEIGHTS_FILE, Stage
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service import fit
-from service.cli import main
-from service.cli.foreground import summary
-from service.cli.where import find_job
 from tests.training_harness import (
     Death,
     Script,
@@ -107,12 +107,12 @@ def test_plain_keras_takes_the_end_as_it_is_and_the_others_exported(
     store.delete(last)
     told = summary(find_job(root, "job"), root)
     assert "load_weights" not in told
-    assert "holdfast export" in told
+    assert "outlast export" in told
     # Never a model whose backbone is silently somebody else's.
     with pytest.raises(ValueError, match="backbone"):
         load(tmp_path / "job" / "checkpoints" / str(split) / WEIGHTS_FILE)
     exported = tmp_path / "exported.weights.h5"
-    monkeypatch.setenv("HOLDFAST_ROOT", str(tmp_path))
+    monkeypatch.setenv("OUTLAST_ROOT", str(tmp_path))
     with pytest.raises(SystemExit) as left:
         main(["export", "job", str(exported), "--checkpoint", str(split)])
     assert left.value.code == 0

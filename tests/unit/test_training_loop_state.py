@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast import Loop
+from outlast.training.errors import NotSupported, StateMismatch
+from outlast.training.in_place import put_back
+from outlast_checkpoints.errors import InvalidName, UsageError
 
-from checkpoints.errors import InvalidName, UsageError
-from service import Loop
-from service.training.errors import NotSupported, StateMismatch
-from service.training.in_place import put_back
 from tests.loop_harness import MakeLoop, assert_as_plain, assert_same_loop, run, run_plain
 from tests.training_harness import Death, dying_at, process, stopping_at
 

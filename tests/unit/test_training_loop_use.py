@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast import Loop, fit
+from outlast import spec as specs
+from outlast.spec import JobSpec
+from outlast.training.errors import Diverged, StateMismatch
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.errors import UsageError
-from checkpoints.layout import CheckpointId
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service import Loop, fit
-from service import spec as specs
-from service.spec import JobSpec
-from service.training.errors import Diverged, StateMismatch
 from tests.data_kinds import KINDS
 from tests.loop_harness import MakeLoop, Program, assert_same_loop, of_part, run
 from tests.training_harness import Death, begin_process, dying_at, process, stopping_at
@@ -447,7 +447,7 @@ def test_phases_survive_deaths_in_each(order: str, tmp_path: Path) -> None:
 def dying_at_step_of(phase: int, step: int) -> Iterator[None]:
     from unittest import mock
 
-    from service.training.phase import Phase
+    from outlast.training.phase import Phase
 
     record = Phase.record_steps
 

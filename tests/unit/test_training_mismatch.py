@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from outlast import fit
+from outlast.training.errors import StateMismatch
 
-from service import fit
-from service.training.errors import StateMismatch
 from tests.training_harness import (
     Death,
     Script,

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from outlast.training import outsized
+from outlast.training.outsized import Outsized, is_outsized
 
-from service.training import outsized
-from service.training.outsized import Outsized, is_outsized
 from tests.training_harness import (
     Death,
     Script,

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast import fit
+from outlast.training.permutation import epoch_order
 
-from service import fit
-from service.training.permutation import epoch_order
 from tests.training_harness import (
     Death,
     End,

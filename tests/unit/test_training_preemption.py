@@ -12,15 +12,15 @@ from unittest import mock
 
 import keras
 import pytest
+from outlast import context, logs
+from outlast.journal import Journal
+from outlast.lifecycle import Outcome, Released, State
+from outlast.notices import leaving
+from outlast.training import phase
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.layout import CheckpointId
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from service import context, logs
-from service.journal import Journal
-from service.lifecycle import Outcome, Released, State
-from service.notices import leaving
-from service.training import phase
 from tests.metadata_servers import AzureServer, GceServer
 from tests.training_harness import Script, assert_same_end, train
 from tests.training_zoo import ARRAYS, MLP, model_of
@@ -82,7 +82,7 @@ def test_no_moment_costs_a_step_or_is_charged(
 ) -> None:
     untouched = train(SCRIPT, tmp_path / "untouched")
     folder, google, azure = tmp_path / "job", GceServer(), AzureServer()
-    monkeypatch.setenv("HOLDFAST_PREEMPTION", "gce")
+    monkeypatch.setenv("OUTLAST_PREEMPTION", "gce")
     monkeypatch.setenv("GCE_METADATA_HOST", google.host)
 
     def notice() -> None:
@@ -113,8 +113,8 @@ def test_no_moment_costs_a_step_or_is_charged(
 
         # So little time is left that what is being saved is finished, and nothing is begun.
         monkeypatch.setattr(phase, "MOMENT_S", 0.0)
-        monkeypatch.setenv("HOLDFAST_PREEMPTION", "azure")
-        monkeypatch.setenv("HOLDFAST_METADATA_URL", azure.url)
+        monkeypatch.setenv("OUTLAST_PREEMPTION", "azure")
+        monkeypatch.setenv("OUTLAST_METADATA_URL", azure.url)
         monkeypatch.setattr(leaving, "_FOLDER", tmp_path)
         late = striking("saving: step", lambda: azure.schedule(within=1.0))
         with late, pytest.raises(SystemExit) as left:

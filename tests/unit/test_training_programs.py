@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast.training import step
+from outlast.training.program import Program
+from outlast.training.program_choice import ProgramChoice
 
-from service.training import step
-from service.training.program import Program
-from service.training.program_choice import ProgramChoice
 from tests.training_harness import (
     Death,
     Script,

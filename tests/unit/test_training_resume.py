@@ -15,13 +15,13 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from outlast import context, fit, heartbeat
+from outlast.training.phase import Phase
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.writer import Writer
 
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.writer import Writer
-from service import context, fit, heartbeat
-from service.training.phase import Phase
 from tests.training_harness import (
     Death,
     End,

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
+from outlast.training import program
+from outlast.training.one_thread import only_computes
+from outlast.training.program import Program, graph_program
+from outlast.training.step import CompiledSteps
 
-from service.training import program
-from service.training.one_thread import only_computes
-from service.training.program import Program, graph_program
-from service.training.step import CompiledSteps
 from tests.training_harness import (
     Death,
     Script,

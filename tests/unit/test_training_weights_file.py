@@ -12,10 +12,10 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from outlast_checkpoints.layout import WEIGHTS_FILE
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import CheckpointStore
 
-from checkpoints.layout import WEIGHTS_FILE
-from checkpoints.storage import open_storage
-from checkpoints.store import CheckpointStore
 from tests.training_harness import Death, Script, begin_process, dying_at, train
 
 # Keras' own: its save_weights reads variables in a way that numpy 2 deprecates.

@@ -15,8 +15,8 @@ from unittest import mock
 import keras
 import pytest
 import tensorflow as tf
+from outlast.training.validation import StopProbe
 
-from service.training.validation import StopProbe
 from tests.data_kinds import (
     BATCH,
     EPOCHS,

@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from outlast.plot import draw
+from outlast.training.history import History
 from PIL import Image
 
-from service.plot import draw
-from service.training.history import History
 from tests.training_harness import (
     Death,
     Script,
@@ -39,7 +39,7 @@ SCRIPT = Script(tiny(), ARGUMENTS)
 def drawn() -> None:
     """Wait for the picture that is being drawn."""
     for thread in threading.enumerate():
-        if thread.name == "holdfast-view":
+        if thread.name == "outlast-view":
             thread.join()
 
 

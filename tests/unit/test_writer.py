@@ -19,18 +19,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from checkpoints import hdf5, layout
-from checkpoints.errors import StorageError, StorageFull, Superseded
-from checkpoints.history import HistoryReader, HistoryWriter
-from checkpoints.layout import CheckpointId, Stage
-from checkpoints.manifest import HistoryMark
-from checkpoints.retention import Keep
-from checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from checkpoints.storage import Storage, open_storage
-from checkpoints.store import CheckpointStore
-from checkpoints.testing import FaultyStorage, sample_snapshot
-from checkpoints.writer import Writer
+from outlast_checkpoints import hdf5, layout
+from outlast_checkpoints.errors import StorageError, StorageFull, Superseded
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.layout import CheckpointId, Stage
+from outlast_checkpoints.manifest import HistoryMark
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage import Storage, open_storage
+from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from outlast_checkpoints.writer import Writer
 
 
 class Gated(FaultyStorage):
@@ -319,10 +318,10 @@ def test_a_full_disk_is_freed_of_what_crashes_left_and_tried_again(storage: Stor
 def test_a_script_that_just_ends_still_finishes_its_write(tmp_path: Path) -> None:
     script = """
         import sys
-        from checkpoints.storage import open_storage
-        from checkpoints.store import CheckpointStore
-        from checkpoints.testing import sample_snapshot
-        from checkpoints.writer import Writer
+        from outlast_checkpoints.storage import open_storage
+        from outlast_checkpoints.store import CheckpointStore
+        from outlast_checkpoints.testing import sample_snapshot
+        from outlast_checkpoints.writer import Writer
 
         store = CheckpointStore(open_storage(sys.argv[1]), attempt=1)
         store.begin()

@@ -4,8 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 from moments import Moments, digits, tell
-
-from service import Loop
+from outlast import Loop
 
 x, *_ = digits()
 moments = Moments()

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 from moments import FOLDER
+from outlast import fit
 
-from service import fit
 from tests.data_kinds import KINDS
 
 DEATHS = FOLDER / "deaths"

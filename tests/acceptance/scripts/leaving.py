@@ -6,12 +6,12 @@ from pathlib import Path
 from types import FrameType
 
 FOLDER = Path(sys.argv[1])
-holdfasts = signal.getsignal(signal.SIGTERM)
+outlasts = signal.getsignal(signal.SIGTERM)
 
 
 def let_go(signum: int, frame: FrameType | None) -> None:
-    assert callable(holdfasts)
-    holdfasts(signum, frame)
+    assert callable(outlasts)
+    outlasts(signum, frame)
     new = FOLDER / "hold.new"
     new.write_text("never 0 0")
     new.replace(FOLDER / "hold")

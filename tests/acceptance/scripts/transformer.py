@@ -3,8 +3,7 @@
 import keras
 from keras import layers, ops
 from moments import Moments, digits, stop_late, tell
-
-from service import fit
+from outlast import fit
 
 
 class Position(layers.Layer):

@@ -6,8 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 from moments import FOLDER, Moments, digits, tell
-
-from service import fit
+from outlast import fit
 
 variant = (FOLDER / "variant").read_text()
 if variant == "import error":

@@ -22,7 +22,7 @@ PATIENCE_S = 60  # only a failure takes that long
 
 
 def main(folder: Path, held_at: int) -> None:
-    for package in ("service.training.fit", "tests.data_kinds", "grain", "torch"):
+    for package in ("outlast.training.fit", "tests.data_kinds", "grain", "torch"):
         if importlib.util.find_spec(package) is not None:
             importlib.import_module(package)
 
@@ -71,8 +71,8 @@ def as_process(run: Any, folder: Path) -> None:
 
 def training(kind: str, folder: Path, held_at: int, held: int) -> None:
     import keras
+    from outlast import context, fit
 
-    from service import context, fit
     from tests.data_kinds import X, Y, plain_model
 
     kind, _, way = kind.partition("-")

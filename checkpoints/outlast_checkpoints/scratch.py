@@ -1,0 +1,77 @@
+"""Folders of this machine for files on their way to or from a store.
+
+Who is killed leaves its folder behind, with a file in it as large as a checkpoint's. A lock that
+ends with its process tells such a folder from one that is in use, in whatever container.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from outlast_checkpoints.errors import StorageError, StorageFull
+
+_PREFIX: Final = "outlast-scratch-"
+_LOCK: Final = ".in-use"
+_SETTLED: Final = 60.0  # seconds; a younger folder may not have its lock yet
+
+_swept: set[str] = set()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give an empty folder that is gone afterwards, and clear away those of the killed.
+
+    It is below the folder for temporary files (TMPDIR). Raises `StorageError`.
+    """
+    parent = tempfile.gettempdir()
+    if parent not in _swept:
+        _swept.add(parent)
+        sweep(Path(parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        kind = StorageFull if error.errno == errno.ENOSPC else StorageError
+        reason = error.strerror or str(error)
+        raise kind(action="write below", path=parent, reason=reason, errno=error.errno) from error
+    try:
+        with suppress(OSError):  # a file system without locks: it is swept by nobody
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(parent: Path, settled: float = _SETTLED) -> list[Path]:
+    """Delete the folders of processes that are gone, and return them.
+
+    settled: seconds that a folder is old at the least.
+    """
+    gone = []
+    for folder in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime >= settled and _unused(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                gone.append(folder)
+    return gone
+
+
+def _unused(folder: Path) -> bool:
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True

@@ -1,5 +1,0 @@
-"""`python -m service.cli` is `holdfast`."""
-
-from service.cli import main
-
-main()

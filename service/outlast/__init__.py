@@ -1,0 +1,26 @@
+"""Outlast: Keras trainings that survive. `from service import fit` is all a script changes.
+
+Importing this package loads neither TensorFlow nor Keras; they come with the first use of `fit`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outlast.training.fit import fit
+    from outlast.training.loop import Loop
+
+__all__ = ["Loop", "fit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import importlib
+
+        return getattr(importlib.import_module("outlast.training"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,220 @@
+"""Attempts as child processes of this machine, each in a session of its own.
+
+Own session: Ctrl-C on the terminal reaches the supervisor only, and all that an attempt started
+can be killed with it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import outlast_checkpoints
+from outlast_checkpoints import layout
+from outlast_checkpoints.errors import AlreadyExists
+from outlast_checkpoints.storage import Storage
+
+import outlast
+from outlast import identity, rank
+from outlast.backends import orphans
+from outlast.backends.base import Exit, Handle
+from outlast.backends.spares import Child, Spare, kill_group
+from outlast.errors import BackendFailed, SpecInvalid
+from outlast.identity import Identity
+from outlast.spec import JobSpec, interpreter
+from outlast.warmth import Order, Preload
+
+SUPERVISOR_PID: Final = "OUTLAST_SUPERVISOR_PID"
+_PACKAGES: Final = (outlast, outlast_checkpoints)
+_INSTALLED: Final = ("site-packages", "dist-packages")
+
+
+class LocalBackend:
+    """Runs attempts on this machine."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, Child] = {}
+        self._spare: Spare | None = None
+        self._adopts = False
+
+    def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
+        if storage.capabilities.in_process:
+            raise SpecInvalid(
+                field="root",
+                problem=f"{storage.root} lives in one process only, so an attempt in another one "
+                "would not see it. Use a folder or a bucket.",
+            )
+        output = _output_path(storage, attempt)
+        try:
+            for folder in (output.parent.parent, output.parent):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            child: Child | None = self._warm_child(storage, attempt, output)
+            if child is None:
+                with open(output, "ab", opener=_private) as file:
+                    arguments = ["outlast.attempt", storage.root, str(attempt)]
+                    child = _start(spec, arguments, subprocess.DEVNULL, file)
+        except OSError as error:
+            what = interpreter(spec)
+            raise BackendFailed(
+                backend="local", action=f"start {what!r} in {spec.cwd!r}", reason=str(error)
+            ) from error
+        self._children[child.pid] = child
+        who = identity.of_process(child.pid)
+        return {
+            "pid": who.pid,
+            "start": who.start,
+            "host": who.host,
+            "boot_id": who.boot_id,
+            "output": str(output),
+        }
+
+    def prepare(self, spec: JobSpec, preload: Preload) -> None:
+        """Keep a spare process that has done this: the next attempt need not import."""
+        if self._spare is not None and self._spare.preload == preload and self._spare.there():
+            return
+        self._end_spare()
+        if not orphans.adopting():
+            self._adopts = orphans.adopt()
+
+        def start(orders: int, news: int) -> subprocess.Popen[bytes]:
+            arguments = ["outlast.spare", str(news)]
+            return _start(spec, arguments, orders, subprocess.DEVNULL, pass_fds=(news,))
+
+        with suppress(OSError):  # the next attempt starts cold
+            self._spare = Spare(start, preload)
+
+    def close(self) -> None:
+        self._end_spare()
+        self._reap()
+        if self._adopts:
+            self._adopts = not orphans.adopt(False)
+
+    def _end_spare(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.end()
+
+    def _warm_child(self, storage: Storage, attempt: int, output: Path) -> Child | None:
+        """Return the spare, told to be this attempt; None when there is none."""
+        if self._spare is None:
+            return None
+        heir = orphans.adopting()
+        order = Order(url=storage.root, attempt=attempt, output=str(output), heir=heir)
+        child = self._spare.become(order)
+        if child is None:
+            self._end_spare()
+        return child
+
+    def poll(self, handle: Handle) -> Exit | None:
+        self._reap()
+        child = self._children.get(handle["pid"])
+        if child is None:
+            return Exit() if _identity(handle).gone() else None
+        if child.returncode is None:
+            # Looked at without reaping: until then the pid, and so the group, is certainly ours
+            seen = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if seen is None:
+                return None
+            if seen.si_code != os.CLD_EXITED or seen.si_status != 0:
+                kill_group(child.pid)  # what a dead attempt started must not outlive it
+        code = child.wait()
+        return Exit(code=code) if code >= 0 else Exit(signal=-code)
+
+    def signal(self, handle: Handle, signum: int) -> None:
+        if self._alive(handle):
+            with suppress(ProcessLookupError):
+                os.kill(handle["pid"], signum)
+
+    def kill(self, handle: Handle) -> None:
+        if self._alive(handle):
+            kill_group(handle["pid"])
+
+    def output(self, handle: Handle, start: int = 0) -> bytes:
+        try:
+            with Path(handle["output"]).open("rb") as file:
+                file.seek(start)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def finish(self, handle: Handle, storage: Storage, attempt: int) -> None:
+        if storage.local_path("") is not None:
+            return
+        with suppress(AlreadyExists):
+            storage.create(layout.output_log(attempt), self.output(handle))
+        output = Path(handle["output"])
+        output.unlink(missing_ok=True)
+        with suppress(OSError):
+            output.parent.rmdir()
+
+    def _reap(self) -> None:
+        """Reap what ended attempts had started, where that falls to this process."""
+        known = {pid for pid, child in self._children.items() if child.returncode is None}
+        spare = None if self._spare is None else self._spare.child()
+        orphans.reap(known if spare is None else known | {spare.pid})
+
+    def _alive(self, handle: Handle) -> bool:
+        if handle["pid"] in self._children:
+            return self.poll(handle) is None
+        who = _identity(handle)
+        return who.local and not who.gone()
+
+
+def _start(
+    spec: JobSpec, arguments: list[str], stdin: int, output: Any, pass_fds: Collection[int] = ()
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [interpreter(spec), "-P", "-m", *arguments],
+        stdin=stdin,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd=spec.cwd or None,
+        env=_environment(spec, os.environ),
+        start_new_session=True,
+        pass_fds=pass_fds,
+    )
+
+
+def _identity(handle: Handle) -> Identity:
+    return Identity(
+        host=handle["host"], pid=handle["pid"], boot_id=handle["boot_id"], start=handle["start"]
+    )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _output_path(storage: Storage, attempt: int) -> Path:
+    """Return where output.log is written: in its place, or aside until the attempt has ended."""
+    place = storage.local_path(layout.output_log(attempt))
+    if place is not None:
+        return place
+    return Path(tempfile.mkdtemp(prefix="outlast-")) / "output.log"
+
+
+def _environment(spec: JobSpec, environ: Mapping[str, str]) -> dict[str, str]:
+    env = {**rank.none(environ), **spec.env}
+    env.setdefault("PYTHONUNBUFFERED", "1")  # output.log shows it when it happens
+    if spec.deterministic:
+        # the order of a set of strings must not change from one attempt to the next
+        env.setdefault("PYTHONHASHSEED", str(spec.seed % 2**32))
+    env[SUPERVISOR_PID] = str(os.getpid())
+    if (source := source_path()) is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH")]))
+    return env
+
+
+def source_path() -> str | None:
+    """Return the source roots that this code runs from, None when it is installed.
+
+    A child process has to be told, for it looks for packages in its own places only.
+    """
+    roots = {Path(str(package.__file__)).resolve().parents[1] for package in _PACKAGES}
+    sources = sorted(str(root) for root in roots if root.name not in _INSTALLED)
+    return os.pathsep.join(sources) or None

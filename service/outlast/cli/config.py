@@ -1,0 +1,116 @@
+"""Options from a TOML file: the same names as on the command line, strictly read."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from outlast_checkpoints.errors import UsageError
+
+SCRIPT_KEYS = ("script", "module", "args")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the options in the TOML file at `path`: its `[job]` table, or its top level.
+
+    Raises UsageError when it cannot be read, or is not TOML, saying where.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _wrong(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise _wrong(path, "is not UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise _wrong(path, f"is not TOML: {error}") from error
+    job = document.get("job")
+    if not isinstance(job, dict):
+        return document
+    for other in document:
+        if other != "job":
+            raise _wrong(
+                path,
+                f"{other!r} stands beside the table [job]",
+                "Move it into [job], or do without that table.",
+            )
+    return job
+
+
+def as_defaults(path: Path, found: Mapping[str, Any], ctx: click.Context) -> dict[str, Any]:
+    """Return `found` by parameter name, each value checked as its option would check it.
+
+    Keys may be spelled with "-" or "_". Raises UsageError naming an unknown key (and near
+    matches) or a value that does not fit.
+    """
+    options = {
+        param.name: param
+        for param in ctx.command.params
+        if isinstance(param, click.Option) and param.name and param.name not in _NOT_IN_FILE
+    }
+    defaults: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name in SCRIPT_KEYS:
+            defaults[name] = _script_value(path, key, value)
+        elif name in options:
+            defaults[name] = _option_value(path, key, value, options[name], ctx)
+        else:
+            raise _wrong(path, f"unknown option {key!r}", _near(name, [*options, *SCRIPT_KEYS]))
+    if defaults.get("script") and defaults.get("module"):
+        raise _wrong(path, "has both 'script' and 'module'", "Keep one of the two.")
+    return defaults
+
+
+_NOT_IN_FILE = frozenset({"config", "debug", "module"})
+
+
+def _script_value(path: Path, key: str, value: Any) -> Any:
+    if key == "args":
+        if isinstance(value, list) and all(_is_plain(item) for item in value):
+            return [str(item) for item in value]
+        raise _wrong(path, "'args' must be a list of strings")
+    if isinstance(value, str) and value:
+        return value
+    raise _wrong(path, f"{key!r} must be a string")
+
+
+def _option_value(
+    path: Path, key: str, value: Any, option: click.Option, ctx: click.Context
+) -> Any:
+    if option.multiple:
+        if isinstance(value, dict) and all(_is_plain(item) for item in value.values()):
+            value = [f"{name}={item}" for name, item in value.items()]
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise _wrong(path, f"{key!r} must be a table, or a list of 'NAME=VALUE'")
+    elif option.is_flag:
+        if not isinstance(value, bool):
+            raise _wrong(path, f"{key!r} must be true or false")
+        return value
+    elif not _is_plain(value):
+        raise _wrong(path, f"{key!r} must be a single value")
+    else:
+        value = str(value)
+    try:
+        option.type_cast_value(ctx, value)
+    except click.BadParameter as error:
+        raise _wrong(path, f"{key!r}: {error.message}") from error
+    return value
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        return f"Did you mean {' or '.join(repr(one) for one in near)}?"
+    return "The options of `outlast run --help` are known, without their dashes."
+
+
+def _wrong(path: Path, problem: str, hint: str = "Correct the file.") -> UsageError:
+    return UsageError(field=f"--config {path}", problem=problem, hint=hint)

@@ -1,0 +1,170 @@
+"""The demonstration from beginning to end, told on the screen."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from outlast_checkpoints.errors import OutlastError, UsageError
+from outlast_checkpoints.history import HistoryReader
+from outlast_checkpoints.storage import open_storage
+
+from outlast.cli import words
+from outlast.cli.history import draw_history
+from outlast.cli.where import Place
+from outlast.demo.digests import digests
+from outlast.demo.killer import Killed, kill_next
+from outlast.errors import ExtraMissing
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.storage import Storage
+
+SCRIPT = Path(__file__).with_name("digits.py")
+SEED = 20
+KILL_AT = [0.3, 0.6]  # parts of all steps
+SAVE_EVERY = 25
+_MARK = ".outlast-demo"
+_PROGRESS = " · step "  # the epochs' own lines tell it as well
+# TensorFlow tells of its libraries before anybody can ask it not to.
+_NOISE = re.compile(rb"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:\d\d|[IW]0000 ")
+
+
+class DemoFailed(OutlastError, RuntimeError):
+    """The training {name!r} of the demo ended with exit code {code} after {kills} of {wanted}
+    kills. `outlast logs --root {root} {name}` tells why."""
+
+
+def show(output: Path) -> bool:
+    """Train twice, kill one of them twice, compare; return whether the ends are equal.
+
+    output: the folder for jobs and picture, made anew. Raises UsageError when it holds something
+    else, ExtraMissing without scikit-learn or matplotlib.
+    """
+    for package, module in (("scikit-learn", "sklearn"), ("matplotlib", "matplotlib")):
+        if find_spec(module) is None:
+            raise ExtraMissing(feature="The demo", package=package, extra="demo")
+    started = time.monotonic()
+    _make_room(output)
+    script = output / SCRIPT.name
+    shutil.copyfile(SCRIPT, script)
+
+    _title("1. A small CNN learns handwritten digits. We kill it twice: kill -9, no warning.")
+    killed, kills = _train(output, "killed", KILL_AT)
+    _title("2. The same training again, and nobody touches it.")
+    untouched, _ = _train(output, "untouched", [])
+
+    _title("3. Where do the two end?")
+    same = _compare(killed.storage, untouched.storage)
+    click.echo()
+    _told_by_history(killed.storage, kills)
+    draw_history(killed, HistoryReader(killed.storage), output / "loss.png")
+    click.echo()
+    took = words.duration(time.monotonic() - started)
+    if same:
+        verdict = f"Equal to the last byte, after {len(kills)} kills. ({took})"
+        click.secho(verdict, fg="green", bold=True)
+    else:
+        click.secho("NOT equal: this is a bug in Outlast, please report it.", fg="red", bold=True)
+    click.echo(f"Look around: outlast status --root {shlex.quote(str(output / 'jobs'))} killed")
+    return same
+
+
+def _make_room(output: Path) -> None:
+    """Make `output` a fresh folder of ours. Nothing that is not ours is deleted."""
+    mark = output / _MARK
+    if output.exists() and not mark.exists() and any(output.iterdir()):
+        raise UsageError(
+            field="--output",
+            problem=f"{str(output)!r} is not empty, and not of an earlier demo",
+            hint="Name another folder.",
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    shutil.rmtree(output / "jobs", ignore_errors=True)
+    for name in (SCRIPT.name, "loss.png"):
+        (output / name).unlink(missing_ok=True)
+
+
+def _train(output: Path, name: str, parts: list[float]) -> tuple[Place, list[Killed]]:
+    """Train under `outlast run`, killed past each of `parts` of its steps."""
+    root = output / "jobs"
+    arguments = [
+        "run", "--root", str(root), "--name", name, "--seed", str(SEED),
+        "--save-every", str(SAVE_EVERY), "--heartbeat-every", "0.05s", "--backoff", "0.2s",
+        str(output / SCRIPT.name),
+    ]  # fmt: skip
+    click.secho(f"$ outlast {shlex.join(arguments)}", bold=True)
+    place = Place(open_storage(root / name), str(root / name), name)
+    kills: list[Killed] = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "outlast", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
+    ) as process:
+        telling = threading.Thread(target=_tell, args=(process,), daemon=True)
+        telling.start()
+        for part in parts:
+            after = kills[-1].attempt if kills else 0
+            killed = kill_next(place.storage, part, after, lambda: process.poll() is None)
+            if killed is None:
+                break
+            kills.append(killed)
+            click.secho(
+                f"  ╳ kill -9 {killed.pid}   attempt {killed.attempt}, at step {killed.step};"
+                f" last checkpoint at step {killed.saved_at}",
+                fg="red",
+                bold=True,
+            )
+        telling.join()
+        code = process.wait()
+    if code != 0 or len(kills) != len(parts):
+        raise DemoFailed(name=name, code=code, kills=len(kills), wanted=len(parts), root=root)
+    return place, kills
+
+
+def _tell(process: subprocess.Popen[bytes]) -> None:
+    """Print what `outlast run` and the script say, without what only TensorFlow cares for."""
+    assert process.stdout is not None  # it is a pipe
+    for line in process.stdout:
+        text = line.decode(errors="replace").rstrip()
+        if text == "":  # the summary: we tell our own
+            break
+        ours = text.startswith("[outlast]")
+        if not _NOISE.match(line) and not (ours and _PROGRESS in text):
+            click.echo("  │ " + (click.style(text, fg="cyan") if ours else text))
+    process.stdout.read()
+
+
+def _title(text: str) -> None:
+    click.secho(f"\n{text}", fg="yellow", bold=True)
+
+
+def _compare(killed: Storage, untouched: Storage) -> bool:
+    """Print the hashes of both ends side by side; return whether all are equal."""
+    pairs = list(zip(digests(killed), digests(untouched), strict=True))
+    click.echo(f"  {'':12} {'killed twice':34} {'untouched':34}")
+    for one, other in pairs:
+        equal = one == other
+        word = click.style("equal", fg="green") if equal else click.style("DIFFERENT", fg="red")
+        click.echo(f"  {one.part:12} {one.hash:34} {other.hash:34} {word}   {one.amount}")
+    return all(one == other for one, other in pairs)
+
+
+def _told_by_history(storage: Storage, kills: list[Killed]) -> None:
+    """Print where later attempts took over, and what had to be done again for it."""
+    for (attempt, _, step), kill in zip(HistoryReader(storage).restarts(), kills, strict=True):
+        click.echo(
+            f"attempt {attempt} went on after step {step} (attempt {kill.attempt} had come to "
+            f"{kill.step} at least); what was done twice counts once"
+        )

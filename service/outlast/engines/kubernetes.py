@@ -1,0 +1,163 @@
+"""Kubernetes: the supervisor runs in the pod of a Job, which replaces a pod that was preempted.
+
+The official client finds the cluster as kubectl does: by KUBECONFIG, else ~/.kube/config, else, in
+a pod, by its service account. See `manifest` for the Job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from outlast_checkpoints.storage import Storage
+
+from outlast.engines.base import Handle, Standing
+from outlast.engines.manifest import manifest
+from outlast.errors import BackendFailed, ExtraMissing
+from outlast.spec import JobSpec
+
+T = TypeVar("T")
+
+WITHIN: Final = 30.0  # seconds for one request
+SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in a pod
+_POD: Final = "KUBERNETES_SERVICE_HOST"
+_GONE: Final = 404
+
+
+class KubernetesEngine:
+    """Makes batch/v1 Jobs by the API, looks at them, deletes them."""
+
+    def plan(self, spec: JobSpec, storage: Storage) -> str:
+        try:
+            import yaml
+        except ImportError as error:
+            raise _extra_missing() from error
+        found: str = yaml.safe_dump(manifest(spec, storage), sort_keys=False, allow_unicode=True)
+        return found
+
+    def launch(self, spec: JobSpec, storage: Storage) -> Handle:
+        wanted = manifest(spec, storage)
+        cluster = _Cluster(spec.backend_options.get("context"))
+        namespace = wanted["metadata"].get("namespace") or cluster.namespace
+        made = cluster.ask("create the Job", lambda: cluster.jobs.create_namespaced_job(
+            namespace, wanted, _request_timeout=WITHIN
+        ))  # fmt: skip
+        return {"id": made.metadata.name, "namespace": namespace, "context": cluster.context}
+
+    def poll(self, handle: Handle) -> Standing | None:
+        cluster = _Cluster(handle.get("context"))
+        namespace = handle.get("namespace") or cluster.namespace
+        job = cluster.ask("look at the Job", lambda: cluster.jobs.read_namespaced_job(
+            handle["id"], namespace, _request_timeout=WITHIN
+        ))  # fmt: skip
+        if job is None or any(
+            one.type in ("Complete", "Failed") and one.status == "True"
+            for one in job.status.conditions or []
+        ):
+            return None
+        pods = cluster.ask("look at its pods", lambda: cluster.pods.list_namespaced_pod(
+            namespace,
+            label_selector=f"batch.kubernetes.io/job-name={handle['id']}",
+            _request_timeout=WITHIN,
+        ))  # fmt: skip
+        for pod in [] if pods is None else pods.items:
+            if pod.status.phase == "Running":
+                return Standing("running", f"pod {pod.metadata.name} on {pod.spec.node_name}")
+        if job.metadata.deletion_timestamp is not None:
+            return Standing("running", "being deleted")
+        return Standing("queued", _waiting_for([] if pods is None else pods.items))
+
+    def stop(self, handle: Handle) -> None:
+        cluster = _Cluster(handle.get("context"))
+        cluster.ask("delete the Job", lambda: cluster.jobs.delete_namespaced_job(
+            handle["id"],
+            handle.get("namespace") or cluster.namespace,
+            propagation_policy="Foreground",  # gone when its pods are
+            _request_timeout=WITHIN,
+        ))  # fmt: skip
+
+    def again(self, handle: Handle, storage: Storage) -> Handle | None:
+        # The Job's own rules start another pod (see `manifest`), unless it is being deleted; a pod
+        # need not, and may not, ask the API for that.
+        if "namespace" not in handle:
+            return handle
+        found = self.poll(handle)
+        return None if found is None or found.why == "being deleted" else handle
+
+
+class _Cluster:
+    """The API of one cluster."""
+
+    def __init__(self, context: str | None) -> None:
+        try:
+            from kubernetes import client, config
+        except ImportError as error:
+            raise _extra_missing() from error
+        self._failed: type[Exception] = client.ApiException
+        # The client looks at the variable only once, when it is imported.
+        given = os.environ.get("KUBECONFIG")
+        file = given or str(Path(config.KUBE_CONFIG_DEFAULT_LOCATION).expanduser())
+        in_pod = bool(os.environ.get(_POD)) and not given and not Path(file).exists()
+        settings = client.Configuration()
+        settings.retries = False  # a Job must not be made twice
+        self.context: str | None = None
+        try:
+            if in_pod and context is None:
+                config.load_incluster_config(settings)
+                self.namespace = (SERVICE_ACCOUNT / "namespace").read_text().strip()
+            else:
+                contexts, current = config.list_kube_config_contexts(file)
+                self.context = context or current["name"]
+                chosen = next(one for one in contexts if one["name"] == self.context)
+                config.load_kube_config(file, self.context, settings, persist_config=False)
+                self.namespace = chosen["context"].get("namespace") or "default"
+        except StopIteration:
+            raise _failed(
+                "find the cluster", f"the kubeconfig has no context {context!r}"
+            ) from None
+        except (config.ConfigException, OSError) as error:
+            raise _failed("find the cluster", str(error)) from error
+        api = client.ApiClient(settings)
+        self.jobs = client.BatchV1Api(api)
+        self.pods = client.CoreV1Api(api)
+
+    def ask(self, action: str, request: Callable[[], Any]) -> Any:
+        """Return what a request answers, None for what is not there (any more)."""
+        from urllib3.exceptions import HTTPError
+
+        try:
+            return request()
+        except self._failed as error:
+            if getattr(error, "status", None) == _GONE and not action.startswith("create"):
+                return None
+            raise _failed(action, _said(error)) from error
+        except (HTTPError, OSError) as error:
+            raise _failed(action, str(error)) from error
+
+
+def _extra_missing() -> ExtraMissing:
+    return ExtraMissing(feature="--backend kubernetes", package="kubernetes", extra="kubernetes")
+
+
+def _failed(action: str, reason: str) -> BackendFailed:
+    return BackendFailed(backend="kubernetes", action=action, reason=reason)
+
+
+def _said(error: Any) -> str:
+    """Return the API's own words."""
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return f"{error.status} {error.reason}"
+
+
+def _waiting_for(pods: list[Any]) -> str:
+    for pod in pods:
+        for one in pod.status.conditions or []:
+            if one.status == "False" and one.message:
+                return f"{pod.status.phase}: {one.message}"
+        return str(pod.status.phase)
+    return "no pod yet"

@@ -1,0 +1,96 @@
+"""Amazon EC2: `spot/instance-action` by IMDSv2, asked every five seconds.
+
+https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from outlast.notices.base import Notice, Tell, Unanswered
+from outlast.notices.metadata import LINK_LOCAL, URL, Answer, Metadata, unexpected
+
+TOKEN: Final = "latest/api/token"
+ACTION: Final = "latest/meta-data/spot/instance-action"
+REBALANCE: Final = "latest/meta-data/events/recommendations/rebalance"
+WITHIN: Final = 120.0
+_LIFE: Final = 21600  # seconds of a token, the longest there is
+
+
+class Aws:
+    """The metadata service of an EC2 instance.
+
+    $AWS_EC2_METADATA_SERVICE_ENDPOINT is Amazon's own variable for it.
+    """
+
+    name = "aws"
+
+    def __init__(self, environ: Mapping[str, str] = os.environ, *, pause: float = 5.0) -> None:
+        own = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+        self._server = Metadata(environ.get(URL) or own or LINK_LOCAL)
+        self._token: str | None = None
+        self._told: set[str] = set()
+        self.pause = pause
+
+    def look(self, tell: Tell) -> Notice | None:
+        found = self._ask(ACTION)
+        if found is not None:
+            action, within = parse_action(found, time.time())
+            if action in ("stop", "terminate"):
+                why = f"the spot instance is going to {action}"
+                return Notice.now(self.name, why, within)
+            # It is frozen with all its memory, and goes on where it was.
+            self._tell_once(tell, "spot_instance_action", found)
+        if (rebalance := self._ask(REBALANCE)) is not None:
+            self._tell_once(tell, "rebalance_recommended", rebalance)
+        return None
+
+    def _tell_once(self, tell: Tell, event: str, said: str) -> None:
+        if said not in self._told:
+            self._told.add(said)
+            tell(event, {"said": said[:200], "then": "the training goes on"})
+
+    def _ask(self, path: str) -> str | None:
+        """Return what stands there, None when there is nothing (404)."""
+        answer = self._with_token(path)
+        if answer.status == 401:  # the token has expired, or the machine was thawed
+            self._token = None
+            answer = self._with_token(path)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise unexpected(path, answer)
+        return answer.text
+
+    def _with_token(self, path: str) -> Answer:
+        if self._token is None:
+            life = {"X-aws-ec2-metadata-token-ttl-seconds": str(_LIFE)}
+            answer = self._server.ask(TOKEN, method="PUT", headers=life)
+            token = answer.text.strip()
+            if answer.status != 200 or not token.isascii() or not token.isprintable():
+                raise unexpected(TOKEN, answer)
+            self._token = token
+        return self._server.ask(path, headers={"X-aws-ec2-metadata-token": self._token})
+
+    def acknowledge(self) -> bool:
+        return False  # Amazon does not ask
+
+
+def parse_action(text: str, now: float) -> tuple[str, float]:
+    """Return the action, and the seconds that are left at `now` (unix seconds), 120 at most.
+
+    Raises `Unanswered`.
+    """
+    try:
+        said: dict[str, Any] = json.loads(text)
+        action, at = str(said["action"]), datetime.fromisoformat(str(said["time"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise Unanswered(f"{ACTION}: {text[:100]!r}") from error
+    moment = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+    # The clock of this machine may be off; more than Amazon promises is never left.
+    return action, min(WITHIN, max(0.0, moment.timestamp() - now))

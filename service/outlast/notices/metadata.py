@@ -1,0 +1,65 @@
+"""One request to a metadata server: plain HTTP on the link, without proxy and redirects."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from outlast.notices.base import Unanswered
+
+LINK_LOCAL: Final = "http://169.254.169.254"
+URL: Final = "OUTLAST_METADATA_URL"
+_LONGEST: Final = 1 << 20  # bytes; what they say is a few hundred
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status, headers (names in lower case) and body of an answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    text: str
+
+
+class Metadata:
+    """The metadata server at `base`. headers: sent with each request."""
+
+    def __init__(self, base: str, headers: Mapping[str, str] | None = None) -> None:
+        self._base = base if "://" in base else f"http://{base}"
+        self._headers = dict(headers or {})
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: str | None = None,
+        timeout: float = 5.0,
+    ) -> Answer:
+        """Return the answer, whatever its status. Raises `Unanswered` when there is none."""
+        connection: http.client.HTTPConnection | None = None
+        try:
+            base = urlsplit(self._base)
+            connection = http.client.HTTPConnection(base.hostname or "", base.port, timeout=timeout)
+            prefix = base.path.rstrip("/")
+            asked = {**self._headers, **(headers or {})}
+            connection.request(method, f"{prefix}/{path}", body=body, headers=asked)
+            answer = connection.getresponse()
+            told = {name.lower(): value for name, value in answer.getheaders()}
+            text = answer.read(_LONGEST).decode("utf-8", errors="replace")
+            return Answer(answer.status, told, text)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unanswered(f"{type(error).__name__}: {error}") from error
+        finally:
+            if connection is not None:
+                connection.close()
+
+
+def unexpected(path: str, answer: Answer) -> Unanswered:
+    """Return the error that says what came instead of an answer that makes sense."""
+    said = " ".join(answer.text.split())[:100]
+    return Unanswered(f"{path}: status {answer.status}, {said!r}")

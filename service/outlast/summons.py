@@ -1,0 +1,98 @@
+"""Who wants a supervisor to leave: signals to its process, and the cloud that takes its machine."""
+
+from __future__ import annotations
+
+import queue
+import signal as signals
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from outlast import notices
+from outlast.notices import Notice, Watcher
+
+
+class Summons:
+    """What was asked of this supervisor from outside of its job; taken in by its own thread.
+
+    interrupts: how often Ctrl-C was pressed. terminated: why this machine is to be left, None to
+    stay; the first reason. notice: the cloud's, if it gave one.
+    """
+
+    def __init__(self) -> None:
+        self.interrupts = 0
+        self.terminated: str | None = None
+        self.notice: Notice | None = None
+        self._watcher: Watcher | None = None
+        self._heard: queue.SimpleQueue[Notice | tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
+
+    @property
+    def pending(self) -> bool:
+        """Whether anybody wants it to leave."""
+        return self.interrupts > 0 or self.terminated is not None
+
+    @property
+    def story(self) -> str:
+        """Why it left, for the journal."""
+        if self.notice is not None and self.terminated == self.notice.story:
+            return self.notice.story
+        return f"the supervisor got {self.terminated}"
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+    def terminate(self, why: str) -> None:
+        self.terminated = self.terminated or why
+
+    def listen(self, preemption: str) -> None:
+        """Hear when the cloud takes this machine; what its thread hears waits for `hear`."""
+        put = self._heard.put
+        self._watcher = notices.watch(preemption, put, lambda event, fields: put((event, fields)))
+
+    def hear(self, log: FilteringBoundLogger) -> None:
+        """Take in what the cloud has said meanwhile."""
+        while not self._heard.empty():
+            heard = self._heard.get()
+            if isinstance(heard, Notice):
+                self.notice = heard
+                self.terminate(heard.story)
+                log.warning("preemption_notice", **heard.told())
+            else:
+                event, fields = heard
+                say = log.info if event == notices.WATCHED else log.warning
+                say(event, **fields)
+
+    def close(self, *, left: bool) -> None:
+        """Listen no more. left: the state is saved, so the cloud need not wait any longer."""
+        if self._watcher is None:
+            return
+        self._watcher.stop()
+        if self.notice is not None and left:
+            self._watcher.acknowledge()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Take the signals of this process meanwhile; in its main thread only."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {
+            signum: signals.signal(signum, self._on_signal)
+            for signum in (signals.SIGINT, signals.SIGTERM, signals.SIGHUP, signals.SIGUSR1)
+            if signals.getsignal(signum) is not signals.SIG_IGN  # as under nohup
+        }
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signals.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signals.SIGINT:
+            self.interrupt()
+        else:
+            self.terminate(signals.Signals(signum).name)

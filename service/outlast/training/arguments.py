@@ -1,0 +1,95 @@
+"""What `fit` and `Loop` refuse before a job is opened: arguments that mean nothing, by name."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import keras
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.retention import Keep
+
+from outlast.cadence import SaveEvery
+from outlast.training.errors import NotSupported
+
+SEEDS = 2**63  # what a job's spec can hold
+
+_COUNTS = {
+    "epochs": 0,
+    "initial_epoch": 0,
+    "batch_size": 1,
+    "max_queue_size": 1,
+}
+_OPTIONAL = {"batch_size", "seed", "steps_per_epoch", "name", "save_every", "keep", "jit_compile"}
+
+
+def check(**arguments: Any) -> None:
+    """Raise `UsageError` for the first of these arguments of `fit` that is wrong."""
+    for field, value in arguments.items():
+        if value is not None or field not in _OPTIONAL:
+            _check_one(field, value)
+
+
+def check_model(model: Any) -> None:
+    """Raise for a model that is not compiled, or whose way of training would be passed over."""
+    model._assert_compile_called("fit")
+    if type(model).make_train_function is not keras.Model.make_train_function:
+        raise NotSupported(
+            field="model",
+            problem=f"{type(model).__name__} has a make_train_function of its own, which a job "
+            "does not call",
+            hint="Override train_step instead.",
+        )
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise NotSupported(
+            field="model",
+            problem=f"it was made under a strategy of {replicas} replicas",
+            hint="Make it outside of strategy.scope(): a job trains on one device.",
+        )
+
+
+def _check_one(field: str, value: Any) -> None:
+    match field:
+        case "epochs" | "initial_epoch" | "batch_size" | "max_queue_size":
+            least = _COUNTS[field]
+            _require(_is_count(value, least), field, value, f"Give an integer, {least} or more.")
+        case "steps_per_epoch":
+            good = _is_count(value, -1)
+            _require(good, field, value, "Give an integer, or -1 to go on until the data ends.")
+        case "seed":
+            good = _is_count(value, 0) and int(value) < SEEDS
+            _require(good, field, value, "Give an integer from 0 to 2**63 - 1.")
+        case "validation_split":
+            good = isinstance(value, Real) and 0 <= float(value) < 1
+            _require(good, field, value, "Give a share, 0 or more and less than 1.")
+        case "validation_freq":
+            good = _is_count(value, 1) or isinstance(value, list)
+            _require(good, field, value, "Give an integer or a list of epochs.")
+        case "shuffle":
+            good = isinstance(value, bool) or (isinstance(value, str) and value == "batch")
+            _require(good, field, value, 'Give True, False or "batch".')
+        case "verbose":
+            good = _is_count(value, 0, 2) or isinstance(value, bool) or str(value) == "auto"
+            _require(good, field, value, 'Give "auto", 0, 1 or 2.')
+        case "jit_compile":
+            good = isinstance(value, bool) or value == "auto"
+            _require(good, field, value, 'Give True, False, "auto", or None: as compiled.')
+        case "name":
+            good = isinstance(value, str) and value != ""
+            _require(good, field, value, "Give a text.")
+        case "save_every":
+            SaveEvery.parse(value)
+        case "keep":
+            Keep.parse(value)
+
+
+def _is_count(value: Any, least: int, most: int | None = None) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= least and (most is None or int(value) <= most)
+
+
+def _require(good: bool, field: str, value: Any, hint: str) -> None:
+    if not good:
+        raise UsageError(field=field, problem=f"{value!r} cannot be used", hint=hint)

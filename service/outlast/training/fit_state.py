@@ -1,0 +1,150 @@
+"""What a checkpoint of a fit holds: taken into snapshots, checked and put back."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from outlast_checkpoints.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, Stage
+from outlast_checkpoints.snapshot import Progress, Snapshot
+
+from outlast.training import document, generators
+from outlast.training.array_feed import ArrayFeed
+from outlast.training.callbacks import CallbackStates
+from outlast.training.feed import Feed
+from outlast.training.phase import Phase
+from outlast.training.state import LiveState
+from outlast.training.stored import Stored
+from outlast.training.validation import Validation
+
+Logs = dict[str, Any]
+
+
+class FitState:
+    """The state of a fit outside the model's variables, and the way of both into a checkpoint.
+
+    logs: of the last step. training_logs: of the last epoch. epoch_begun: the present epoch's
+    begin is over. epoch_trained: so are its batches; what is left is its end. rehearse: takes a
+    step where no trace has made every variable (run_eagerly).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        live: LiveState,
+        feed: ArrayFeed | Feed,
+        validation: Validation,
+        callbacks: CallbackStates,
+        program: str,
+        rehearse: Callable[[], None] | None = None,
+    ) -> None:
+        self.logs: Logs = {}
+        self.training_logs: Logs | None = None
+        self.epoch_begun = False
+        self.epoch_trained = False
+        self._model = model
+        self._live = live
+        self._feed = feed
+        self._validation = validation
+        self._callbacks = callbacks
+        self._program = program
+        self._rehearse = rehearse
+        self._documents = describe_model(model)
+
+    def take(self, progress: Progress) -> Snapshot:
+        """Hold everything at this place; the variables without a copy."""
+        if self._rehearse is not None:
+            self._live.refresh()
+        plain = {
+            "model": self._live.describe(),
+            "program": self._program,
+            "data": self._feed.describe(),
+            "callbacks": self._callbacks.capture(),
+            "logs": self.logs,
+            "training_logs": self.training_logs,
+            "stop_training": bool(self._model.stop_training),
+            "epoch_begun": self.epoch_begun,
+            "epoch_trained": self.epoch_trained,
+            "feed": self._feed.state(),
+            "validation": self._validation.state(),
+            "generators": generators.capture(),
+        }
+        state = document.pack(plain, self._live.others())
+        logs = self.logs if progress.stage == Stage.STEP else self.training_logs or {}
+        return Snapshot(
+            progress=progress,
+            files={WEIGHTS_FILE: self._live.weights(), STATE_FILE: state},
+            documents=self._documents,
+            metrics={k: v for k, v in logs.items() if isinstance(v, float)},
+        )
+
+    def restore(self, stored: Stored, phase: Phase, *, finished: bool) -> None:
+        """Put everything back. Raises `StateMismatch` before anything is changed.
+
+        finished: the phase takes no more data; what it took counts as taken all the same.
+        """
+        plain = stored.plain
+        stored.check_data(phase, self._feed.describe())
+        weights = stored.files[WEIGHTS_FILE]
+        if self._rehearse is not None and self._live.lacks(weights, plain["model"]):
+            self._rehearsed_check(self._rehearse, stored)
+        else:
+            self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
+        self._live.assign(weights, stored.variables)
+        rate, script = plain["model"]["learning_rate"], self._live.learning_rate
+        if rate != script:
+            phase.log.warning(
+                "learning_rate_kept",
+                why=f"the script says {_short(script)}, but the training began with {_short(rate)} "
+                "and its present value goes on",
+                instead="set model.optimizer.learning_rate in a callback",
+            )
+        lost = self._callbacks.restore(plain["callbacks"])
+        if lost:
+            phase.log.warning(
+                "callback_state_unused", callbacks=lost, why="the script has no such callback there"
+            )
+        self.logs, self.training_logs = plain["logs"], plain["training_logs"]
+        self.epoch_begun, self.epoch_trained = plain["epoch_begun"], plain["epoch_trained"]
+        self._model.stop_training = plain["stop_training"]
+        if finished:
+            self._feed.skip(plain["feed"])
+        else:
+            self._feed.restore(plain["feed"])
+            seconds = self._validation.restore(plain["validation"])
+            if seconds is not None:
+                phase.log.info("validation_data_replayed", seconds=round(seconds, 3))
+        generators.restore(plain["generators"])
+
+    def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:
+        # What the checkpoint has too much may be what the first step makes: an optimizer's slots.
+        before, drawn = self._live.values(), generators.capture()
+        try:
+            rehearse()
+            self._live.refresh()
+            weights, model = stored.files[WEIGHTS_FILE], stored.plain["model"]
+            self._live.check(stored.checkpoint, weights, stored.variables, model)
+        except BaseException:
+            for variable, value in before:
+                variable.assign(value)
+            generators.restore(drawn)
+            raise
+
+
+def _short(rate: float | None) -> str:
+    return "a schedule" if rate is None else f"{rate:g}"
+
+
+def describe_model(model: Any) -> dict[str, bytes]:
+    """Return `model.json`, from which `export` makes a `.keras` file; nothing if Keras cannot."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a lambda is no safe thing to load
+            config = keras.saving.serialize_keras_object(model)
+        text = json.dumps({"config": config, "keras_version": keras.__version__})
+    except Exception:  # noqa: BLE001 - a user's get_config may raise anything; export tells
+        return {}
+    return {MODEL_FILE: text.encode()}

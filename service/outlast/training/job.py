@@ -1,0 +1,281 @@
+"""A job as seen from inside its attempt: the checkpoint to go on from, and the phases in order."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from outlast_checkpoints.errors import StorageError, UsageError
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.layout import CheckpointId
+from outlast_checkpoints.retention import Keep
+from outlast_checkpoints.sender import Sender
+from outlast_checkpoints.store import CheckpointStore, Loaded
+from outlast_checkpoints.writer import Writer
+
+from outlast import context, spooling
+from outlast.context import AttemptContext
+from outlast.exit_codes import FAILED
+from outlast.spec import version
+from outlast.training import generators
+from outlast.training.errors import StateMismatch
+
+_jobs: dict[int, TrainingJob] = {}
+
+
+class TrainingJob:
+    """One for each attempt context: store, writer and history, shared by all phases.
+
+    Making it finds the newest good checkpoint and names what was found damaged on the way.
+    """
+
+    def __init__(self, ctx: AttemptContext) -> None:
+        if ctx.rank.of > 1:
+            raise UsageError(
+                field="fit, Loop",
+                problem=f"this is one of {ctx.rank.of} processes of its attempt, and they would "
+                "each train alone",
+                hint="Training in several processes is not supported yet.",
+            )
+        ctx.before_training()
+        self.ctx = ctx
+        self.store = CheckpointStore(
+            ctx.storage,
+            attempt=ctx.attempt,
+            fence=ctx.fence,
+            writer={
+                "outlast": version(),
+                "keras": keras.__version__,
+                "tensorflow": tf.__version__,
+            },
+            # The processors train: what a save takes of them is taken from the steps.
+            past_cache=not tf.config.list_physical_devices("GPU"),
+            ahead=ctx.read_ahead,
+        )
+        keep = Keep.parse(ctx.spec.keep)
+        if ctx.spool is not None:
+            spooling.send_left(ctx, ctx.spool, self.store)
+        self.newest, damages = self.store.begin()
+        for damage in damages:
+            ctx.log.error(
+                "checkpoint_damaged",
+                checkpoint=str(damage.checkpoint),
+                file=damage.file,
+                reason=damage.reason,
+                then="the next older one is used",
+            )
+        if self.newest is not None:
+            ctx.status.restored_from = self.newest.checkpoint
+            ctx.status.last_checkpoint = self.newest.checkpoint
+            ctx.status.last_checkpoint_at_step = self.newest.progress.step
+        self.finished = self.store.finished_phases()
+        saving, sender = self.store, None
+        if ctx.spool is not None:
+            saving = self.store.beside(ctx.spool.storage)
+            sender = Sender(ctx.spool, self.store, ctx.attempt, keep=keep, on_event=self._on_event)
+            ctx.before_exit = functools.partial(spooling.settle, ctx, sender)
+        self.sender = sender
+        self.history = HistoryWriter(saving.storage, ctx.attempt)
+        self.writer = Writer(
+            saving,
+            history_sync=self.history.sync,
+            keep=keep,
+            on_event=self._on_event,
+            sender=sender,
+        )
+        self.written_in: float | None = None  # seconds, of the newest save until it was durable
+        self.save_takes: float | None = None  # seconds, until it is on the job's own storage
+        self._entered: list[str | None] = []
+        self._failed = False
+        self._left: tuple[int, Any] | None = None
+        self._names = {
+            p: self.store.manifest(c).progress.phase_name for p, c in self.finished.items()
+        }
+        if self.newest is not None:
+            self._names[self.newest.progress.phase] = self.newest.progress.phase_name
+
+    @classmethod
+    def current(
+        cls,
+        job_dir: str | Path | None,
+        *,
+        save_every: Any = None,
+        keep: Any = None,
+        seed: int | None = None,
+    ) -> TrainingJob:
+        """Return the job of this process: the supervised one, or that of `job_dir`.
+
+        Raises `UsageError` (field job_dir) when there is neither, `JobBusy` when another process
+        runs it.
+        """
+        ctx = context.current()
+        if ctx is None or (not ctx.supervised and job_dir is not None):
+            if job_dir is None:
+                raise UsageError(
+                    field="job_dir",
+                    problem="it says where the job's checkpoints live, and none is given",
+                    hint="Pass job_dir='my-job', or start the script with `outlast run`.",
+                )
+            ctx = context.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
+        earlier = _jobs.get(id(ctx))
+        if earlier is not None:
+            earlier._judge_what_was_left()
+        if earlier is not None and earlier._failed:
+            earlier._close()
+            root = ctx.storage.root
+            ctx = context.open_bare(root, save_every=save_every, keep=keep, seed=seed)
+        if not ctx.supervised and id(ctx) not in _jobs:
+            ctx.stop.watched = False
+        if id(ctx) not in _jobs:
+            _jobs[id(ctx)] = cls(ctx)
+            if earlier is not None:
+                _jobs[id(ctx)]._entered = earlier._entered
+        job = _jobs[id(ctx)]
+        if ctx.supervised:
+            job._say_what_the_job_decides(job_dir, save_every, keep)
+        return job
+
+    def enter_phase(self, name: str | None) -> int:
+        """Return the index of the phase that starts now: by its name, else by its turn.
+
+        Raises `UsageError` when the one before was left unfinished: a later attempt could go on
+        with neither.
+        """
+        if self._left is not None:
+            raise UsageError(
+                field="Loop",
+                problem=f"phase {self._left[0]} was left by `break`, or by an error in the loop's "
+                "body, and is not finished",
+                hint="End it with loop.stop() in place of `break`; after an error, start the "
+                "script again.",
+            )
+        if name is not None and name in self._entered:
+            raise UsageError(
+                field="name",
+                problem=f"{name!r} names an earlier phase of this script",
+                hint="Give each fit a name of its own.",
+            )
+        known = [p for p, n in self._names.items() if name is not None and n == name]
+        index = known[0] if known else len(self._entered)
+        stored = self._names.get(index)
+        if index in self._names and stored != name:
+            raise StateMismatch(
+                checkpoint=f"of phase {index}",
+                what="name",
+                problem=f"the checkpoint's phase is named {stored!r}, the script's {name!r}",
+            )
+        self._entered.append(name)
+        return index
+
+    def fail_phase(self, error: BaseException) -> None:
+        """Note that the phase entered last ended by an error, which the script may catch.
+
+        In a bare script, or a notebook, the next call is then a new attempt at the same phase.
+        """
+        self.writer.wait()
+        if not self.ctx.supervised and self._entered:
+            self._entered.pop()
+            self._failed = True
+            self.ctx.status.error = f"{type(error).__name__}: {error}"
+
+    def leave_phase(self, phase: int) -> None:
+        """Note that a loop was left before its end, by `break` or by an error in its body."""
+        self.writer.wait()
+        self._left = phase, getattr(sys, "last_value", None)
+        self.ctx.log.warning(
+            "phase_left",
+            phase=phase,
+            why="by `break`, or by an error in the loop's body",
+            then="it is unfinished, with the checkpoints that it has",
+        )
+
+    def _judge_what_was_left(self) -> None:
+        # A notebook and a prompt show the error that ended the cell, and go on: as after an error
+        # in `fit`, the cell is run again. `break` shows none.
+        if self._left is None or self.ctx.supervised:
+            return
+        shown = getattr(sys, "last_value", None)
+        if shown is not None and shown is not self._left[1]:
+            self.fail_phase(shown)
+            self._left = None
+
+    def _close(self) -> None:
+        del _jobs[id(self.ctx)]
+        self.history.close()
+        code = self.ctx.exit_code
+        context.close_bare(self.ctx, FAILED if code is None else code)
+
+    def make_deterministic(self) -> None:
+        """Turn on TensorFlow's op determinism, unless the job says not to; the log tells which."""
+        deterministic = self.ctx.spec.deterministic
+        if deterministic:
+            generators.enable_determinism()
+        self.ctx.log.info(
+            "op_determinism" if deterministic else "op_determinism_off",
+            why="a resume repeats every step to the bit"
+            if deterministic
+            else "a resume may differ in the last bits",
+        )
+
+    def checkpoint_of(self, phase: int) -> CheckpointId | None:
+        """Return the checkpoint that the phase goes on from, None when it starts anew."""
+        if self.newest is None:
+            return None
+        if self.newest.progress.phase == phase:
+            return CheckpointId.parse(self.newest.checkpoint)
+        if self.newest.progress.phase > phase:
+            if phase not in self.finished:
+                raise StateMismatch(
+                    checkpoint=self.newest.checkpoint,
+                    what=f"phase {phase}",
+                    problem="a later phase has begun, but this one has no final checkpoint",
+                )
+            return self.finished[phase]
+        return None
+
+    def load(self, checkpoint: CheckpointId) -> Loaded:
+        return self.store.load(checkpoint)
+
+    def _say_what_the_job_decides(self, job_dir: Any, save_every: Any, keep: Any) -> None:
+        given = {"job_dir": job_dir, "save_every": save_every, "keep": keep}
+        for field, value in given.items():
+            if value is not None:
+                self.ctx.log.info(
+                    "argument_left_out", field=field, value=str(value), why="the job decides it"
+                )
+
+    def _tell_backlog(self) -> None:
+        if self.sender is not None:
+            status, left = self.ctx.status, self.sender.backlog()
+            status.away_since, status.spool = left.away_since, left.path
+            status.spooled, status.spooled_bytes = left.count, left.size
+
+    def _on_event(self, event: str, fields: dict[str, Any]) -> None:
+        """Log what the writer did; runs on the writing thread."""
+        status = self.ctx.status
+        with suppress(StorageError):  # of this machine's disk: told at the next event
+            self._tell_backlog()
+        if event in ("saved", "spooled"):
+            saved = CheckpointId.parse(fields["checkpoint"])
+            assert saved is not None
+            status.last_checkpoint = str(saved)
+            status.last_checkpoint_at_step = saved.step
+            status.tick()
+            self.written_in = fields["seconds"]
+        if event in ("saved", "sent"):
+            self.save_takes = fields["seconds"]
+        if "seconds" in fields:
+            fields["seconds"] = round(fields["seconds"], 4)
+        if "error" in fields:
+            self.ctx.log.warning(event, **{**fields, "error": str(fields["error"])})
+        elif event == "spooled":
+            # One that only waits for the one before it to be sent is nothing to worry about.
+            say = self.ctx.log.info if status.away_since is None else self.ctx.log.warning
+            say(event, **fields, path=status.spool)
+        else:
+            self.ctx.log.info(event, **fields)

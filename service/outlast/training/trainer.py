@@ -1,0 +1,333 @@
+"""The batch loop behind `fit`: Keras' order of events, our own cursor, saves and restores."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from typing import Any
+
+import keras
+from keras.callbacks import CallbackList
+from keras.src.utils.python_utils import pythonify_logs
+from outlast_checkpoints.layout import Stage
+
+from outlast.training import arrays
+from outlast.training.array_feed import ArrayFeed
+from outlast.training.callback_files import appends_rows, going_on
+from outlast.training.callbacks import CallbackStates, files_before, wants_batches
+from outlast.training.data import make_feed
+from outlast.training.feed import executed
+from outlast.training.fit_state import FitState, Logs
+from outlast.training.history import History
+from outlast.training.job import TrainingJob
+from outlast.training.phase import Phase
+from outlast.training.plan import Plan
+from outlast.training.program_choice import ProgramChoice
+from outlast.training.state import LiveState
+from outlast.training.step import CompiledSteps
+from outlast.training.stored import Stored, choose_seed
+from outlast.training.validation import Validation
+from outlast.training.view import MetricsView
+
+
+class Trainer:
+    """One `fit` call; `run` is the way through it, top to bottom."""
+
+    def __init__(self, model: Any, plan: Plan, job: TrainingJob) -> None:
+        self.model = model
+        self.plan = plan
+        self.job = job
+
+    def run(self) -> History:
+        index = self.job.enter_phase(self.plan.name)
+        stop = self.job.ctx.stop
+        watched, stop.watched = stop.watched, True
+        try:
+            return self._run(index)
+        except BaseException as error:
+            self._abandon(error)
+            raise
+        finally:
+            stop.watched = watched
+
+    def _run(self, index: int) -> History:
+        stored = Stored.of(self.job, index, "fit")
+        self.job.make_deterministic()
+        seed = choose_seed(stored, self.plan.seed)
+        self._prepare_data(seed)
+        with closing(self.feed):
+            return self._run_phase(index, stored, seed)
+
+    def _run_phase(self, index: int, stored: Stored | None, seed: int) -> History:
+        live = self._compile(stored)
+        self._prepare_callbacks()
+        over = self._is_over(stored)
+        if over:
+            self.callbacks._history.on_train_begin()
+        else:
+            self.model.stop_training = False
+            self._begin(stored)
+        shown = (self.probe, self.callbacks._progbar)  # they belong to the process
+        own = [c for c in self.callbacks.callbacks if c not in shown]
+        states = CallbackStates(own)
+        rehearse = self.steps.rehearse if self.steps.eager else None
+        self.state = FitState(
+            self.model, live, self.feed, self.validation, states, str(self.steps.program), rehearse
+        )
+        self.phase = Phase(
+            self.job,
+            index,
+            self.plan.name,
+            epochs=self.plan.epochs,
+            steps_per_epoch=self.feed.steps,
+            seed=seed,
+            take=self.state.take,
+        )
+        if over and stored is not None:
+            self._restore(stored, finished=True)
+            self.phase.log.info("phase_finished_before", name=self.plan.name)
+            return self._history()
+        self._train(*self._start(stored))
+        return self._finish()
+
+    def _begin(self, stored: Stored | None) -> None:
+        if stored is None:
+            self.callbacks.on_train_begin()
+            return
+        written = files_before(stored.plain["callbacks"], self.callbacks.callbacks)
+        with going_on(self.callbacks, written, self.job.ctx.log):
+            self.callbacks.on_train_begin()
+
+    def _is_over(self, stored: Stored | None) -> bool:
+        if stored is None:
+            return False
+        stopped = stored.plain["stop_training"]
+        return stored.is_over(self.job, self.plan.epochs, stopped=stopped)
+
+    def _abandon(self, error: BaseException) -> None:
+        """Leave nothing running behind an error that the script may catch."""
+        if hasattr(self, "feed"):
+            self.feed.close()
+        if hasattr(self, "validation"):
+            self.validation.close()
+        if hasattr(self, "probe") and self.probe in self.callbacks.callbacks:
+            self.callbacks.callbacks.remove(self.probe)
+        self.job.fail_phase(error)
+
+    # -- before the first step -------------------------------------------------------------
+
+    def _prepare_data(self, seed: int) -> None:
+        plan = self.plan
+        train = (plan.x, plan.y, plan.sample_weight)
+        validation_data = plan.validation_data
+        if plan.validation_split and validation_data is None:
+            train, validation_data = arrays.split_validation(*train, plan.validation_split)
+        self.feed = make_feed(
+            *train,
+            batch_size=plan.batch_size,
+            steps_per_epoch=plan.steps_per_epoch,
+            class_weight=plan.class_weight,
+            shuffle=plan.shuffle,
+            seed=seed,
+            max_queue_size=plan.max_queue_size,
+            steps_per_execution=self.model.steps_per_execution,
+        )
+        for doubt in self.feed.doubts():
+            self.job.ctx.log.warning("data_not_exact", why=doubt)
+        self.validation = Validation(
+            self.model,
+            validation_data,
+            batch_size=plan.validation_batch_size or plan.batch_size,
+            steps=plan.validation_steps,
+            freq=plan.validation_freq,
+        )
+
+    def _compile(self, stored: Stored | None) -> LiveState:
+        """Trace the step, so that every variable exists, and find where each one is kept."""
+        self.job.ctx.status.activity = "compiling"
+        if isinstance(self.feed, ArrayFeed):
+            data = self.feed.data
+            size = data.fixed_batch
+            self.steps = CompiledSteps(self.model, data.tensors, size, spec=data.spec(size))
+        else:
+            self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
+        self.steps.trace()
+        live = LiveState(self.model, self.steps.touched_variables())
+        stateful = self.steps.stateful_random_ops()
+        if stateful:
+            self.job.ctx.log.warning(
+                "not_exact",
+                ops=stateful,
+                why="these random ops keep their state inside TensorFlow, where no checkpoint "
+                "reaches: after a resume they draw other numbers",
+                instead="use keras.random with a SeedGenerator, or tf.random.stateless_*",
+            )
+        if not self.steps.eager:
+            choice = ProgramChoice(self.model, self.steps, live, self.feed, self.job.ctx.log)
+            before = None if stored is None else stored.plain["program"]
+            self.steps.use(choice.choose(self.plan.jit_compile, before))
+        self.job.ctx.status.tick()
+        return live
+
+    def _prepare_callbacks(self) -> None:
+        plan = self.plan
+        verbose = plan.verbose
+        if verbose == "auto":
+            verbose = 1 if sys.stdout.isatty() else 2
+        if isinstance(plan.callbacks, CallbackList):
+            self.callbacks = plan.callbacks
+        else:
+            given = keras.tree.flatten(plan.callbacks) if plan.callbacks else []
+            if not any(isinstance(c, keras.callbacks.History) for c in given):
+                given.append(History())
+            self.callbacks = CallbackList(
+                given,
+                add_history=True,
+                add_progbar=verbose != 0,
+                verbose=verbose,
+                epochs=plan.epochs,
+                steps=self.feed.steps,
+                model=self.model,
+            )
+        history = self.callbacks._history
+        self.view = MetricsView(self.job.ctx, history) if plan.view_metrics else None
+        # Keras may hand batch-end hooks to a thread pool; a snapshot must see them done.
+        self.callbacks._async_train = False
+        self.every_batch = any(wants_batches(c) for c in self.callbacks.callbacks)
+        self.probe = self.validation.add_probe(self.callbacks, self.job.ctx)
+
+    def _start(self, stored: Stored | None) -> tuple[int, int]:
+        """Begin anew or go back; return the epoch and batch to go on with."""
+        if stored is not None:
+            self._restore(stored, finished=False)
+            return stored.progress.epoch, stored.progress.batch
+        self.feed.start()
+        self.phase.record_start(self.feed.describe())
+        # Keras' BackupAndRestore has its say here, in a job that is new.
+        epoch = self.model._initial_epoch or self.plan.initial_epoch
+        # With this first save even the untrained weights are the same after any death.
+        self.phase.commit(self.phase.hold(epoch, 0, Stage.STEP), "start")
+        if any(appends_rows(c) for c in self.callbacks.callbacks):
+            self.job.writer.wait()
+        return epoch, 0
+
+    def _restore(self, stored: Stored, *, finished: bool) -> None:
+        started = time.perf_counter()
+        self.job.ctx.status.activity = "restoring"
+        self.state.restore(stored, self.phase, finished=finished)
+        stored.release()
+        self.phase.resumed(
+            stored.checkpoint,
+            stored.progress,
+            seconds=time.perf_counter() - started,
+            data=self.feed.how_resumed(),
+        )
+
+    # -- the loop --------------------------------------------------------------------------
+
+    def _train(self, epoch: int, batch: int) -> None:
+        self.ended_at = epoch
+        while epoch < self.plan.epochs:
+            self._begin_epoch(epoch, batch)
+            batch = self._train_epoch(epoch, batch)
+            self._end_epoch(epoch, batch)
+            epoch, batch = epoch + 1, 0
+            self.ended_at = epoch
+            if self.model.stop_training:
+                break
+
+    def _begin_epoch(self, epoch: int, batch: int) -> None:
+        if not self.state.epoch_begun:
+            self.model.reset_metrics()
+            self.callbacks.on_epoch_begin(epoch)
+            self.feed.begin_epoch(epoch)
+            self.state.epoch_begun = True
+        elif self.callbacks._progbar is not None:
+            # Its begin was counted by the attempt that began it; only the progress bar, which
+            # lives in this process, has to be begun again.
+            self.callbacks._progbar.on_epoch_begin(epoch)
+            self.callbacks._progbar.seen = batch
+
+    def _train_epoch(self, epoch: int, batch: int) -> int:
+        """Train the rest of an epoch from `batch` on; return how many batches it had."""
+        # A stop_training set before an epoch's first batch ends it after that, as in Keras.
+        one_by_one = self.every_batch or self.model.stop_training
+        group = self.model.steps_per_execution if one_by_one else 0
+        while not self.state.epoch_trained and not (batch and self.model.stop_training):
+            self.phase.at_border(epoch, batch)
+            if not self.feed.more(batch):
+                break
+            step = executed(batch, group) if group else batch
+            if group:
+                self.callbacks.on_train_batch_begin(step)
+            done = self._call(epoch, batch, group)
+            if done == 0:
+                continue
+            batch += done
+            if group:
+                self.callbacks.on_train_batch_end(step + group - 1, self.state.logs)
+            elif self.callbacks._progbar is not None:
+                self.callbacks._progbar.on_train_batch_end(batch - 1, self.state.logs)
+        self.state.epoch_trained = True
+        return batch
+
+    def _call(self, epoch: int, batch: int, group: int) -> int:
+        """Train a lot of batches, note their logs, return how many; 0 when the data ran out.
+
+        group: how many batches the callbacks want between two of their hooks; 0 for any number.
+        """
+        done = 0
+        while True:
+            most = self.steps.most
+            limit = min(group - done, most) if group else self.phase.steps_allowed(most)
+            started = time.perf_counter()
+            lot = self.feed.take(batch + done, limit)
+            if lot is None:
+                return done
+            result = self.steps.run(lot)
+            seconds = time.perf_counter() - started
+            rows = result.rows()
+            self.phase.record_steps(epoch, batch + done, rows, result.own_losses(), seconds)
+            self.state.logs = rows[-1]
+            done += len(rows)
+            if done >= group or not self.feed.within(batch + done):
+                return done
+
+    def _end_epoch(self, epoch: int, batch: int) -> None:
+        self.phase.at_border(epoch, batch)
+        epoch_logs: Logs = dict(self.model._get_metrics_result_or_logs(self.state.logs))
+        if self.validation.due(self.model, epoch):
+            # The state before validation is held: a stop on the way saves it and leaves.
+            held = self.phase.hold(epoch, batch, Stage.STEP)
+            self.job.ctx.status.activity = "validating"
+            self.job.ctx.status.tick()
+            results = self.validation.run(self.callbacks)
+            if self.job.ctx.stop.reason is not None:
+                self.phase.leave(held)
+            epoch_logs.update({f"val_{k}": v for k, v in results.items()})
+        self.callbacks.on_epoch_end(epoch, epoch_logs)
+        self.state.training_logs = pythonify_logs(epoch_logs)
+        self.state.epoch_begun = self.state.epoch_trained = False
+        self.phase.record_epoch(epoch, self.state.training_logs)
+        if self.view is not None:
+            self.view.update()
+        if epoch + 1 < self.plan.epochs and not self.model.stop_training:
+            self.phase.at_epoch_end(epoch)
+
+    def _finish(self) -> History:
+        model = self.model
+        if isinstance(model.optimizer, keras.optimizers.Optimizer) and self.plan.epochs > 0:
+            model.optimizer.finalize_variable_values(model.trainable_weights)
+        self.validation.close()
+        self.callbacks.on_train_end(logs=self.state.training_logs)
+        self.callbacks.callbacks.remove(self.probe)
+        if self.view is not None:
+            self.view.close()
+        self.phase.commit_now(self.phase.hold(self.ended_at, 0, Stage.END), "end")
+        self.phase.log.info("phase_finished", step=self.phase.step, name=self.plan.name)
+        return self._history()
+
+    def _history(self) -> History:
+        history: History = self.model.history
+        return history
