@@ -59,17 +59,17 @@ bench: ## the benchmarks beside their peers (not part of the tests)
 
 # Needs QEMU; takes some minutes. Other numbers: make power-loss LOSS="--kills 100".
 power-loss: $(STAMP) ## cut the power of a virtual machine that saves (not part of the tests)
-	@$(BIN)/python tests/power_loss/kills.py $(LOSS)
+	@$(BIN)/python tests/testbeds/power_loss/kills.py $(LOSS)
 
 # Needs root and Slurm's programs. Shorter: make slurm-show SHOW="--minutes 2".
 slurm-show: $(STAMP) ## a training on a Slurm where everything goes wrong (not part of the tests)
-	@$(BIN)/python tests/slurm_show/show.py $(SHOW)
+	@$(BIN)/python tests/testbeds/slurm_show/show.py $(SHOW)
 
 # Needs root and the packages that it names; takes some minutes, fewer where FOLDER, a folder of its
 # own that grows, has the layers of the time before: make container FOLDER=/var/tmp/outlast.
 container: export FOLDER := $(FOLDER)
 container: $(STAMP) ## build the image, stop, kill and resume jobs in it (not part of the tests)
-	@$(BIN)/python -m pytest -v -s -o faulthandler_timeout=0 tests/containers/check.py
+	@$(BIN)/python -m pytest -v -s -o faulthandler_timeout=0 tests/testbeds/containers/check.py
 
 constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
 	@$(BIN)/python -m pip list --format=freeze --exclude outlast --exclude pip

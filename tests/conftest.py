@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest_plugins = ["tests.object_stores"]
+pytest_plugins = ["tests.support.object_stores"]
 
 # A developer's own settings do not reach the tests.
 for _name in [name for name in os.environ if name.startswith("OUTLAST_")]:

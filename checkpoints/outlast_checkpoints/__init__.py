@@ -10,36 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlast_checkpoints.errors import OutlastError
+    from outlast_checkpoints.format.layout import CheckpointId, Stage
+    from outlast_checkpoints.format.manifest import FileEntry, HistoryMark, Manifest
+    from outlast_checkpoints.format.retention import Best, Keep
+    from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
     from outlast_checkpoints.history import HistoryReader, HistoryWriter
-    from outlast_checkpoints.layout import CheckpointId, Stage
-    from outlast_checkpoints.manifest import FileEntry, HistoryMark, Manifest
-    from outlast_checkpoints.retention import Best, Keep
-    from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
-    from outlast_checkpoints.storage import Capabilities, Storage, open_storage
-    from outlast_checkpoints.store import CheckpointStore, Damage, Loaded
-    from outlast_checkpoints.writer import Writer
+    from outlast_checkpoints.storage import open_storage
+    from outlast_checkpoints.storage.base import Capabilities, Storage
+    from outlast_checkpoints.store.background_writer import Writer
+    from outlast_checkpoints.store.checkpoint_store import CheckpointStore, Damage, Loaded
 
 _HOMES = {
     "OutlastError": "errors",
     "HistoryReader": "history",
     "HistoryWriter": "history",
-    "CheckpointId": "layout",
-    "Stage": "layout",
-    "FileEntry": "manifest",
-    "HistoryMark": "manifest",
-    "Manifest": "manifest",
-    "Best": "retention",
-    "Keep": "retention",
-    "ArrayFile": "snapshot",
-    "Progress": "snapshot",
-    "Snapshot": "snapshot",
-    "Capabilities": "storage",
-    "Storage": "storage",
+    "CheckpointId": "format.layout",
+    "Stage": "format.layout",
+    "FileEntry": "format.manifest",
+    "HistoryMark": "format.manifest",
+    "Manifest": "format.manifest",
+    "Best": "format.retention",
+    "Keep": "format.retention",
+    "ArrayFile": "format.snapshot",
+    "Progress": "format.snapshot",
+    "Snapshot": "format.snapshot",
+    "Capabilities": "storage.base",
+    "Storage": "storage.base",
     "open_storage": "storage",
-    "CheckpointStore": "store",
-    "Damage": "store",
-    "Loaded": "store",
-    "Writer": "writer",
+    "CheckpointStore": "store.checkpoint_store",
+    "Damage": "store.checkpoint_store",
+    "Loaded": "store.checkpoint_store",
+    "Writer": "store.background_writer",
 }
 
 __all__ = [

@@ -26,9 +26,9 @@ from outlast_checkpoints.errors import (
     StorageFull,
     UsageError,
 )
-from outlast_checkpoints.layout import Stage
-from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
-from outlast_checkpoints.storage import Appender, Capabilities, Storage, Unfinished, join
+from outlast_checkpoints.format.layout import Stage
+from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.storage.base import Appender, Capabilities, Storage, Unfinished, join
 
 T = TypeVar("T")
 

@@ -13,4 +13,4 @@
 #SBATCH --output=/shared/jobs/digits/supervisor.log
 
 # It saves and is requeued when its time is nearly up or it is preempted.
-exec srun --ntasks=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} /shared/outlast/bin/python -P -m outlast.allocation /shared/jobs/digits
+exec srun --ntasks=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} /shared/outlast/bin/python -P -m outlast.engines.cluster_main /shared/jobs/digits

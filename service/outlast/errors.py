@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from outlast_checkpoints.errors import OutlastError
-
 from outlast import exit_codes
+from outlast_checkpoints.errors import OutlastError
 
 
 class SpecInvalid(OutlastError, ValueError):

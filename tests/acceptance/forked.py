@@ -2,8 +2,8 @@
 
 One process imports TensorFlow, the fork server; it lives as long as the tests do. A command line is
 a fork of that, and its attempts are forks in turn: in all else processes of their own as
-`outlast run …` and `python -m outlast.attempt` are, an attempt in a session of its own. It saves
-the tests that start some hundred of them some seconds for each.
+`outlast run …` and `python -m outlast.attempt.main` are, an attempt in a session of its own. It
+saves the tests that start some hundred of them some seconds for each.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from outlast import identity
 from outlast.backends import base
-from outlast.backends.local import SUPERVISOR_PID, LocalBackend
-from outlast.backends.spares import Forked
-from outlast.spec import JobSpec
-from outlast_checkpoints import layout
-from outlast_checkpoints.storage import Storage
+from outlast.backends.local import LocalBackend
+from outlast.backends.warm_spares import Forked
+from outlast.job import process_identity
+from outlast.job.process_identity import SUPERVISOR_PID
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.storage.base import Storage
 
 
 class ForkedBackend(LocalBackend):
@@ -49,7 +50,7 @@ class ForkedBackend(LocalBackend):
                 atexit._run_exitfuncs()
                 os._exit(code)
         self._children[pid] = Forked(pid)
-        who = identity.of_process(pid)
+        who = process_identity.of_process(pid)
         return {
             "pid": pid,
             "start": who.start,

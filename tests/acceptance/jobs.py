@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import psutil
-from outlast import heartbeat
-from outlast.heartbeat import Beat
-from outlast.journal import Journal
-from outlast.lifecycle import Job, State
-from outlast_checkpoints.history import HistoryReader
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
 from sklearn.datasets import load_digits
 
+from outlast.job import heartbeat
+from outlast.job.heartbeat import Beat
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Job, State
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.history import HistoryReader
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance import forked
 
 TOP = Path(__file__).parents[2]

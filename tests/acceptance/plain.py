@@ -12,12 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from outlast import heartbeat, logs
-from outlast.heartbeat import Beat
-from outlast.journal import Journal
-from outlast.lifecycle import Ended, Job, State
-from outlast.spec import JobSpec
-from outlast.supervisor import submit
+from outlast.job import heartbeat, logs
+from outlast.job.heartbeat import Beat
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Ended, Job, State
+from outlast.job.spec import JobSpec
+from outlast.supervisor.supervisor import submit
 from outlast_checkpoints.storage import open_storage
 
 PATIENCE = 120.0  # seconds; all here happens at once unless the machine is busy
@@ -25,9 +25,9 @@ PATIENCE = 120.0  # seconds; all here happens at once unless the machine is busy
 # `training(steps)` does what fit does as seen from outside: steps, saves as files, heeds the stop
 TRAINING = """
 import os, pathlib, signal, sys, time
-from outlast_checkpoints import layout
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast import context
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast.attempt import context
 
 here = pathlib.Path(__file__).parent
 ctx = context.current()
@@ -103,7 +103,7 @@ class PlainJob:
     def start(self) -> subprocess.Popen[str]:
         """Start a supervisor in the foreground."""
         supervisor = subprocess.Popen(
-            [sys.executable, "-m", "outlast.daemon", self.storage.root],
+            [sys.executable, "-m", "outlast.supervisor.detached", self.storage.root],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

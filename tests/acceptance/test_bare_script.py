@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from outlast import exit_codes
-from outlast import spec as specs
-from outlast.heartbeat import read as read_beat
-from outlast.journal import Journal
-from outlast.lifecycle import Ended, Job, Outcome, State
+from outlast.job import spec as specs
+from outlast.job.heartbeat import read as read_beat
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Ended, Job, Outcome, State
 from outlast_checkpoints.storage import open_storage
 
 pytestmark = pytest.mark.acceptance
@@ -22,8 +23,8 @@ pytestmark = pytest.mark.acceptance
 HEAD = """
 import sys, time
 from pathlib import Path
-from outlast import context
-ctx = context.open_bare({job_dir!r}, {options})
+from outlast.attempt import bare, context
+ctx = bare.open_bare({job_dir!r}, {options})
 def wait():
     print("ready", flush=True)
     while not ctx.stop.requested:
@@ -105,7 +106,7 @@ def test_running_it_again_is_the_next_attempt(bare: Bare) -> None:
 
 
 def test_a_second_call_gives_the_same_attempt(bare: Bare) -> None:
-    same = "print(context.open_bare(ctx.local_dir) is ctx is context.current())"
+    same = "print(bare.open_bare(ctx.local_dir) is ctx is context.current())"
     assert bare.run(same) == (0, "True\n")
 
 
@@ -189,13 +190,13 @@ def test_a_job_may_live_in_memory(bare: Bare) -> None:
     """As in a notebook: closed by hand, and its handlers and context are gone with it."""
     code, said = bare.run(
         "import signal\n"
-        "context.close_bare(ctx)\n"
+        "bare.close_bare(ctx)\n"
         "assert context.current() is None\n"
         "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
-        "other = context.open_bare('memory://jobs/a')\n"
+        "other = bare.open_bare('memory://jobs/a')\n"
         "other.log.info('here')\n"
-        "context.close_bare(other)\n"
-        "again = context.open_bare('memory://jobs/a')\n"
+        "bare.close_bare(other)\n"
+        "again = bare.open_bare('memory://jobs/a')\n"
         "print(again.attempt, again.local_dir)\n"
     )
     assert (code, said) == (0, "2 None\n")

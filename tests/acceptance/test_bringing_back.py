@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outlast import heartbeat
-from outlast.journal import Journal
-from outlast.lifecycle import Released, State
-from outlast.spec import JobSpec
-from outlast.submission import request_stop, submit
-from outlast.supervisor import Supervisor
+
+from outlast.job import heartbeat
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Released, State
+from outlast.job.spec import JobSpec
+from outlast.job.submission import request_stop, submit
+from outlast.supervisor.supervisor import Supervisor
 from outlast_checkpoints.storage import open_storage
 
 pytestmark = pytest.mark.acceptance
@@ -180,10 +181,10 @@ def test_the_latest_is_the_one_that_was_last_at_work(root: Root) -> None:
 
 def _gone() -> Any:
     """Return the identity of a process of this machine that has ended."""
-    from outlast import identity
+    from outlast.job import process_identity
 
     child = subprocess.Popen(["true"])
-    who = identity.of_process(child.pid)
+    who = process_identity.of_process(child.pid)
     child.wait()
     return who
 
@@ -193,7 +194,8 @@ def _gone() -> Any:
 )
 def test_one_of_three_has_to_be_said(root: Root, arguments: tuple[str, ...]) -> None:
     from click.testing import CliRunner
-    from outlast.cli.resume import resume
+
+    from outlast.cli.commands.resume import resume
 
     answer = CliRunner().invoke(resume, [*arguments, "--root", root.url])
     assert answer.exit_code == 2

@@ -26,7 +26,7 @@ HELLO = "import sys\nprint('hello', sys.argv[1:])\nprint('to stderr', file=sys.s
 # Dies by SIGKILL in its first attempts, as many as its first argument says.
 MORTAL = """
 import os, signal, sys
-from outlast import context
+from outlast.attempt import context
 attempt = context.current().attempt
 print("attempt", attempt, flush=True)
 if attempt <= int(sys.argv[1]):
@@ -36,7 +36,7 @@ if attempt <= int(sys.argv[1]):
 # Waits to be told to leave, as a training does at each step; a file shows that it is there.
 PATIENT = """
 import pathlib, sys
-from outlast import context
+from outlast.attempt import context
 attempt = context.current()
 pathlib.Path(sys.argv[1]).write_text(str(attempt.attempt))
 print("waiting", flush=True)

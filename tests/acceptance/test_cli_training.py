@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from outlast.demo.killer import kill_next
-from outlast_checkpoints import layout
-from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
 
+from outlast.demo.killer import kill_next
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance.jobs import PATH
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]

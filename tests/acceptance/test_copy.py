@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from outlast.journal import Journal
-from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
 
+from outlast.job.journal import Journal
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance.jobs import Training, assert_same, gone, outlast
-from tests.object_stores import ObjectStore
+from tests.support.object_stores import ObjectStore
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 

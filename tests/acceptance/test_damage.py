@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from outlast_checkpoints.errors import CheckpointDamaged
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
 
+from outlast_checkpoints.errors import CheckpointDamaged
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance.jobs import Training, assert_same, gone, outlast
 from tests.crash.example import snapshot
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from outlast.lifecycle import Ended, Outcome
 
+from outlast.job.lifecycle import Ended, Outcome
 from tests.acceptance.jobs import Training
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(900)]

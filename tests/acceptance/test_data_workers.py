@@ -16,10 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from outlast import exit_codes
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
-
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance.jobs import TOP
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.acceptance
 
 def demo(output: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "outlast.demo", "--output", str(output)],
+        [sys.executable, "-m", "outlast", "demo", "--output", str(output)],
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from outlast.lifecycle import Ended
 
+from outlast.job.lifecycle import Ended
 from tests.acceptance.jobs import Training, assert_same, gone, outlast
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from outlast.lifecycle import Ended, State
 
+from outlast.job.lifecycle import Ended, State
 from tests.acceptance.jobs import Training, assert_same, gone
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from outlast import exit_codes, heartbeat
-from outlast.lifecycle import Outcome, State
-from outlast.supervisor import resume
-from outlast_checkpoints import layout
-from outlast_checkpoints.layout import CheckpointId
 
+from outlast import exit_codes
+from outlast.job import heartbeat
+from outlast.job.lifecycle import Outcome, State
+from outlast.supervisor.supervisor import resume
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId
 from tests.acceptance.plain import PlainJob
 
 pytestmark = pytest.mark.acceptance
@@ -37,8 +38,8 @@ import sys, time
 from pathlib import Path
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.storage import open_storage
-from outlast import lifecycle
-from outlast.supervisor import Supervisor, resume
+from outlast.job import lifecycle
+from outlast.supervisor.supervisor import Supervisor, resume
 
 storage, gate, number = open_storage(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 supervisor = Supervisor(storage)

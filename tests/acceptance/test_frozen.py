@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from outlast import heartbeat
-from outlast.exit_codes import SUPERSEDED
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.lineage import read_lineage
 
+from outlast.exit_codes import SUPERSEDED
+from outlast.job import heartbeat
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.lineage import read_lineage
 from tests.acceptance.jobs import PATIENCE, Supervisor, Training, assert_same, gone, stopped
 from tests.crash.tracing import traced
 

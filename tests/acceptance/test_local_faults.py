@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outlast.lifecycle import Ended
-from outlast_checkpoints.layout import CheckpointId
 
+from outlast.job.lifecycle import Ended
+from outlast_checkpoints.format.layout import CheckpointId
 from tests.acceptance.jobs import PATIENCE, TOP, Training, assert_same, gone, outlast
 from tests.crash.tracing import traced
 

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from outlast.lifecycle import Outcome
 
+from outlast.job.lifecycle import Outcome
 from tests.acceptance.jobs import Training
 from tests.acceptance.test_exactness import Striker, outcomes
 

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import psutil
 import pytest
-from outlast import exit_codes, heartbeat, logs
-from outlast.cli import main
-from outlast.journal import Journal
-from outlast.lifecycle import Claimed, Ended, Outcome, State
-from outlast.spec import JobSpec
-from outlast.submission import submit
-from outlast_checkpoints.storage import Storage, open_storage
-from outlast_checkpoints.storage_remote import FsspecStorage
-from outlast_checkpoints.store import CheckpointStore
 
+from outlast import exit_codes
+from outlast.cli import main
+from outlast.job import heartbeat, logs
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Claimed, Ended, Outcome, State
+from outlast.job.spec import JobSpec
+from outlast.job.submission import submit
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.remote import FsspecStorage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance.jobs import OUTLAST, PATIENCE, Training, assert_same, gone, outlast
-from tests.object_stores import AZURITE_KEY, KEYS, ObjectStore, use
+from tests.support.object_stores import AZURITE_KEY, KEYS, ObjectStore, use
 
 SECRETS = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), AZURITE_KEY.encode()]
 

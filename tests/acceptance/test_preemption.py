@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outlast import exit_codes, logs
-from outlast.journal import Journal
-from outlast.lifecycle import Outcome, Released, State
-from outlast_checkpoints.storage import open_storage
 
+from outlast import exit_codes
+from outlast.job import logs
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Outcome, Released, State
+from outlast_checkpoints.storage import open_storage
 from tests.acceptance.jobs import Training, assert_same
 from tests.acceptance.plain import PATIENCE, PlainJob
-from tests.metadata_servers import AwsServer, AzureServer, GceServer, MetadataServer
+from tests.support.metadata_servers import AwsServer, AzureServer, GceServer, MetadataServer
 
 pytestmark = pytest.mark.acceptance
 
@@ -199,9 +200,9 @@ def test_a_training_that_google_preempts_ends_as_if_untouched(
 
 BARE = """
 import sys, time
-from outlast import context
+from outlast.attempt import bare
 
-ctx = context.open_bare(sys.argv[1])
+ctx = bare.open_bare(sys.argv[1])
 ctx.stop.watched = False  # as before, between and after its phases: nothing is unsaved
 print("here", flush=True)
 time.sleep(120)

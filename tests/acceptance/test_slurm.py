@@ -8,12 +8,12 @@ from typing import Any
 
 import psutil
 import pytest
-from outlast.lifecycle import Outcome, State
-from outlast_checkpoints import layout
 
-from tests import slurm_cluster
+from outlast.job.lifecycle import Outcome, State
+from outlast_checkpoints.format import layout
 from tests.acceptance.jobs import PATH, SCRIPTS, Training, assert_same, gone, outlast
-from tests.slurm_cluster import Cluster
+from tests.support import slurm_cluster
+from tests.support.slurm_cluster import Cluster
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,17 @@ from typing import Any
 
 import psutil
 import pytest
-from outlast import exit_codes, logs
-from outlast.lifecycle import Ended, Outcome
-from outlast_checkpoints import lineage
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.spool import Spool
 
+from outlast import exit_codes
+from outlast.job import logs
+from outlast.job.lifecycle import Ended, Outcome
+from outlast_checkpoints.format import lineage
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.store.spool import Spool
 from tests.acceptance.jobs import Training, assert_same, outlast
 from tests.acceptance.test_object_stores import Away
-from tests.away import Cable
-from tests.object_stores import ObjectStore
+from tests.support.away import Cable
+from tests.support.object_stores import ObjectStore
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 

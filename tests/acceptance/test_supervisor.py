@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outlast import exit_codes, lifecycle
-from outlast.daemon import start_detached
-from outlast.errors import DaemonFailed, JobBusy
-from outlast.lifecycle import Outcome, State
-from outlast.supervisor import Observer, Supervisor, request_stop, resume
 
+from outlast import exit_codes
+from outlast.errors import DaemonFailed, JobBusy
+from outlast.job import lifecycle
+from outlast.job.lifecycle import Outcome, State
+from outlast.supervisor.detached import start_detached
+from outlast.supervisor.supervisor import Observer, Supervisor, request_stop, resume
 from tests.acceptance.plain import PlainJob
 
 pytestmark = pytest.mark.acceptance

@@ -10,14 +10,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from outlast import exit_codes, lifecycle, supervisor
-from outlast.lifecycle import Job, Outcome, State
-from outlast.supervisor import Supervisor
+
+from outlast import exit_codes
+from outlast.job import lifecycle
+from outlast.job.lifecycle import Job, Outcome, State
+from outlast.supervisor import supervisor
+from outlast.supervisor.supervisor import Supervisor
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.testing import FaultyStorage
-
 from tests.acceptance.plain import PATIENCE, PlainJob
-from tests.away import Bucket
+from tests.support.away import Bucket
 
 pytestmark = pytest.mark.acceptance
 

@@ -9,17 +9,17 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from outlast import heartbeat, lifecycle
+
 from outlast.backends.base import Exit, Handle
 from outlast.backends.local import LocalBackend
 from outlast.errors import BackendFailed
-from outlast.journal import Journal
-from outlast.lifecycle import Job, Launched, Outcome, State
-from outlast.spec import JobSpec
-from outlast.supervisor import Observer, Supervisor, resume, submit
+from outlast.job import heartbeat, lifecycle
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Job, Launched, Outcome, State
+from outlast.job.spec import JobSpec
+from outlast.supervisor.supervisor import Observer, Supervisor, resume, submit
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.testing import FaultyStorage
-
 from tests.acceptance.plain import PlainJob
 
 pytestmark = pytest.mark.acceptance

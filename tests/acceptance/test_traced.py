@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from outlast.lifecycle import Ended, Outcome
 
+from outlast.job.lifecycle import Ended, Outcome
 from tests.acceptance.jobs import Training, assert_same, gone
 from tests.crash.tracing import traced
 

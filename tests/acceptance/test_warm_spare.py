@@ -8,8 +8,8 @@ from typing import Any
 
 import psutil
 import pytest
-from outlast import spare
 
+from outlast.attempt import warm_spare
 from tests.acceptance import jobs
 from tests.acceptance.conftest import SAVE
 from tests.acceptance.jobs import Training, assert_same, gone
@@ -36,7 +36,7 @@ def spare_of(training: Training, attempt: psutil.Process) -> psutil.Process | No
     """Return the process that waits to become the next attempt (this one may have been one)."""
     assert training.supervisor is not None
     for child in psutil.Process(training.supervisor.pid).children():
-        if child != attempt and not gone(child) and "outlast.spare" in child.cmdline():
+        if child != attempt and not gone(child) and "outlast.attempt.warm_spare" in child.cmdline():
             return child
     return None
 
@@ -75,7 +75,7 @@ def test_a_spare_takes_over_and_changes_nothing(train: Callable[..., Training]) 
         (started,) = events(warm, attempt, "attempt started")
         assert started["spare_mib"] > started["spare_own_mib"] > 0
         # Only the first spare has imported anything; where it may not fork, each has
-        assert started["spare_forks"] == (0 if spare.has_accelerator() else attempt - 2)
+        assert started["spare_forks"] == (0 if warm_spare.has_accelerator() else attempt - 2)
     assert "spare_mib" not in events(warm, 1, "attempt started")[0]
     assert [k for k in range(1, 4) if events(warm, k, "spare_unfit")] == []
 

@@ -29,7 +29,8 @@ Found = dict[str, Any]
 
 def fine_tuned(layers: int) -> Found:
     """Train with so many layers frozen; return MB and seconds of the saves, and MB of the state."""
-    from outlast import context, fit
+    from outlast import fit
+    from outlast.attempt import bare, context
 
     x, y = data(steps=STEPS)
     model = build("dense")
@@ -41,7 +42,7 @@ def fine_tuned(layers: int) -> Found:
             save_every=SAVE_EVERY, keep="all")  # fmt: skip
         attempt = context.current()
         assert attempt is not None
-        context.close_bare(attempt)
+        bare.close_bare(attempt)
         log = rows_of(Path(folder, "job/attempts/0001/log.jsonl"))
         new = _new_bytes(Path(folder, "job/checkpoints"))
         weights = Path(folder, "model.weights.h5")

@@ -19,17 +19,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from outlast import identity
-from outlast import spec as specs
-from outlast.journal import Journal
-from outlast.lifecycle import Launched, Started, Submitted
-from outlast.spec import JobSpec
-from outlast_checkpoints import layout
+from outlast.job import process_identity
+from outlast.job import spec as specs
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Launched, Started, Submitted
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout
 from outlast_checkpoints.history import HistoryWriter
-from outlast_checkpoints.storage import Storage, open_storage
-from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import sample_snapshot
-
 from tests.benchmarks.commands import OUTLAST, forget_files, seconds, take
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 
@@ -79,7 +79,7 @@ def make_job(folder: Path, count: int) -> tuple[Storage, float, float]:
     storage.create(layout.SPEC, specs.encode(spec))
     journal = Journal(storage)
     journal.append(Submitted())
-    journal.claim(identity.here())
+    journal.claim(process_identity.here())
     journal.append(Launched(attempt=1))
     journal.append(Started(attempt=1))
     store = CheckpointStore(storage, attempt=1)

@@ -15,14 +15,13 @@ import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from outlast import heartbeat, identity
-from outlast import spec as specs
-from outlast.journal import Journal
-from outlast.lifecycle import Ended, Launched, Outcome, Started, Submitted
-from outlast.spec import JobSpec
-from outlast_checkpoints import layout
+from outlast.job import heartbeat, process_identity
+from outlast.job import spec as specs
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
-
 from tests.benchmarks.commands import OUTLAST, forget_files, seconds
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 
@@ -47,13 +46,13 @@ def make_jobs(root: Path, count: int) -> None:
     storage.create(layout.SPEC, specs.encode(spec))
     journal = Journal(storage)
     journal.append(Submitted())
-    journal.claim(identity.here())
+    journal.claim(process_identity.here())
     journal.append(Launched(attempt=1))
     journal.append(Started(attempt=1))
     status = heartbeat.Status()
     status.phase, status.step, status.total_steps, status.epochs = 0, 5000, 5000, 5
     status.logs = {"loss": 0.5, "accuracy": 0.9}
-    beat = status.beat(1, 7, identity.here())
+    beat = status.beat(1, 7, process_identity.here())
     storage.replace(layout.heartbeat(1), msgspec.json.encode(beat), durable=False)
     journal.append(
         Ended(attempt=1, outcome=Outcome.COMPLETED, advanced=True, reached=beat.reached())

@@ -13,11 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from outlast import heartbeat
-from outlast.journal import Entry, Journal
-from outlast.lifecycle import Launched
+from outlast.job import heartbeat
+from outlast.job.journal import Entry, Journal
+from outlast.job.lifecycle import Launched
 from outlast_checkpoints.storage import open_storage
-
 from tests.benchmarks.commands import OUTLAST
 
 VICTIM = str(Path(__file__).with_name("victim.py"))
@@ -90,7 +89,7 @@ class KilledJob:
         for pid in map(int, children.read_text().split()):
             with suppress(OSError):
                 command = Path(f"/proc/{pid}/cmdline").read_bytes()
-                if pid != attempt and b"outlast.spare" in command and _waits(pid):
+                if pid != attempt and b"outlast.attempt.warm_spare" in command and _waits(pid):
                     return pid
         return None
 

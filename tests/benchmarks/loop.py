@@ -114,7 +114,8 @@ def _batched(case: Case, x: Any, y: Any) -> Any:
 
 
 def _fit(case: Case, model: Any, *data: Any, ended: Callable[[], None], **options: Any) -> None:
-    from outlast import context, fit
+    from outlast import fit
+    from outlast.attempt import bare, context
 
     with tempfile.TemporaryDirectory(prefix="outlast-bench-") as folder:
         fit(
@@ -130,7 +131,7 @@ def _fit(case: Case, model: Any, *data: Any, ended: Callable[[], None], **option
         )
         attempt = context.current()
         assert attempt is not None
-        context.close_bare(attempt)
+        bare.close_bare(attempt)
 
 
 def _by_fit(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:

@@ -83,7 +83,8 @@ def by_fit(
     save_every: str, network: str = "dense", *, epochs: int = 2, first_ended: Any = lambda: None
 ) -> Found:
     """Train as a job; return what its clock, its log and its history say."""
-    from outlast import context, fit
+    from outlast import fit
+    from outlast.attempt import bare, context
 
     clock = Clock(first_ended)
     with tempfile.TemporaryDirectory(prefix="outlast-bench-") as folder:
@@ -93,7 +94,7 @@ def by_fit(
         durable = time.time()
         attempt = context.current()
         assert attempt is not None
-        context.close_bare(attempt)
+        bare.close_bare(attempt)
         log = rows_of(Path(folder, "job/attempts/0001/log.jsonl"))
         rows = rows_of(Path(folder, "job/attempts/0001/history.jsonl"))
     times = [r["time"] for r in rows if r["kind"] == "step" and r["time"] > clock.begin]

@@ -16,11 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from outlast_checkpoints import layout
-from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
-
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, show
 from tests.benchmarks.loop import build
 from tests.benchmarks.worker import serve, several
@@ -76,7 +75,7 @@ def writing() -> Callable[[], Seconds]:
 
 def reading() -> Callable[[], Seconds]:
     """Put a checkpoint into the model that it is of, and the same file by `load_weights`."""
-    from outlast.training.state import LiveState
+    from outlast.training.state.live_variables import LiveState
 
     model = build("dense")
     model.optimizer.build(model.trainable_variables)

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from outlast import exit_codes
 from outlast.engines.testing import TRAINING
-from outlast.journal import Journal
-from outlast.lifecycle import Outcome, State
-from outlast.spec import JobSpec
-from outlast.submission import submit
-from outlast_checkpoints.storage import Storage, open_storage
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Outcome, State
+from outlast.job.spec import JobSpec
+from outlast.job.submission import submit
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
 
 TOP = Path(__file__).parents[2]
 PATIENCE = 120.0
@@ -59,7 +61,7 @@ def start(job: Storage) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(**place: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-P", "-m", "outlast.allocation", job.root]
+        command = [sys.executable, "-P", "-m", "outlast.engines.cluster_main", job.root]
         env = {**os.environ, "PYTHONPATH": str(TOP), **place}
         found = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
         started.append(found)

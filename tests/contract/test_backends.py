@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from outlast import backends
 from outlast.backends.base import Backend
 from outlast.backends.local import LocalBackend
 from outlast.backends.testing import BackendConformance, Launched
 from outlast.errors import BackendFailed, BackendUnknown, SpecInvalid
-from outlast.spec import JobSpec
+from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage import open_storage
 
 PR_SET_CHILD_SUBREAPER = 36

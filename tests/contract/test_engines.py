@@ -9,20 +9,22 @@ from typing import Any
 
 import msgspec
 import pytest
-from outlast import engines, identity
+
+from outlast import engines
 from outlast.engines.base import Engine
 from outlast.engines.local import LocalEngine
 from outlast.engines.slurm import SlurmEngine, script
 from outlast.engines.testing import EngineConformance
 from outlast.errors import BackendFailed, SpecInvalid
-from outlast.journal import Journal
-from outlast.lifecycle import Outcome, State
-from outlast.spec import JobSpec
-from outlast.submission import request_stop, submit
-from outlast_checkpoints.storage import Storage, open_storage
-
-from tests import slurm_cluster
-from tests.slurm_cluster import Cluster
+from outlast.job import process_identity
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Outcome, State
+from outlast.job.spec import JobSpec
+from outlast.job.submission import request_stop, submit
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+from tests.support import slurm_cluster
+from tests.support.slurm_cluster import Cluster
 
 
 @pytest.fixture(scope="module")
@@ -251,4 +253,4 @@ def test_engines_are_known_by_name() -> None:
     assert {"local", "slurm"} <= set(engines.names())
     assert isinstance(engines.get("slurm"), SlurmEngine)
     assert isinstance(engines.get("of a backend of somebody's own"), LocalEngine)
-    assert identity.here().local
+    assert process_identity.here().local

@@ -13,18 +13,20 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from outlast import heartbeat
+
 from outlast.backends.base import Exit, Handle
 from outlast.backends.local import LocalBackend
 from outlast.errors import BackendFailed, SpecInvalid
-from outlast.journal import Journal
-from outlast.lifecycle import Claimed, Ended, Job, Launched, Outcome, State
-from outlast.rank import Rank
-from outlast.spec import JobSpec
-from outlast.submission import submit
-from outlast.supervisor import Supervisor
-from outlast.warmth import Preload
-from outlast_checkpoints.storage import Storage, open_storage
+from outlast.job import heartbeat
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Claimed, Ended, Job, Launched, Outcome, State
+from outlast.job.preload import Preload
+from outlast.job.rank import Rank
+from outlast.job.spec import JobSpec
+from outlast.job.submission import submit
+from outlast.supervisor.supervisor import Supervisor
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
 
 SIZE = 3
 PATIENCE = 120.0
@@ -33,8 +35,8 @@ PATIENCE = 120.0
 SCRIPT = """
 import os, pathlib, time
 from outlast_checkpoints.errors import Superseded
-from outlast_checkpoints.store import CheckpointStore
-from outlast import context
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast.attempt import context
 
 ctx = context.current()
 here = pathlib.Path(__file__).parent

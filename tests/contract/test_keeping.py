@@ -8,21 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outlast import identity
-from outlast import spec as specs
-from outlast.cli import main
-from outlast.journal import Journal
-from outlast.lifecycle import Ended, Launched, Outcome, Started, Submitted
-from outlast.spec import JobSpec
-from outlast_checkpoints import layout, uploads
-from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.leftovers import leftovers
-from outlast_checkpoints.spool import Spool
-from outlast_checkpoints.storage import Storage, open_storage
-from outlast_checkpoints.store import CheckpointStore
-from outlast_checkpoints.testing import sample_snapshot
 
-from tests.object_stores import ObjectStore, use
+from outlast.cli import main
+from outlast.job import process_identity
+from outlast.job import spec as specs
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.storage import multipart, open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast_checkpoints.store.garbage import leftovers
+from outlast_checkpoints.store.spool import Spool
+from outlast_checkpoints.testing import sample_snapshot
+from tests.support.object_stores import ObjectStore, use
 
 # What gcsfs and adlfs hand to aiohttp are bytes, whatever they were given.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
@@ -45,7 +46,7 @@ def job(tmp_path: Path) -> Storage:
     storage.create(layout.SPEC, specs.encode(JobSpec(job="job", script="train.py")))
     journal = Journal(storage)
     journal.append(Submitted())
-    journal.claim(identity.here())
+    journal.claim(process_identity.here())
     for event in (Launched(attempt=1), Started(attempt=1)):
         journal.append(event)
     saver = CheckpointStore(storage, attempt=1)
@@ -150,7 +151,7 @@ def test_uploads_that_nobody_finished_go_by_age(
     assert all(one.reason == "an upload that was never finished" for one in left)
     assert leftovers(remote, older_than=86400, at_work=True) == []
     base = remote._at("")
-    assert uploads.unfinished(remote._fs, base, page=1) == uploads.unfinished(remote._fs, base)
+    assert multipart.unfinished(remote._fs, base, page=1) == multipart.unfinished(remote._fs, base)
     for one in left:
         one.delete(remote)
         one.delete(remote)  # gone already

@@ -18,19 +18,20 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from kubernetes.config import incluster_config
+
 from outlast.engines import kubernetes
 from outlast.engines.base import Engine
 from outlast.engines.kubernetes import KubernetesEngine
-from outlast.engines.manifest import manifest
+from outlast.engines.kubernetes_job import manifest
 from outlast.engines.testing import EngineConformance
 from outlast.errors import BackendFailed, SpecInvalid
-from outlast.journal import Journal
-from outlast.lifecycle import Outcome, State
-from outlast.spec import JobSpec
-from outlast_checkpoints.storage import Storage, open_storage
-
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Outcome, State
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
 from tests.acceptance.jobs import TOP
-from tests.kubernetes_double import KubernetesDouble
+from tests.support.kubernetes_double import KubernetesDouble
 
 # The release that the double and the manifests are written for.
 VERSION = "1.32"

@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
-from outlast_checkpoints.patience import USUAL
-from outlast_checkpoints.storage import Storage, open_storage
-from outlast_checkpoints.storage_remote import FsspecStorage
-from outlast_checkpoints.testing import StorageConformance
 
-from tests.object_stores import ObjectStore, use
+from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.remote import FsspecStorage
+from outlast_checkpoints.storage.retry_budget import USUAL
+from outlast_checkpoints.testing import StorageConformance
+from tests.support.object_stores import ObjectStore, use
 
 ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数/-jobs*'
 STORES = ("seaweed", "moto", "azurite", "gcs", "rclone")

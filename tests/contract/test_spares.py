@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from outlast import spec as specs
+
 from outlast.backends import orphans
 from outlast.backends.base import Exit, Handle
 from outlast.backends.local import LocalBackend
-from outlast.spec import JobSpec
-from outlast.warmth import Preload
-from outlast_checkpoints import layout
+from outlast.job import spec as specs
+from outlast.job.preload import Preload
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
 
 PATIENCE = 120.0
@@ -38,7 +39,7 @@ with (pathlib.Path(__file__).parent / "imports").open("a") as file:
 # Tells how it is, then ends as it is told to.
 SCRIPT = """
 import json, os, pathlib, random, subprocess, sys, time
-from outlast import context
+from outlast.attempt import context
 here = pathlib.Path(__file__).parent
 attempt = context.current().attempt
 files = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(64) if os.path.exists(f"/proc/self/fd/{fd}")]
@@ -142,7 +143,7 @@ def spares_of(parent: psutil.Process) -> list[int]:
     found = []
     for child in parent.children():
         try:
-            found += [child.pid] if "outlast.spare" in child.cmdline() else []
+            found += [child.pid] if "outlast.attempt.warm_spare" in child.cmdline() else []
         except psutil.Error:
             continue
     return found
@@ -282,9 +283,9 @@ SUPERVISOR = """
 import sys, time
 from outlast_checkpoints.storage import open_storage
 from pathlib import Path
-from outlast import spec
+from outlast.job import spec
 from outlast.backends.local import LocalBackend
-from outlast.warmth import Preload
+from outlast.job.preload import Preload
 
 storage = open_storage(Path(sys.argv[1]) / "j")
 job = spec.decode(storage.read("spec.json"))

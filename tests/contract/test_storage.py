@@ -6,7 +6,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from outlast_checkpoints.storage import Storage, open_storage
+
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.testing import FaultyStorage, StorageConformance
 
 ODD = 'it\'s a "wéird" $(path) #1%20 [x]*? 数'

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from outlast import spec
-from outlast.identity import here
-from outlast.journal import Journal
-from outlast.lifecycle import Claimed, Launched, Started, Submitted
+
+from outlast.job import spec
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Claimed, Launched, Started, Submitted
+from outlast.job.process_identity import here
 from outlast_checkpoints.history import HistoryWriter
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
-
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.crash.example import row, snapshot
 from tests.crash.tracing import Saver
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+
+from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
 
 
 def arrays(step: int, *, frozen: bool = False) -> dict[str, dict[str, Any]]:

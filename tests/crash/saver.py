@@ -19,15 +19,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from outlast.identity import here
-from outlast.journal import Journal
-from outlast.lifecycle import Claimed, Ended, Launched, Outcome, Released, Started
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Claimed, Ended, Launched, Outcome, Released, Started
+from outlast.job.process_identity import here
 from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.history import HistoryWriter
-from outlast_checkpoints.retention import Keep
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
-
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.crash.example import row, snapshot
 
 PR_SET_PTRACER = 0x59616D61

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outlast.identity import here
-from outlast.journal import Journal
-from outlast.lifecycle import Claimed, Ended, Outcome, Released
-from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.retention import Keep
-from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
 
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Claimed, Ended, Outcome, Released
+from outlast.job.process_identity import here
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.retention import Keep
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.crash.example import arrays, document, row, snapshot
 from tests.crash.tracing import Saver, numbered
 

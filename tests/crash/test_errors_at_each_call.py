@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from outlast_checkpoints import errors
 from outlast_checkpoints.history import HistoryReader
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import CheckpointStore
-
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.crash.example import row
 from tests.crash.test_crash_points import check_content
 from tests.crash.tracing import Saver

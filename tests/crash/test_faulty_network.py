@@ -14,21 +14,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
-from outlast.errors import InvalidTransition
-from outlast.identity import Identity
-from outlast.journal import Journal
-from outlast.lifecycle import Claimed, Submitted
-from outlast_checkpoints import clients
-from outlast_checkpoints.errors import StorageError
-from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast_checkpoints.patience import patience
-from outlast_checkpoints.storage import Storage, open_storage
-from outlast_checkpoints.store import CheckpointStore
-from outlast_checkpoints.testing import sample_snapshot
 
-from tests.fault_proxy import DONE, NOT_DONE, FaultProxy
-from tests.object_stores import ObjectStore
+from outlast.errors import InvalidTransition
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Claimed, Submitted
+from outlast.job.process_identity import Identity
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.history import HistoryReader, HistoryWriter
+from outlast_checkpoints.storage import fsspec_clients, open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.retry_budget import patience
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast_checkpoints.testing import sample_snapshot
+from tests.support.fault_proxy import DONE, NOT_DONE, FaultProxy
+from tests.support.object_stores import ObjectStore
 
 pytestmark = pytest.mark.crash
 
@@ -219,7 +219,7 @@ def test_a_spoiled_request_passes_by_itself(network: Network) -> None:
 def test_of_a_large_file_only_the_part_that_failed_is_sent_again(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients, "_PART_SIZE", 5 << 20)
+    monkeypatch.setattr(fsspec_clients, "_PART_SIZE", 5 << 20)
     storage = network.open(config_kwargs={"read_timeout": 60})  # a part takes its time
     content = random.Random(1).randbytes((10 << 20) + 3)
     names = map(str, itertools.count())

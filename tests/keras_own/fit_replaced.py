@@ -26,7 +26,8 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 gc.disable()  # until all is imported, as in tests/conftest.py
 
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer  # noqa: E402
-from outlast import context  # noqa: E402
+
+from outlast.attempt import bare, context  # noqa: E402
 from outlast.training import fit  # noqa: E402
 
 if importlib.util.find_spec("jax") is None:
@@ -52,7 +53,7 @@ def _as_a_job(model: Any, *args: Any, **kwargs: Any) -> Any:
         finally:
             attempt = context.current()
             if attempt is not None:
-                context.close_bare(attempt)
+                bare.close_bare(attempt)
 
 
 if "KEEP_FIT" not in os.environ:

@@ -9,11 +9,19 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from outlast_checkpoints import rows
+
 from outlast_checkpoints.errors import FormatError
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast_checkpoints.manifest import REASONS, FileEntry, HistoryMark, Manifest, decode, encode
-from outlast_checkpoints.snapshot import Progress
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.manifest import (
+    REASONS,
+    FileEntry,
+    HistoryMark,
+    Manifest,
+    decode,
+    encode,
+)
+from outlast_checkpoints.format.snapshot import Progress
+from outlast_checkpoints.history import row as rows
 
 numbers = st.integers(0, 10**15)
 ids = st.builds(CheckpointId, st.integers(0, 200), numbers, st.sampled_from(Stage), numbers)

@@ -20,20 +20,22 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from outlast import heartbeat, logs, roster, spec
-from outlast.heartbeat import Beat
-from outlast.identity import Identity
-from outlast.journal import Journal
-from outlast.lifecycle import Claimed, Launched, Started, Submitted
-from outlast.spec import JobSpec
-from outlast.submission import load_spec
-from outlast_checkpoints import layout
-from outlast_checkpoints.envelope import checksum
+
+from outlast.job import heartbeat, listing, logs, spec
+from outlast.job.heartbeat import Beat
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Claimed, Launched, Started, Submitted
+from outlast.job.process_identity import Identity
+from outlast.job.spec import JobSpec
+from outlast.job.submission import load_spec
 from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.manifest import HistoryMark
+from outlast_checkpoints.format.sealed_json import checksum
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.manifest import HistoryMark
-from outlast_checkpoints.storage import Storage, open_storage
-from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import sample_snapshot
 
 ME = Identity(host="a", pid=1, boot_id="x", start=1)
@@ -103,9 +105,9 @@ def readings(storage: Storage, what: str) -> list[Callable[[], Any]]:
         "event": [
             lambda: Journal(storage).job(),
             lambda: Journal(storage).newest(),
-            lambda: roster.listed(root),
+            lambda: listing.listed(root),
         ],
-        "heartbeat": [lambda: heartbeat.read(storage, 1), lambda: roster.listed(root)],
+        "heartbeat": [lambda: heartbeat.read(storage, 1), lambda: listing.listed(root)],
         "origin": [*stores, *histories],
         "manifest": [*stores, histories[2]],
         "history": histories,

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from outlast import submission
+
 from outlast.errors import JobExists, SpecInvalid
-from outlast.spec import JobSpec
-from outlast_checkpoints import layout
+from outlast.job import submission
+from outlast.job.spec import JobSpec
 from outlast_checkpoints.errors import InvalidName, UsageError
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.retention import Keep
-from outlast_checkpoints.storage import Storage, check_path, open_storage
-from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.retention import Keep
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage, check_path
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import sample_snapshot
 
 LEAVING = [

@@ -6,9 +6,9 @@ import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from outlast.errors import InvalidTransition
-from outlast.identity import Identity
-from outlast.lifecycle import (
+from outlast.job.lifecycle import (
     Action,
     Claimed,
     Ended,
@@ -28,6 +28,7 @@ from outlast.lifecycle import (
     exit_code,
     transition,
 )
+from outlast.job.process_identity import Identity
 
 OWNERS = [Identity(host=f"h{i}", pid=i, boot_id="b", start=i) for i in range(1, 4)]
 

@@ -6,8 +6,9 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast_checkpoints.retention import Best, Item, Keep, plan
+
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.retention import Best, Item, Keep, plan
 
 places = st.builds(
     CheckpointId,

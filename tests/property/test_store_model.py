@@ -25,14 +25,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from outlast_checkpoints import layout
+
 from outlast_checkpoints.errors import CheckpointDamaged, CommitUnknown, StorageError, Superseded
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.retention import Item, Keep, plan
+from outlast_checkpoints.format.snapshot import Snapshot
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast_checkpoints.retention import Item, Keep, plan
-from outlast_checkpoints.snapshot import Snapshot
-from outlast_checkpoints.storage import Storage, open_storage
-from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import Died, FaultyStorage, sample_snapshot
 
 Row = tuple[int, int]  # step, attempt

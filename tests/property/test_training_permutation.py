@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outlast.training.permutation import epoch_order
+
+from outlast.training.data.permutation import epoch_order
 
 samples = st.integers(0, 300)
 batch_sizes = st.integers(1, 40)

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from outlast.training import document, trees
-from outlast_checkpoints.hdf5 import read_file, write_arrays
+
+from outlast.training.state import document, trees
+from outlast_checkpoints.arrays.hdf5_file import read_file, write_arrays
 
 NUMBERS = [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64]
 NUMBERS += [np.float16, np.float32, np.float64, np.complex64, np.complex128]

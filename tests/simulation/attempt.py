@@ -1,4 +1,4 @@
-"""An attempt as its process lives it: what `outlast.attempt` and a `fit` do, without TensorFlow."""
+"""What the process of an attempt does: `outlast.attempt.main` and a `fit`, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import signal
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from outlast import exit_codes, spooling
-from outlast.heartbeat import HeartbeatWriter, Status
-from outlast.journal import Journal
-from outlast.logs import silent_logger
+from outlast import exit_codes
+from outlast.attempt import spool_handover
+from outlast.job.heartbeat import HeartbeatWriter, Status
+from outlast.job.journal import Journal
+from outlast.job.logs import silent_logger
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.manifest import Manifest
+from outlast_checkpoints.format.retention import Keep
+from outlast_checkpoints.format.snapshot import Snapshot
 from outlast_checkpoints.history import HistoryWriter
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast_checkpoints.manifest import Manifest
-from outlast_checkpoints.retention import Keep
-from outlast_checkpoints.sender import Sender
-from outlast_checkpoints.snapshot import Snapshot
-from outlast_checkpoints.storage import Storage
-from outlast_checkpoints.store import CheckpointStore
-from outlast_checkpoints.writer import Writer
-
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store.background_writer import Writer
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast_checkpoints.store.spool_sender import Sender
 from tests.simulation import training
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Attempt:
             code = error.exit_code
         if self.sender is not None:
             self.writer.wait()
-            code = spooling.settle(self.context(), self.sender, code)
+            code = spool_handover.settle(self.context(), self.sender, code)
         if self.stop == "superseded":
             code = exit_codes.SUPERSEDED
         self.heartbeat.stop(code)
@@ -130,7 +130,7 @@ class Attempt:
         self.store.save = watched  # type: ignore[method-assign]
         self.store.adopt = adopted  # type: ignore[method-assign]
         if self.spool is not None:
-            spooling.send_left(self.context(), self.spool, self.store)
+            spool_handover.send_left(self.context(), self.spool, self.store)
         promised = oracle.begins_now()
         newest, _ = self.store.begin()
         oracle.begun(self.number, newest.checkpoint if newest else None, promised)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+
 from outlast_checkpoints.errors import FormatError
-from outlast_checkpoints.snapshot import ArrayFile
+from outlast_checkpoints.format.snapshot import ArrayFile
 
 
 def write_arrays(path: Path, file: ArrayFile, *, past_cache: bool, let_go: bool) -> tuple[int, str]:

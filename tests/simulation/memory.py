@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
-from outlast_checkpoints.storage import Capabilities, check_path, storage_error
+from outlast_checkpoints.storage.base import Capabilities, check_path, storage_error
 
 FOLDER = Capabilities(exclusive_create=True, append=True, local=True, in_process=False, links=True)
 BUCKET = Capabilities(exclusive_create=True, append=False, local=False, in_process=False)

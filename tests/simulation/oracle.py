@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
-from outlast_checkpoints.errors import CheckpointDamaged, StorageError
-from outlast_checkpoints.history import HistoryReader
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast_checkpoints.store import CheckpointStore
 
+from outlast_checkpoints.errors import CheckpointDamaged, StorageError
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.history import HistoryReader
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.simulation import training
 from tests.simulation.memory import Memory
 

@@ -7,14 +7,15 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-from outlast import succession
-from outlast.journal import Journal
-from outlast_checkpoints import content, layout
+from outlast.job import takeover
+from outlast.job.journal import Journal
 from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.lineage import Lineage, Origin
 from outlast_checkpoints.history import HistoryWriter
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.lineage import Lineage, Origin
-from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.store import files
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 
 Patch = tuple[Any, str, Any]
 BUGS: dict[str, Callable[[], list[Patch]]] = {}
@@ -49,14 +50,14 @@ def files_are_deleted_before_the_manifest() -> list[Patch]:
 
 @bug
 def the_manifest_is_written_before_the_last_file() -> list[Patch]:
-    write = content.write
+    write = files.write
 
     def half(storage: Any, checkpoint: Any, snapshot: Any, *args: Any, **kwargs: Any) -> Any:
         written = write(storage, checkpoint, snapshot, *args, **kwargs)
         storage.delete(layout.checkpoint_file(checkpoint, written.entries[-1].name))
         return written
 
-    return [(content, "write", half)]
+    return [(files, "write", half)]
 
 
 @bug
@@ -130,8 +131,8 @@ def an_attempt_begins_without_a_look_at_the_files() -> list[Patch]:
 @bug
 def an_owner_is_written_off_at_once() -> list[Patch]:
     return [
-        (succession._Watch, "given_up", lambda self: True),
-        (succession._Watch, "at_work", lambda self: False),
+        (takeover._Watch, "given_up", lambda self: True),
+        (takeover._Watch, "at_work", lambda self: False),
     ]
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import greenlet
+
 from outlast.backends.base import Exit
 from outlast_checkpoints.testing import Died
 

@@ -6,8 +6,9 @@ import functools
 from typing import Any
 
 import numpy as np
-from outlast_checkpoints.layout import CheckpointId, Stage
-from outlast_checkpoints.snapshot import ArrayFile, Progress, Snapshot
+
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
 
 PHASES = (13, 9)  # steps
 EPOCH = 4  # steps

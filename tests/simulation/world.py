@@ -13,32 +13,32 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import outlast.context
-import outlast.heartbeat
-import outlast.journal
-import outlast.logs
-import outlast.spooling
-import outlast.supervisor
-import outlast.voice
+import outlast.attempt.spool_handover
+import outlast.job.heartbeat
+import outlast.job.journal
+import outlast.job.logs
+import outlast.job.spool_settings
+import outlast.supervisor.observer
+import outlast.supervisor.supervisor
 import outlast_checkpoints.history
-import outlast_checkpoints.sender
-import outlast_checkpoints.store
-import outlast_checkpoints.writer
-from outlast import identity, spec, submission
+import outlast_checkpoints.store.background_writer
+import outlast_checkpoints.store.checkpoint_store
+import outlast_checkpoints.store.spool_sender
 from outlast.backends.base import Exit
 from outlast.errors import BackendFailed, JobBusy
-from outlast.journal import Journal
-from outlast.lifecycle import State
-from outlast.logs import silent_logger
-from outlast.spec import JobSpec
-from outlast_checkpoints import frozen, hdf5, layout
-from outlast_checkpoints.apart import chance
+from outlast.job import process_identity, spec, submission
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import State
+from outlast.job.logs import silent_logger
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.arrays import hdf5_file, unchanged
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
-from outlast_checkpoints.retention import Keep
-from outlast_checkpoints.spool import Spool
-from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.retention import Keep
+from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast_checkpoints.store.spool import Spool
 from outlast_checkpoints.testing import CHANGING, Died, FaultyStorage
-
 from tests.simulation import light, training
 from tests.simulation.attempt import Attempt
 from tests.simulation.memory import BUCKET, DISK, FOLDER, Memory
@@ -284,7 +284,7 @@ class World:
                 job = submission.resume(storage, clock=clock, sleep=sleep)
                 if job.state.final:
                     return 0
-                supervisor = outlast.supervisor.Supervisor(
+                supervisor = outlast.supervisor.supervisor.Supervisor(
                     storage, backend=Backend(self, machine), clock=clock, sleep=sleep
                 )
                 process.on_signal = lambda signum: supervisor.terminate()
@@ -502,36 +502,38 @@ def simulated(world: World) -> Iterator[None]:
 
         for module in (
             outlast_checkpoints.history,
-            outlast_checkpoints.sender,
-            outlast_checkpoints.store,
-            outlast_checkpoints.writer,
-            outlast.heartbeat,
-            outlast.journal,
-            outlast.logs,
-            outlast.spooling,
-            outlast.supervisor,
+            outlast_checkpoints.store.spool_sender,
+            outlast_checkpoints.store.checkpoint_store,
+            outlast_checkpoints.store.background_writer,
+            outlast.job.heartbeat,
+            outlast.job.journal,
+            outlast.job.logs,
+            outlast.attempt.spool_handover,
+            outlast.supervisor.supervisor,
         ):
             patch(module, "threading", threads)
             patch(module, "time", clock)
         # Its threads are this one, which stays as it is.
-        patch(outlast_checkpoints.writer, "_give_way", lambda: None)
-        patch(identity, "os", SimpleNamespace(getpid=lambda: (me() or outside).pid))
+        patch(outlast_checkpoints.store.background_writer, "_give_way", lambda: None)
+        patch(process_identity, "os", SimpleNamespace(getpid=lambda: (me() or outside).pid))
         patch(
-            identity, "socket", SimpleNamespace(gethostname=lambda: (me() or outside).machine.name)
+            process_identity,
+            "socket",
+            SimpleNamespace(gethostname=lambda: (me() or outside).machine.name),
         )
-        patch(identity, "_boot_id", lambda: f"boot {(me() or outside).boot}")
-        patch(identity, "_stat", stat)
-        patch(identity, "_exists", lambda pid: False)
-        patch(outlast.spooling, "sys", SimpleNamespace(stderr=io.StringIO()))
-        patch(outlast.context, "spool_of", lambda storage, job: world.spool_of())
-        patch(outlast.supervisor, "POLL", 0.5)
-        patch(outlast.supervisor, "OUTPUT_EVERY", 30.0)
-        patch(outlast.voice, "make_logger", lambda *args, **kwargs: silent_logger())
-        patch(frozen, "_SMALL", 32)
-        patch(frozen, "_LEAST", 32)
+        patch(process_identity, "_boot_id", lambda: f"boot {(me() or outside).boot}")
+        patch(process_identity, "_stat", stat)
+        patch(process_identity, "_exists", lambda pid: False)
+        patch(outlast.attempt.spool_handover, "sys", SimpleNamespace(stderr=io.StringIO()))
+        patch(outlast.job.spool_settings, "spool_of", lambda storage, job: world.spool_of())
+        patch(outlast.supervisor.supervisor, "POLL", 0.5)
+        patch(outlast.supervisor.supervisor, "OUTPUT_EVERY", 30.0)
+        patch(outlast.supervisor.observer, "make_logger", lambda *args, **kwargs: silent_logger())
+        patch(unchanged, "_SMALL", 32)
+        patch(unchanged, "_LEAST", 32)
         if world.seed % REAL_HDF5:
-            patch(hdf5, "write_arrays", light.write_arrays)
-            patch(hdf5, "read_file", light.read_file)
+            patch(hdf5_file, "write_arrays", light.write_arrays)
+            patch(hdf5_file, "read_file", light.read_file)
         state = random.getstate()
         random.seed(world.seed)
         chance.seed(world.seed)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import msgspec
-from outlast_checkpoints.storage import Storage
 
-from outlast.spec import JobSpec
-from outlast.warmth import Preload
+from outlast.job.preload import Preload
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.storage.base import Storage
 
 Handle = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Backend(Protocol):
     """
 
     def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
-        """Start `python -m outlast.attempt` for the job in `storage`; come back at once.
+        """Start `python -m outlast.attempt.main` for the job in `storage`; come back at once.
 
         Its stdout and stderr go to the attempt's output.log. Raises `BackendFailed` when it
         certainly does not run.

@@ -14,22 +14,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import outlast_checkpoints
-from outlast_checkpoints import layout
-from outlast_checkpoints.errors import AlreadyExists
-from outlast_checkpoints.storage import Storage
-
 import outlast
-from outlast import identity, rank
+import outlast_checkpoints
 from outlast.backends import orphans
 from outlast.backends.base import Exit, Handle
-from outlast.backends.spares import Child, Spare, kill_group
+from outlast.backends.warm_spares import Child, Spare, kill_group
 from outlast.errors import BackendFailed, SpecInvalid
-from outlast.identity import Identity
-from outlast.spec import JobSpec, interpreter
-from outlast.warmth import Order, Preload
+from outlast.job import process_identity, rank
+from outlast.job.preload import Order, Preload
+from outlast.job.process_identity import SUPERVISOR_PID, Identity
+from outlast.job.spec import JobSpec, interpreter
+from outlast_checkpoints.errors import AlreadyExists
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.storage.base import Storage
 
-SUPERVISOR_PID: Final = "OUTLAST_SUPERVISOR_PID"
 _PACKAGES: Final = (outlast, outlast_checkpoints)
 _INSTALLED: Final = ("site-packages", "dist-packages")
 
@@ -56,7 +54,7 @@ class LocalBackend:
             child: Child | None = self._warm_child(storage, attempt, output)
             if child is None:
                 with open(output, "ab", opener=_private) as file:
-                    arguments = ["outlast.attempt", storage.root, str(attempt)]
+                    arguments = ["outlast.attempt.main", storage.root, str(attempt)]
                     child = _start(spec, arguments, subprocess.DEVNULL, file)
         except OSError as error:
             what = interpreter(spec)
@@ -64,7 +62,7 @@ class LocalBackend:
                 backend="local", action=f"start {what!r} in {spec.cwd!r}", reason=str(error)
             ) from error
         self._children[child.pid] = child
-        who = identity.of_process(child.pid)
+        who = process_identity.of_process(child.pid)
         return {
             "pid": who.pid,
             "start": who.start,
@@ -82,7 +80,7 @@ class LocalBackend:
             self._adopts = orphans.adopt()
 
         def start(orders: int, news: int) -> subprocess.Popen[bytes]:
-            arguments = ["outlast.spare", str(news)]
+            arguments = ["outlast.attempt.warm_spare", str(news)]
             return _start(spec, arguments, orders, subprocess.DEVNULL, pass_fds=(news,))
 
         with suppress(OSError):  # the next attempt starts cold

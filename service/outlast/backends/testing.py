@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outlast_checkpoints import layout
-from outlast_checkpoints.storage import Storage, open_storage
 
-from outlast import heartbeat
-from outlast import spec as specs
 from outlast.backends.base import Backend, Exit, Handle
 from outlast.errors import BackendFailed
-from outlast.identity import Identity
-from outlast.lifecycle import Outcome, judge
-from outlast.spec import JobSpec
+from outlast.job import heartbeat
+from outlast.job import spec as specs
+from outlast.job.lifecycle import Outcome, judge
+from outlast.job.process_identity import Identity
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
 
 # Says that it is ready by a file beside it, then waits for what `rest` does
 _READY = """

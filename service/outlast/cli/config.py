@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from outlast_checkpoints.errors import UsageError
 
 SCRIPT_KEYS = ("script", "module", "args")

@@ -12,34 +12,52 @@ from functools import partial
 from typing import Any
 
 import click
-from outlast_checkpoints.errors import OutlastError
 
 from outlast.exit_codes import DONE, FAILED, INTERRUPTED
+from outlast_checkpoints.errors import OutlastError
 
-# section -> verb -> (module:command, one line). The lines stand here, and not in the verbs'
-# modules alone, so that `outlast --help` loads none of them.
+# section -> command -> (module:function below cli.commands, one line of help). The lines stand
+# here as well, so that `outlast --help` loads none of the modules.
 VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Train": {
-        "run": ("outlast.cli.run:run", "Run a script under supervision, in the foreground."),
-        "submit": ("outlast.cli.run:submit", "Run a script under supervision, detached."),
-        "resume": ("outlast.cli.resume:resume", "Go on with a job that ended or was left."),
-        "stop": ("outlast.cli.stop:stop", "Save and stop a job."),
+        "run": (
+            "run:run",
+            "Run a script under supervision, in the foreground.",
+        ),
+        "submit": ("run:submit", "Run a script under supervision, detached."),
+        "resume": (
+            "resume:resume",
+            "Go on with a job that ended or was left.",
+        ),
+        "stop": ("stop:stop", "Save and stop a job."),
     },
     "Look": {
-        "list": ("outlast.cli.jobs:list_jobs", "List the jobs below the root."),
-        "status": ("outlast.cli.jobs:status", "Show how a job stands."),
-        "logs": ("outlast.cli.logs:logs", "Show what happened, and the script's own output."),
-        "history": ("outlast.cli.history:history", "Show, plot or export the metrics."),
+        "list": ("list:list_jobs", "List the jobs below the root."),
+        "status": ("status:status", "Show how a job stands."),
+        "logs": (
+            "logs:logs",
+            "Show what happened, and the script's own output.",
+        ),
+        "history": ("history:history", "Show, plot or export the metrics."),
     },
     "Keep": {
-        "checkpoints": ("outlast.cli.checkpoints:checkpoints", "List a job's checkpoints."),
-        "verify": ("outlast.cli.verify:verify", "Check every byte that a job, or all, stored."),
-        "prune": ("outlast.cli.prune:prune", "Delete checkpoints that need not be kept."),
-        "copy": ("outlast.cli.copy:copy", "Copy a job to another folder or bucket."),
-        "export": ("outlast.cli.export:export", "Write a checkpoint as a Keras file."),
+        "checkpoints": (
+            "checkpoints:checkpoints",
+            "List a job's checkpoints.",
+        ),
+        "verify": (
+            "verify:verify",
+            "Check every byte that a job, or all, stored.",
+        ),
+        "prune": ("prune:prune", "Delete checkpoints that need not be kept."),
+        "copy": ("copy:copy", "Copy a job to another folder or bucket."),
+        "export": ("export:export", "Write a checkpoint as a Keras file."),
     },
     "Try": {
-        "demo": ("outlast.cli.demo:demo", "Train, be killed twice, and prove nothing was lost."),
+        "demo": (
+            "demo:demo",
+            "Train, be killed twice, and prove nothing was lost.",
+        ),
     },
 }
 
@@ -87,7 +105,9 @@ class LazyGroup(click.Group):
         for verbs in VERBS.values():
             if cmd_name in verbs:
                 module, _, attribute = verbs[cmd_name][0].partition(":")
-                command: click.Command = getattr(importlib.import_module(module), attribute)
+                command: click.Command = getattr(
+                    importlib.import_module(f"outlast.cli.commands.{module}"), attribute
+                )
                 return command
         return None
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from outlast_checkpoints.errors import OutlastError
 
 from outlast.cli.config import as_defaults, read_config
-from outlast.cli.where import DEFAULT_ROOT
+from outlast.cli.job_address import DEFAULT_ROOT
+from outlast_checkpoints.errors import OutlastError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,14 +39,14 @@ def pair(text: str) -> tuple[str, str]:
 
 def cadence(text: str) -> str:
     """Return `text` when it says when to save."""
-    from outlast.cadence import SaveEvery
+    from outlast.job.save_schedule import SaveEvery
 
     return _checked(text, SaveEvery.parse)
 
 
 def share(text: str) -> str:
     """Return `text`, a percentage, as the automatic cadence spells it."""
-    from outlast.cadence import SaveEvery
+    from outlast.job.save_schedule import SaveEvery
 
     spelled = f"{text.removesuffix('%').strip()}%"
     _checked(f"auto:{spelled}", SaveEvery.parse)
@@ -55,7 +55,7 @@ def share(text: str) -> str:
 
 def retention(text: str) -> str:
     """Return `text` when it says what to keep."""
-    from outlast_checkpoints.retention import Keep
+    from outlast_checkpoints.format.retention import Keep
 
     return _checked(text, Keep.parse)
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import xxhash
-from outlast_checkpoints import layout
+
 from outlast_checkpoints.errors import NoCheckpoint
+from outlast_checkpoints.format import layout
 from outlast_checkpoints.history import HistoryReader
-from outlast_checkpoints.store import CheckpointStore
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 
 if TYPE_CHECKING:
-    from outlast_checkpoints.storage import Storage
+    from outlast_checkpoints.storage.base import Storage
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outlast import heartbeat
-from outlast.identity import Identity
-from outlast.journal import Journal
+from outlast.job import heartbeat
+from outlast.job.journal import Journal
+from outlast.job.process_identity import Identity
 
 if TYPE_CHECKING:
-    from outlast_checkpoints.storage import Storage
-
-    from outlast.heartbeat import Beat
+    from outlast.job.heartbeat import Beat
+    from outlast_checkpoints.storage.base import Storage
 
 LOOK_EVERY = 0.02  # seconds
 

@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from outlast.demo.digests import digests
+from outlast.demo.killer import Killed, kill_next
+from outlast.errors import ExtraMissing
+from outlast.plotting.history_plot import plot_history
 from outlast_checkpoints.errors import OutlastError, UsageError
 from outlast_checkpoints.history import HistoryReader
 from outlast_checkpoints.storage import open_storage
 
-from outlast.cli import words
-from outlast.cli.history import draw_history
-from outlast.cli.where import Place
-from outlast.demo.digests import digests
-from outlast.demo.killer import Killed, kill_next
-from outlast.errors import ExtraMissing
-
 if TYPE_CHECKING:
-    from outlast_checkpoints.storage import Storage
+    from outlast_checkpoints.storage.base import Storage
 
 SCRIPT = Path(__file__).with_name("digits.py")
 SEED = 20
@@ -64,12 +62,13 @@ def show(output: Path) -> bool:
     untouched, _ = _train(output, "untouched", [])
 
     _title("3. Where do the two end?")
-    same = _compare(killed.storage, untouched.storage)
+    same = _compare(killed, untouched)
     click.echo()
-    _told_by_history(killed.storage, kills)
-    draw_history(killed, HistoryReader(killed.storage), output / "loss.png")
+    _told_by_history(killed, kills)
+    curves = plot_history(HistoryReader(killed), output / "loss.png", title="killed")
+    click.echo(f"{output / 'loss.png'}: {', '.join(curves.panels)}")
     click.echo()
-    took = words.duration(time.monotonic() - started)
+    took = f"{time.monotonic() - started:.0f} s"
     if same:
         verdict = f"Equal to the last byte, after {len(kills)} kills. ({took})"
         click.secho(verdict, fg="green", bold=True)
@@ -95,7 +94,7 @@ def _make_room(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-def _train(output: Path, name: str, parts: list[float]) -> tuple[Place, list[Killed]]:
+def _train(output: Path, name: str, parts: list[float]) -> tuple[Storage, list[Killed]]:
     """Train under `outlast run`, killed past each of `parts` of its steps."""
     root = output / "jobs"
     arguments = [
@@ -104,7 +103,7 @@ def _train(output: Path, name: str, parts: list[float]) -> tuple[Place, list[Kil
         str(output / SCRIPT.name),
     ]  # fmt: skip
     click.secho(f"$ outlast {shlex.join(arguments)}", bold=True)
-    place = Place(open_storage(root / name), str(root / name), name)
+    storage = open_storage(root / name)
     kills: list[Killed] = []
     with subprocess.Popen(
         [sys.executable, "-m", "outlast", *arguments],
@@ -116,7 +115,7 @@ def _train(output: Path, name: str, parts: list[float]) -> tuple[Place, list[Kil
         telling.start()
         for part in parts:
             after = kills[-1].attempt if kills else 0
-            killed = kill_next(place.storage, part, after, lambda: process.poll() is None)
+            killed = kill_next(storage, part, after, lambda: process.poll() is None)
             if killed is None:
                 break
             kills.append(killed)
@@ -130,7 +129,7 @@ def _train(output: Path, name: str, parts: list[float]) -> tuple[Place, list[Kil
         code = process.wait()
     if code != 0 or len(kills) != len(parts):
         raise DemoFailed(name=name, code=code, kills=len(kills), wanted=len(parts), root=root)
-    return place, kills
+    return storage, kills
 
 
 def _tell(process: subprocess.Popen[bytes]) -> None:

@@ -6,7 +6,8 @@ import importlib
 import importlib.metadata
 from typing import Final
 
-from outlast.engines.base import Engine
+from outlast.engines.base import Engine, Standing
+from outlast.job.lifecycle import Job
 
 GROUP: Final = "outlast.engines"  # entry points of other packages
 LOCAL: Final = "local"
@@ -32,3 +33,19 @@ def get(name: str) -> Engine:
     module, _, kind = _BUILT_IN.get(name, _BUILT_IN[LOCAL]).partition(":")
     engine: Engine = getattr(importlib.import_module(module), kind)()
     return engine
+
+
+def standing(job: Job) -> Standing | None:
+    """Return how the job stands with the cluster that has it, None when none has.
+
+    Raises `BackendFailed` when that cannot be known now.
+    """
+    if job.queued is None:
+        return None
+    return get(job.queued.engine).poll(job.queued.handle)
+
+
+def take_back(job: Job) -> None:
+    """Take an ended job out of the cluster's queue. Raises `BackendFailed`."""
+    if job.queued is not None and job.state.final and standing(job) is not None:
+        get(job.queued.engine).stop(job.queued.handle)

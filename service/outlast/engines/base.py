@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol
 
 import msgspec
-from outlast_checkpoints.storage import Storage
 
-from outlast.spec import JobSpec
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.storage.base import Storage
 
 Handle = dict[str, Any]
 

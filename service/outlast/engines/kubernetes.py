@@ -12,12 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from outlast_checkpoints.storage import Storage
-
 from outlast.engines.base import Handle, Standing
-from outlast.engines.manifest import manifest
+from outlast.engines.kubernetes_job import manifest
 from outlast.errors import BackendFailed, ExtraMissing
-from outlast.spec import JobSpec
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.storage.base import Storage
 
 T = TypeVar("T")
 

@@ -7,22 +7,22 @@ import shlex
 import signal
 from contextlib import suppress
 
-from outlast_checkpoints.storage import Storage
-
-from outlast import daemon, identity
 from outlast.engines.base import Handle, Standing
-from outlast.identity import Identity
-from outlast.spec import JobSpec
+from outlast.job import process_identity
+from outlast.job.process_identity import Identity
+from outlast.job.spec import JobSpec
+from outlast.supervisor import detached
+from outlast_checkpoints.storage.base import Storage
 
 
 class LocalEngine:
     """Starts supervisors that outlive the terminal."""
 
     def plan(self, spec: JobSpec, storage: Storage) -> str:
-        return shlex.join(daemon.command(storage))
+        return shlex.join(detached.command(storage))
 
     def launch(self, spec: JobSpec, storage: Storage) -> Handle:
-        who = identity.of_process(daemon.start_detached(storage.root))
+        who = process_identity.of_process(detached.start_detached(storage.root))
         return {
             "id": str(who.pid),
             "pid": who.pid,

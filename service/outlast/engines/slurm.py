@@ -14,13 +14,12 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from outlast_checkpoints import layout
-from outlast_checkpoints.storage import Storage
-
 from outlast.backends.local import source_path
 from outlast.engines.base import Handle, Standing
 from outlast.errors import BackendFailed, SpecInvalid
-from outlast.spec import JobSpec
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.storage.base import Storage
 
 WITHIN: Final = 60.0  # seconds for one of Slurm's commands
 # Slurm sends the signal up to a minute early: sbatch(1), --signal. So that is not part of the time.
@@ -100,7 +99,7 @@ def script(spec: JobSpec, storage: Storage) -> str:
     ]
     if (source := source_path()) is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(source)}${{PYTHONPATH:+:$PYTHONPATH}}")
-    command = [sys.executable, "-P", "-m", "outlast.allocation", storage.root]
+    command = [sys.executable, "-P", "-m", "outlast.engines.cluster_main", storage.root]
     cpus = "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}"
     lines.append(f"exec srun --ntasks=1 {cpus} {shlex.join(command)}")
     return "\n".join(lines) + "\n"

@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from outlast_checkpoints.storage import Storage, open_storage
 
 from outlast.engines.base import Engine, Handle
-from outlast.journal import Journal
-from outlast.lifecycle import State
-from outlast.spec import JobSpec
-from outlast.submission import request_stop, submit
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import State
+from outlast.job.spec import JobSpec
+from outlast.job.submission import request_stop, submit
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
 
 # Steps until it is told to leave, or until there is a file "done" beside it.
 TRAINING = """
 import pathlib, time
-from outlast import context
+from outlast.attempt import context
 
 here = pathlib.Path(__file__).parent
 ctx = context.current()

@@ -1,7 +1,7 @@
 """Clouds that are about to take this machine: who tells so, and how it is heard."""
 
 from outlast.notices.base import Notice
-from outlast.notices.watcher import WATCHED, Watcher, watch
-from outlast.notices.where import CLOUDS
+from outlast.notices.detect import CLOUDS
+from outlast.notices.listener import WATCHED, Watcher, watch
 
 __all__ = ["CLOUDS", "WATCHED", "Notice", "Watcher", "watch"]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from outlast.notices.base import Notice, Tell, Unanswered
-from outlast.notices.metadata import LINK_LOCAL, URL, Answer, Metadata, unexpected
+from outlast.notices.metadata_server import LINK_LOCAL, URL, Answer, Metadata, unexpected
 
 TOKEN: Final = "latest/api/token"
 ACTION: Final = "latest/meta-data/spot/instance-action"

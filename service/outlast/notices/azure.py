@@ -16,8 +16,8 @@ from typing import Final
 import msgspec
 
 from outlast.notices.base import Notice, Tell, Unanswered
-from outlast.notices.leaving import last_to_leave, take_part
-from outlast.notices.metadata import LINK_LOCAL, URL, Metadata, unexpected
+from outlast.notices.last_to_leave import last_to_leave, take_part
+from outlast.notices.metadata_server import LINK_LOCAL, URL, Metadata, unexpected
 
 EVENTS: Final = "metadata/scheduledevents?api-version=2020-07-01"
 NAME: Final = "metadata/instance/compute/name?api-version=2021-02-01&format=text"

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from outlast.notices.base import Notice, Tell
-from outlast.notices.metadata import LINK_LOCAL, URL, Answer, Metadata, unexpected
+from outlast.notices.metadata_server import LINK_LOCAL, URL, Answer, Metadata, unexpected
 
 PREEMPTED: Final = "instance/preempted"
 MAINTENANCE: Final = "instance/maintenance-event"

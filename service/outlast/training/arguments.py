@@ -6,11 +6,11 @@ from numbers import Integral, Real
 from typing import Any
 
 import keras
-from outlast_checkpoints.errors import UsageError
-from outlast_checkpoints.retention import Keep
 
-from outlast.cadence import SaveEvery
+from outlast.job.save_schedule import SaveEvery
 from outlast.training.errors import NotSupported
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.format.retention import Keep
 
 SEEDS = 2**63  # what a job's spec can hold
 

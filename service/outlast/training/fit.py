@@ -9,10 +9,10 @@ from typing import Any
 import keras
 
 from outlast.training import arguments
+from outlast.training.data.permutation import Shuffle
+from outlast.training.fit_arguments import Plan
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
-from outlast.training.permutation import Shuffle
-from outlast.training.plan import Plan
 from outlast.training.trainer import Trainer
 
 
@@ -63,7 +63,8 @@ def fit(
             where the job decides this, `save_every` and `keep`.
         save_every: when to save: steps (100), time ("30s", "5m"), "epoch", or several with
             commas. Default "auto": as often as the measured cost of a save and the failures so
-            far make worth while (see `outlast.interval`), for at most one per cent of the time;
+            far make worth while (see `outlast.job.save_interval`), for at most one per cent of
+            the time;
             "auto:2%" sets another bound.
         keep: which checkpoints to keep: a number of newest ones, or
             "last:3,every:1000,best:val_loss". Default "last:3".

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from outlast_checkpoints.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, Stage
-from outlast_checkpoints.snapshot import Progress, Snapshot
 
-from outlast.training import document, generators
-from outlast.training.array_feed import ArrayFeed
-from outlast.training.callbacks import CallbackStates
-from outlast.training.feed import Feed
+from outlast.training.data.array_batches import ArrayFeed
+from outlast.training.data.epoch_batches import Feed
+from outlast.training.loaded_checkpoint import Stored
 from outlast.training.phase import Phase
-from outlast.training.state import LiveState
-from outlast.training.stored import Stored
+from outlast.training.state import document, random_state
+from outlast.training.state.callback_state import CallbackStates
+from outlast.training.state.live_variables import LiveState
 from outlast.training.validation import Validation
+from outlast_checkpoints.format.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, Stage
+from outlast_checkpoints.format.snapshot import Progress, Snapshot
 
 Logs = dict[str, Any]
 
@@ -70,7 +70,7 @@ class FitState:
             "epoch_trained": self.epoch_trained,
             "feed": self._feed.state(),
             "validation": self._validation.state(),
-            "generators": generators.capture(),
+            "generators": random_state.capture(),
         }
         state = document.pack(plain, self._live.others())
         logs = self.logs if progress.stage == Stage.STEP else self.training_logs or {}
@@ -117,11 +117,11 @@ class FitState:
             seconds = self._validation.restore(plain["validation"])
             if seconds is not None:
                 phase.log.info("validation_data_replayed", seconds=round(seconds, 3))
-        generators.restore(plain["generators"])
+        random_state.restore(plain["generators"])
 
     def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:
         # What the checkpoint has too much may be what the first step makes: an optimizer's slots.
-        before, drawn = self._live.values(), generators.capture()
+        before, drawn = self._live.values(), random_state.capture()
         try:
             rehearse()
             self._live.refresh()
@@ -130,7 +130,7 @@ class FitState:
         except BaseException:
             for variable, value in before:
                 variable.assign(value)
-            generators.restore(drawn)
+            random_state.restore(drawn)
             raise
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from keras import callbacks
 
-from outlast.curves import Curves, of_epochs
 from outlast.errors import ExtraMissing
-from outlast.plot import draw
+from outlast.plotting.curves import Curves, of_epochs
+from outlast.plotting.plot import draw
 
 
 class History(callbacks.History):  # type: ignore[misc]

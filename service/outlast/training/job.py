@@ -10,20 +10,21 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from outlast_checkpoints.errors import StorageError, UsageError
-from outlast_checkpoints.history import HistoryWriter
-from outlast_checkpoints.layout import CheckpointId
-from outlast_checkpoints.retention import Keep
-from outlast_checkpoints.sender import Sender
-from outlast_checkpoints.store import CheckpointStore, Loaded
-from outlast_checkpoints.writer import Writer
 
-from outlast import context, spooling
-from outlast.context import AttemptContext
+from outlast.attempt import bare as bare_script
+from outlast.attempt import context, spool_handover
+from outlast.attempt.context import AttemptContext
 from outlast.exit_codes import FAILED
-from outlast.spec import version
-from outlast.training import generators
+from outlast.job.spec import version
 from outlast.training.errors import StateMismatch
+from outlast.training.state import random_state
+from outlast_checkpoints.errors import StorageError, UsageError
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.retention import Keep
+from outlast_checkpoints.history import HistoryWriter
+from outlast_checkpoints.store.background_writer import Writer
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore, Loaded
+from outlast_checkpoints.store.spool_sender import Sender
 
 _jobs: dict[int, TrainingJob] = {}
 
@@ -59,7 +60,7 @@ class TrainingJob:
         )
         keep = Keep.parse(ctx.spec.keep)
         if ctx.spool is not None:
-            spooling.send_left(ctx, ctx.spool, self.store)
+            spool_handover.send_left(ctx, ctx.spool, self.store)
         self.newest, damages = self.store.begin()
         for damage in damages:
             ctx.log.error(
@@ -78,7 +79,7 @@ class TrainingJob:
         if ctx.spool is not None:
             saving = self.store.beside(ctx.spool.storage)
             sender = Sender(ctx.spool, self.store, ctx.attempt, keep=keep, on_event=self._on_event)
-            ctx.before_exit = functools.partial(spooling.settle, ctx, sender)
+            ctx.before_exit = functools.partial(spool_handover.settle, ctx, sender)
         self.sender = sender
         self.history = HistoryWriter(saving.storage, ctx.attempt)
         self.writer = Writer(
@@ -121,14 +122,14 @@ class TrainingJob:
                     problem="it says where the job's checkpoints live, and none is given",
                     hint="Pass job_dir='my-job', or start the script with `outlast run`.",
                 )
-            ctx = context.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
+            ctx = bare_script.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
         earlier = _jobs.get(id(ctx))
         if earlier is not None:
             earlier._judge_what_was_left()
         if earlier is not None and earlier._failed:
             earlier._close()
             root = ctx.storage.root
-            ctx = context.open_bare(root, save_every=save_every, keep=keep, seed=seed)
+            ctx = bare_script.open_bare(root, save_every=save_every, keep=keep, seed=seed)
         if not ctx.supervised and id(ctx) not in _jobs:
             ctx.stop.watched = False
         if id(ctx) not in _jobs:
@@ -208,13 +209,13 @@ class TrainingJob:
         del _jobs[id(self.ctx)]
         self.history.close()
         code = self.ctx.exit_code
-        context.close_bare(self.ctx, FAILED if code is None else code)
+        bare_script.close_bare(self.ctx, FAILED if code is None else code)
 
     def make_deterministic(self) -> None:
         """Turn on TensorFlow's op determinism, unless the job says not to; the log tells which."""
         deterministic = self.ctx.spec.deterministic
         if deterministic:
-            generators.enable_determinism()
+            random_state.enable_determinism()
         self.ctx.log.info(
             "op_determinism" if deterministic else "op_determinism_off",
             why="a resume repeats every step to the bit"

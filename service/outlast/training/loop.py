@@ -12,23 +12,24 @@ from typing import Any
 import keras
 import numpy as np
 from keras.callbacks import ProgbarLogger
-from outlast_checkpoints.errors import UsageError
-from outlast_checkpoints.layout import STATE_FILE, Stage
-from outlast_checkpoints.snapshot import Progress, Snapshot
 
-from outlast.training import arguments, document, generators
-from outlast.training.array_feed import ArrayFeed
+from outlast.training import arguments
+from outlast.training.data.array_batches import ArrayFeed
+from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
+from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
 from outlast.training.fit_state import describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
-from outlast.training.loop_data import knows_its_end, make_loop_feed, samples_of
-from outlast.training.loop_state import LoopState, Plain
-from outlast.training.means import Means
-from outlast.training.permutation import Shuffle
+from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
-from outlast.training.stored import Stored, choose_seed
-from outlast.training.trees import NotPlain
+from outlast.training.state import document, random_state
+from outlast.training.state.epoch_means import Means
+from outlast.training.state.loop_state import LoopState, Plain
+from outlast.training.state.trees import NotPlain
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.format.layout import STATE_FILE, Stage
+from outlast_checkpoints.format.snapshot import Progress, Snapshot
 
 
 class Loop:
@@ -262,7 +263,7 @@ class Loop:
         self.history.epochs_of.update(plain["epochs_of"])
         self._stopped = plain["stopped"]
         self._begun, self._trained = plain["begun"], plain["trained"]
-        generators.restore(plain["generators"])
+        random_state.restore(plain["generators"])
         stored.release()
         self.epoch, self.batch = stored.progress.epoch, stored.progress.batch
         self._phase.resumed(
@@ -345,7 +346,7 @@ class Loop:
             "stopped": self._stopped,
             "begun": self._begun,
             "trained": self._trained,
-            "generators": generators.capture(),
+            "generators": random_state.capture(),
         }
         try:
             state = document.pack(plain, self._state.others())

@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
-from outlast_checkpoints.layout import Stage
-from outlast_checkpoints.manifest import HistoryMark
-from outlast_checkpoints.snapshot import Progress, Snapshot
 
-from outlast.cadence import SaveEvery
 from outlast.exit_codes import RESUMABLE
-from outlast.interval import Failures, SaveCost, first, interval
+from outlast.job.save_interval import Failures, SaveCost, first, interval
+from outlast.job.save_schedule import SaveEvery
 from outlast.training.errors import Diverged, StateSaved
 from outlast.training.job import TrainingJob
+from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
+from outlast_checkpoints.format.layout import Stage
+from outlast_checkpoints.format.manifest import HistoryMark
+from outlast_checkpoints.format.snapshot import Progress, Snapshot
 
 HISTORY_FLUSH_S = 1.0
 CALL_TARGET_S = 0.1  # a stop request waits at most about one call

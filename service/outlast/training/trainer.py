@@ -10,25 +10,24 @@ from typing import Any
 import keras
 from keras.callbacks import CallbackList
 from keras.src.utils.python_utils import pythonify_logs
-from outlast_checkpoints.layout import Stage
 
-from outlast.training import arrays
-from outlast.training.array_feed import ArrayFeed
-from outlast.training.callback_files import appends_rows, going_on
-from outlast.training.callbacks import CallbackStates, files_before, wants_batches
-from outlast.training.data import make_feed
-from outlast.training.feed import executed
+from outlast.training.data import arrays, make_feed
+from outlast.training.data.array_batches import ArrayFeed
+from outlast.training.data.epoch_batches import executed
+from outlast.training.fit_arguments import Plan
 from outlast.training.fit_state import FitState, Logs
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
+from outlast.training.live_plot import MetricsView
+from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
-from outlast.training.plan import Plan
-from outlast.training.program_choice import ProgramChoice
-from outlast.training.state import LiveState
-from outlast.training.step import CompiledSteps
-from outlast.training.stored import Stored, choose_seed
+from outlast.training.state.callback_files import appends_rows, going_on
+from outlast.training.state.callback_state import CallbackStates, files_before, wants_batches
+from outlast.training.state.live_variables import LiveState
+from outlast.training.step.compiled_steps import CompiledSteps
+from outlast.training.step.program_choice import ProgramChoice
 from outlast.training.validation import Validation
-from outlast.training.view import MetricsView
+from outlast_checkpoints.format.layout import Stage
 
 
 class Trainer:

@@ -14,11 +14,11 @@ from keras.src.trainers.data_adapters import data_adapter_utils
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 
-from outlast.context import AttemptContext
-from outlast.training.loaders import Iterated, generators_of, set_generators
-from outlast.training.pipeline import Pipeline
-from outlast.training.pydataset_workers import enqueue
-from outlast.training.source import Plain
+from outlast.attempt.context import AttemptContext
+from outlast.training.data.loaders import Iterated, generators_of, set_generators
+from outlast.training.data.pydataset_workers import enqueue
+from outlast.training.data.source import Plain
+from outlast.training.data.tfdata_graph import Pipeline
 
 
 class StopProbe(Callback):  # type: ignore[misc]

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import layers
 from moments import Moments, digits, tell
+
 from outlast import fit
 
 # What was drawn before is the same in every attempt, however its process was started.

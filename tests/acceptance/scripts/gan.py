@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 from moments import Moments, digits, tell
+
 from outlast import Loop
 
 x, *_ = digits()

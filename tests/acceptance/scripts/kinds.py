@@ -7,9 +7,9 @@ from typing import Any
 
 import keras
 from moments import FOLDER
-from outlast import fit
 
-from tests.data_kinds import KINDS
+from outlast import fit
+from tests.support.data_kinds import KINDS
 
 DEATHS = FOLDER / "deaths"
 

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 from moments import Moments, digits, stop_late, tell
+
 from outlast import fit
 
 x, y, *validation = digits()

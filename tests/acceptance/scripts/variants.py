@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import layers
 from moments import FOLDER, Moments, digits, tell
+
 from outlast import fit
 
 variant = (FOLDER / "variant").read_text()

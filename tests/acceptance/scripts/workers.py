@@ -22,7 +22,7 @@ PATIENCE_S = 60  # only a failure takes that long
 
 
 def main(folder: Path, held_at: int) -> None:
-    for package in ("outlast.training.fit", "tests.data_kinds", "grain", "torch"):
+    for package in ("outlast.training.fit", "tests.support.data_kinds", "grain", "torch"):
         if importlib.util.find_spec(package) is not None:
             importlib.import_module(package)
 
@@ -71,9 +71,10 @@ def as_process(run: Any, folder: Path) -> None:
 
 def training(kind: str, folder: Path, held_at: int, held: int) -> None:
     import keras
-    from outlast import context, fit
 
-    from tests.data_kinds import X, Y, plain_model
+    from outlast import fit
+    from outlast.attempt import context
+    from tests.support.data_kinds import X, Y, plain_model
 
     kind, _, way = kind.partition("-")
     validating = way == "validation"
@@ -124,7 +125,7 @@ def training(kind: str, folder: Path, held_at: int, held: int) -> None:
 
 
 def data(kind: str, way: str) -> Any:
-    from tests import data_kinds
+    from tests.support import data_kinds
 
     if way == "stuck":
         return stuck()
@@ -142,7 +143,7 @@ def stuck() -> Any:
     """A loader whose workers never get to the end of an item beyond those that are needed."""
     import torch
 
-    from tests import data_kinds
+    from tests.support import data_kinds
 
     class Stuck(torch.utils.data.Dataset):  # type: ignore[misc]
         def __len__(self) -> int:

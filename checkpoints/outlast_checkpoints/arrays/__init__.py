@@ -1,0 +1,1 @@
+"""Arrays in files: HDF5 in Keras' layout, direct I/O, hashing, and which arrays changed."""

@@ -1,0 +1,173 @@
+"""Hashes of stored files, read in pieces: memory stays small however large a file is."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
+
+import xxhash
+
+from outlast_checkpoints.errors import NotFound, StorageError
+from outlast_checkpoints.format.manifest import FileEntry
+from outlast_checkpoints.storage.base import Storage, is_damage, storage_error
+
+_PIECE = 4 << 20
+
+_Inode = tuple[int, int, int, int]
+
+
+class Meter(Protocol):
+    """Who is told how far a long reading or copying is; from any thread."""
+
+    def expect(self, count: int) -> None:
+        """So many more bytes will be read or copied."""
+
+    def done(self, count: int) -> None:
+        """So many more bytes are done."""
+
+
+class Unread:
+    """A meter that nobody reads."""
+
+    def expect(self, count: int) -> None: ...
+
+    def done(self, count: int) -> None: ...
+
+
+class Digests:
+    """Hashes of stored files. A file that has several names (hard links) is read once."""
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        self._meter = meter or Unread()
+        self._lock = threading.Lock()
+        self._known: dict[_Inode, Future[str]] = {}
+
+    def of(self, storage: Storage, path: str) -> str:
+        """Return a file's hash as manifests spell it. Raises `NotFound`, `StorageError`."""
+        inode = _shared_inode(storage, path)
+        if inode is None:
+            return self._read(storage, path)
+        with self._lock:
+            known = self._known.get(inode)
+            if known is None:
+                mine = self._known[inode] = Future[str]()
+        if known is not None:
+            found = known.result()
+            self._meter.done(inode[2])
+            return found
+        try:
+            mine.set_result(self._read(storage, path))
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        return mine.result()
+
+    def difference(self, storage: Storage, path: str, entry: FileEntry) -> str | None:
+        """Return in which way a file is not the one that a manifest names, or None.
+
+        Raises `StorageError` when it is out of reach, which is no damage.
+        """
+        try:
+            size = storage.size(path)
+            return _compared(entry, size, lambda: self.of(storage, path))
+        except NotFound:
+            return "it is missing"
+        except StorageError as error:
+            if not is_damage(error, local=storage.local_path(path) is not None):
+                raise
+            return f"it cannot be read: {error.fields['reason']}"
+
+    def _read(self, storage: Storage, path: str) -> str:
+        return hashed(pieces(storage, path), self._meter)
+
+
+def hashed(content: Iterable[memoryview | bytes], meter: Meter | None = None) -> str:
+    """Return the hash of what comes piece by piece, as manifests spell it."""
+    hasher = xxhash.xxh3_128()
+    for piece in content:
+        hasher.update(piece)
+        if meter is not None:
+            meter.done(len(piece))
+    return f"xxh3:{hasher.hexdigest()}"
+
+
+def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
+    """Return the content of a file of this machine when it is the one of a manifest.
+
+    Else None, and in which way it is not. Memory is taken for a file of the right size only.
+    Raises `StorageError` when it is out of reach, which is no damage.
+    """
+    from outlast_checkpoints.arrays import direct_io
+
+    try:
+        size = local.stat().st_size
+        if size != entry.size:
+            return None, _other_size(entry, size)
+        content = direct_io.memory(size)
+        with open(local, "rb", buffering=0) as file:
+            pieces = direct_io.filling(content, file.fileno())
+            wrong = _compared(entry, size, lambda: hashed(pieces))
+        return (content, "") if wrong is None else (None, wrong)
+    except OSError as error:
+        if not is_damage(error, local=True):
+            raise storage_error(error, "read", local.name, str(local.parent)) from error
+        return None, f"it cannot be read: {error.strerror or error}"
+
+
+def _compared(entry: FileEntry, size: int, digest: Callable[[], str]) -> str | None:
+    if size != entry.size:
+        return _other_size(entry, size)
+    return None if digest() == entry.hash else "its content has changed (the hash differs)"
+
+
+def _other_size(entry: FileEntry, size: int) -> str:
+    return f"it has {size} bytes instead of {entry.size}"
+
+
+def pieces(storage: Storage, path: str) -> Iterator[memoryview | bytes]:
+    """Give a stored file piece by piece; a piece is good until the next one is asked for.
+
+    Raises `NotFound`, `StorageError`.
+    """
+    if storage.local_path(path) is not None:
+        with storage.fetch(path) as local:
+            yield from _pieces_of(local, path, storage.root)
+        return
+    start, size = 0, storage.size(path)
+    if 0 < size <= _PIECE:
+        yield storage.read(path)  # one answer to wait for
+        return
+    while start < size:
+        piece = storage.read_range(path, start, min(size, start + _PIECE))
+        if not piece:
+            return  # it was longer a moment ago: whoever compares will notice
+        yield piece
+        start += len(piece)
+
+
+def _pieces_of(local: Path, path: str, root: str) -> Iterator[memoryview]:
+    try:
+        with open(local, "rb", buffering=0) as file:
+            buffer = memoryview(bytearray(max(1, min(_PIECE, os.fstat(file.fileno()).st_size))))
+            while count := file.readinto(buffer):
+                yield buffer[:count]
+    except OSError as error:
+        raise storage_error(error, "read", path, root) from error
+
+
+def _shared_inode(storage: Storage, path: str) -> _Inode | None:
+    """Return what tells a file that has several names, None for any other."""
+    local = storage.local_path(path)
+    if local is None:
+        return None
+    try:
+        found = local.stat()
+    except OSError as error:
+        raise storage_error(error, "look at", path, storage.root) from error
+    if found.st_nlink < 2:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

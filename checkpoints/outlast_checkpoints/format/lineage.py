@@ -1,0 +1,176 @@
+"""Which checkpoints and which rows of history belong to the training as it really went.
+
+An attempt says in `origin.json`, before its first step, what it resumed from. Walking back from
+the newest attempt gives the one line that counts: of each older attempt only what lies up to the
+place where the next one took over. A late commit of a superseded attempt is simply not on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from outlast_checkpoints.errors import FormatError, FormatTooNew, NotFound
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.manifest import HistoryMark, Manifest
+from outlast_checkpoints.format.manifest import decode as decode_manifest
+from outlast_checkpoints.format.sealed_json import seal, unseal
+from outlast_checkpoints.storage.base import Storage, read_document
+
+FORMAT = 1
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an attempt resumed from; checkpoint None: it started from the beginning."""
+
+    format: int = FORMAT
+    attempt: int
+    checkpoint: str | None = None
+    history: HistoryMark | None = None
+
+
+def encode(origin: Origin) -> bytes:
+    """Return the bytes of an `origin.json`."""
+    return seal(origin)
+
+
+def decode(data: bytes, path: str) -> Origin:
+    """Return the origin found at `path`. Raises `FormatError`, `FormatTooNew`."""
+    origin = unseal(data, path, Origin, FORMAT)
+    if origin.checkpoint is not None:
+        found = CheckpointId.parse(origin.checkpoint)
+        if found is None or found.attempt >= origin.attempt:
+            raise FormatError(path=path, reason=f"{origin.checkpoint!r} is nothing to resume from")
+    return origin
+
+
+class Lineage:
+    """The line of attempts that counts, newest first in `attempts`.
+
+    missing: the attempt at which the line breaks off because its origin is not known, or None.
+    """
+
+    def __init__(self, line: list[Origin], missing: int | None = None) -> None:
+        self._bounds: dict[int, tuple[int, int, int] | None] = {}
+        self._marks: dict[int, int | None] = {}
+        self.line = line
+        self.missing = missing
+        bound: tuple[int, int, int] | None = None
+        mark: int | None = None
+        for origin in line:
+            self._bounds[origin.attempt] = bound
+            self._marks[origin.attempt] = mark
+            if origin.checkpoint is not None:
+                source = CheckpointId.parse(origin.checkpoint)
+                assert source is not None  # checked when decoded
+                bound = source.place
+                mark = origin.history.mark if origin.history else 0
+        if missing is not None:
+            self._bounds[missing] = bound
+            self._marks[missing] = mark
+
+    @classmethod
+    def of(cls, origins: Iterable[Origin], unknown: Iterable[int] = ()) -> Lineage:
+        """Walk back from the newest attempt.
+
+        unknown: attempts that trained, but whose origin cannot be read any more.
+        """
+        by_attempt = {origin.attempt: origin for origin in origins}
+        line: list[Origin] = []
+        at = max([*by_attempt, *unknown], default=None)
+        while at is not None:
+            origin = by_attempt.get(at)
+            if origin is None:
+                return cls(line, missing=at)
+            line.append(origin)
+            source = CheckpointId.parse(origin.checkpoint) if origin.checkpoint else None
+            at = source.attempt if source else None
+        return cls(line)
+
+    @property
+    def attempts(self) -> list[int]:
+        """The attempts on the line, newest first."""
+        return list(self._bounds)
+
+    @property
+    def newest(self) -> Origin | None:
+        """The origin of the newest attempt, or None before the first."""
+        return self.line[0] if self.line else None
+
+    def accepts(self, checkpoint: CheckpointId) -> bool:
+        """Return whether a checkpoint lies on the line."""
+        if checkpoint.attempt not in self._bounds:
+            return False
+        bound = self._bounds[checkpoint.attempt]
+        return bound is None or checkpoint.place <= bound
+
+    def history_parts(self) -> list[tuple[int, int | None]]:
+        """Return (attempt, mark) oldest first; mark None: to the end of what there is."""
+        return [(attempt, self._marks[attempt]) for attempt in reversed(self._marks)]
+
+
+def read_lineage(
+    storage: Storage, known: dict[int, Origin] | None = None
+) -> tuple[Lineage, list[FormatError]]:
+    """Return the lineage of a job, and which of its origins are damaged or missing.
+
+    An origin that cannot be read is put together again from the manifests of its attempt. An
+    attempt without any committed nothing that anybody could miss, and is passed over.
+    known: origins read before, by attempt; they never change, so each is read only once.
+    """
+    known = {} if known is None else known
+    rebuilt: list[Origin] = []
+    unknown: list[int] = []
+    damaged: list[FormatError] = []
+    names = map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))
+    found = sorted(checkpoint for checkpoint in names if checkpoint is not None)
+    numbers = {layout.parse_attempt(name) for name in storage.list(layout.ATTEMPTS)}
+    attempts = {number for number in numbers if number is not None}
+    attempts |= {checkpoint.attempt for checkpoint in found}
+    for attempt in sorted(attempts - set(known)):
+        path = layout.origin(attempt)
+        try:
+            known[attempt] = _read_origin(storage, attempt)
+        except FormatTooNew:
+            raise
+        except (NotFound, FormatError) as error:
+            own = (_manifest(storage, at) for at in found if at.attempt == attempt)
+            oldest = next(filter(None, own), None)
+            if oldest is None:
+                continue
+            reason = "it is missing" if isinstance(error, NotFound) else error.fields["reason"]
+            damaged.append(FormatError(path=path, reason=reason))
+            origin = _rebuild(storage, attempt, oldest)
+            if origin is not None:
+                rebuilt.append(origin)
+            else:
+                unknown.append(attempt)
+    return Lineage.of([*known.values(), *rebuilt], unknown), damaged
+
+
+def _read_origin(storage: Storage, attempt: int) -> Origin:
+    path = layout.origin(attempt)
+    origin = decode(read_document(storage, path), path)
+    if origin.attempt != attempt:
+        raise FormatError(path=path, reason=f"it is that of attempt {origin.attempt}")
+    return origin
+
+
+def _rebuild(storage: Storage, attempt: int, oldest: Manifest) -> Origin | None:
+    if oldest.parent is None:
+        return Origin(attempt=attempt)
+    parent = CheckpointId.parse(oldest.parent)
+    resumed = _manifest(storage, parent) if parent and parent.attempt < attempt else None
+    if resumed is None:
+        return None
+    return Origin(attempt=attempt, checkpoint=resumed.checkpoint, history=resumed.history)
+
+
+def _manifest(storage: Storage, checkpoint: CheckpointId) -> Manifest | None:
+    path = layout.manifest(checkpoint)
+    try:
+        return decode_manifest(read_document(storage, path), path)
+    except (NotFound, FormatError):
+        return None

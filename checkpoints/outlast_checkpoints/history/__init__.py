@@ -1,0 +1,263 @@
+"""The history of a job: one JSON row a line, appended by one writer an attempt, read as one.
+
+Where a storage can append, an attempt has one file; elsewhere it has numbered immutable
+segments. A mark counts the bytes of rows over all of them alike.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from outlast_checkpoints.errors import AlreadyExists, FormatError, StorageError
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.lineage import Lineage, Origin, read_lineage
+from outlast_checkpoints.format.manifest import HistoryMark
+from outlast_checkpoints.history import row as rows
+from outlast_checkpoints.history.attempt_rows import Part
+from outlast_checkpoints.history.row import Row
+from outlast_checkpoints.storage.base import Appender, Storage
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.history.columns import Columns
+
+_FLUSH_AT = 256 << 10
+_UPLOAD_AT = 16 << 20
+
+
+class HistoryWriter:
+    """Appends the rows of one attempt. Rows are kept in memory until they are written.
+
+    `append` and `mark` belong to the training thread; `flush` and `sync` may come from any.
+    """
+
+    def __init__(self, storage: Storage, attempt: int) -> None:
+        self._storage = storage
+        self._attempt = attempt
+        self._can_append = storage.capabilities.append
+        self._buffer = bytearray()
+        self._buffer_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._written = 0
+        self._durable = 0
+        self._patience = _FLUSH_AT if self._can_append else _UPLOAD_AT
+        self._write_at = self._patience
+        self._file: Appender | None = None
+        self._segments = SegmentWriter(storage, attempt)
+
+    def append(self, row: Row) -> None:
+        """Add a row. NaN and the infinities are written by name.
+
+        A large buffer is written in passing; an error of that comes out at the next `flush`.
+        """
+        line = rows.encode(row)
+        with self._buffer_lock:
+            self._buffer += line
+            self._buffer += b"\n"
+            waiting = len(self._buffer)
+        if waiting >= self._write_at:
+            self._write_at = waiting + self._patience  # not for every row while a disk is full
+            with suppress(StorageError), self._write_lock:
+                self._write()
+
+    def mark(self) -> HistoryMark:
+        """Return the place after the last row."""
+        with self._buffer_lock:
+            return HistoryMark(self._attempt, self._written + len(self._buffer))
+
+    def flush(self) -> None:
+        """Make all rows visible to readers. In a bucket only `sync` does, as each is an upload.
+
+        Raises `StorageFull`, `StorageError`; the rows are kept and written by the next call.
+        """
+        if self._can_append or self._storage.capabilities.in_process:
+            with self._write_lock:
+                self._write()
+
+    def sync(self, mark: HistoryMark | None = None) -> None:
+        """Make the rows up to `mark` (None: all) durable. Raises as `flush`."""
+        wanted = (mark or self.mark()).mark
+        if wanted <= self._durable:
+            return
+        with self._write_lock:
+            self._write()
+            file, written = self._file, self._written
+        if file is not None:
+            file.sync()  # outside of the lock: rows can be written meanwhile
+        self._durable = max(self._durable, written)
+
+    def close(self) -> None:
+        """Write what is left, durably, and close the file."""
+        try:
+            self.sync()
+        finally:
+            with self._write_lock:
+                if self._file is not None:
+                    self._file.close()
+                    self._file = None
+
+    def _write(self) -> None:
+        with self._buffer_lock:
+            data = bytes(self._buffer)
+        if not data:
+            return
+        if self._can_append:
+            if self._file is None:
+                self._file = self._open()
+            landed = self._file.size - self._written  # by a write whose answer was lost
+            self._file.write(data[landed:])
+            self._drop(len(data))
+        else:
+            while data:
+                count = self._segments.write(data)
+                self._drop(count)
+                data = data[count:]
+
+    def _open(self) -> Appender:
+        path = layout.history(self._attempt)
+        file = self._storage.appender(path)
+        if file.size:
+            file.close()
+            raise AlreadyExists(path=path, root=self._storage.root)
+        return file
+
+    def _drop(self, count: int) -> None:
+        with self._buffer_lock:
+            del self._buffer[:count]
+            self._written += count
+            self._write_at = self._patience
+
+
+class SegmentWriter:
+    """Writes an attempt's rows as numbered immutable segments, in order and each byte once.
+
+    Also of an attempt that another process began: what is there already is looked up first.
+    size: bytes of rows that are there.
+    """
+
+    def __init__(self, storage: Storage, attempt: int) -> None:
+        self._storage = storage
+        self._attempt = attempt
+        self._count = 0
+        self.size = 0
+
+    def look(self) -> None:
+        """Take in what is there, written by this process or by an earlier one."""
+        sizes = [size for _, size in Part(self._storage, self._attempt, None).files]
+        self._count, self.size = len(sizes), sum(sizes)
+
+    def write(self, data: bytes) -> int:
+        """Add rows, or find that they were added by an earlier try; return how many bytes.
+
+        Raises `AlreadyExists` when somebody else's rows are there.
+        """
+        path = layout.history_segment(self._attempt, self._count)
+        count = len(data)
+        try:
+            self._storage.create(path, data)
+        except AlreadyExists:
+            # An earlier try of ours whose answer was lost: it holds the first of these rows.
+            found = self._storage.read(path)
+            if not found or not data.startswith(found):
+                raise
+            count = len(found)
+        self._count += 1
+        self.size += count
+        return count
+
+
+class HistoryReader:
+    """Reads a job's history: each step once, over any number of attempts, by the lineage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._origins: dict[int, Origin] = {}
+
+    def rows(self, kind: str | None = None) -> Iterator[Row]:
+        """Give every row (of a kind), oldest first. An unfinished last line is left out.
+
+        Raises `FormatError`, naming attempt and byte, for damage anywhere else.
+        """
+        for _, part in self._parts():
+            yield from part.rows(kind)
+
+    def columns(self, processes: int = 1) -> Iterator[Columns]:
+        """Give the numbers of every row, oldest first, some thousand at a time by phase and kind.
+
+        Several times as fast as `rows`. Raises `FormatError` as it does. processes: how many
+        may read a long history of this machine side by side, with the same result; they import
+        the script that asks for more than one, which needs its `if __name__ == "__main__"`.
+        """
+        attempts = self._lineage().history_parts()
+        if processes > 1:
+            from outlast_checkpoints.history import shares  # with all that starting processes takes
+
+            if shares.worth(self._storage, attempts):
+                yield from shares.columns(self._storage, attempts, processes)
+                return
+        for attempt, mark in attempts:
+            yield from Part(self._storage, attempt, mark).columns()
+
+    def tail(self, n: int, kind: str | None = None) -> list[Row]:
+        """Return the last `n` rows (of a kind), oldest first, without reading all of them."""
+        parts = reversed(self._parts())
+        newest_first = (row for _, part in parts for row in part.backwards(kind))
+        return list(islice(newest_first, n))[::-1]
+
+    def follow(
+        self,
+        poll: float = 0.5,
+        stop: Callable[[], bool] | None = None,
+        kind: str | None = None,
+    ) -> Iterator[Row]:
+        """Give every row (of a kind), then new ones as they come, until `stop()` is true.
+
+        poll: seconds between looks. When an attempt takes over from a place that was shown
+        already, the steps it repeats are not shown again.
+        """
+        done: dict[int, int] = {}
+        floors: dict[int, tuple[int, int, int]] = {}
+        newest = (-1, -1, -1)
+        while True:
+            stopping = stop is not None and stop()
+            for attempt, mark in self._lineage().history_parts():
+                floor = floors.setdefault(attempt, newest)
+                start = done.get(attempt, 0)
+                if mark is not None and start > mark:
+                    continue  # shown before the next attempt took over from further back
+                for some, end in Part(self._storage, attempt, mark).blocks(start, kind):
+                    for row in some:
+                        if rows.place(row) > floor:
+                            newest = max(newest, rows.place(row))
+                            yield row
+                    done[attempt] = end
+            if stopping:
+                return
+            time.sleep(poll)
+
+    def restarts(self) -> list[tuple[int, int, int]]:
+        """Return (attempt, phase, step) of each attempt that took over, oldest first."""
+        found = []
+        for origin in reversed(self._lineage().line):
+            source = CheckpointId.parse(origin.checkpoint) if origin.checkpoint else None
+            if source is not None:
+                found.append((origin.attempt, source.phase, source.step))
+        return found
+
+    def _lineage(self) -> Lineage:
+        line, damaged = read_lineage(self._storage, self._origins)
+        if line.missing is not None:
+            path = layout.origin(line.missing)
+            reason = next((e.fields["reason"] for e in damaged if e.fields["path"] == path), None)
+            raise FormatError(path=path, reason=reason or "it is missing")
+        return line
+
+    def _parts(self) -> list[tuple[int, Part]]:
+        """Return the attempts of the line with their parts, oldest first."""
+        parts = self._lineage().history_parts()
+        return [(attempt, Part(self._storage, attempt, mark)) for attempt, mark in parts]

@@ -1,0 +1,118 @@
+"""One row of history as a line of JSON, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from outlast_checkpoints.errors import FormatError
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.manifest import spell, unspell
+from outlast_checkpoints.format.sealed_json import UNREADABLE
+
+Row = dict[str, Any]
+
+_LARGEST = 1 << 62  # of what is counted
+
+
+def encode(row: Row) -> bytes:
+    """Return a row's line, without its end. NaN and the infinities are written by name."""
+    line = _encode(row)
+    if b"null" in line:  # how a float that JSON has no number for comes out
+        line = _encode(_spelled(row))
+    return line
+
+
+def decode(text: bytes, attempt: int, at: int) -> Row:
+    """Return the row of a line at byte `at` of an attempt's history. Raises `FormatError`."""
+    try:
+        row = msgspec.json.decode(text, type=Row)
+    except UNREADABLE as error:
+        raise damaged(attempt, f"it is damaged at byte {at}: {error}") from error
+    for key, fits in _KNOWN.items():
+        if key in row and not fits(row[key]):
+            raise damaged(attempt, f"it is damaged at byte {at}: {key} is {row[key]!r:.60}")
+    if b'NaN"' in text or b'Infinity"' in text:
+        for key, value in row.items():
+            if isinstance(value, dict):
+                row[key] = {name: unspell(inner) for name, inner in value.items()}
+            elif key not in ("kind", "name"):
+                row[key] = unspell(value)
+    return row
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_mapping(value: Any) -> bool:
+    return type(value) is dict
+
+
+_KNOWN = {"kind": _is_text, "phase": _is_count, "step": _is_count, "logs": _is_mapping}
+
+
+def kinds(lines: bytes) -> list[str] | None:
+    """Return the kind of each of some whole lines; None when not all of them can be read."""
+    try:
+        found = _kinds(lines)
+    except UNREADABLE:
+        return None
+    return [row.kind for row in found] if len(found) == lines.count(b"\n") else None
+
+
+def mention(kind: str) -> bytes:
+    """Return what stands in every line of a kind of row, so that others need not be decoded."""
+    return b'"kind":' + msgspec.json.encode(kind)
+
+
+def epoch(row: Row) -> tuple[int, int] | None:
+    """Return phase and epoch of a row, which never go back from row to row; None: not said."""
+    number = row.get("epoch")
+    return (int(row.get("phase", 0)), number) if isinstance(number, int) else None
+
+
+def place(row: Row) -> tuple[int, int, int]:
+    """Return the row's place in the training, by which rows are ordered."""
+    rank = {"phase": 0, "step": 1, "epoch": 2}.get(str(row.get("kind")), 1)
+    return int(row.get("phase", 0)), int(row.get("step", 0)), rank
+
+
+def damaged(attempt: int, reason: str) -> FormatError:
+    """Return the error for an attempt's history that cannot be read."""
+    return FormatError(
+        path=layout.attempt_dir(attempt), reason=f"the history of attempt {attempt}: {reason}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Turn a number of numpy or a tensor into one of Python, for the encoder."""
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    if hasattr(value, "item"):
+        return value.item()
+    raise NotImplementedError(f"a {type(value).__name__} cannot be a value of a history row")
+
+
+class _Kind(msgspec.Struct, gc=False):
+    kind: str = ""
+
+
+_kinds = msgspec.json.Decoder(_Kind).decode_lines
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spelled(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spelled(inner) for inner in value]
+    if value is None or isinstance(value, (str, int)):
+        return value
+    plain = value if isinstance(value, float) else _plain(value)
+    return spell(plain) if isinstance(plain, float) else plain

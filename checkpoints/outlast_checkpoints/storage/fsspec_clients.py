@@ -1,0 +1,285 @@
+"""The clients of stores, opened so that they do as they are told.
+
+Each is the file system of fsspec for its scheme, found by the usual ways of its own: AWS_* and
+profiles, AZURE_STORAGE_*, GOOGLE_APPLICATION_CREDENTIALS and STORAGE_EMULATOR_HOST. None of them
+remembers listings, for other machines write too, and none tries a request again by itself: whether
+a first try may have been carried out decides what a second one's answer means (see
+`FsspecStorage.create`), and two that both try again would multiply.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import fsspec
+
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.redaction import carries_credentials
+from outlast_checkpoints.storage.private_rng import keep_apart
+
+_CONNECT: Final = 5.0  # seconds to be connected to a server
+_ANSWER: Final = 20.0  # seconds without a byte of an answer
+_PART_TRIES: Final = 4  # of a single part of a large file: all of it need not be sent again
+_PARTS: Final = 8  # of a file that are under way at a time
+_PART_SIZE: Final = 16 << 20  # bytes; so many times the above are held in memory
+
+_EXTRAS: Final = {
+    "s3": "s3", "s3a": "s3",
+    "gs": "gcs", "gcs": "gcs",
+    "az": "azure", "abfs": "azure", "abfss": "azure",
+    "http": "http", "https": "http",
+}  # fmt: skip
+_ELSEWHERE: Final = {
+    "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, instead.",
+    "gcs": "Set GOOGLE_APPLICATION_CREDENTIALS instead.",
+    "azure": "Set AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_CONNECTION_STRING instead.",
+    "http": "A file ~/.netrc can hold user and password.",
+}
+
+
+class Client:
+    """The file system of one URL, in whatever process asks.
+
+    An open connection does not survive a fork, nor does the thread that serves it: a forked
+    process gets a file system of its own.
+
+    options: of fsspec's file system. filesystem: one that is open already, in the place of all.
+    exclusive: whether it can create exclusively; None until somebody has asked it.
+    """
+
+    def __init__(
+        self, url: str, options: Mapping[str, Any] | None = None, *, filesystem: Any = None
+    ) -> None:
+        self.url = url
+        self.exclusive: bool | None = None
+        self._given = filesystem
+        self.scheme = url.partition("://")[0].lower()
+        self._options = dict(options or {})
+        # Those of a process that this one was forked from are kept: they cannot be closed here.
+        self._opened: dict[tuple[int, bool], Any] = {}
+
+    @property
+    def files(self) -> Any:
+        """The file system, each call a single try."""
+        return self._open(patient=False)
+
+    def files_for(self, size: int) -> Any:
+        """Return the file system to send or fetch so many bytes with.
+
+        Of what goes in parts a part that fails is tried again by the client.
+        """
+        in_parts = size >= 2 * _PART_SIZE and self.scheme in _MAKERS
+        return self._open(patient=in_parts)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written."""
+        return self.scheme in ("http", "https")
+
+    @property
+    def protocol(self) -> str:
+        """What fsspec calls the file system."""
+        protocols = self.files.protocol
+        return protocols if isinstance(protocols, str) else str(protocols[0])
+
+    def sending(self) -> dict[str, Any]:
+        """Return the options of `put_file` for a large file."""
+        if self.scheme in ("s3", "s3a"):
+            return {"chunksize": _PART_SIZE, "max_concurrency": _PARTS}
+        if _EXTRAS.get(self.scheme) == "azure":
+            return {"max_concurrency": _PARTS, "overwrite": True}
+        return {}
+
+    def reading(self) -> dict[str, Any]:
+        """Return the options of `cat_file`."""
+        # s3fs looks first how large it is, to read it in parts
+        return {"max_concurrency": 1} if self.scheme in ("s3", "s3a") else {}
+
+    def fetching(self) -> dict[str, Any]:
+        """Return the options of `get_file` for a large file."""
+        if _EXTRAS.get(self.scheme) in ("s3", "azure"):
+            return {"max_concurrency": _PARTS}
+        return {}
+
+    def remove_folder(self, at: str) -> None:
+        """Delete an empty folder where a store has such a thing; else raise or do nothing."""
+        if self.protocol == "s3":
+            self.files.rm_file(f"{at}/")  # what a server keeps of a folder is an object so named
+        else:
+            self.files.rmdir(at)
+
+    def base(self) -> str:
+        """Return what paths below the URL begin with. Raises `UsageError`."""
+        if self.scheme in _EXTRAS:
+            return str(self.files._strip_protocol(self.url))
+        self._open(patient=False)  # says what is wrong with a URL that nobody knows
+        return str(fsspec.core.url_to_fs(self.url, **self._options)[1])
+
+    def _open(self, *, patient: bool) -> Any:
+        if self._given is not None:
+            return self._given
+        key = os.getpid(), patient
+        if key not in self._opened:
+            self._opened[key] = self._make(patient)
+            keep_apart()  # what it takes is imported now
+        return self._opened[key]
+
+    def _make(self, patient: bool) -> Any:
+        extra = _EXTRAS.get(self.scheme)
+        if extra is not None and carries_credentials(self.url):
+            raise UsageError(
+                field="storage", problem=f"{self.url} carries credentials", hint=_ELSEWHERE[extra]
+            )
+        try:
+            make = _MAKERS.get(self.scheme)
+            if make is not None:
+                files = make(self.url, self._options, patient)
+                files.loop.call_soon_threadsafe(_let_last, files.loop)
+                return files
+            return fsspec.core.url_to_fs(self.url, **self._options)[0]
+        except ImportError as error:
+            raise self._missing(error, extra) from error
+        except (ValueError, TypeError) as error:
+            hint = "Use a folder, memory://… or a URL whose fsspec package is installed."
+            if extra is not None:
+                hint = _ELSEWHERE[extra].replace(" instead", "")
+            problem = f"{self.url}: {error}"
+            raise UsageError(field="storage", problem=problem, hint=hint) from error
+
+    def _missing(self, error: ImportError, extra: str | None) -> UsageError:
+        if extra is None:
+            hint = "Install the package that fsspec asks for."
+            return UsageError(field="storage", problem=f"{self.url}: {error}", hint=hint)
+        return UsageError(
+            field="storage",
+            problem=f"{self.scheme}:// needs {_package_of(error)}, which is not installed",
+            hint=f"pip install 'outlast[{extra}]'",
+        )
+
+
+class _Lasting(ThreadPoolExecutor):
+    """Does by itself what its threads do not take any more, which is when Python shuts down.
+
+    Before the handlers of atexit are called, pools of threads are closed. Names of hosts are looked
+    up in one: an attempt could not tell any more how it ended.
+    """
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError:
+            done: Future[Any] = Future()
+            try:
+                done.set_result(fn(*args, **kwargs))
+            except Exception as error:  # noqa: BLE001  (whoever waits for it is told)
+                done.set_exception(error)
+            return done
+
+
+def _let_last(loop: Any) -> None:
+    if not isinstance(getattr(loop, "_default_executor", None), _Lasting):
+        loop.set_default_executor(_Lasting(thread_name_prefix="outlast-stores"))
+
+
+def _package_of(error: ImportError) -> str:
+    return (error.name or "a package").partition(".")[0]
+
+
+def _s3(url: str, options: dict[str, Any], patient: bool) -> Any:
+    import s3fs
+    from aiobotocore.httpsession import AIOHTTPSession
+
+    async def get_session(self: Any, proxy_url: str | None) -> Any:
+        return _single(await AIOHTTPSession._get_session(self, proxy_url))
+
+    config = {
+        "http_session_cls": type("OneTry", (AIOHTTPSession,), {"_get_session": get_session}),
+        "connect_timeout": _CONNECT,
+        "read_timeout": _ANSWER,
+        "retries": {"mode": "standard", "total_max_attempts": _PART_TRIES if patient else 1},
+        "max_pool_connections": 4 * _PARTS,
+        # of the whole object, which some servers send with a part; what matters is hashed by us
+        "response_checksum_validation": "when_required",
+        **options.get("config_kwargs", {}),
+    }
+    given = {"use_listings_cache": False, **options, "config_kwargs": config}
+    files = s3fs.S3FileSystem(skip_instance_cache=True, **given)
+    files.retries = 1  # what botocore does not try again, s3fs would
+    return files
+
+
+def _azure(url: str, options: dict[str, Any], patient: bool) -> Any:
+    from adlfs import AzureBlobFileSystem
+
+    given = {
+        **AzureBlobFileSystem._get_kwargs_from_urls(url),  # the account may stand there
+        "use_listings_cache": False,
+        "assume_container_exists": True,  # it is not asked for at each file
+        "connection_timeout": _CONNECT,
+        "read_timeout": _ANSWER,
+        **options,
+    }
+    files = AzureBlobFileSystem(skip_instance_cache=True, **given)
+    # adlfs hands no such option on
+    policy = files.service_client._config.retry_policy
+    policy.total_retries = _PART_TRIES - 1 if patient else 0
+    policy.initial_backoff, policy.increment_base = 0.5, 2
+    transport = files.service_client._pipeline._transport
+    opened = transport.open
+
+    async def open_single() -> None:
+        await opened()
+        _single(transport.session)
+
+    transport.open = open_single
+    return files
+
+
+def _single(session: Any) -> Any:
+    """Keep aiohttp from sending a request again whose answer did not come, a PUT included."""
+    session._retry_connection = False
+    return session
+
+
+def _google(url: str, options: dict[str, Any], patient: bool) -> Any:
+    import gcsfs.core
+    from aiohttp import ClientTimeout
+
+    # not gcsfs' own choice, which asks over gRPC for the kind of each bucket first
+    kind = gcsfs.core.GCSFileSystem
+    timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_ANSWER)
+    given = {"use_listings_cache": False, "requests_timeout": timeout, **options}
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        given.setdefault("token", "anon")  # gcsfs would look for accounts of Google first
+    if not patient:
+        # It tries each request six times, whatever it is told: this is what it does so.
+        names = ("_request", "_get_file_request")
+        single = {name: getattr(kind, name).__wrapped__ for name in names}
+
+        async def set_session(self: Any) -> Any:
+            return _single(await kind._set_session(self))
+
+        single["_set_session"] = set_session
+        return type("OneTry", (kind,), single)(skip_instance_cache=True, **given)
+    return kind(skip_instance_cache=True, **given)
+
+
+def _web(url: str, options: dict[str, Any], patient: bool) -> Any:
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_ANSWER)
+    client = {"trust_env": True, **options.get("client_kwargs", {})}  # proxies, ~/.netrc
+    given = {"use_listings_cache": False, "timeout": timeout, **options, "client_kwargs": client}
+    return HTTPFileSystem(skip_instance_cache=True, **given)
+
+
+_MAKERS: Final[dict[str, Callable[[str, dict[str, Any], bool], Any]]] = {
+    "s3": _s3, "s3a": _s3,
+    "gs": _google, "gcs": _google,
+    "az": _azure, "abfs": _azure, "abfss": _azure,
+    "http": _web, "https": _web,
+}  # fmt: skip

@@ -1,0 +1,404 @@
+"""Files on this machine, written so that what was finished survives a power loss.
+
+The recipe: content is synced under a temporary name, `link`ed to its own name (which fails when
+somebody was first, on NFS and Lustre as well), then the folder is synced. Temporary names start
+with ".tmp-" and are invisible to readers; a crash leaves at most one of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
+from outlast_checkpoints.storage.base import (
+    Appender,
+    Capabilities,
+    Unfinished,
+    check_path,
+    storage_error,
+)
+
+_TEMPORARY = ".tmp-"
+_FILE, _FOLDER = 0o600, 0o700  # what is made is its user's alone; the umask may take more away
+_SMALL, _LARGE = 64 << 10, 4 << 20  # bytes that are read of a file first, and at most at a time
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_CANNOT_LINK_THIS = _NO_LINKS | {errno.EXDEV, errno.ENOENT}
+_CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+
+
+class LocalStorage:
+    """A folder of this machine. It is made when the first file is written."""
+
+    capabilities = Capabilities(
+        exclusive_create=True, append=True, local=True, in_process=False, links=True
+    )
+
+    def __init__(self, root: Path) -> None:
+        if root.parts[:1] == ("~",):
+            root = root.expanduser()
+        self._settle(os.path.abspath(root))  # noqa: PTH100  (not resolve(): symlinks stay)
+
+    def _settle(self, root: str) -> None:
+        self.root = root
+        self._base = root.rstrip("/")
+        self._durable: set[Path] = set()
+        self._lock = threading.Lock()
+
+    @functools.cached_property
+    def _root(self) -> Path:
+        return Path(self.root)
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({self.root!r})"
+
+    def read(self, path: str) -> bytes:
+        # By the plain calls, as `list` does: lists and tails are thousands of small reads.
+        try:
+            return _read(self._name(path))
+        except OSError as error:
+            raise storage_error(error, "read", path, self.root) from error
+
+    def read_range(self, path: str, start: int, end: int | None) -> bytes:
+        try:
+            return _read(self._name(path), start, end)
+        except OSError as error:
+            raise storage_error(error, "read", path, self.root) from error
+
+    def size(self, path: str) -> int:
+        return self._stat(path).st_size
+
+    def exists(self, path: str) -> bool:
+        try:
+            self._stat(path)
+        except NotFound:
+            return False
+        return True
+
+    def modified(self, path: str) -> float:
+        return self._stat(path).st_mtime
+
+    def _stat(self, path: str) -> os.stat_result:
+        try:
+            return os.stat(self._name(path))  # noqa: PTH116
+        except OSError as error:
+            raise storage_error(error, "look at", path, self.root) from error
+
+    def create(self, path: str, data: bytes) -> None:
+        target = self._at(path)
+        with self._errors("create", path):
+            self._make_folder(target.parent)
+            if os.path.lexists(target):
+                # Whoever repeats a create whose answer was lost needs to know it is durable.
+                _sync_folder(target.parent)
+                raise AlreadyExists(path=path, root=self.root)
+            temporary = _write_temporary(target, data, durable=True)
+            try:
+                _link(temporary, target)
+            finally:
+                with suppress(OSError):
+                    temporary.unlink()
+            _sync_folder(target.parent)
+
+    def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        target = self._at(path)
+        with self._errors("write", path):
+            if durable:
+                self._make_folder(target.parent)
+            else:
+                _mkdir(target.parent)
+            temporary = _write_temporary(target, data, durable=durable)
+            try:
+                temporary.replace(target)
+            except OSError:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+            if durable:
+                _sync_folder(target.parent)
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            names = os.listdir(self._name(folder) if folder else self.root)  # noqa: PTH208
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise storage_error(error, "list", folder, self.root) from error
+        return sorted(name for name in names if not name.startswith(_TEMPORARY))
+
+    def delete(self, path: str) -> None:
+        target = self._at(path)
+        with suppress(NotFound), self._errors("delete", path):
+            if target.parent.is_symlink() and target.parent != self._root:
+                return  # what it leads to is somebody else's; `delete_tree` takes the link
+            target.unlink()
+            # Synced, so that "manifest first" holds across a power loss as well.
+            _sync_folder(target.parent)
+
+    def delete_tree(self, folder: str) -> None:
+        target = self._at(folder)
+        with suppress(NotFound), self._errors("delete", folder):
+            if target.is_symlink():
+                target.unlink()
+            else:
+                shutil.rmtree(target)
+        with self._lock:
+            below = f"{target}/"
+            self._durable = {p for p in self._durable if not f"{p}/".startswith(below)}
+
+    @contextmanager
+    def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
+        target = self._at(path)
+        with self._errors("write", path):
+            self._make_folder(target.parent)
+            if over:
+                target.unlink(missing_ok=True)
+            elif os.path.lexists(target):
+                raise AlreadyExists(path=path, root=self.root)
+            try:
+                yield target
+                _sync_file(target)
+                _sync_folder(target.parent)
+            except BaseException:
+                with suppress(OSError):
+                    target.unlink()
+                raise
+
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[Path]:
+        target = self._at(path)
+        if not self.exists(path):
+            raise NotFound(path=path, root=self.root)
+        yield target
+
+    def link(self, source: str, path: str) -> bool:
+        there, target = self._at(source), self._at(path)
+        with self._errors("link", path):
+            self._make_folder(target.parent)
+            try:
+                os.link(there, target)
+            except OSError as error:
+                if error.errno in _CANNOT_LINK_THIS:
+                    return False
+                # Over NFS the answer to a link that worked may be lost: look whose name it is.
+                if not (isinstance(error, FileExistsError) and _same(there, target)):
+                    raise
+            _sync_folder(target.parent)
+            return True
+
+    def appender(self, path: str) -> Appender:
+        with self._errors("open", path):
+            target = self._at(path)
+            self._make_folder(target.parent)
+            return _LocalAppender(target, path, self.root)
+
+    def local_path(self, path: str) -> Path | None:
+        return self._at(path) if path else self._root
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        left = []
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                if name.startswith(_TEMPORARY):
+                    path = Path(folder) / name
+                    with suppress(FileNotFoundError), self._errors("look at", name):
+                        found = path.stat()
+                        within = path.relative_to(self._root).as_posix()
+                        what = "a temporary file"
+                        left.append(Unfinished(within, found.st_mtime, found.st_size, what))
+        return left
+
+    def discard(self, left: Unfinished) -> None:
+        self.delete(left.path)
+
+    def sub(self, folder: str) -> LocalStorage:
+        found = LocalStorage.__new__(LocalStorage)
+        found._settle(self._name(folder))
+        return found
+
+    def _name(self, path: str) -> str:
+        return f"{self._base}/{check_path(path)}"
+
+    def _at(self, path: str) -> Path:
+        return self._root / check_path(path)
+
+    @contextmanager
+    def _errors(self, action: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error(error, action, path, self.root) from error
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder durable: itself and every folder above it up to the root's parent.
+
+        A folder that exists already may have been made by a process that died before it synced
+        the parent, so the first use of each folder in this process syncs as well.
+        """
+        with self._lock:
+            if folder in self._durable and folder.is_dir():
+                return
+            self._durable.discard(folder)
+        chain = [folder]
+        for above in folder.parents:
+            if above in self._durable:
+                break  # and so are those above it
+            if above != self._root and self._root not in above.parents and above.exists():
+                break
+            chain.append(above)
+        _mkdir(folder)
+        for made in reversed(chain):
+            _sync_folder(made.parent)
+            with self._lock:
+                self._durable.add(made)
+
+
+class _LocalAppender:
+    """Writes at an offset of its own, so that what a failed write left is written over."""
+
+    def __init__(self, target: Path, path: str, root: str) -> None:
+        self._target, self._path, self._root = target, path, root
+        self._file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE)
+        self._size = self._durable = os.fstat(self._file).st_size
+        self._named = self._sync_failed = False
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def write(self, data: bytes) -> None:
+        try:
+            _write_all(self._file, data, self._size)
+        except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise storage_error(error, "append to", self._path, self._root) from error
+        self._size += len(data)
+
+    def sync(self) -> None:
+        try:
+            if self._sync_failed:
+                # The kernel takes what it could not write for written: it has to be told again.
+                lost = os.pread(self._file, self._size - self._durable, self._durable)
+                _write_all(self._file, lost, self._durable)
+            self._sync_failed = True
+            os.fsync(self._file)
+            self._sync_failed, self._durable = False, self._size
+            if not self._named:
+                _sync_folder(self._target.parent)
+                self._named = True
+        except OSError as error:
+            raise storage_error(error, "sync", self._path, self._root) from error
+
+    def close(self) -> None:
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            try:
+                os.close(file)
+            except OSError as error:
+                raise storage_error(error, "close", self._path, self._root) from error
+
+
+def _mkdir(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=_FOLDER, exist_ok=True)
+    except FileNotFoundError:
+        _mkdir(folder.parent)
+        folder.mkdir(mode=_FOLDER, exist_ok=True)
+    except FileExistsError as error:
+        # Not to be taken for the file itself being there already.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+
+
+def _read(name: str, start: int = 0, end: int | None = None) -> bytes:
+    """Return the bytes of a file from `start` to before `end`, or to its own end."""
+    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        size = _SMALL
+        while piece := os.pread(
+            file, size if end is None else max(0, min(_LARGE, end - start)), start
+        ):
+            pieces.append(piece)
+            start += len(piece)
+            size = _SMALL if len(piece) < size else min(2 * size, _LARGE)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    finally:
+        os.close(file)
+
+
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def _write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
+    temporary = target.with_name(f"{_TEMPORARY}{os.urandom(8).hex()}")
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE)
+    try:
+        try:
+            _write_all(file, data, 0)
+            if durable:
+                os.fsync(file)
+        finally:
+            os.close(file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return temporary
+
+
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        with suppress(OSError):
+            # Over NFS the answer to a link that worked may be lost: the count tells.
+            if temporary.stat().st_nlink == 2:
+                return
+        if error.errno in _NO_LINKS:
+            reason = "this file system has no hard links, which committing needs; use another one"
+            raise OSError(error.errno, reason) from error
+        raise
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _sync_file(path: Path) -> None:
+    """Make durable what somebody else has written, for its user alone."""
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mode = stat.S_IMODE(os.fstat(file).st_mode)
+        if mode & ~_FILE:
+            os.fchmod(file, mode & _FILE)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC_FOLDERS:
+            raise
+    finally:
+        os.close(file)

@@ -1,0 +1,325 @@
+"""Every storage that is not a folder of this machine, through fsspec.
+
+An upload comes from a finished local file or buffer, never from an open one. What may pass by
+itself (a reset connection, a busy server) is tried again for a while; what will not is raised at
+once.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import fsspec
+
+from outlast_checkpoints.errors import AlreadyExists, NotFound, ReadOnly, StorageError
+from outlast_checkpoints.redaction import redact
+from outlast_checkpoints.storage import retry
+from outlast_checkpoints.storage.base import (
+    Appender,
+    Capabilities,
+    Unfinished,
+    check_path,
+    join,
+    storage_error,
+)
+from outlast_checkpoints.storage.fsspec_clients import Client
+from outlast_checkpoints.storage.retry_budget import BRIEF, patience, seconds
+from outlast_checkpoints.storage.temp_dirs import scratch
+
+T = TypeVar("T")
+
+_SPEC = fsspec.AbstractFileSystem
+
+# memory:// looks, then writes; within the one process that can see it a lock makes that one step.
+_memory_lock = threading.Lock()
+
+
+class FsspecStorage:
+    """A folder of any file system that fsspec knows."""
+
+    def __init__(self, client: Client, base: str, url: str) -> None:
+        self._client = client
+        self._base = base.rstrip("/")
+        self.root = url.rstrip("/") if not url.endswith("://") else url
+
+    @classmethod
+    def open(cls, url: str, options: Mapping[str, Any]) -> FsspecStorage:
+        """Open a URL. Raises `UsageError` when no file system of fsspec fits it."""
+        client = Client(url, options)
+        return cls(client, client.base(), url)
+
+    def __repr__(self) -> str:
+        return f"FsspecStorage({redact(self.root)!r})"
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            exclusive_create=self._is_exclusive,
+            append=False,
+            local=False,
+            in_process=self._client.protocol == "memory",
+        )
+
+    @property
+    def _fs(self) -> Any:
+        return self._client.files
+
+    def read(self, path: str) -> bytes:
+        options = self._client.reading()
+        return bytes(self._try("read", path, lambda at: self._fs.cat_file(at, **options)))
+
+    def read_range(self, path: str, start: int, end: int | None) -> bytes:
+        # Past the end some stores answer with an error instead of nothing.
+        size = self.size(path)
+        stop = size if end is None else min(end, size)
+        if start >= stop:
+            return b""
+        data = bytes(
+            self._try("read", path, lambda at: self._fs.cat_file(at, start=start, end=stop))
+        )
+        # A plain web server knows no ranges and sends all there is.
+        return data if len(data) <= stop - start else data[start:stop]
+
+    def size(self, path: str) -> int:
+        return int(self._look(path)["size"])
+
+    def exists(self, path: str) -> bool:
+        # Not fs.exists: some take a server that is out of order for a file that is not there.
+        try:
+            self._look(path)
+        except NotFound:
+            return False
+        return True
+
+    def modified(self, path: str) -> float:
+        self._forget(path)
+
+        def once(at: str) -> float:
+            try:
+                return float(self._fs.modified(at).timestamp())
+            except (NotImplementedError, KeyError) as error:
+                raise OSError(errno.ENOTSUP, "it does not tell when a file was written") from error
+
+        return self._try("look at", path, once)
+
+    def create(self, path: str, data: bytes) -> None:
+        self._for_writing("create", path)
+        # A store that overlooks the condition would write over what is there: look first. Of two
+        # that look at the same moment the later one wins there, which is why it cannot fence.
+        if not self.capabilities.exclusive_create and self.exists(path):
+            raise AlreadyExists(path=path, root=self.root)
+        self._create(path, data)
+
+    def _create(self, path: str, data: bytes) -> None:
+        lost = False
+
+        def once(at: str) -> None:
+            nonlocal lost
+            try:
+                with _memory_lock if self._in_memory else nullcontext():
+                    self._fs.pipe_file(at, data, mode="create")
+            except Exception as error:
+                refused = retry.was_refused(error)
+                if refused is False:
+                    lost = lost or retry.may_pass(error)
+                    raise
+                # A failed precondition; or our own earlier try, whose answer was lost.
+                if lost and self.read(path) == data:
+                    return
+                if refused or self.exists(path):
+                    raise AlreadyExists(path=path, root=self.root) from error
+                raise
+
+        self._write("create", path, once)
+
+    def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        self._for_writing("write", path)
+        # What does not last is written again soon: it is not worth a long wait.
+        with nullcontext() if durable else patience(min(BRIEF, seconds())):
+            self._write("write", path, lambda at: self._fs.pipe_file(at, data, mode="overwrite"))
+
+    def list(self, folder: str) -> list[str]:
+        self._forget(folder)
+        try:
+            # With the slash, without which adlfs takes a "?" at the end for an empty query.
+            names = self._try("list", folder, lambda at: self._fs.ls(f"{at}/", detail=False))
+        except NotFound:
+            return []
+        base = self._at(folder).strip("/")
+        if self._client.read_only:
+            names = _links(names, base)
+        found = {str(name).strip("/") for name in names}
+        return sorted(name.rpartition("/")[2] for name in found if name != base)
+
+    def delete(self, path: str) -> None:
+        self._for_writing("delete", path)
+        with suppress(NotFound):
+            self._try("delete", path, lambda at: self._fs.rm_file(at))
+        self._forget(path)
+
+    def delete_tree(self, folder: str) -> None:
+        self._for_writing("delete", folder)
+        self._forget(folder)
+
+        def once(at: str) -> None:
+            # Not fs.rm(recursive=True): it reads "[", "*" and "?" in names as patterns.
+            found = self._fs.find(at, withdirs=True, detail=True)
+            folders = [name for name, info in found.items() if info["type"] == "directory"]
+            for name in found:
+                if name not in folders:
+                    with suppress(FileNotFoundError):
+                        self._fs.rm_file(name)
+            for name in [*sorted(folders, key=len, reverse=True), at]:
+                with suppress(OSError):  # most stores know no folders
+                    self._client.remove_folder(name)
+
+        with suppress(NotFound):
+            self._try("delete", folder, once)
+        self._forget(folder)
+
+    @contextmanager
+    def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
+        self._for_writing("write", path)
+        if not over and self.exists(path):
+            raise AlreadyExists(path=path, root=self.root)
+        with scratch() as folder:
+            local = folder / path.rpartition("/")[2]
+            try:
+                yield local
+                size = local.stat().st_size
+            except OSError as error:
+                raise storage_error(error, "write", path, self.root) from error
+            # What a failed upload leaves is written over by the next try. It is not deleted here: a
+            # deletion that is given up on may arrive later, and take what was uploaded since.
+            self._upload(local, path, size)
+            if self.size(path) != size:
+                raise StorageError(
+                    action="upload", path=join(self.root, path), reason="it arrived cut short"
+                )
+
+    def _upload(self, local: Path, path: str, size: int) -> None:
+        files, options = self._client.files_for(size), self._client.sending()
+        self._write("upload", path, lambda at: files.put_file(str(local), at, **options))
+
+    @contextmanager
+    def fetch(self, path: str) -> Iterator[Path]:
+        size = int(self._look(path)["size"] or 0)
+        files, options = self._client.files_for(size), self._client.fetching()
+        with scratch() as folder:
+            local = folder / path.rpartition("/")[2]
+            self._try("download", path, lambda at: files.get_file(at, str(local), **options))
+            yield local
+
+    def link(self, source: str, path: str) -> bool:
+        return False
+
+    def appender(self, path: str) -> Appender:
+        raise StorageError(
+            action="append to", path=join(self.root, path), reason="this storage cannot append"
+        )
+
+    def local_path(self, path: str) -> Path | None:
+        return None
+
+    def unfinished(self) -> Sequence[Unfinished]:
+        if self._client.protocol != "s3":
+            return []  # the others let go of parts that were never joined by themselves
+        from outlast_checkpoints.storage import multipart
+
+        try:
+            return self._try("list", "", lambda at: multipart.unfinished(self._fs, at))
+        except NotFound:  # how some servers say that there are none
+            return []
+
+    def discard(self, left: Unfinished) -> None:
+        from outlast_checkpoints.storage import multipart
+
+        with suppress(NotFound):
+            self._try("delete", left.path, lambda at: multipart.abort(self._fs, at, left.token))
+
+    def sub(self, folder: str) -> FsspecStorage:
+        return FsspecStorage(self._client, self._at(folder), join(self.root, folder))
+
+    def _at(self, path: str) -> str:
+        return f"{self._base}/{check_path(path)}" if path else self._base
+
+    def _forget(self, path: str) -> None:
+        """Drop cached listings: another machine may have written since."""
+        at = self._at(path)
+        self._fs.invalidate_cache(at)
+        self._fs.invalidate_cache(at.rpartition("/")[0])
+
+    def _look(self, path: str) -> dict[str, Any]:
+        self._forget(path)
+        found: dict[str, Any] = self._try("look at", path, lambda at: self._fs.info(at))
+        return found
+
+    def _try(self, action: str, path: str, call: Callable[[str], T]) -> T:
+        at = self._at(path)
+        try:
+            return retry.until_done(call, at)
+        except StorageError:
+            raise
+        except Exception as error:
+            found = retry.real(error)
+            if retry.status_of(found) == 404:
+                raise NotFound(path=path, root=self.root, errno=errno.ENOENT) from error
+            raise storage_error(found, action, path, self.root) from error
+
+    def _write(self, action: str, path: str, call: Callable[[str], Any]) -> None:
+        """Try what writes: what is not there then is the bucket."""
+        try:
+            self._try(action, path, call)
+        except NotFound as error:
+            raise StorageError(
+                action=action, path=join(self.root, path), reason="there is no such bucket"
+            ) from error
+
+    def _for_writing(self, action: str, path: str) -> None:
+        if self._client.read_only:
+            raise ReadOnly(action=action, path=join(self.root, path), scheme=self._client.scheme)
+
+    @property
+    def _in_memory(self) -> bool:
+        return self._client.protocol == "memory"
+
+    def _is_exclusive(self) -> bool:
+        """Return whether the store can fence, which the store itself is asked once."""
+        if self._client.exclusive is None:
+            self._client.exclusive = self._in_memory or self._probe()
+        return self._client.exclusive
+
+    def _probe(self) -> bool:
+        """Create one file twice: some servers accept the condition and overlook it."""
+        inmost = self._fs
+        while isinstance(getattr(inmost, "fs", None), _SPEC):
+            inmost = inmost.fs
+        if not inmost.async_impl and type(inmost).pipe_file is _SPEC.pipe_file:
+            return False  # fsspec's default looks first, then writes
+        if self._client.read_only:
+            return False
+        path = f".probe-{secrets.token_hex(8)}"
+        try:
+            self._create(path, b"1")
+            try:
+                self._create(path, b"2")
+            except AlreadyExists:
+                return True
+            return False
+        finally:
+            self.delete(path)
+
+
+def _links(names: Iterable[Any], base: str) -> list[str]:
+    """Return those of the links on a page of the web that lead to what is below it."""
+    below = f"{base}/"
+    found = [unquote(str(name)).strip("/") for name in names]
+    return [name for name in found if name.startswith(below) and "/" not in name[len(below) :]]

@@ -1,0 +1,1 @@
+"""Checkpoints on a storage: commit, background writing, spool, copying, verifying."""

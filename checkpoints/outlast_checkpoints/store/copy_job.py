@@ -1,0 +1,235 @@
+"""A whole job from one storage to another: what counts of it, checked at the other end.
+
+A copy becomes a job with its last file, the spec: until then a note beside what has arrived says
+whose it is, and a copy that was cut short goes on from there. Within it the order is that of a
+training: history before checkpoints, a checkpoint's files before its manifest, the journal last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import msgspec
+
+from outlast_checkpoints.arrays.hashing import Meter, Unread
+from outlast_checkpoints.errors import (
+    AlreadyExists,
+    CheckpointDamaged,
+    JobChanged,
+    NotFound,
+    PlaceTaken,
+    StorageError,
+)
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.format.manifest import FileEntry, Manifest
+from outlast_checkpoints.format.sealed_json import checksum, seal, unseal
+from outlast_checkpoints.storage.base import Storage, join, read_document
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast_checkpoints.store.files import Damage
+from outlast_checkpoints.store.transfer import Tally, Transfer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AT_ONCE = 8
+_OF_ATTEMPTS = (".json", ".jsonl", ".log")
+_FORMAT = 1
+
+
+@dataclass
+class Copied:
+    """What became of a copy.
+
+    tally: in files and bytes. damages: what is damaged in the source, and was copied as it is.
+    """
+
+    tally: Tally
+    checkpoints: list[CheckpointId] = field(default_factory=list)
+    damages: list[Damage] = field(default_factory=list)
+
+
+class _Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whose unfinished copy this is: the hash of the job's spec."""
+
+    format: int = _FORMAT
+    spec: str
+
+
+def copy_job(
+    source: Storage, target: Storage, *, at_once: int = _AT_ONCE, meter: Meter | None = None
+) -> Copied:
+    """Copy the job in `source` to `target`, or what is missing there of it; check every byte.
+
+    The source is only read. What is in `target` already and right is not copied again. A job that
+    was copied before and has gone on since is brought up to date.
+    Raises `PlaceTaken` when something else is there, `JobChanged` when the job went on meanwhile,
+    `StorageError`. After an error the copy is not a job yet, or the one it was; call it again.
+    """
+    return _Copy(source, target, at_once, meter or Unread()).run()
+
+
+class _Copy:
+    def __init__(self, source: Storage, target: Storage, at_once: int, meter: Meter) -> None:
+        self._source, self._target = source, target
+        self._meter = meter
+        self._transfer = Transfer(source, target, meter)
+        self._pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="copy")
+        self._copied = Copied(self._transfer.tally)
+
+    def run(self) -> Copied:
+        try:
+            spec = read_document(self._source, layout.SPEC)
+            fresh = self._take_place(spec)
+            events = self._new_events()
+            attempts = list(self._attempt_files())
+            manifests = self._manifests()
+            self._expect(attempts, manifests)
+            self._each(self._transfer.file, attempts)
+            for checkpoint, manifest in manifests:
+                self._checkpoint(checkpoint, manifest)
+            if self._copied.damages and not self._copied.checkpoints:
+                raise self._copied.damages[0].error()  # a job with none would start over
+            if self._seqs(self._source) != events[0]:
+                raise JobChanged(root=self._source.root)
+            self._journal(events[1], at_once=fresh)
+            if fresh:
+                self._transfer.document(layout.SPEC, spec)
+            self._target.delete(layout.COPYING)
+            return self._copied
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    # -- whether it may go there --------------------------------------------------------------
+
+    def _take_place(self, spec: bytes) -> bool:
+        """Make sure that the place is free or has this job; return whether it is no job yet."""
+        with suppress(NotFound):
+            if read_document(self._target, layout.SPEC) == spec:
+                return False
+            raise self._taken("another job is there")
+        note = seal(_Note(spec=checksum(spec)))
+        try:
+            data = read_document(self._target, layout.COPYING)
+        except NotFound:
+            if self._target.list(""):
+                raise self._taken("it is not empty") from None
+            self._target.create(layout.COPYING, note)
+            return True
+        path = join(self._target.root, layout.COPYING)
+        if unseal(data, path, _Note, _FORMAT).spec != checksum(spec):
+            raise self._taken("the unfinished copy of another job is there")
+        return True
+
+    def _new_events(self) -> tuple[list[int], list[tuple[int, bytes]]]:
+        """Return the numbers of all events, and the events that the copy does not have yet."""
+        seqs = self._seqs(self._source)
+        there = self._seqs(self._target)
+        known = set(there)
+
+        def read(seq: int) -> tuple[int, bytes] | None:
+            path = layout.journal_event(seq)
+            data = read_document(self._source, path)
+            if seq not in known:
+                return seq, data
+            if read_document(self._target, path) != data:
+                raise self._taken(f"the copy there has gone on by itself (from {path})")
+            return None
+
+        new = self._each(read, seqs)
+        if known - set(seqs):
+            own = layout.journal_event(min(known - set(seqs)))
+            raise self._taken(f"the copy there has gone on by itself (from {own})")
+        return seqs, [event for event in new if event is not None]
+
+    def _taken(self, problem: str) -> PlaceTaken:
+        return PlaceTaken(root=self._target.root, problem=problem)
+
+    # -- what there is ------------------------------------------------------------------------
+
+    @staticmethod
+    def _seqs(storage: Storage) -> list[int]:
+        found = map(layout.parse_journal_event, storage.list(layout.JOURNAL))
+        return sorted(seq for seq in found if seq is not None)
+
+    def _attempt_files(self) -> Iterator[str]:
+        names = self._source.list(layout.ATTEMPTS)
+        for number in filter(None, map(layout.parse_attempt, names)):
+            folder = layout.attempt_dir(number)
+            for name in self._source.list(folder):
+                if name.endswith(_OF_ATTEMPTS):
+                    yield f"{folder}/{name}"
+        top = self._source.list("")
+        yield from (path for path in (layout.SUPERVISOR_OUTPUT, layout.METRICS_PLOT) if path in top)
+
+    def _manifests(self) -> list[tuple[CheckpointId, Manifest | None]]:
+        store = CheckpointStore(self._source)
+
+        def read(checkpoint: CheckpointId) -> tuple[CheckpointId, Manifest | None]:
+            try:
+                return checkpoint, store.manifest(checkpoint)
+            except CheckpointDamaged as error:
+                damage = Damage(str(checkpoint), layout.MANIFEST_FILE, error.fields["reason"])
+                self._copied.damages.append(damage)
+                return checkpoint, None
+
+        return self._each(read, store.ids())
+
+    def _expect(
+        self, paths: list[str], manifests: list[tuple[CheckpointId, Manifest | None]]
+    ) -> None:
+        self._meter.expect(sum(self._each(self._source.size, paths)))
+        self._meter.expect(sum(manifest.size for _, manifest in manifests if manifest))
+
+    # -- the copying itself -------------------------------------------------------------------
+
+    def _checkpoint(self, checkpoint: CheckpointId, manifest: Manifest | None) -> None:
+        """Copy a checkpoint, manifest last; one that is damaged is no better and no worse then."""
+        entries: list[FileEntry | str] = []
+        if manifest is not None:
+            entries += manifest.files
+        else:
+            folder = self._source.list(layout.checkpoint_dir(checkpoint))
+            entries += [name for name in folder if name != layout.MANIFEST_FILE]
+        damages = self._each(lambda entry: self._entry(checkpoint, entry), entries)
+        self._copied.damages += [damage for damage in damages if damage is not None]
+        path = layout.manifest(checkpoint)
+        try:
+            data = read_document(self._source, path)
+        except StorageError:
+            if manifest is not None:
+                raise
+            return  # that it cannot be read has been said
+        self._transfer.document(path, data)
+        self._copied.checkpoints.append(checkpoint)
+
+    def _entry(self, checkpoint: CheckpointId, entry: FileEntry | str) -> Damage | None:
+        """Copy a file of a checkpoint; return what is wrong with it in the source."""
+        if isinstance(entry, str):
+            self._transfer.file(layout.checkpoint_file(checkpoint, entry))
+            return None
+        reason = self._transfer.named(layout.checkpoint_file(checkpoint, entry.name), entry)
+        return None if reason is None else Damage(str(checkpoint), entry.name, reason)
+
+    def _journal(self, events: list[tuple[int, bytes]], *, at_once: bool) -> None:
+        """Add events. To what is a job already one by one, as a training adds them."""
+
+        def add(event: tuple[int, bytes]) -> None:
+            path = layout.journal_event(event[0])
+            try:
+                self._transfer.create(path, event[1])
+            except AlreadyExists:
+                raise self._taken(f"the copy there has gone on by itself (from {path})") from None
+
+        if at_once:
+            self._each(add, events)
+        else:
+            for event in events:
+                add(event)
+
+    def _each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        return list(self._pool.map(function, items))

@@ -1,0 +1,163 @@
+"""One file after the other from a storage to another, each the same at both ends afterwards.
+
+What is there already and right is not written again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from outlast_checkpoints.arrays.hashing import Digests, Meter, hashed, pieces
+from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
+from outlast_checkpoints.format.manifest import FileEntry
+from outlast_checkpoints.storage.base import Storage, join, read_document
+
+
+@dataclass
+class Tally:
+    """What was done so far. files: their number; all else in bytes.
+
+    written: copied. kept: were there already, and right. linked: share a file with another one.
+    """
+
+    files: int = 0
+    written: int = 0
+    kept: int = 0
+    linked: int = 0
+
+
+class Transfer:
+    """Takes files from `source` to the same paths in `target`; from several threads at a time.
+
+    meter: told of each byte that is done.
+    """
+
+    def __init__(self, source: Storage, target: Storage, meter: Meter) -> None:
+        self._source, self._target = source, target
+        self._meter = meter
+        self._digests = Digests()
+        self._lock = threading.Lock()
+        self._there: dict[str, set[str]] = {}  # names by folder, as they were found
+        self._parts: dict[FileEntry, str] = {}  # where the target has a part that others link
+        self.tally = Tally()
+
+    def named(self, path: str, entry: FileEntry) -> str | None:
+        """Take a file that a manifest names; return what is wrong with it in the source.
+
+        Damaged it is taken as it is. A part that the target has already is linked where it can be.
+        Raises `StorageError`.
+        """
+        if self._has(path) and self._digests.difference(self._target, path, entry) is None:
+            self._count(kept=entry.size)
+        elif not self._link(path, entry):
+            try:
+                digest = self._write(path)
+            except _Unreadable as error:
+                return error.reason
+            if digest != entry.hash:
+                return "its content has changed (the hash differs)"
+        if entry.part_of is not None:
+            self._parts.setdefault(entry, path)
+        return None
+
+    def file(self, path: str) -> None:
+        """Take a file that no manifest names. Raises `NotFound`, `StorageError`."""
+        with suppress(NotFound):
+            size = self._source.size(path) if self._has(path) else -1
+            if size >= 0 and self._target.size(path) == size:
+                mine = self._digests.of(self._source, path)
+                if self._digests.of(self._target, path) == mine:
+                    self._count(kept=size)
+                    return
+        try:
+            self._write(path)
+        except _Unreadable as error:
+            raise error.cause from None
+
+    def create(self, path: str, data: bytes) -> None:
+        """Publish a document that may exist only as it is. Raises `AlreadyExists` if it differs."""
+        try:
+            self._target.create(path, data)
+        except AlreadyExists:
+            if read_document(self._target, path) != data:
+                raise
+        self._count(written=len(data), metered=True)
+
+    def document(self, path: str, data: bytes) -> None:
+        """Publish a document, over what is there if that differs."""
+        try:
+            self._target.create(path, data)
+        except AlreadyExists:
+            if read_document(self._target, path) != data:
+                self._target.replace(path, data)
+        self._count()
+
+    def _has(self, path: str) -> bool:
+        """Return whether the file was there at the beginning; a folder is listed once."""
+        folder, _, name = path.rpartition("/")
+        with self._lock:
+            if folder not in self._there:
+                self._there[folder] = set(self._target.list(folder))
+            return name in self._there[folder]
+
+    def _link(self, path: str, entry: FileEntry) -> bool:
+        source = self._parts.get(entry)
+        if source is None or not self._target.capabilities.links:
+            return False
+        self._target.delete(path)
+        if not self._target.link(source, path):
+            return False
+        self._count(linked=entry.size)
+        return True
+
+    def _write(self, path: str) -> str:
+        """Copy a file, whatever is there now; return its hash, the same at both ends."""
+        size = 0
+
+        def read() -> Iterator[memoryview | bytes]:
+            nonlocal size
+            source = pieces(self._source, path)
+            while True:
+                try:
+                    piece = next(source, None)
+                except StorageError as error:
+                    if self._source.local_path(path) is None and not isinstance(error, NotFound):
+                        raise
+                    raise _Unreadable(error) from error
+                if piece is None:
+                    return
+                file.write(piece)
+                size += len(piece)
+                yield piece
+
+        with self._target.stage(path, over=True) as local, open(local, "wb") as file:
+            digest = hashed(read(), self._meter)
+        if self._digests.of(self._target, path) != digest:
+            full = join(self._target.root, path)
+            raise StorageError(action="copy", path=full, reason="it arrived changed")
+        self._count(written=size, metered=True)
+        return digest
+
+    def _count(
+        self, *, kept: int = 0, linked: int = 0, written: int = 0, metered: bool = False
+    ) -> None:
+        with self._lock:
+            self.tally.files += 1
+            self.tally.kept += kept
+            self.tally.linked += linked
+            self.tally.written += written
+        if not metered:
+            self._meter.done(kept + linked)
+
+
+class _Unreadable(Exception):
+    """A file of the source cannot be read, for good: its disk says so."""
+
+    def __init__(self, cause: StorageError) -> None:
+        self.cause = cause
+        missing = isinstance(cause, NotFound)
+        self.reason = "it is missing" if missing else f"it cannot be read: {cause.fields['reason']}"
+        super().__init__(self.reason)

@@ -1,0 +1,104 @@
+"""Every byte of many checkpoints, several files at a time; what they share is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from outlast_checkpoints.arrays.hashing import Digests, Meter, Unread
+from outlast_checkpoints.errors import CheckpointDamaged, OutlastError
+from outlast_checkpoints.format.layout import MANIFEST_FILE, CheckpointId
+from outlast_checkpoints.format.manifest import FileEntry, Manifest
+from outlast_checkpoints.store import files
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast_checkpoints.store.files import Damage
+
+_AT_ONCE = 8  # a disk has enough with two; in a bucket each of them waits for its answers
+
+
+@dataclass(slots=True)
+class Audited:
+    """A checkpoint and all that is wrong with it; manifest: None when that is what is damaged."""
+
+    checkpoint: CheckpointId
+    manifest: Manifest | None
+    damages: list[Damage] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Audit:
+    """What was found in a store, oldest first. problem: why it could not be seen to its end."""
+
+    checkpoints: list[Audited] = field(default_factory=list)
+    problem: OutlastError | None = None
+
+
+def audit(
+    stores: Sequence[CheckpointStore],
+    *,
+    deep: bool = True,
+    at_once: int = _AT_ONCE,
+    meter: Meter | None = None,
+) -> list[Audit]:
+    """Look at every file of every checkpoint of the stores; return what was found in each.
+
+    deep: read and hash every byte; else only sizes are compared. at_once: files at a time, a few
+    megabytes of memory each. meter: told how many bytes there are to read, and how many are done.
+    """
+    meter = meter or Unread()
+    digests = Digests(meter) if deep else None
+    pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="audit")
+    try:
+        audits = list(pool.map(_manifests, stores))
+        if deep:
+            sizes = (one.manifest.size for a in audits for one in a.checkpoints if one.manifest)
+            meter.expect(sum(sizes))
+        checks = [
+            (found, one, pool.submit(_check, store, one.manifest, entry, digests))
+            for store, found in zip(stores, audits, strict=True)
+            for one in found.checkpoints
+            if one.manifest is not None
+            for entry in one.manifest.files
+        ]
+        for found, one, check in checks:
+            _take(found, one, check)
+        return audits
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check(
+    store: CheckpointStore, manifest: Manifest, entry: FileEntry, digests: Digests | None
+) -> Damage | None:
+    if digests is None:
+        return files.check_size(store.storage, manifest, entry)
+    return files.check_file(store.storage, manifest, entry, digests)
+
+
+def _take(found: Audit, one: Audited, check: Future[Damage | None]) -> None:
+    try:
+        damage = check.result()
+    except OutlastError as error:
+        found.problem = found.problem or error
+        return
+    if damage is not None:
+        one.damages.append(damage)
+
+
+def _manifests(store: CheckpointStore) -> Audit:
+    found = Audit()
+    try:
+        for checkpoint in store.ids():
+            found.checkpoints.append(_manifest(store, checkpoint))
+    except OutlastError as error:
+        found.problem = error
+    return found
+
+
+def _manifest(store: CheckpointStore, checkpoint: CheckpointId) -> Audited:
+    try:
+        return Audited(checkpoint, store.manifest(checkpoint))
+    except CheckpointDamaged as error:
+        damage = Damage(str(checkpoint), MANIFEST_FILE, error.fields["reason"])
+        return Audited(checkpoint, None, [damage])

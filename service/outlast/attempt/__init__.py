@@ -1,0 +1,1 @@
+"""The training process, apart from TensorFlow: context, signals, seeding, output."""

@@ -1,0 +1,351 @@
+"""One attempt of a job: `python -m outlast.attempt.main JOB_URL ATTEMPT` runs the user's script.
+
+It knows its supervisor only by files, signals and exit codes, and never imports TensorFlow: that
+is the script's to do, after it has set its variables.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import io
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Final
+
+from outlast import exit_codes
+from outlast.attempt import context, seeding, signals
+from outlast.attempt.context import AttemptContext
+from outlast.attempt.prefetch import Ahead
+from outlast.attempt.safe_output import Output, guard_output
+from outlast.attempt.signals import StopFlag
+from outlast.errors import JobUnknown, ScriptRejected
+from outlast.job import deadline, failure_stats, preload, process_identity, rank, spool_settings
+from outlast.job import spec as specs
+from outlast.job.heartbeat import HeartbeatWriter, Status
+from outlast.job.journal import Journal
+from outlast.job.logs import LogFile, make_logger
+from outlast.job.process_identity import SUPERVISOR_PID
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.errors import NotFound, OutlastError, StorageError, Superseded
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.redaction import redact
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.retry_budget import BRIEF, patience
+
+DEBUG: Final = "OUTLAST_DEBUG"  # set: tracebacks with Outlast's own frames
+_OWN: Final = (
+    str(Path(__file__).resolve().parents[1]),
+    str(Path(layout.__file__).resolve().parents[1]),
+    "<frozen runpy>",
+    "<frozen importlib",
+)
+
+
+class Attempt:
+    """This process as an attempt: context, signals, heartbeat, and who has to leave when."""
+
+    def __init__(self, storage: Storage, spec: JobSpec, attempt: int) -> None:
+        self._storage = storage
+        # by identity and not by parentage: the interpreter may be a wrapper that stays in between
+        supervisor = os.environ.get(SUPERVISOR_PID)
+        self._supervisor = process_identity.of_process(int(supervisor)) if supervisor else None
+        self._code = exit_codes.FAILED
+        self._superseded: Superseded | None = None
+        self._leave_by: float | None = None
+        self._output: list[Output] = []
+        mine = rank.here()
+        self._file = LogFile(storage, layout.attempt_log(attempt, mine.number))
+        journal = Journal(storage)
+        status = Status()
+        self.context = AttemptContext(
+            storage=storage,
+            spec=spec,
+            attempt=attempt,
+            rank=mine,
+            stop=StopFlag(),
+            status=status,
+            log=make_logger(self._file, status=status, job=spec.job, attempt=attempt),
+            fence=lambda: journal.fence(attempt),
+            supervised=True,
+            local_dir=storage.local_path(""),
+            failures=failure_stats.seen_in(journal.read()),
+            before_training=self._before_training,
+            spool=spool_settings.spool_of(storage, spec),
+            look_for_departure=self._time_left,
+        )
+        self._heartbeat = HeartbeatWriter(
+            storage,
+            attempt,
+            status,
+            spec.heartbeat_every,
+            self._on_superseded,
+            fence=self.context.fence,
+            on_beat=self._file.flush,
+            aside=None if self.context.spool is None else self.context.spool.storage,
+            rank=mine.number,
+        )
+        self._ended = threading.Event()
+
+    def run(self) -> int:
+        """Run the script and return the exit code; the last heartbeat tells it as well."""
+        # the first to register is the last to be called: after the script's own handlers
+        atexit.register(self._finish)
+        self._output = guard_output()
+        faulthandler.enable()
+        faulthandler.register(signal.SIGQUIT, all_threads=True)
+        signals.install(self.context.stop)
+        self._heartbeat.start()
+        # Not the heartbeat's thread: a storage that does not answer must not keep it from looking.
+        threading.Thread(target=self._look_around, name="outlast-lookout", daemon=True).start()
+        context.set_current(self.context)
+        self.context.log.info(
+            "attempt started",
+            pid=os.getpid(),
+            supervised=True,
+            runs=self.context.spec.runs,
+            **_told(preload.warmth()),
+        )
+        self.context.status.activity = "importing"
+        if preload.warmth() is not None and self._storage.capabilities.local:
+            # All that reading needs is imported: it does not get in the way of the script.
+            self.context.read_ahead = Ahead(self._storage).take
+        self._code = self._run_script()
+        if self._superseded is None:
+            try:
+                self._code = self.context.before_exit(self._code)
+            except BaseException as error:  # noqa: BLE001  (as the script's own)
+                self._code = self._judge(error)
+        if self._superseded is not None:
+            self._code = exit_codes.SUPERSEDED
+        return self._code
+
+    def _run_script(self) -> int:
+        spec = self.context.spec
+        try:
+            self.context.fence()
+            seeding.seed_everything(spec.seed, deterministic=spec.deterministic)
+            if spec.module is not None:
+                run_module(spec.module, spec.args)
+            else:
+                run_script(spec)
+        except SystemExit as left:
+            return self._exit_code(left)
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it has an exit code)
+            return self._judge(error)
+        return exit_codes.DONE
+
+    def _exit_code(self, left: SystemExit) -> int:
+        if left.code is None:
+            return exit_codes.DONE
+        if isinstance(left.code, int):
+            return left.code & 0xFF
+        sys.stderr.write(f"{left.code}\n")
+        self.context.status.error = _short(str(left.code))
+        return exit_codes.FAILED
+
+    def _judge(self, error: BaseException) -> int:
+        """Show what happened, put it into the heartbeat, and return the exit code for it."""
+        trace = user_frames(error.__traceback__)
+        where = _where(trace, error)
+        self.context.status.error = f"{type(error).__name__}: {_short(str(error))}{where}"
+        if isinstance(error, OutlastError) and DEBUG not in os.environ:
+            # on purpose and explained: the message says more than the frames
+            sys.stderr.write(f"outlast: {error}{where}\n")
+            self.context.log.error("script failed", error=self.context.status.error)
+        else:
+            frames = "".join(traceback.format_exception(type(error), error, trace))
+            sys.stderr.write(frames)
+            self.context.log.error(
+                "script failed", error=self.context.status.error, exception=frames.rstrip()
+            )
+        if isinstance(error, OutlastError):
+            return error.exit_code
+        if isinstance(error, ImportError | SyntaxError) and self.context.status.phase is None:
+            return exit_codes.REJECTED
+        return exit_codes.FAILED
+
+    def _finish(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        if lost := sum(output.lost for output in self._output):
+            self.context.log.warning("output_lost", bytes=lost, why="the disk did not take it")
+        self.context.log.info(
+            "attempt ends",
+            exit_code=self._code,
+            meaning=exit_codes.MEANINGS.get(self._code, "the script's own"),
+        )
+        with patience(BRIEF if self.context.status.away_since is None else 0.0):
+            self._file.close()
+        self._heartbeat.stop(self._code)
+        self._ended.set()
+        spool = self.context.spool
+        if spool is not None:
+            with suppress(StorageError):
+                spool.tidy(self.context.attempt)
+
+    def _before_training(self) -> None:
+        """Tell what a spare would have to import; leave this process if it is an unfit one."""
+        variables = preload.unfit()
+        if variables:
+            self.context.log.warning(
+                "spare_unfit",
+                variables=variables,
+                why="the script sets them to other values than the attempt before, and what was "
+                "imported has seen the old ones",
+                then="this attempt is started again without a spare",
+            )
+            self._heartbeat.stop()
+            self._file.close()
+            preload.start_cold(self._storage.root, self.context.attempt)
+        self.context.status.preload = preload.preload_of(sys.modules)
+
+    def _time_left(self) -> float | None:
+        spool = self.context.spool
+        storage = self._storage if spool is None else spool.storage
+        return deadline.seconds_left(storage, self.context.attempt)
+
+    def _on_superseded(self, error: Superseded) -> None:
+        self._superseded = error
+        self._leave_soon("superseded", exit_codes.SUPERSEDED)
+
+    def _look_around(self) -> None:
+        while not self._ended.wait(1.0):
+            self._see_who_has_to_leave()
+
+    def _see_who_has_to_leave(self) -> None:
+        if self._supervisor is not None and self._supervisor.gone():
+            self._leave_soon("orphaned", exit_codes.RESUMABLE)
+        saving = self.context.status.activity == "saving" and self._superseded is None
+        if self._leave_by is not None and time.monotonic() > self._leave_by and not saving:
+            # the script does not look at the flag, and nobody is there to kill it
+            self.context.status.ended = self._code
+            self.context.log.error("left by force", why=self.context.stop.reason)
+            self._file.close()
+            os._exit(self._code)
+
+    def _leave_soon(self, reason: str, code: int) -> None:
+        if self._leave_by is None:
+            self._leave_by = time.monotonic() + self.context.spec.grace
+            self._code = code
+            self.context.log.warning("asked to leave", why=reason)
+            self.context.stop.request(reason)
+
+
+def _told(warmed: preload.Warmth | None) -> dict[str, float]:
+    """Return what the log tells of a spare."""
+    if warmed is None:
+        return {}
+    resident, own = (round(size / 2**20) for size in warmed.memory)
+    waited = round(warmed.seconds, 1)
+    told = {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
+    return {**told, "spare_forks": warmed.forks}
+
+
+def run_script(spec: JobSpec) -> None:
+    """Run the job's script as `python SCRIPT ARGS` would. Raises `ScriptRejected`."""
+    path = specs.script_path(spec)
+    if path is None or spec.script is None:
+        raise ScriptRejected(script="", problem="the job names no script to run")
+    sys.argv = [spec.script, *spec.args]
+    if path.is_dir() or path.suffix in (".zip", ".pyz"):
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except ImportError as error:
+            if _refused(error):
+                raise ScriptRejected(script=str(path), problem=str(error)) from error
+            raise
+        return
+    try:
+        with io.open_code(str(path.absolute())) as file:
+            source = file.read()
+    except OSError as error:
+        problem = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise ScriptRejected(script=str(path), problem=problem) from error
+    name = str(path)
+    sys.path.insert(0, str(path.resolve().parent))
+    module = ModuleType("__main__")
+    module.__file__ = name
+    module.__loader__ = SourceFileLoader("__main__", name)
+    module.__dict__.update(__builtins__=__builtins__, __spec__=None, __cached__=None)
+    sys.modules["__main__"] = module
+    exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
+
+
+def run_module(name: str, args: list[str]) -> None:
+    """Run a module as `python -m NAME ARGS` would. Raises `ScriptRejected`."""
+    sys.argv = [name, *args]
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except ImportError as error:
+        if _refused(error):
+            raise ScriptRejected(script=f"-m {name}", problem=str(error)) from error
+        raise
+
+
+def _refused(error: ImportError) -> bool:
+    """Return whether it is runpy's own refusal, which has no frame of the user's."""
+    return all(_is_own(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def user_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Return the traceback from the first frame that is neither ours nor runpy's."""
+    if DEBUG in os.environ:
+        return trace
+    while trace is not None and _is_own(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return trace
+
+
+def _is_own(filename: str) -> bool:
+    return filename.startswith(_OWN)
+
+
+def _where(trace: TracebackType | None, error: BaseException) -> str:
+    """Return " (train.py, line 12)": the innermost line of the user's own code."""
+    if isinstance(error, SyntaxError):
+        return ""  # its message says so itself
+    found = ""
+    for frame in traceback.extract_tb(trace):
+        own = _is_own(frame.filename) or "-packages" in frame.filename
+        if not own and not frame.filename.startswith("<"):
+            found = f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return found
+
+
+def _short(text: str, limit: int = 500) -> str:
+    line = " ".join(redact(text).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def main(argv: list[str]) -> int:
+    """Run attempt ARGV[1] of the job in ARGV[0]; return the exit code."""
+    url, attempt = argv
+    try:
+        storage = open_storage(url)
+        try:
+            spec = specs.decode(storage.read(layout.SPEC))
+        except NotFound as error:
+            raise JobUnknown(root=storage.root) from error
+        return Attempt(storage, spec, int(attempt)).run()
+    except OutlastError as error:
+        sys.stderr.write(f"outlast: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    from outlast.attempt.main import main as run_main  # not as __main__, which is the script's name
+
+    sys.exit(run_main(sys.argv[1:]))

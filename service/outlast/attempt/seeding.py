@@ -1,0 +1,91 @@
+"""Seeds every random generator of an attempt, those of libraries when the script imports them."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from outlast.job import preload
+
+Hook = Callable[[Any], None]
+
+
+def seed_everything(seed: int, *, deterministic: bool) -> None:
+    """Seed Python now, numpy and TensorFlow as soon as they are imported.
+
+    Nothing is imported here: a script may set variables before it imports TensorFlow.
+    deterministic: turn on TensorFlow's op determinism as well.
+    """
+    random.seed(seed)
+
+    def seed_numpy(module: Any) -> None:
+        module.random.seed(seed % 2**32)
+
+    def seed_tensorflow(module: Any) -> None:
+        module.random.set_seed(seed)
+        if deterministic:
+            module.config.experimental.enable_op_determinism()
+
+    after_import({"numpy": seed_numpy, "tensorflow": seed_tensorflow, "keras": lambda _keras: None})
+
+
+def after_import(hooks: Mapping[str, Hook]) -> None:
+    """Call each hook with its module once that is imported; at once for one that is already."""
+    later = {}
+    for name, hook in hooks.items():
+        if name in sys.modules:
+            hook(sys.modules[name])
+        else:
+            later[name] = hook
+    if later:
+        sys.meta_path.insert(0, _Finder(later))
+
+
+class _Finder(MetaPathFinder):
+    """Finds nothing itself: lets the others find, and wraps the loader of what it waits for."""
+
+    def __init__(self, hooks: dict[str, Hook]) -> None:
+        self._hooks = hooks
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        hook = self._hooks.pop(fullname, None)
+        if hook is None:
+            return None
+        spec = importlib.util.find_spec(fullname)  # comes back here, and finds the hook taken
+        if spec is None or spec.loader is None:
+            self._hooks[fullname] = hook
+            return None
+        spec.loader = _HookedLoader(spec.loader, hook)
+        return spec
+
+
+class _HookedLoader(Loader):
+    def __init__(self, loader: Loader, hook: Hook) -> None:
+        self._loader = loader
+        self._hook = hook
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # from here on the module is as if it had never been waited for
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        drawn = random.getstate()
+        # numpy may well be imported before the script sets what TensorFlow reads
+        with nullcontext() if module.__name__ == "numpy" else preload.importing():
+            self._loader.exec_module(module)
+        # TensorFlow draws some numbers while it is imported; an attempt whose process had
+        # imported it before (a spare) must not differ from one whose script imports it.
+        random.setstate(drawn)
+        self._hook(sys.modules[module.__name__])

@@ -1,0 +1,124 @@
+"""A job whose storage is elsewhere: what an attempt before left unsent, and the wait at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Final
+
+from outlast import exit_codes
+from outlast.attempt.context import AttemptContext
+from outlast.errors import NotSent
+from outlast.job import spool_settings
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.format.lineage import read_lineage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from outlast_checkpoints.store.spool import Spool
+from outlast_checkpoints.store.spool_sender import Sender
+
+_AFTER_ERROR: Final = 2.0  # seconds that one that has failed does
+_SHARE: Final = 0.8  # of the grace: the rest is for leaving
+
+
+def send_left(ctx: AttemptContext, spool: Spool, store: CheckpointStore) -> None:
+    """Send what the attempt before has left in this machine's spool, if it counts; to be called
+    before this attempt begins.
+
+    What attempts left that others have gone on after is told, and deleted when it is old.
+    Raises `StorageError`, `Superseded`.
+    """
+    line = read_lineage(ctx.storage)[0].attempts
+    for attempt in spool.attempts():
+        if attempt >= ctx.attempt:
+            continue
+        waiting = spool.waiting(attempt)
+        if waiting and attempt not in line[:1]:
+            ctx.log.warning(
+                "spool_left_out",
+                checkpoints=[str(one) for one in waiting],
+                path=spool.path,
+                why=f"the training has gone on since from before attempt {attempt}'s end",
+                then="they are not sent, and deleted after seven days",
+            )
+            if not spool.is_old(attempt):
+                continue
+        elif waiting:
+            _send(ctx, spool, store, attempt)
+        spool.forget(attempt)
+
+
+def _send(ctx: AttemptContext, spool: Spool, store: CheckpointStore, attempt: int) -> None:
+    for checkpoint in spool.waiting(attempt):
+        for damage in spool.damage(checkpoint)[:1]:
+            ctx.log.error("spool_lost", checkpoint=str(checkpoint), error=str(damage))
+            spool.drop(checkpoint)
+
+    def tell(event: str, fields: dict[str, Any]) -> None:
+        ctx.log.warning(event, **{name: str(value) for name, value in fields.items()})
+
+    started = time.monotonic()
+    sent = Sender(spool, store, attempt, on_event=tell).send_all()
+    if sent:
+        ctx.log.info(
+            "sent",
+            checkpoints=[str(one) for one in sent],
+            seconds=round(time.monotonic() - started, 3),
+            why=f"attempt {attempt} had left them in {spool.path}",
+        )
+
+
+def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
+    """Wait, before the process exits with `code`, until all is sent; return what to exit with.
+
+    A finished training waits for a store that is away for $OUTLAST_SPOOL_WAIT seconds (default
+    600), one that was asked to leave for four fifths of the grace, or of what a cloud's notice
+    leaves, one that has failed a moment.
+    What cannot be sent stays in the spool and is told aloud; a finished training then exits with
+    74 instead of 0.
+    """
+    if code == exit_codes.SUPERSEDED or ctx.stop.reason == "superseded":
+        sender.close()
+        return code
+    done = code == exit_codes.DONE
+    before, ctx.status.activity = ctx.status.activity, "saving"
+
+    def seconds_left() -> float:
+        ctx.status.tick()
+        asked = ctx.stop.requested_at
+        until = ended + (spool_settings.wait_at_end() if done else _AFTER_ERROR)
+        if asked is not None:
+            until = _wait_until(ctx, asked)
+        return until - time.monotonic()
+
+    ended = time.monotonic()
+    settled = sender.settle(seconds_left)
+    ctx.status.activity = before
+    error = sender.take_error()
+    sender.close()
+    if settled:
+        return code
+    if isinstance(error, OutlastError):
+        ctx.status.error = f"{type(error).__name__}: {error}"
+        ctx.log.error("not_sent", error=str(error))
+        return error.exit_code
+    left = sender.backlog()
+    problem = NotSent(
+        count=left.count,
+        size=left.size,
+        root=ctx.storage.root,
+        reason=left.reason.rstrip(".") or "there was no time",
+        path=left.path,
+        job=ctx.spec.job,
+    )
+    ctx.log.error("not_sent", error=str(problem))
+    sys.stderr.write(f"outlast: {problem}\n")
+    if not done:
+        return code
+    ctx.status.error = f"NotSent: {problem}"
+    return problem.exit_code
+
+
+def _wait_until(ctx: AttemptContext, asked: float) -> float:
+    """Return until when one that was asked to leave waits, monotonic seconds as `asked` is."""
+    by = ctx.leave_by()
+    return asked + _SHARE * (ctx.spec.grace if by is None else max(0.0, by - asked))

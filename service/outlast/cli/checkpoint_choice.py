@@ -1,0 +1,69 @@
+"""Which checkpoint is meant: an id, latest, best:METRIC, phase:N."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from outlast_checkpoints.errors import CheckpointDamaged, NoCheckpoint, UsageError
+from outlast_checkpoints.format.layout import CheckpointId
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.format.manifest import Manifest
+    from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+
+HELP = "ID, 'latest', 'best:METRIC[:min|:max]' or 'phase:N' (its end, or the newest of it)."
+
+
+def select(store: CheckpointStore, wanted: str, warn: Callable[[str], None]) -> Manifest:
+    """Return the manifest of the checkpoint that `wanted` means.
+
+    warn: told of each damaged checkpoint that "latest" passes over. Raises NoCheckpoint,
+    CheckpointDamaged, UsageError.
+    """
+    kind, _, value = wanted.partition(":")
+    if wanted == "latest":
+        found, damages = store.latest()
+        for damage in damages:
+            warn(f"passed over: {damage}")
+        if found is None:
+            raise NoCheckpoint(wanted="good" if damages else "single", root=store.storage.root)
+        return found
+    if kind == "best" and value:
+        return _best(store, value)
+    if kind == "phase" and value.isdigit():
+        of_phase = [one for one in store.ids() if one.phase == int(value)]
+        if not of_phase:
+            raise NoCheckpoint(wanted=wanted, root=store.storage.root)
+        return store.manifest(of_phase[-1])
+    checkpoint = CheckpointId.parse(wanted)
+    if checkpoint is None:
+        raise UsageError(field="--checkpoint", problem=f"{wanted!r} is none", hint=f"Give {HELP}")
+    return store.manifest(checkpoint)
+
+
+def _best(store: CheckpointStore, value: str) -> Manifest:
+    from outlast_checkpoints.format.retention import Keep
+
+    best = Keep.parse(f"best:{value}").best
+    assert best is not None  # parse has just read it
+    sign = -1.0 if best.bigger else 1.0
+    scored: list[tuple[float, CheckpointId]] = []
+    names: set[str] = set()
+    for checkpoint in store.ids():
+        try:
+            metrics = store.manifest(checkpoint).metrics
+        except CheckpointDamaged:
+            continue
+        names |= metrics.keys()
+        if not math.isnan(metrics.get(best.metric, math.nan)):
+            scored.append((sign * metrics[best.metric], checkpoint))
+    if not scored:
+        raise UsageError(
+            field="--checkpoint",
+            problem=f"no checkpoint has a metric {best.metric!r}",
+            hint=f"There are: {', '.join(sorted(names)) or 'none at all'}.",
+        )
+    # Of equally good ones the older: it was the one that reached it.
+    return store.manifest(min(scored)[1])

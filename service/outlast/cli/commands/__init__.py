@@ -1,0 +1,1 @@
+"""The commands of `outlast`, one file each; loaded when used."""

@@ -1,0 +1,117 @@
+"""`outlast copy`: a whole job to another folder or bucket, every byte of it checked there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from outlast.cli.display import units
+from outlast.cli.display.progress_bar import Bar
+from outlast.cli.display.tables import print_json
+from outlast.cli.group import Verb
+from outlast.cli.job_address import Place, absolute, find_job
+from outlast.cli.options import job_argument, json_option
+from outlast.exit_codes import DIVERGED, DONE
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.format import layout
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.store.copy_job import Copied
+
+
+@click.command("copy", cls=Verb)
+@job_argument
+@click.argument("dest", metavar="DEST")
+@json_option()
+def copy(root: str, job: str, dest: str, as_json: bool) -> int:
+    """Copy JOB to DEST, a folder or URL of its own, and check every byte there.
+
+    DEST/ with a slash at its end takes JOB by its name. A copy that was cut short goes on where it
+    was when the same is said again, and one of a job that has gone on since is brought up to date.
+    JOB itself is only read; one that somebody trains is refused (exit code 5).
+
+    The copy can be resumed on its own. What is damaged in JOB is copied as it is and named (exit
+    code 65).
+    """
+    from outlast_checkpoints.storage import open_storage
+    from outlast_checkpoints.store.copy_job import copy_job
+
+    place = find_job(root, job)
+    url = _url(dest, place)
+    if url == place.url:
+        raise UsageError(field="DEST", problem="it is JOB's own place", hint="Name another one.")
+    refuse_at_work(place)
+    with Bar(f"copying {place.name}") as bar:
+        copied = copy_job(place.storage, open_storage(url), meter=bar)
+    waiting = _waiting(place)
+    if waiting:
+        click.echo(
+            f"{units.count(len(waiting), 'checkpoint')} of {place.name} on this machine were never "
+            "sent to its storage, and are not in the copy. `outlast resume` of JOB here sends "
+            "them; then copy it again.",
+            err=True,
+        )
+    if as_json:
+        print_json(
+            {
+                "job": place.name,
+                "url": url,
+                "checkpoints": [str(checkpoint) for checkpoint in copied.checkpoints],
+                **asdict(copied.tally),
+                "waiting": waiting,
+                "damages": [str(damage) for damage in copied.damages],
+            }
+        )
+    else:
+        _print_copied(url, copied)
+    return DIVERGED if copied.damages else DONE
+
+
+def _url(dest: str, place: Place) -> str:
+    whole = f"{dest}{place.name}" if dest.endswith("/") else dest
+    return absolute(whole).rstrip("/")
+
+
+def _waiting(place: Place) -> list[str]:
+    """Return the checkpoints that wait on this machine to be sent to the job's storage."""
+    from outlast_checkpoints.store.spool import Spool
+
+    spool = Spool.found(place.storage)
+    names = () if spool is None else spool.waiting()
+    return [str(one) for one in names if not place.storage.exists(layout.manifest(one))]
+
+
+def refuse_at_work(place: Place) -> None:
+    """Raise `JobBusy` when somebody trains the job; wait until that can be told."""
+    from outlast.job import spec as specs
+    from outlast.job import takeover
+    from outlast.job.journal import Journal
+    from outlast_checkpoints.format import layout
+
+    journal = Journal(place.storage)
+    if journal.job() is not None:
+        spec = specs.decode(place.storage.read(layout.SPEC))
+        takeover.quiet(
+            place.storage, journal, spec, on_wait=lambda text: click.echo(text, err=True)
+        )
+
+
+def _print_copied(url: str, copied: Copied) -> None:
+    for damage in copied.damages:
+        click.echo(f"DAMAGED  {damage}  (in the source too)")
+    told = [
+        f"{units.size(count)} {what}"
+        for count, what in (
+            (copied.tally.written, "copied"),
+            (copied.tally.kept, "there already"),
+            (copied.tally.linked, "shared"),
+        )
+        if count
+    ]
+    click.echo(
+        f"{url}: {units.count(len(copied.checkpoints), 'checkpoint')}, "
+        f"{units.count(copied.tally.files, 'file')}, {', '.join(told)}; every byte read back. "
+        "`outlast resume` goes on with it there."
+    )

@@ -1,0 +1,167 @@
+"""`outlast export`: a checkpoint as a file that plain Keras loads."""
+
+from __future__ import annotations
+
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from outlast.atomic_file import replacing
+from outlast.cli import checkpoint_choice
+from outlast.cli.display import units
+from outlast.cli.display.tables import print_json
+from outlast.cli.group import Verb
+from outlast.cli.job_address import find_job
+from outlast.cli.options import job_argument, json_option
+from outlast_checkpoints.errors import CheckpointDamaged, NotFound, UsageError
+from outlast_checkpoints.format import layout
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.format.manifest import FileEntry, Manifest
+    from outlast_checkpoints.storage.base import Storage
+
+_PIECE = 4 << 20
+_WEIGHTS, _WHOLE = ".weights.h5", ".keras"
+
+
+@click.command("export", cls=Verb)
+@job_argument
+@click.argument("dest", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--checkpoint", default="latest", show_default=True, help=checkpoint_choice.HELP)
+@json_option()
+def export(root: str, job: str, dest: Path, checkpoint: str, as_json: bool) -> None:
+    """Write a checkpoint of JOB to DEST, every byte of it verified.
+
+    DEST ends in .keras (architecture, weights, optimizer: keras.saving.load_model) or in
+    .weights.h5 (model.load_weights). A file that is there already is replaced in one step.
+    """
+    from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+
+    kind = _kind(dest)
+    if not dest.absolute().parent.is_dir():
+        raise UsageError(
+            field="DEST", problem=f"there is no folder {str(dest.parent)!r}", hint="Make it first."
+        )
+    place = find_job(root, job)
+    store = CheckpointStore(place.storage)
+    manifest = checkpoint_choice.select(store, checkpoint, lambda text: click.echo(text, err=True))
+    if kind == _WEIGHTS:
+        _write_weights(place.storage, manifest, dest)
+    else:
+        _write_whole(place.storage, manifest, dest)
+    size = dest.stat().st_size
+    if as_json:
+        print_json({"checkpoint": manifest.checkpoint, "file": str(dest), "size": size})
+        return
+    load = (
+        f'keras.saving.load_model("{dest}")' if kind == _WHOLE else f'model.load_weights("{dest}")'
+    )
+    click.echo(f"{dest}: {manifest.checkpoint}, {units.size(size)}. Load it with {load}")
+
+
+def _kind(dest: Path) -> str:
+    for ending in (_WEIGHTS, _WHOLE):
+        if dest.name.endswith(ending) and dest.name != ending:
+            return ending
+    raise UsageError(
+        field="DEST",
+        problem=f"{dest.name!r} ends neither in .keras nor in .weights.h5",
+        hint="Name it like model.keras (all of the model) or model.weights.h5 (weights only).",
+    )
+
+
+def _entry(manifest: Manifest, name: str) -> FileEntry | None:
+    return next((entry for entry in manifest.files if entry.name == name), None)
+
+
+def _pieces(
+    storage: Storage, manifest: Manifest, entry: FileEntry
+) -> Iterator[bytes | bytearray | memoryview]:
+    """Yield the file's content; raise CheckpointDamaged at its end when it is not what it was.
+
+    A file that is kept in parts is put together first, in memory, as it would have been written.
+    """
+    import xxhash
+
+    if any(other.part_of == entry.name for other in manifest.files):
+        from outlast_checkpoints.arrays import hdf5_file
+        from outlast_checkpoints.store import files as content
+
+        yield from hdf5_file.file_pieces(content.load_file(storage, manifest, entry.name))
+        return
+    hasher = xxhash.xxh3_128()
+    try:
+        with (
+            storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local,
+            open(local, "rb") as file,
+        ):
+            while piece := file.read(_PIECE):
+                hasher.update(piece)
+                yield piece
+    except NotFound:
+        raise _damaged(manifest, entry, "it is missing") from None
+    if f"xxh3:{hasher.hexdigest()}" != entry.hash:
+        raise _damaged(manifest, entry, "its content has changed (the hash differs)")
+
+
+def _damaged(manifest: Manifest, entry: FileEntry, reason: str) -> CheckpointDamaged:
+    return CheckpointDamaged(checkpoint=manifest.checkpoint, file=entry.name, reason=reason)
+
+
+def _write_weights(storage: Storage, manifest: Manifest, dest: Path) -> None:
+    weights = _weights(manifest)
+    with replacing(dest) as file:
+        for piece in _pieces(storage, manifest, weights):
+            file.write(piece)
+
+
+def _weights(manifest: Manifest) -> FileEntry:
+    weights = _entry(manifest, layout.WEIGHTS_FILE)
+    if weights is None:
+        raise UsageError(
+            field="--checkpoint",
+            problem=f"{manifest.checkpoint} holds no single model's weights",
+            hint=f"It has: {', '.join(entry.name for entry in manifest.files)}.",
+        )
+    return weights
+
+
+def _write_whole(storage: Storage, manifest: Manifest, dest: Path) -> None:
+    """Write a `.keras` file as Keras' own saving does: a zip of two documents and the weights."""
+    weights = _weights(manifest)
+    entry = _entry(manifest, layout.MODEL_FILE)
+    if entry is None:
+        raise UsageError(
+            field="DEST",
+            problem=f"{manifest.checkpoint} holds no description of the model: it is a custom "
+            "model whose get_config() does not give one",
+            hint="Export to a name that ends in .weights.h5, and load that into the model as your "
+            "script builds it.",
+        )
+    document = json.loads(b"".join(_pieces(storage, manifest, entry)))
+    metadata = {
+        "keras_version": document["keras_version"],
+        "date_saved": time.strftime("%Y-%m-%d@%H:%M:%S", time.localtime(manifest.created)),
+    }
+    with replacing(dest) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in (
+            ("metadata.json", metadata),
+            ("config.json", document["config"]),
+        ):
+            with _member(archive, name, 0) as member:
+                member.write(json.dumps(content).encode())
+        with _member(archive, layout.WEIGHTS_FILE, manifest.size) as member:
+            for piece in _pieces(storage, manifest, weights):
+                member.write(piece)
+
+
+def _member(archive: zipfile.ZipFile, name: str, size: int) -> IO[bytes]:
+    # With the fixed date of ZipInfo the same checkpoint always gives the same bytes.
+    info: Any = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    return archive.open(info, "w", force_zip64=size >= zipfile.ZIP64_LIMIT)

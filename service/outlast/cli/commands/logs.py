@@ -1,0 +1,121 @@
+"""`outlast logs`: what happened, and the script's own output, over all attempts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outlast.cli.display.follow import POLL, is_final, show_last
+from outlast.cli.display.tables import print_json_line
+from outlast.cli.group import Verb
+from outlast.cli.job_address import find_job
+from outlast.cli.options import job_argument, json_option
+from outlast_checkpoints.errors import NotFound
+from outlast_checkpoints.format import layout
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.storage.base import Storage
+
+Sleep = Callable[[float], None]
+
+
+@click.command("logs", cls=Verb)
+@job_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option(
+    "--level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"]),
+    default="info",
+    show_default=True,
+    help="Leave out what is less than that.",
+)
+@click.option("--lines", "-n", type=click.IntRange(min=0), help="Only so many of the last lines.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt's.")
+@click.option("--output", is_flag=True, help="The script's own output instead of the log.")
+@json_option("Print the rows as they are stored: JSON lines.")
+def logs(
+    root: str,
+    job: str,
+    follow: bool,
+    level: str,
+    lines: int | None,
+    attempt: int | None,
+    output: bool,
+    as_json: bool,
+) -> None:
+    """Show what happened to JOB, over all its attempts, oldest first."""
+    if output and as_json:
+        raise click.UsageError("--output is text as the script wrote it: it has no --json.")
+    storage = find_job(root, job).storage
+
+    def stop() -> bool:
+        return not follow or is_final(storage)
+
+    def source(all_seen: Callable[[], None]) -> Iterator[Any]:
+        def sleep(seconds: float) -> None:
+            all_seen()
+            time.sleep(seconds)
+
+        if output:
+            return output_lines(storage, attempt=attempt, stop=stop, sleep=sleep)
+        from outlast.job import logs as stored
+
+        return stored.follow(
+            storage, attempt=attempt, level=level, poll=POLL, stop=stop, sleep=sleep
+        )
+
+    show = _show_output if output else print_json_line if as_json else _show_row
+    try:
+        show_last(source, lines, show)
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+
+
+def output_lines(
+    storage: Storage, *, attempt: int | None, stop: Callable[[], bool], sleep: Sleep
+) -> Iterator[bytes]:
+    """Yield the lines of the script's output over attempts, the last one perhaps unfinished.
+
+    stop: asked before each look; the look after it said yes is the last.
+    """
+    from outlast.job.logs import attempts
+
+    offsets: dict[int, int] = {}
+    while True:
+        done = stop()
+        known = attempts(storage) if attempt is None else [attempt]
+        for number in known:
+            final = done or number < known[-1]
+            data = _read_from(storage, number, offsets.get(number, 0))
+            end = len(data) if final else data.rfind(b"\n") + 1
+            offsets[number] = offsets.get(number, 0) + end
+            yield from data[:end].splitlines(keepends=True)
+        if done:
+            return
+        sleep(POLL)
+
+
+def _read_from(storage: Storage, attempt: int, start: int) -> bytes:
+    try:
+        return storage.read_range(layout.output_log(attempt), start, None)
+    except NotFound:
+        return b""
+
+
+def _show_row(row: dict[str, Any]) -> None:
+    from outlast.job.logs import render
+
+    click.echo(render(row, colour=sys.stdout.isatty()))
+
+
+def _show_output(line: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(line)
+    if not line.endswith(b"\n"):
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()

@@ -1,0 +1,96 @@
+"""`outlast prune`: what need not be kept, and what writers that are gone have left behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from outlast.cli.display import units
+from outlast.cli.display.tables import print_json
+from outlast.cli.group import Verb
+from outlast.cli.job_address import Place, find_job
+from outlast.cli.options import duration, job_argument, json_option, retention
+from outlast_checkpoints.format import layout
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.store.garbage import Leftover
+
+
+@click.command("prune", cls=Verb)
+@job_argument
+@click.option(
+    "--keep", type=retention, metavar="WHICH", help="As in `outlast run`.  [default: the job's]"
+)
+@click.option(
+    "--older-than",
+    type=duration,
+    metavar="TIME",
+    default="1d",
+    show_default=True,
+    help="Leftovers younger than that may still be being written, and stay.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted, and why.")
+@json_option()
+def prune(
+    root: str, job: str, keep: str | None, older_than: float, dry_run: bool, as_json: bool
+) -> None:
+    """Delete checkpoints of JOB that --keep does not want, and what attempts left unfinished.
+
+    Never deleted: the newest good checkpoint, each finished phase's end, what a running
+    attempt resumed from, and what a manifest names or a commit under way may name.
+
+    Leftovers are checkpoints that were never committed, temporary files, and uploads to S3 that
+    were never finished. How old they are is told by the storage's own clock.
+    """
+    from outlast.job import spec as specs
+    from outlast_checkpoints.format.retention import Keep
+    from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+    from outlast_checkpoints.store.garbage import leftovers
+
+    place = find_job(root, job)
+    wanted = Keep.parse(keep or specs.decode(place.storage.read(layout.SPEC)).keep)
+    unwanted = CheckpointStore(place.storage).unwanted(wanted)
+    left = leftovers(place.storage, older_than=older_than, at_work=_at_work(place))
+    ours = {layout.checkpoint_dir(checkpoint) for checkpoint in unwanted}
+    left = [one for one in left if one.path not in ours and _folder(one) not in ours]
+    if not dry_run:
+        store = CheckpointStore(place.storage)
+        for checkpoint in unwanted:
+            store.delete(checkpoint)
+        for one in left:
+            one.delete(place.storage)
+    if as_json:
+        print_json(
+            {
+                "deleted": [str(checkpoint) for checkpoint in unwanted],
+                "reasons": {str(checkpoint): reason for checkpoint, reason in unwanted.items()},
+                "leftovers": [
+                    {"path": one.path, "reason": one.reason, "age": one.age, "size": one.size}
+                    for one in left
+                ],
+                "dry_run": dry_run,
+                "keep": str(wanted),
+            }
+        )
+        return
+    done = "would delete" if dry_run else "deleted"
+    for checkpoint, reason in unwanted.items():
+        click.echo(f"{done} {checkpoint}  ({reason})")
+    for one in left:
+        size = f", {units.size(one.size)}" if one.size else ""
+        click.echo(f"{done} {one.path}  ({one.reason}{size}, {units.duration(one.age)} old)")
+    if not unwanted and not left:
+        click.echo(f"Nothing to delete: {wanted} keeps all there is.")
+
+
+def _folder(one: Leftover) -> str:
+    return one.path.rpartition("/")[0]
+
+
+def _at_work(place: Place) -> bool:
+    """Return whether somebody may be training the job, as far as can be told at once."""
+    from outlast.job.journal import Journal
+
+    job = Journal(place.storage).job()
+    return job is not None and job.owner is not None and not job.owner.gone()

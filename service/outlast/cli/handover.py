@@ -1,0 +1,66 @@
+"""Handing a job to an engine, and taking it back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outlast.cli.display.tables import print_json
+from outlast.cli.job_address import Place, job_word
+from outlast_checkpoints.storage.base import Storage
+
+if TYPE_CHECKING:
+    from outlast.job.lifecycle import Queued
+    from outlast.job.spec import JobSpec
+
+
+def plan(storage: Storage, spec: JobSpec) -> str:
+    """Return what would be handed over. Raises `SpecInvalid`, `BackendUnknown`."""
+    from outlast import backends, engines
+
+    if spec.backend not in engines.names():
+        backends.get(spec.backend)
+    return engines.get(spec.backend).plan(spec, storage).rstrip("\n") + "\n"
+
+
+def hand_over(place: Place) -> Queued:
+    """Hand the job to the engine that its spec names; return where it is found there."""
+    from outlast import engines
+    from outlast.errors import InvalidTransition
+    from outlast.job.journal import Journal
+    from outlast.job.lifecycle import Queued
+    from outlast.job.submission import load_spec
+
+    spec = load_spec(place.storage)
+    handle = engines.get(spec.backend).launch(spec, place.storage)
+    queued = Queued(engine=spec.backend, handle=handle)
+    if spec.backend != engines.LOCAL:
+        with suppress(InvalidTransition):  # it has ended already
+            Journal(place.storage).append(queued)
+    return queued
+
+
+def tell(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> None:
+    """Say where the job is now; None: nowhere, there was nothing to do."""
+    from outlast.job import fencing_check
+
+    handle: dict[str, Any] = {} if queued is None else queued.handle
+    if as_json:
+        found = {"job": place.name, "url": place.url, "pid": handle.get("pid")}
+        print_json(found | {"queued": None if queued is None else _named(queued)})
+    elif queued is not None:
+        word = job_word(place, root)
+        by = f"supervised by process {handle['pid']}" if "pid" in handle else _words(queued)
+        click.echo(f"{place.name}: {by}. outlast logs -f {word}")
+        if not fencing_check.can_fence(place.storage):
+            click.echo(f"{place.name}: {fencing_check.WHY}: {fencing_check.THEN}", err=True)
+
+
+def _named(queued: Queued) -> dict[str, Any]:
+    return {"engine": queued.engine, "id": queued.handle.get("id")}
+
+
+def _words(queued: Queued) -> str:
+    return f"{queued.engine} has it as {queued.handle.get('id')}"

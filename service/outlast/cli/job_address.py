@@ -1,0 +1,82 @@
+"""Finding a job: JOB is a name below the root, or the job's own folder or URL."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from outlast.errors import JobNotFound
+from outlast_checkpoints.format import layout
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.storage.base import Storage
+
+DEFAULT_ROOT = "./outlast-jobs"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is: its storage, its folder or URL, its name."""
+
+    storage: Storage
+    url: str
+    name: str
+
+
+def absolute(url: str) -> str:
+    """Return a folder as it can be found from any working directory; a URL stays as it is."""
+    # abspath and not resolve: a link stays a link, for it may lead elsewhere on another machine.
+    return url if "://" in url else os.path.abspath(Path(url).expanduser())  # noqa: PTH100
+
+
+def below(root: str, name: str) -> Place:
+    """Return the place of the job `name` below `root`, whether it exists or not."""
+    from outlast_checkpoints.storage import open_storage
+
+    url = f"{absolute(root).rstrip('/')}/{layout.check_name('--name', name)}"
+    return Place(open_storage(url), url, name)
+
+
+def is_job(storage: Storage) -> bool:
+    return storage.exists(layout.SPEC)
+
+
+def jobs_below(url: str) -> list[Place]:
+    """Return the places of all jobs below a root, by name, damaged ones as well."""
+    from outlast.job import listing
+    from outlast_checkpoints.storage import open_storage
+
+    home = absolute(url).rstrip("/") or "/"
+    root = open_storage(home)
+    names = [found.name for found in listing.listed(root)]
+    return [Place(root.sub(name), f"{home.rstrip('/')}/{name}", name) for name in names]
+
+
+def find_job(root: str, job: str) -> Place:
+    """Return the place of an existing job. Raises JobNotFound, with names that are near."""
+    from outlast_checkpoints.storage import open_storage
+
+    candidates = []
+    if "://" not in job and "/" not in job and not job.startswith((".", "~")):
+        candidates.append(f"{absolute(root).rstrip('/')}/{job}")
+    candidates.append(absolute(job).rstrip("/"))
+    for url in candidates:
+        storage = open_storage(url)
+        if is_job(storage):
+            return Place(storage, url, url.rsplit("/", 1)[-1])
+    home, _, name = candidates[0].rpartition("/")
+    near = difflib.get_close_matches(name, open_storage(home or "/").list(""), n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise JobNotFound(job=name, root=home or "/", hint=hint)
+
+
+def job_word(place: Place, root: str) -> str:
+    """Return JOB as the next command line has to name it."""
+    below = f"{absolute(root).rstrip('/')}/{place.name}"
+    if below == place.url and absolute(root) == absolute(DEFAULT_ROOT):
+        return place.name
+    return shlex.quote(place.url)

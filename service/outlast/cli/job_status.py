@@ -1,0 +1,173 @@
+"""How a job stands, from its journal and heartbeat: what `outlast status --json` prints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from outlast.cli.display import units
+from outlast.cli.job_address import Place
+from outlast_checkpoints.format import layout
+
+if TYPE_CHECKING:
+    from outlast.job.heartbeat import Beat
+    from outlast.job.journal import Entry
+    from outlast.job.lifecycle import Job
+    from outlast_checkpoints.storage.base import Storage
+
+
+def _queued(job: Job) -> dict[str, Any] | None:
+    """Return where a cluster has the job, and how it stands there now."""
+    from outlast.engines import standing
+    from outlast.errors import BackendFailed
+
+    if job.queued is None:
+        return None
+    try:
+        there = None if job.state.final else standing(job)
+        stands = "gone" if there is None else str(there)
+    except BackendFailed as error:
+        stands = f"not known now: {error.fields['reason']}"
+    return {"engine": job.queued.engine, "id": job.queued.handle.get("id"), "stands": stands}
+
+
+def is_gone(state: str, beat: Beat | None) -> bool:
+    """Return whether a job that should be at work has certainly lost its process."""
+    from outlast.job.process_identity import Identity
+
+    if state not in ("running", "stopping") or beat is None or beat.ended is not None:
+        return False
+    process = Identity(host=beat.host, pid=beat.pid, boot_id=beat.boot_id, start=beat.process_start)
+    return process.gone()
+
+
+def job_status(place: Place) -> dict[str, Any]:
+    """Return all that `outlast status --json` prints."""
+    import msgspec
+
+    from outlast.job import heartbeat, lifecycle
+    from outlast.job import spec as specs
+    from outlast.job.journal import Journal
+    from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+
+    storage = place.storage
+    spec = specs.decode(storage.read(layout.SPEC))
+    journal = Journal(storage)
+    job = journal.existing_job()
+    beat = heartbeat.read(storage, job.attempt) if job.attempt else None
+    store = CheckpointStore(storage)
+    ids = store.ids()
+    return {
+        "job": place.name,
+        "url": place.url,
+        "runs": spec.runs,
+        "state": job.state.value,
+        "description": lifecycle.describe(job),
+        "queued": _queued(job),
+        "outcome": job.outcome.value if job.outcome else None,
+        "reason": job.reason,
+        "exit_code": job.exit_code,
+        "attempt": job.attempt,
+        "failures": job.failures,
+        "max_retries": job.max_retries,
+        "owner": msgspec.to_builtins(job.owner) if job.owner else None,
+        "process_gone": is_gone(job.state.value, beat),
+        "created": units.moment(spec.created),
+        "progress": msgspec.to_builtins(beat) if beat else None,
+        "checkpoints": len(ids),
+        "last_checkpoint": _checkpoint(store.manifest(ids[-1])) if ids else None,
+        "attempts": attempts(journal.read()),
+        "goodput": _goodput(storage, journal.read()),
+        "spec": msgspec.to_builtins(spec),
+    }
+
+
+def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
+    """Return what became of the job's time, seconds each, and `goodput` from 0 to 1."""
+    import msgspec
+
+    from outlast.job import goodput, heartbeat
+    from outlast.job.lifecycle import Claimed, Ended, Outcome
+
+    began: dict[int, float] = {}
+    ended: dict[int, tuple[float, Outcome]] = {}
+    for entry in entries:
+        if isinstance(entry.event, Claimed):
+            began[entry.event.attempt] = entry.at
+        elif isinstance(entry.event, Ended):
+            ended[entry.event.attempt] = entry.at, entry.event.outcome
+    lives = []
+    for attempt, at in began.items():
+        end, outcome = ended.get(attempt, (None, None))
+        on_purpose = outcome in (Outcome.COMPLETED, Outcome.STOPPED)
+        beat = heartbeat.read(storage, attempt)
+        lives.append(goodput.Life(began=at, ended=end, on_purpose=on_purpose, beat=beat))
+    found = goodput.measure(lives, time.time())
+    values = msgspec.to_builtins(found)
+    rounded = {name: round(value, 3) for name, value in values.items()}
+    return {"goodput": round(found.share, 4), **rounded}
+
+
+def goodput_line(found: dict[str, Any]) -> str:
+    """Return "0.93: training 4:10 of 4:29; getting ready 0:12, …", "" before any step."""
+    if not found["steps"]:
+        return ""
+    parts = [
+        f"{name.replace('_', ' ')} {units.duration(found[name])}"
+        for name in ("getting_ready", "down", "validating", "saving", "repeated")
+        if found[name] >= 0.5
+    ]
+    if found["repeated_steps"]:
+        parts.append(f"{units.number(found['repeated_steps'])} steps done again")
+    spent = f"training {units.duration(found['training'])} of {units.duration(found['total'])}"
+    return f"{found['goodput']:.2f}: {'; '.join([spent, ', '.join(parts)] if parts else [spent])}"
+
+
+def _checkpoint(manifest: Any) -> dict[str, Any]:
+    return {
+        "checkpoint": manifest.checkpoint,
+        "phase": manifest.progress.phase,
+        "step": manifest.progress.step,
+        "epoch": manifest.progress.epoch,
+        "reason": manifest.reason,
+        "size": manifest.size,
+        "created": units.moment(manifest.created),
+    }
+
+
+def attempts(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Return each attempt's life as the journal tells it, oldest first."""
+    from outlast.job.lifecycle import Claimed, Ended
+
+    found: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        event = entry.event
+        if isinstance(event, Claimed):
+            found[event.attempt] = {
+                "attempt": event.attempt,
+                "started": units.moment(entry.at),
+                "host": event.owner.host,
+                "ended": None,
+                "seconds": None,
+                "outcome": None,
+                "reason": "",
+                "exit_code": None,
+                "signal": None,
+                "checkpoint": None,
+                "_at": entry.at,
+            }
+        elif isinstance(event, Ended):
+            known = found[event.attempt]
+            known.update(
+                ended=units.moment(entry.at),
+                seconds=round(entry.at - known["_at"], 3),
+                outcome=event.outcome.value,
+                reason=event.reason,
+                exit_code=event.exit_code,
+                signal=event.signal,
+                checkpoint=event.checkpoint,
+            )
+    for known in found.values():
+        del known["_at"]
+    return list(found.values())

@@ -1,0 +1,69 @@
+"""How a job stands whose storage cannot be reached: what this machine's spool knows of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from outlast.cli.display import heartbeat_text, units
+from outlast.cli.job_address import absolute
+from outlast_checkpoints.errors import StorageError
+
+
+def status(root: str, job: str, error: StorageError) -> dict[str, Any] | None:
+    """Return what `outlast status --json` prints then; None when nothing is known here.
+
+    error: why the storage cannot be reached.
+    """
+    import msgspec
+
+    from outlast.job import heartbeat
+    from outlast_checkpoints.storage import open_storage
+    from outlast_checkpoints.store.spool import Spool
+
+    url = job if "://" in job else f"{absolute(root).rstrip('/')}/{job}"
+    spool = Spool.found(open_storage(url))
+    attempts = [] if spool is None else spool.attempts()
+    if spool is None or not attempts:
+        return None
+    beat = heartbeat.read(spool.storage, attempts[-1])
+    waiting = spool.waiting()
+    return {
+        "job": url.rstrip("/").rpartition("/")[2],
+        "url": url,
+        "state": None,
+        "reason": str(error),
+        "attempt": attempts[-1],
+        "away_since": units.moment(beat.away_since) if beat and beat.away_since else None,
+        "progress": msgspec.to_builtins(beat) if beat else None,
+        "spool": spool.path,
+        "spooled": [str(one) for one in waiting],
+        "spooled_bytes": spool.size(waiting),
+    }
+
+
+def fields(found: dict[str, Any]) -> dict[str, str]:
+    """Return the same for people."""
+    from outlast.job.heartbeat import Beat
+
+    since = found["away_since"]
+    away = f"since {units.local(since)}: " if since else ""
+    waiting = units.count(len(found["spooled"]), "checkpoint")
+    lines = {
+        "job": found["job"],
+        "in": found["url"],
+        "state": "not known, for its storage cannot be reached",
+        "away": f"{away}{found['reason']}",
+        "waiting": f"{waiting} ({units.size(found['spooled_bytes'])}) in {found['spool']}",
+    }
+    if found["progress"]:
+        beat = Beat(**found["progress"])
+        ago = units.duration(max(0.0, time.time() - beat.at))
+        lines |= {
+            "at": " · ".join(
+                filter(None, [heartbeat_text.epochs(beat), heartbeat_text.steps(beat)])
+            ),
+            "metrics": heartbeat_text.metrics(beat),
+            "doing": f"{beat.activity}, process {beat.pid} on {beat.host}, sign of life {ago} ago",
+        }
+    return lines

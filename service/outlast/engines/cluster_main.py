@@ -1,0 +1,90 @@
+"""A supervisor that a cluster starts, again and again, until the job is done."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from outlast import engines, exit_codes
+from outlast.errors import BackendFailed, InvalidTransition
+from outlast.job import cluster_slot, takeover
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Job, Queued, State, exit_code
+from outlast.job.submission import load_spec
+from outlast.supervisor.stop_requests import Summons
+from outlast.supervisor.supervisor import Supervisor
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+
+_REQUEUED: Final = "left with its state saved; {engine} starts it again as {id}"
+
+
+def run(storage: Storage) -> int:
+    """Supervise the job in `storage` here; return what to exit with.
+
+    A job that was stopped or has ended meanwhile is left alone. When this process has to leave
+    before the job is done, the cluster is asked to start it once more.
+    """
+    spec, journal = load_spec(storage), Journal(storage)
+    job = takeover.free(storage, journal, spec, on_wait=_say)
+    _enter(spec.backend, journal)  # not before: of two that were started one has to leave
+    summons = Summons()
+    with summons.signals():  # to the end: a requeue signals whoever has asked for it
+        if not job.state.final:
+            job = Supervisor(storage, summons=summons).run()
+        if not job.state.final:
+            _come_back(spec.backend, storage, journal)
+            return exit_codes.RESUMABLE
+    # Somebody stopped it, and it did: for the cluster nothing has failed.
+    return exit_codes.DONE if job.state is State.STOPPED else exit_code(job)
+
+
+def _enter(engine: str, journal: Journal) -> None:
+    """Have in the journal where the job is, should whoever submitted it have died before that."""
+    place, job = cluster_slot.here(), journal.existing_job()
+    if place is not None and not job.state.final and _id(job) != place.id:
+        _queued(journal, engine, {"id": place.id})
+
+
+def _come_back(engine: str, storage: Storage, journal: Journal) -> None:
+    place = cluster_slot.here()
+    if place is None:
+        return
+    try:
+        handle = engines.get(engine).again({"id": place.id}, storage)
+    except BackendFailed as error:
+        _say(f"{error} Resume it by hand: outlast resume {storage.root}")
+        return
+    if handle is not None:
+        if handle["id"] != _id(journal.existing_job()):
+            _queued(journal, engine, handle)
+        _say(_REQUEUED.format(engine=engine, id=handle["id"]))
+
+
+def _queued(journal: Journal, engine: str, handle: engines.base.Handle) -> None:
+    try:
+        journal.append(Queued(engine=engine, handle=handle))
+    except InvalidTransition:
+        return  # it was stopped a moment ago
+
+
+def _id(job: Job) -> str | None:
+    return None if job.queued is None else job.queued.handle.get("id")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"outlast: {text}\n")
+
+
+def main(argv: list[str]) -> int:
+    """Supervise the job in ARGV[0]; return its exit code."""
+    try:
+        return run(open_storage(argv[0]))
+    except OutlastError as error:
+        _say(str(error))
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,167 @@
+"""The Kubernetes Job that runs a supervisor: plain data, nothing is asked of a cluster here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from outlast import exit_codes
+from outlast.errors import SpecInvalid
+from outlast.job import cluster_slot
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.storage.base import Storage
+
+OPTIONS: Final = {
+    "image": "the container image; Python, Outlast and the script are in it",
+    "namespace": "where the Job is made; default: that of the kubeconfig's context",
+    "context": "of the kubeconfig; default: its current one",
+    "service-account": "that the pod runs as",
+    "cpu": "CPUs, as in 4 or 500m",
+    "memory": "as in 16Gi",
+    "gpus": "NVIDIA GPUs, a number",
+    "claim": "a PersistentVolumeClaim with the root on it, mounted where the root is",
+    "secret": "a Secret whose entries become variables: the keys of a bucket, say",
+    "user": "the number of the user it runs as; default: 10001",
+}
+CONTAINER: Final = "training"
+USER: Final = 10001
+_PARTING: Final = 30  # seconds beyond --grace that the supervisor has to write that it left
+# What another pod would only meet again: the supervisor has done what retries there are.
+_HOPELESS: Final = (
+    exit_codes.FAILED,
+    exit_codes.USAGE,
+    exit_codes.REJECTED,
+    exit_codes.JOB_UNKNOWN,
+    exit_codes.DIVERGED,
+)
+# Saved, to be gone on with; or the pod before has not left yet.
+_AGAIN: Final = (exit_codes.JOB_BUSY, exit_codes.RESUMABLE)
+
+
+def manifest(spec: JobSpec, storage: Storage) -> dict[str, Any]:
+    """Return the batch/v1 Job. Raises `SpecInvalid` naming the option."""
+    options = _options(spec, storage)
+    labels = {"app.kubernetes.io/name": "outlast", "app.kubernetes.io/instance": _label(spec.job)}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "generateName": f"{_label(spec.job)[:50].rstrip('-')}-",
+            **({"namespace": options["namespace"]} if "namespace" in options else {}),
+            "labels": labels,
+            "annotations": {"outlast/url": storage.root, "outlast/runs": spec.runs},
+        },
+        "spec": {
+            "completions": 1,
+            "parallelism": 1,
+            "backoffLimit": spec.max_retries,
+            "podReplacementPolicy": "Failed",  # two pods at once would only wait for each other
+            "podFailurePolicy": {"rules": _rules()},
+            "template": {
+                "metadata": {"labels": dict(labels)},
+                "spec": _pod(spec, storage, options),
+            },
+        },
+    }
+
+
+def _rules() -> list[dict[str, Any]]:
+    """What counts as a failure of the Job: neither preemption nor what is worth no other try."""
+
+    def codes(action: str, values: tuple[int, ...]) -> dict[str, Any]:
+        on = {"containerName": CONTAINER, "operator": "In", "values": sorted(values)}
+        return {"action": action, "onExitCodes": on}
+
+    disrupted = [{"type": "DisruptionTarget", "status": "True"}]
+    return [
+        codes("Ignore", _AGAIN),
+        {"action": "Ignore", "onPodConditions": disrupted},
+        codes("FailJob", _HOPELESS),
+    ]
+
+
+def _pod(spec: JobSpec, storage: Storage, options: dict[str, str]) -> dict[str, Any]:
+    user = int(options.get("user", USER))
+    named = {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": options["image"],
+        "command": ["python", "-P", "-m", "outlast.engines.cluster_main", storage.root],
+        "env": [
+            {"name": "OUTLAST_JOB_NAME", "valueFrom": {"fieldRef": named}},
+            {"name": cluster_slot.VARIABLE, "value": "kubernetes:$(OUTLAST_JOB_NAME)"},
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
+    }
+    if spec.cwd:
+        container["workingDir"] = spec.cwd
+    if "secret" in options:
+        container["envFrom"] = [{"secretRef": {"name": options["secret"]}}]
+    if resources := _resources(options):
+        container["resources"] = resources
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": int(spec.grace) + _PARTING,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": user,
+            "runAsGroup": user,
+            "fsGroup": user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+    }
+    if "service-account" in options:
+        pod["serviceAccountName"] = options["service-account"]
+    if "claim" in options:
+        place = storage.local_path("")
+        assert place is not None  # seen to by _options
+        container["volumeMounts"] = [{"name": "root", "mountPath": str(place.parent)}]
+        claim = {"claimName": options["claim"]}
+        pod["volumes"] = [{"name": "root", "persistentVolumeClaim": claim}]
+    return pod
+
+
+def _resources(options: dict[str, str]) -> dict[str, Any]:
+    wanted = {name: options[name] for name in ("cpu", "memory") if name in options}
+    limits = {"memory": options["memory"]} if "memory" in options else {}
+    if "gpus" in options:
+        limits["nvidia.com/gpu"] = options["gpus"]
+    return {key: found for key, found in (("requests", wanted), ("limits", limits)) if found}
+
+
+def _options(spec: JobSpec, storage: Storage) -> dict[str, str]:
+    options = {name: str(value) for name, value in spec.backend_options.items()}
+    for name in options:
+        if name not in OPTIONS:
+            raise _invalid(name, f"Kubernetes has {', '.join(OPTIONS)}")
+    if "image" not in options:
+        raise _invalid("image", "which one? --backend-option image=registry/name:tag")
+    for name in ("gpus", "user"):
+        if not options.get(name, "1").isdecimal():
+            raise _invalid(name, f"{options[name]!r} is no number")
+    if options.get("user") == "0":
+        raise _invalid("user", "trainings do not run as root. Give another number")
+    folder = storage.local_path("") is not None
+    if folder and "claim" not in options:
+        raise _invalid(
+            "claim",
+            f"{storage.root} is a folder, which a pod does not see. Name the claim of the volume "
+            "that it is on, or use a bucket as --root",
+        )
+    if not folder and "claim" in options:
+        raise _invalid("claim", f"{storage.root} needs no volume. Leave it out")
+    return options
+
+
+def _invalid(name: str, problem: str) -> SpecInvalid:
+    return SpecInvalid(field=f"backend_options.{name}", problem=problem)
+
+
+def _label(job: str) -> str:
+    """Return the job's name as a label's value and the beginning of a name (RFC 1123)."""
+    return re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")[:63].strip("-") or "job"

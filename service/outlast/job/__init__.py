@@ -1,0 +1,1 @@
+"""What every process of a job shares: spec, journal, heartbeat, logs and the state machine."""

@@ -1,0 +1,33 @@
+"""How often a job's attempts have died so far, by its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from outlast.job.journal import Entry
+from outlast.job.lifecycle import Ended, Outcome, Started
+from outlast.job.save_interval import LIVES, Failures
+
+# Not those that end by themselves, or because somebody wants it, or would end so again.
+_FAILURES = frozenset(
+    {Outcome.PREEMPTED, Outcome.CRASHED, Outcome.KILLED, Outcome.STALLED, Outcome.LOST}
+)
+
+
+def seen_in(entries: Iterable[Entry]) -> Failures:
+    """Return the failures and the time under way of all attempts that have ended."""
+    lives: list[float] = []
+    seconds = 0.0
+    started: float | None = None
+    for entry in entries:
+        match entry.event:
+            case Started():
+                started = entry.at
+            case Ended(outcome=outcome):
+                # by the clocks of the writers, which may have been set back in between
+                life = max(0.0, entry.at - started) if started is not None else 0.0
+                seconds += life
+                if outcome in _FAILURES:
+                    lives.append(life)
+                started = None
+    return Failures(len(lives), seconds, tuple(lives[-LIVES:]))

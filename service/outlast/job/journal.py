@@ -1,0 +1,240 @@
+"""A job's event log on storage: one immutable file an event, created exclusively.
+
+The number is in the file's name and nothing else is, so that two writers of event 7 collide and
+exactly one of them wins: appending is a compare-and-swap on the job's state.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Final
+
+import msgspec
+
+from outlast.errors import InvalidTransition, JobUnknown
+from outlast.job import process_identity
+from outlast.job.cluster_slot import Slot
+from outlast.job.lifecycle import Action, Claimed, Event, Job, State, transition
+from outlast.job.process_identity import Identity
+from outlast_checkpoints.errors import (
+    AlreadyExists,
+    FormatError,
+    FormatTooNew,
+    NotFound,
+    StorageError,
+    Superseded,
+)
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.sealed_json import UNREADABLE
+from outlast_checkpoints.storage.base import Storage, read_document
+
+FORMAT: Final = 1
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """One event as it is stored.
+
+    state, attempt: the job's after the event, so that one file tells them. at: unix seconds by
+    the writer's clock, for people. by: the writer. nonce: tells a write whose answer was lost
+    from somebody else's.
+    """
+
+    seq: int
+    event: Event
+    state: State
+    attempt: int
+    at: float
+    by: Identity
+    nonce: str = ""
+    format: int = FORMAT
+
+
+class Journal:
+    """The events of the job in `storage`, read once each and folded as they come."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._lock = threading.RLock()  # the loop, the writer and the heartbeat all ask the fence
+        self._entries: list[Entry] = []
+        self._jobs: list[Job] = []
+        self._actions: list[tuple[Action, ...]] = []
+        self._lost: set[str] = set()  # nonces of what was given up on and may arrive all the same
+
+    def read(self) -> list[Entry]:
+        """Return all events, oldest first; only those not seen before are read.
+
+        Raises `FormatError` for one that cannot be read or does not follow from those before.
+        """
+        with self._lock:
+            while (entry := self._load(len(self._entries) + 1)) is not None:
+                self._take(entry)
+            return list(self._entries)
+
+    def job(self) -> Job | None:
+        """Return the job as of now, None when nothing was ever submitted."""
+        self.read()
+        return self._jobs[-1] if self._jobs else None
+
+    def existing_job(self) -> Job:
+        """Return the job as of now. Raises `JobUnknown`."""
+        job = self.job()
+        if job is None:
+            raise JobUnknown(root=self._storage.root)
+        return job
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, seq: int) -> Entry:
+        """Return event `seq` (from 1) of those that were read."""
+        return self._entries[seq - 1]
+
+    def job_after(self, seq: int) -> Job:
+        """Return the job as it was after event `seq` (from 1)."""
+        return self._jobs[seq - 1]
+
+    def actions_after(self, seq: int) -> tuple[Action, ...]:
+        """Return what was to be done about event `seq` (from 1)."""
+        return self._actions[seq - 1]
+
+    def append(self, event: Event) -> Job:
+        """Add an event and return the job after it.
+
+        When somebody else was first, theirs is read and the event tried again on top of it.
+        Raises `InvalidTransition` with the story when it does not fit (any more).
+        """
+        return self.act(event)[0]
+
+    def act(self, event: Event) -> tuple[Job, tuple[Action, ...]]:
+        """Like `append`, and return also what is to be done about it."""
+        with self._lock:
+            while (done := self._try(event)) is None:
+                pass
+            return done
+
+    def _try(self, event: Event) -> tuple[Job, tuple[Action, ...]] | None:
+        """Append once; None when somebody else's event took the number."""
+        self.read()
+        if (seq := self._arrived(event)) is not None:
+            return self.job_after(seq), self.actions_after(seq)
+        # Not read again: what arrives from here on takes the number.
+        job, actions = self._transition(self._jobs[-1] if self._jobs else None, event)
+        entry = Entry(
+            seq=len(self._entries) + 1,
+            event=event,
+            state=job.state,
+            attempt=job.attempt,
+            at=time.time(),
+            by=process_identity.here(),
+            nonce=os.urandom(8).hex(),
+        )
+        path = layout.journal_event(entry.seq)
+        data = msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n"
+        self._lost.add(entry.nonce)  # until its fate is known
+        try:
+            self._storage.create(path, data)
+        except StorageError as error:
+            there = self._load(entry.seq)  # the file itself says whose it is
+            if there is None and not isinstance(error, AlreadyExists):
+                raise
+            if there is None or there.nonce != entry.nonce:
+                self._lost.remove(entry.nonce)
+                if isinstance(error, AlreadyExists):
+                    return None
+                raise
+        self._lost.remove(entry.nonce)
+        self._keep(entry, job, actions)
+        return job, actions
+
+    def _arrived(self, event: Event) -> int | None:
+        """Return the number of an event that was given up on and has been read since."""
+        for entry in self._entries:
+            if entry.nonce in self._lost and _tells_the_same(entry.event, event):
+                self._lost.remove(entry.nonce)
+                return entry.seq
+        return None
+
+    def newest(self) -> Entry | None:
+        """Return the newest event by one listing and one read; None for no job."""
+        seq = self._newest_seq()
+        return self._load(seq) if seq else None
+
+    def latest_attempt(self) -> int:
+        """Return the newest claim's attempt, 0 before the first. Cheap when nothing is new."""
+        with self._lock:
+            if self._newest_seq() > len(self._entries):
+                self.read()
+            return self._jobs[-1].attempt if self._jobs else 0
+
+    def fence(self, attempt: int) -> None:
+        """Raise `Superseded` when a newer attempt than `attempt` was claimed."""
+        newest = self.latest_attempt()
+        if newest > attempt:
+            raise Superseded(attempt=attempt, by=newest)
+
+    def claim(self, owner: Identity, slot: Slot | None = None) -> tuple[Job, tuple[Action, ...]]:
+        """Claim the next attempt for `owner`. Raises `InvalidTransition` when it is taken."""
+        attempt = self.existing_job().attempt + 1
+        return self.act(Claimed(attempt=attempt, owner=owner, slot=slot))
+
+    def _newest_seq(self) -> int:
+        names = reversed(self._storage.list(layout.JOURNAL))  # sorted, and so by number
+        found = map(layout.parse_journal_event, names)
+        return next((seq for seq in found if seq is not None), 0)
+
+    def _take(self, entry: Entry) -> None:
+        try:
+            job, actions = self._transition(self._jobs[-1] if self._jobs else None, entry.event)
+        except InvalidTransition as error:
+            raise FormatError(path=layout.journal_event(entry.seq), reason=str(error)) from error
+        self._keep(entry, job, actions)
+
+    def _keep(self, entry: Entry, job: Job, actions: tuple[Action, ...]) -> None:
+        self._entries.append(entry)
+        self._jobs.append(job)
+        self._actions.append(actions)
+
+    def _transition(self, job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
+        try:
+            return transition(job, event)
+        except InvalidTransition as error:
+            raise InvalidTransition(**{**error.fields, "story": self._story()}) from None
+
+    def _story(self, last: int = 8) -> str:
+        lines = [
+            f"{entry.seq} {entry.event.__struct_config__.tag} -> {entry.state.value}"
+            f" (attempt {entry.attempt}, by {entry.by})"
+            for entry in self._entries[-last:]
+        ]
+        return " So far: " + "; ".join(lines) if lines else ""
+
+    def _load(self, seq: int) -> Entry | None:
+        path = layout.journal_event(seq)
+        try:
+            data = read_document(self._storage, path, often=True)
+        except NotFound:
+            return None
+        try:
+            found = msgspec.json.decode(data, type=_Format).format
+            if found > FORMAT:
+                raise FormatTooNew(path=path, found=found, known=FORMAT)
+            entry = msgspec.json.decode(data, type=Entry)
+        except UNREADABLE as error:
+            raise FormatError(path=path, reason=str(error)) from None
+        if entry.seq != seq:
+            raise FormatError(path=path, reason=f"it says that it is event {entry.seq}")
+        return entry
+
+
+def _tells_the_same(one: Event, other: Event) -> bool:
+    """Whether two events are one: of an attempt each happens once, however it is told."""
+    if type(one) is not type(other):
+        return False
+    attempt = getattr(one, "attempt", None)
+    return one == other if attempt is None else attempt == getattr(other, "attempt", None)
+
+
+class _Format(msgspec.Struct):
+    format: int = FORMAT

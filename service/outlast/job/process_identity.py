@@ -1,0 +1,97 @@
+"""Who has a job: a process, named so that nobody else is ever taken for it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+SUPERVISOR_PID: Final = "OUTLAST_SUPERVISOR_PID"  # set in the environment of an attempt
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of one boot of one machine.
+
+    boot_id: the boot, and the pid namespace (two containers of one machine share a boot, not
+    their pids). start: the process' start in clock ticks since boot, so that a recycled pid is
+    not taken for it; None where /proc does not tell.
+    """
+
+    host: str
+    pid: int
+    boot_id: str
+    start: int | None = None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+    @property
+    def local(self) -> bool:
+        """Whether this process can look at that one."""
+        return self.host == socket.gethostname() and self.boot_id == _boot_id() != ""
+
+    def gone(self) -> bool:
+        """Return True when the process has certainly ended; False when it may be alive."""
+        if not self.local:
+            return False
+        found = _stat(self.pid)
+        if found is None:
+            return not _exists(self.pid)
+        state, start = found
+        return state in "ZX" or (self.start is not None and start != self.start)
+
+    def at_work(self) -> bool:
+        """Return True when the process is certainly alive and not stopped (as by SIGSTOP)."""
+        if not self.local or self.gone():
+            return False
+        found = _stat(self.pid)
+        return found is not None and found[0] not in "Tt"
+
+
+def of_process(pid: int) -> Identity:
+    """Return the identity of the process `pid` of this machine."""
+    found = _stat(pid)
+    return Identity(
+        host=socket.gethostname(),
+        pid=pid,
+        boot_id=_boot_id(),
+        start=None if found is None else found[1],
+    )
+
+
+def here() -> Identity:
+    """Return the identity of this process."""
+    return of_process(os.getpid())
+
+
+@functools.cache
+def _boot_id() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """Return state letter and start time of a process, None when it (or /proc) is not there."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name in front may hold blanks and brackets
+    return fields[0], int(fields[19])
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,210 @@
+"""When one owner is gone and the next may come: nobody is ever pushed out who may be at work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from outlast.errors import InvalidTransition, JobBusy
+from outlast.job import cluster_slot, heartbeat, process_identity
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import Ended, Job, Outcome, Released, State, judge
+from outlast.job.process_identity import Identity
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.errors import FormatError, NotFound
+from outlast_checkpoints.format import layout, lineage
+from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.storage.base import Storage
+
+_LOOK_EVERY = 0.2  # seconds between two looks at somebody who may be alive
+
+
+def new_checkpoint(storage: Storage, attempt: int) -> str | None:
+    """Return the newest checkpoint that an attempt committed beyond the one it started from."""
+    try:
+        origin = origin_place(storage, attempt)
+    except FormatError:
+        return None  # where it started is not known, so nothing shows that it came further
+    found = map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))
+    own = sorted(name for name in found if name is not None and name.attempt == attempt)
+    for checkpoint in reversed(own):
+        if checkpoint.place <= origin:
+            return None
+        if storage.exists(layout.manifest(checkpoint)):
+            return str(checkpoint)
+    return None
+
+
+def origin_place(storage: Storage, attempt: int) -> tuple[int, int, int]:
+    """Return the place in the training that an attempt started from. Raises `FormatError`."""
+    path = layout.origin(attempt)
+    try:
+        origin = lineage.decode(storage.read(path), path)
+    except NotFound:
+        return (0, 0, 0)
+    parsed = CheckpointId.parse(origin.checkpoint) if origin.checkpoint else None
+    # the "start" checkpoint of a first attempt is no progress: a crash at step 1 repeats for ever
+    return parsed.place if parsed is not None else (0, 0, 0)
+
+
+def busy(job_id: str, job: Job) -> JobBusy:
+    """Return the error that says who has the job."""
+    owner = job.owner or Identity(host="?", pid=0, boot_id="")
+    return JobBusy(
+        job=job_id, state=job.state.value, pid=owner.pid, host=owner.host, attempt=job.attempt
+    )
+
+
+def free(
+    storage: Storage,
+    journal: Journal,
+    spec: JobSpec,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    on_wait: Callable[[str], None] | None = None,
+) -> Job:
+    """Return the job once nobody owns it; an owner that is gone is written off in the journal.
+
+    Where a cluster has started the owner's job once more, here, that is at once, whether the owner
+    is gone or not. Otherwise it is looked for as `quiet` does. Raises `JobBusy`.
+    """
+    place = cluster_slot.here()
+    while True:
+        # Judged and written off by one reading: a second one may find somebody else.
+        job = None if place is None else journal.existing_job()
+        if job is None or place is None or not place.follows(job.slot):
+            job = quiet(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
+        if job.owner is None:
+            return job
+        _write_off(storage, journal, job)
+
+
+def quiet(
+    storage: Storage,
+    journal: Journal,
+    spec: JobSpec,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    on_wait: Callable[[str], None] | None = None,
+) -> Job:
+    """Return the job once nobody is at work on it; it may have an owner still that is gone.
+
+    On this machine and boot the owner's pid and start time tell at once. Otherwise its journal
+    and heartbeat are watched: unchanged for `lost_after` seconds of this process' clock means
+    gone, any change that it is at work. on_wait: called once, with what is waited for. Nothing is
+    written. Raises `JobBusy` naming the owner.
+    """
+    watch: _Watch | None = None
+    while True:
+        job = journal.existing_job()
+        owner = job.owner
+        if owner is None:
+            return job
+        if owner == process_identity.here() or owner.at_work():
+            raise busy(spec.job, job)
+        if watch is None or watch.events != len(journal):  # an event is a sign of life as well
+            watch = _Watch(storage, journal, spec, job, owner, clock)
+        if watch.at_work():
+            raise busy(spec.job, job)
+        if watch.given_up():
+            return job
+        if on_wait is not None:
+            on_wait(watch.story)
+            on_wait = None
+        sleep(_LOOK_EVERY)
+
+
+class _Watch:
+    """Looks at an owner that is not certainly at work."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        journal: Journal,
+        spec: JobSpec,
+        job: Job,
+        owner: Identity,
+        clock: Callable[[], float],
+    ) -> None:
+        self.owner = owner
+        self._storage, self._spec, self._job, self._clock = storage, spec, job, clock
+        self._started = clock()
+        self.events = len(journal)
+        self._first = heartbeat.read(storage, job.attempt) if job.in_flight else None
+        self._silence = heartbeat.Watch(self._started)
+        self._orphan = self._find_orphan()
+        if owner.gone():
+            self._limit = spec.grace if self._orphan is not None else 0.0
+            self.story = f"attempt {job.attempt}, whose supervisor is gone, is saving and leaving"
+        else:
+            self._limit = spec.lost_after + (0.0 if job.in_flight else job.delay)
+            self.story = (
+                f"{owner} has the job; {self._limit:.0f} s of silence means that it is gone"
+            )
+
+    def given_up(self) -> bool:
+        """Return whether the owner is gone for good."""
+        if self.owner.gone() and (self._orphan is None or self._orphan.gone()):
+            return True
+        if self._orphan is not None and self._saving():
+            return False  # nobody else would save what it is saving now
+        return self._clock() - self._started >= self._limit
+
+    def at_work(self) -> bool:
+        """Return whether the owner has shown that it is alive."""
+        return not self.owner.gone() and self._beaten()
+
+    def _saving(self) -> bool:
+        beat = heartbeat.read(self._storage, self._job.attempt)
+        silent = self._silence.observe(beat, self._clock()).beat
+        saving = beat is not None and beat.activity == "saving"
+        return saving and silent < self._spec.lost_after
+
+    def _beaten(self) -> bool:
+        if not self._job.in_flight:
+            return False
+        beat = heartbeat.read(self._storage, self._job.attempt)
+        return beat is not None and (self._first is None or beat.count != self._first.count)
+
+    def _find_orphan(self) -> Identity | None:
+        """Return the attempt's own process when it is one of this machine and not the owner."""
+        beat = self._first
+        if beat is None or beat.ended is not None:
+            return None
+        process = Identity(
+            host=beat.host, pid=beat.pid, boot_id=beat.boot_id, start=beat.process_start
+        )
+        return process if process != self.owner and process.local else None
+
+
+def _write_off(storage: Storage, journal: Journal, job: Job) -> None:
+    """Record that the owner is gone, unless somebody else did so or it came back meanwhile."""
+    try:
+        if job.in_flight:
+            journal.append(ended_unseen(storage, job))
+            job = journal.existing_job()
+        if job.state is State.WAITING and not job.in_flight:
+            journal.append(Released(reason=f"{job.owner} is gone"))
+    except InvalidTransition:
+        return  # the caller looks again
+
+
+def ended_unseen(storage: Storage, job: Job) -> Ended:
+    """Return how an attempt ended that nobody watched, from the last it said itself."""
+    beat = heartbeat.read(storage, job.attempt)
+    code = None if beat is None else beat.ended
+    outcome, reason = judge(code, None, None if beat is None else beat.error)
+    if outcome is Outcome.LOST:
+        reason = f"{job.owner} is gone and attempt {job.attempt} shows no sign of life"
+    checkpoint = new_checkpoint(storage, job.attempt)
+    return Ended(
+        attempt=job.attempt,
+        outcome=outcome,
+        reason=reason,
+        exit_code=code,
+        advanced=checkpoint is not None,
+        checkpoint=checkpoint,
+        reached=None if beat is None else beat.reached(),
+    )

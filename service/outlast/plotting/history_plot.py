@@ -1,0 +1,53 @@
+"""The learning curves of a job's history, written as a PNG file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from outlast.atomic_file import replacing
+from outlast.plotting.curves import Curves
+from outlast.plotting.plot import draw
+from outlast_checkpoints.errors import UsageError
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.history import HistoryReader
+
+MOST_PROCESSES: Final = 4
+
+
+def plot_history(
+    reader: HistoryReader, path: Path, *, title: str, metrics: Sequence[str] = ()
+) -> Curves:
+    """Write the learning curves of a job to `path`, a PNG; return the curves.
+
+    metrics: which to draw; default: all, at most `plot.MOST_PANELS`. Raises UsageError for another
+    kind of file, an unknown metric or an empty history, StorageError when the file cannot be
+    written.
+    """
+    if path.suffix.lower() != ".png":
+        raise UsageError(field="--plot", problem=f"{path.name!r} is no PNG", hint="End it in .png.")
+    curves = Curves.of(reader.columns(processes()), reader.restarts())
+    for name in metrics:
+        if name not in curves.panels:
+            raise UsageError(
+                field="--metric",
+                problem=f"there is no {name!r} in the history",
+                hint=f"There are: {', '.join(curves.panels) or 'none yet'}.",
+            )
+    if not curves.panels:
+        raise UsageError(
+            field="--plot", problem=f"{title} has no history yet", hint="Draw it later."
+        )
+    with replacing(path) as file:
+        file.write(draw(curves, title=title, metrics=metrics))
+    return curves
+
+
+def processes() -> int:
+    """Return how many processes may read a long history: what this one may use of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    return min(MOST_PROCESSES, os.cpu_count() or 1)

@@ -1,0 +1,1 @@
+"""The supervisor: starts attempts, watches them and decides what follows."""

@@ -1,0 +1,95 @@
+"""A supervisor that outlives the terminal it was started from."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from outlast.backends.local import source_path
+from outlast.errors import DaemonFailed
+from outlast.job import lifecycle
+from outlast.job.journal import Journal
+from outlast.supervisor.supervisor import Supervisor
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+
+CLAIM_WITHIN: Final = 30.0
+
+
+def start_detached(job_url: str, *, wait: float = CLAIM_WITHIN) -> int:
+    """Start a supervisor for the job in a session of its own and return its pid.
+
+    Comes back when it has claimed the job, or after `wait` seconds. Its own words go to
+    supervisor.log in the job's folder (a temporary file when the job is elsewhere).
+    Raises `DaemonFailed` when it ended at once without having done the job.
+    """
+    storage = open_storage(job_url)
+    output = _output_path(storage)
+    words = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    env = dict(os.environ)
+    if (source := source_path()) is not None:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH")]))
+    pid = os.posix_spawn(
+        sys.executable,
+        command(storage),
+        env,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(output), words, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    _await_claim(storage, pid, output, wait)
+    return pid
+
+
+def command(storage: Storage) -> list[str]:
+    """Return the command line of a supervisor of the job in `storage`."""
+    return [sys.executable, "-P", "-m", "outlast.supervisor.detached", storage.root]
+
+
+def _await_claim(storage: Storage, pid: int, output: Path, wait: float) -> None:
+    journal = Journal(storage)
+    size = output.stat().st_size
+    until = time.monotonic() + wait
+    while time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        job = journal.existing_job()
+        if job.owner is not None and job.owner.pid == pid:
+            return
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            if any(entry.by.pid == pid for entry in journal.read()):
+                return  # it did its job, however that went; the journal tells
+            said = output.read_bytes()[-2000:] if size or output.exists() else b""
+            raise DaemonFailed(code=code, output=said.decode(errors="replace").strip())
+        time.sleep(0.05)
+
+
+def _output_path(storage: Storage) -> Path:
+    place = storage.local_path(layout.SUPERVISOR_OUTPUT)
+    if place is not None:
+        return place
+    file, name = tempfile.mkstemp(prefix="outlast-supervisor-", suffix=".log")
+    os.close(file)
+    return Path(name)
+
+
+def main(argv: list[str]) -> int:
+    """Supervise the job in ARGV[0]; return its exit code."""
+    try:
+        return lifecycle.exit_code(Supervisor(open_storage(argv[0])).run())
+    except OutlastError as error:
+        sys.stderr.write(f"outlast: {error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,101 @@
+"""What a supervisor says: to whoever watches it, and into its log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from outlast.job.heartbeat import Beat
+from outlast.job.journal import Entry
+from outlast.job.lifecycle import Ended, Job, Launched, Outcome, State, StopRequested
+from outlast.job.logs import LogFile, make_logger, silent_logger
+from outlast_checkpoints.format import layout
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.retry_budget import BRIEF, patience
+
+
+class Observer:
+    """Is told what the supervisor sees; override what is of interest."""
+
+    def on_state(self, job: Job) -> None:
+        """Take the job after each event of its journal."""
+
+    def on_beat(self, beat: Beat) -> None:
+        """Take each new heartbeat."""
+
+    def on_output(self, data: bytes) -> None:
+        """Take what the script wrote to stdout and stderr."""
+
+    def on_log(self, row: dict[str, Any]) -> None:
+        """Take each line of the structured log, the attempt's and the supervisor's own."""
+
+
+class Voice:
+    """The observer, and a log for each attempt. An observer that fails is left out."""
+
+    def __init__(self, storage: Storage, job: str, observer: Observer | None) -> None:
+        self.log: FilteringBoundLogger = silent_logger()
+        self._storage, self._job = storage, job
+        self._observer = observer or Observer()
+        self._file: LogFile | None = None
+
+    def open(self, attempt: int) -> None:
+        """Write into the supervisor's log of this attempt from now on."""
+        self._file = LogFile(self._storage, layout.supervisor_log(attempt), echo=self.log_row)
+        self.log = make_logger(self._file, job=self._job, attempt=attempt)
+
+    def flush(self) -> None:
+        """Publish what was logged, where the storage cannot append."""
+        if self._file is not None:
+            with patience(BRIEF):
+                self._file.flush()
+
+    def close(self, *, away: bool) -> None:
+        """Close the log. away: the storage is known to be, so it is asked only once."""
+        if self._file is not None:
+            with patience(0.0 if away else BRIEF):
+                self._file.close()
+
+    def beat(self, beat: Beat) -> None:
+        self._show(self._observer.on_beat, beat)
+
+    def output(self, data: bytes) -> None:
+        self._show(self._observer.on_output, data)
+
+    def log_row(self, row: dict[str, Any]) -> None:
+        self._show(self._observer.on_log, row)
+
+    def event(self, entry: Entry, job: Job) -> None:
+        """Tell an event of the journal, and the job after it."""
+        self._show(self._observer.on_state, job)
+        match entry.event:
+            case Ended() as ended:
+                good = ended.outcome in (Outcome.COMPLETED, Outcome.PREEMPTED, Outcome.STOPPED)
+                say = self.log.info if good else self.log.error
+                say(
+                    "attempt ended",
+                    outcome=ended.outcome.value,
+                    reason=ended.reason,
+                    state=job.state.value,
+                    checkpoint=ended.checkpoint,
+                )
+                if job.state is State.WAITING:
+                    self.log.info("waiting", seconds=round(job.delay, 3), failures=job.failures)
+                elif job.state is State.FAILED:
+                    self.log.error("job failed", reason=job.reason)
+            case StopRequested() as stop:
+                self.log.info("stop requested", by=stop.by, now=stop.now)
+            case Launched() as launched:
+                self.log.info("attempt launched", pid=launched.handle.get("pid"))
+            case _:
+                pass
+
+    def _show(self, show: Callable[[Any], None], what: Any) -> None:
+        """Tell the observer; one that fails (a closed terminal) is left out, the job goes on."""
+        try:
+            show(what)
+        except Exception as error:  # noqa: BLE001
+            self._observer = Observer()
+            self.log.warning("observer left out", error=f"{type(error).__name__}: {error}")

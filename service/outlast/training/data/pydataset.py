@@ -1,0 +1,128 @@
+"""keras.utils.PyDataset as training data: any batch by its index, fetched by Keras' own workers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras.src.trainers.data_adapters import data_adapter_utils
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+
+from outlast.training.data.permutation import epoch_order
+from outlast.training.data.pydataset_workers import enqueue
+from outlast.training.data.source import Source, as_tensors, spec_of
+from outlast.training.state.callback_state import CallbackStates
+
+
+class PyDatasetSource(Source):
+    """A PyDataset, finite or endless.
+
+    The order of batches under shuffle=True is ours (by seed and pass); `on_epoch_end` and the
+    attributes that it changes belong to the state, as a callback's do.
+    """
+
+    kind = "PyDataset"
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        class_weight: dict[int, float] | None,
+        shuffle: bool,
+        seed: int,
+    ) -> None:
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.seed = seed
+        self.num_batches = dataset.num_batches
+        self._adapter = PyDatasetAdapter(dataset, class_weight=class_weight)
+        self._enqueuer: Any = None
+        peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+        if self.num_batches is not None:
+            peek = min(peek, self.num_batches)
+        if peek == 0:
+            raise ValueError("The PyDataset has length 0")
+        self.spec = spec_of([self._standard(dataset[i]) for i in range(peek)])
+        self._own = CallbackStates([dataset])
+
+    def open(self, index: int) -> Iterator[Any]:
+        return self._batches(index, 0)
+
+    def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
+        if self.num_batches is None:
+            return self._batches(0, sum(taken))
+        return self._batches(len(taken) - 1, taken[-1])
+
+    def state(self) -> Any:
+        return self._own.capture()
+
+    def restore(self, state: Any) -> None:
+        self._own.restore(state)
+
+    def on_epoch_begin(self) -> None:
+        self.dataset.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self.close()
+        self.dataset.on_epoch_end()
+
+    def close(self) -> None:
+        if self._enqueuer is not None:
+            self._enqueuer.stop()
+            self._enqueuer = None
+
+    def _standard(self, batch: Any) -> Any:
+        return self._adapter._standardize_batch(batch)
+
+    def _batches(self, index: int, start: int) -> Iterator[Any]:
+        # A generator: nothing is fetched (and no worker started) before the first batch is asked
+        # for, since Keras' rules open passes that are never used.
+        order = self._order(index, start)
+        for batch in self._fetch(order):
+            yield as_tensors(self._standard(batch), self.spec)
+
+    def _order(self, index: int, start: int) -> Iterator[int]:
+        if self.num_batches is None:
+            return itertools.count(start)
+        order = epoch_order(self.num_batches, 1, self.shuffle, self.seed, index)
+        return iter(order[start:].tolist())
+
+    def _fetch(self, order: Iterator[int]) -> Iterator[Any]:
+        dataset = self.dataset
+        if not (dataset.workers > 1 or (dataset.workers > 0 and dataset.use_multiprocessing)):
+            for i in order:
+                yield dataset[i]
+            return
+        indices = None if self.num_batches is None else list(order)
+        start = next(order) if indices is None else 0
+        while indices is None or start < len(indices):
+            self.close()
+            enqueuer = self._enqueuer = enqueue(_InOrder(dataset, indices, start), dataset)
+            enqueuer.start()
+            for batch in enqueuer.get():
+                start += 1
+                yield batch
+                # An epoch's end stops the workers. What they had fetched ahead is fetched again,
+                # so that no batch depends on how far ahead of `on_epoch_end` they were.
+                if self._enqueuer is not enqueuer or start == len(indices or ()):
+                    break
+
+
+class _InOrder(keras.utils.PyDataset):  # type: ignore[misc]
+    """The user's dataset from `start` on: through an order of its batches, None when endless."""
+
+    def __init__(self, dataset: Any, indices: list[int] | None, start: int) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self._indices = indices
+        self._start = start
+
+    @property
+    def num_batches(self) -> int | None:
+        return None if self._indices is None else len(self._indices) - self._start
+
+    def __getitem__(self, i: int) -> Any:
+        i += self._start
+        return self._dataset[i if self._indices is None else self._indices[i]]

@@ -1,0 +1,104 @@
+"""The workers of a PyDataset: Keras' own enqueuer, over processes whose end is noticed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from keras.src.trainers.data_adapters.py_dataset_adapter import (
+    OrderedEnqueuer,
+    init_pool_generator,
+)
+
+from outlast.attempt import loader_workers
+from outlast.training.errors import DataWorkerDied
+
+ENDING_S = 5.0  # for processes that were killed already
+
+
+def enqueue(batches: Any, options: Any) -> OrderedEnqueuer:
+    """Return an enqueuer of the batches of a PyDataset, with workers as another one wants them.
+
+    options: the PyDataset that tells `workers`, `use_multiprocessing` and `max_queue_size`.
+    """
+    kind = _Enqueuer if options.use_multiprocessing else OrderedEnqueuer
+    return kind(
+        batches,
+        workers=options.workers,
+        use_multiprocessing=options.use_multiprocessing,
+        max_queue_size=options.max_queue_size,
+    )
+
+
+class _Enqueuer(OrderedEnqueuer):  # type: ignore[misc]
+    """Keras' enqueuer with a pool that can break.
+
+    Keras' own pool puts another process in the place of one that has died, and waits for ever for
+    the batch that was lost with it.
+    """
+
+    def _get_executor_init(self, count: int) -> Callable[[Any], _Pool]:
+        return lambda datasets: _Pool(count, datasets)
+
+    def _run(self) -> None:
+        with loader_workers.hold_back():  # in this thread, from which the workers are started
+            super()._run()
+
+
+class _Pool:
+    """As much of a multiprocessing.Pool as Keras' enqueuer needs."""
+
+    def __init__(self, count: int, datasets: Any) -> None:
+        self._executor = ProcessPoolExecutor(count, initializer=_begin, initargs=(datasets,))
+        self._crew = loader_workers.Crew()
+
+    def apply_async(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Result:
+        try:
+            future = self._executor.submit(function, *arguments)
+        except BrokenProcessPool as error:
+            raise _died(self._crew) from error
+        # The executor starts its processes when it is given something to do.
+        self._crew.add(list((self._executor._processes or {}).values()))
+        return _Result(future, self._crew)
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False)
+
+
+class _Result:
+    """A batch to come."""
+
+    def __init__(self, future: Future[Any], crew: loader_workers.Crew) -> None:
+        self._future = future
+        self._crew = crew
+
+    def get(self) -> Any:
+        """Wait for the batch. Raises what the worker raised, `DataWorkerDied` if it is gone."""
+        try:
+            return self._future.result()
+        except BrokenProcessPool as error:
+            raise _died(self._crew) from error
+
+
+def _begin(datasets: Any) -> None:
+    loader_workers.go_on()
+    loader_workers.end_with_training()
+    init_pool_generator(datasets)
+
+
+def _died(crew: loader_workers.Crew) -> DataWorkerDied:
+    dead = crew.ended_by_themselves(ENDING_S)
+    return DataWorkerDied(
+        kind="PyDataset",
+        who=" and ".join(f"process {process.pid}" for process in dead) or "one of several",
+        ended=" and ".join(_ending(process) for process in dead) or "ended",
+    )
+
+
+def _ending(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"

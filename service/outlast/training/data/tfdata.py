@@ -1,0 +1,132 @@
+"""tf.data as training data: resumed by the iterator's own checkpoint, by skipping, or by replay."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
+
+from outlast.training.data.source import Plain, Source
+from outlast.training.data.tfdata_graph import Pipeline
+
+SMALL_BYTES = 1 << 20
+QUICK_S = 0.02
+
+
+class DatasetSource(Source):
+    """A tf.data.Dataset, batched by the user.
+
+    How a resume finds its batch is chosen by what the pipeline is made of:
+    - "iterator": the iterator's own checkpoint, where there is no shuffle or cache buffer in it:
+      exact however far in; the first save measures it, and gives it up when it is slow or large;
+    - "skip": a pipeline without hidden state is opened as often as before and skipped ahead;
+    - "replay": a pipeline with stateful ops (random maps, py_function, generators) is run again
+      from its first pass.
+    """
+
+    kind = "tf.data"
+
+    def __init__(self, dataset: tf.data.Dataset, class_weight: dict[int, float] | None) -> None:
+        adapter = TFDatasetAdapter(dataset, class_weight=class_weight)
+        self.dataset = adapter.get_tf_dataset()
+        self.num_batches = adapter.num_batches
+        self.spec = self.dataset.element_spec
+        self.pipeline = Pipeline(self.dataset)
+        if self.pipeline.stateful:
+            self.mode, self.cost = "replay", f"{self.pipeline.stateful} has a state of its own"
+        elif self.pipeline.buffers:
+            self.mode, self.cost = "skip", f"it has a {' and a '.join(self.pipeline.buffers)}"
+        else:
+            self.mode, self.cost = "iterator", "not measured yet"
+        self._iterator: Any = None
+
+    def open(self, index: int) -> Iterator[Any]:
+        self._iterator = iter(self.dataset)
+        return self._iterator  # type: ignore[no-any-return]
+
+    def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
+        started = time.perf_counter()
+        for count in taken[:-1]:
+            self._pass_over(count)
+        self._iterator = iter(self.dataset)
+        if position is not None:
+            _restore_iterator(self._iterator, position)
+        else:
+            for _ in range(taken[-1]):
+                next(self._iterator)
+        self.cost = f"{time.perf_counter() - started:.2f} s this time"
+        return self._iterator  # type: ignore[no-any-return]
+
+    def skip_passes(self, taken: list[int]) -> None:
+        for count in taken:
+            self._pass_over(count)
+
+    def position(self) -> Any:
+        if self.mode != "iterator":
+            return None
+        started = time.perf_counter()
+        try:
+            written = _write_iterator(self._iterator)
+        except tf.errors.OpError as error:
+            self.mode, self.cost = "skip", f"its iterator cannot be written: {error.message[:80]}"
+            return None
+        seconds = time.perf_counter() - started
+        size = sum(part.nbytes for part in written.values())
+        self.cost = f"{size} bytes, {seconds * 1e3:.1f} ms a save"
+        if size > SMALL_BYTES or seconds > QUICK_S:
+            self.mode = "skip"
+        return written
+
+    def _pass_over(self, count: int) -> None:
+        # A reshuffling shuffle draws its next seed when an iterator is made; a stateful op moves
+        # on only when the pass is run.
+        earlier = iter(self.dataset)
+        for _ in range(count if self.pipeline.stateful else 0):
+            next(earlier)
+
+    def how_resumed(self) -> str:
+        return f"{self.mode} ({self.cost})"
+
+    def doubts(self) -> list[str]:
+        return self.pipeline.doubts()
+
+
+class AdapterSource(DatasetSource):
+    """A `DataAdapter` of the user's own, which Keras' fit takes as it is."""
+
+    kind = "data adapter"
+
+    def __init__(self, adapter: DataAdapter) -> None:
+        super().__init__(adapter.get_tf_dataset(), None)
+        self.num_batches = adapter.num_batches
+        self._adapter = adapter
+
+    def on_epoch_begin(self) -> None:
+        self._adapter.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self._adapter.on_epoch_end()
+
+
+def _write_iterator(iterator: Any) -> Plain:
+    """Return the files of the iterator's own checkpoint, as arrays of bytes by name."""
+    with tempfile.TemporaryDirectory(prefix="outlast-iterator-") as folder:
+        tf.train.Checkpoint(iterator=iterator).write(f"{folder}/it")
+        return {
+            path.name: np.frombuffer(path.read_bytes(), np.uint8)
+            for path in sorted(Path(folder).iterdir())
+        }
+
+
+def _restore_iterator(iterator: Any, written: Plain) -> None:
+    with tempfile.TemporaryDirectory(prefix="outlast-iterator-") as folder:
+        for name, content in written.items():
+            Path(folder, Path(name).name).write_bytes(content.tobytes())
+        tf.train.Checkpoint(iterator=iterator).read(f"{folder}/it").assert_consumed()

@@ -1,0 +1,88 @@
+"""The checkpoint that a phase goes on from, read and checked, not yet put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from outlast.training.errors import StateMismatch
+from outlast.training.job import TrainingJob
+from outlast.training.phase import Phase
+from outlast.training.state import document, random_state
+from outlast_checkpoints.format.layout import STATE_FILE, CheckpointId
+from outlast_checkpoints.format.snapshot import Progress
+
+
+class Stored:
+    """A phase's checkpoint in memory.
+
+    checkpoint: its name. progress: the place it was taken at. files: arrays by file and path.
+    plain, variables: what `state.h5` holds (see `document`).
+    """
+
+    def __init__(self, job: TrainingJob, checkpoint: CheckpointId) -> None:
+        loaded = job.load(checkpoint)
+        self.checkpoint = str(checkpoint)
+        self.progress: Progress = loaded.manifest.progress
+        self.files: Mapping[str, Mapping[str, Any]] = loaded.files
+        self.plain, self.variables = document.unpack(
+            loaded.files[STATE_FILE], f"{checkpoint}/{STATE_FILE}"
+        )
+
+    @classmethod
+    def of(cls, job: TrainingJob, phase: int, by: str) -> Stored | None:
+        """Return what the phase goes on from, None when it starts anew.
+
+        by: who asks, "fit" or "Loop". Raises `StateMismatch` when the other one made it.
+        """
+        checkpoint = job.checkpoint_of(phase)
+        if checkpoint is None:
+            return None
+        stored = cls(job, checkpoint)
+        maker = "Loop" if "state" in stored.plain else "fit"
+        if maker != by:
+            raise StateMismatch(
+                checkpoint=stored.checkpoint,
+                what=f"phase {phase}",
+                problem=f"it is of a {maker}, the script has a {by} there",
+            )
+        return stored
+
+    def release(self) -> None:
+        """Let go of the arrays: they are in the model now."""
+        self.files, self.variables, self.plain = {}, {}, {}
+
+    def is_over(self, job: TrainingJob, epochs: int, *, stopped: bool) -> bool:
+        """Whether the phase has nothing left to train.
+
+        With more epochs than last time, and no phase after it, a finished phase goes on.
+        """
+        if not self.progress.finished:
+            return False
+        later = job.newest is not None and job.newest.progress.phase > self.progress.phase
+        return later or stopped or self.progress.epoch >= epochs
+
+    def check_data(self, phase: Phase, facts: Mapping[str, Any]) -> None:
+        """Raise `StateMismatch` when other data would be trained in the middle of an epoch."""
+        stored = self.plain["data"]
+        if stored == facts:
+            return
+        field = next((k for k in facts if stored.get(k) != facts[k]), "kind")
+        problem = f"the checkpoint has {stored.get(field)!r}, the script {facts.get(field)!r}"
+        if self.progress.batch > 0:
+            raise StateMismatch(checkpoint=self.checkpoint, what=field, problem=problem)
+        phase.log.warning("data_changed", field=field, difference=problem)
+
+
+def choose_seed(stored: Stored | None, given: int | None) -> int:
+    """Return the phase's data seed: the stored one, the given one, or one derived from python's.
+
+    Raises `StateMismatch` when another one is given than the one stored.
+    """
+    known = stored.progress.seed if stored is not None else None
+    if stored is None or known is None:
+        return random_state.derived_seed() if given is None else given
+    if given is not None and given != known:
+        problem = f"the checkpoint's is {known}, the script's {given}"
+        raise StateMismatch(checkpoint=stored.checkpoint, what="seed", problem=problem)
+    return known

@@ -1,0 +1,46 @@
+"""`state.h5`: a JSON document of plain state beside the arrays that it and the model need.
+
+The dataset "document" holds the JSON as bytes (uint8); "variables/<i>" the variables that Keras'
+weights file lacks; "tree/…" the arrays named by the document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from outlast.training.state import trees
+from outlast_checkpoints.errors import FormatError
+from outlast_checkpoints.format.snapshot import ArrayFile
+
+DOCUMENT = "document"
+_ROOM = 1024  # bytes
+
+
+def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
+    """Return the array file that holds `plain` (see `trees.encode`) and the variables.
+
+    Arrays in `plain` are copied, since whoever owns them may go on changing them.
+    """
+    arrays: dict[str, Any] = {}
+    document = trees.encode(dict(plain), arrays, "tree")
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    # Filled up with blanks, so that a number with one digit more is no other layout of the file.
+    text = text.ljust(-(-len(text) // _ROOM) * _ROOM)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    arrays[DOCUMENT] = np.frombuffer(text, np.uint8)
+    return ArrayFile({**arrays, **variables})
+
+
+def unpack(arrays: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (plain state, variables by name); `path` names the file in errors."""
+    try:
+        document = json.loads(bytes(arrays[DOCUMENT]))
+        plain = trees.decode(document, arrays)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise FormatError(path=path, reason=f"its document cannot be read ({error})") from error
+    variables = {n: a for n, a in arrays.items() if n.startswith("variables/")}
+    return plain, variables

@@ -1,0 +1,260 @@
+"""The state of a hand-written loop: what the user names, held and put back as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from outlast.training.errors import NotSupported, StateMismatch
+from outlast.training.state import trees
+from outlast.training.state.held_values import Holder, raw
+from outlast.training.state.in_place import can_hold, put_back
+from outlast.training.state.live_variables import LiveState, check_one
+from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.format.layout import WEIGHTS_FILE, check_name
+from outlast_checkpoints.format.snapshot import ArrayFile
+
+Plain = dict[str, Any]
+Fail = Callable[[str, str], None]
+
+_HINT = (
+    "Name models, optimizers, metrics, layers, variables, random generators, numpy arrays, lists "
+    "and dicts of plain data, or objects with get_state/set_state or state_dict/load_state_dict."
+)
+
+
+class LoopState:
+    """Models (each in a weights file of its own), loose variables, and what is plain data.
+
+    state: a dict from names to parts, or one model. A list, tuple or dict of parts is taken apart:
+    its parts are named "<name>.<index or key>". `require_built` has to be called before any save
+    or restore, so that all variables exist.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self.models: dict[str, Any] = {}
+        self.kinds: dict[str, str] = {}
+        self.loose: dict[str, Any] = {}
+        self.objects: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {}
+        self._live: dict[str, LiveState] = {}
+        self._holders: dict[str, Any] = {}  # of the variables in `loose`
+        self._arrays: dict[str, Any] = {}  # whose place in memory the script holds
+        parts = state if isinstance(state, Mapping) else {"model": state}
+        for name, part in parts.items():
+            self._sort(check_name("state", str(name)), part)
+
+    def _sort(self, name: str, part: Any) -> None:
+        if name in self.kinds:
+            raise UsageError(field="state", problem=f"{name!r} names two parts", hint=_HINT)
+        self.kinds[name] = type(part).__name__
+        if isinstance(part, keras.Model):
+            self.models[name] = part
+        elif _has_variables(part):
+            self._holders[name] = part
+        elif isinstance(part, np.ndarray):
+            self._arrays[name] = part
+            self.objects[name] = (lambda: part, lambda value: put_back(part, value))
+        elif isinstance(part, np.random.Generator):
+            bits = part.bit_generator
+            self.kinds[name] = type(bits).__name__
+            self.objects[name] = (lambda: bits.state, lambda s: setattr(bits, "state", s))
+        elif isinstance(part, random.Random):
+            self.objects[name] = (part.getstate, part.setstate)
+        elif (methods := _methods(part)) is not None:
+            self.objects[name] = methods
+        else:
+            self._sort_plain(name, part)
+
+    def _sort_plain(self, name: str, part: Any) -> None:
+        attributes = isinstance(part, SimpleNamespace) or dataclasses.is_dataclass(part)
+        held = vars(part) if attributes and hasattr(part, "__dict__") else part
+        if isinstance(held, list | dict | set | deque) and _is_plain(held):
+            self.objects[name] = (lambda: held, lambda value: put_back(held, value))
+        elif isinstance(held, list | tuple | Mapping) and len(held) > 0:
+            items = held.items() if isinstance(held, Mapping) else enumerate(held)
+            for key, child in items:
+                self._sort(check_name("state", f"{name}.{key}"), child)
+        elif held is None or isinstance(held, bool | int | float | str | bytes | np.generic):
+            raise UsageError(
+                field="state",
+                problem=f"{name!r} is the {type(held).__name__} {held!r}, which never changes",
+                hint="Keep it in a dict or an array, name that, and change it there.",
+            )
+        else:
+            problem = f"{name!r} is of type {type(part).__name__}, which is no state"
+            raise UsageError(field="state", problem=problem, hint=_HINT)
+
+    # -- before the first step -------------------------------------------------------------
+
+    def require_built(self, batch: Any) -> None:
+        """Build what can be built, find every variable, and see that what is plain can be stored.
+
+        batch: spec of a batch, None when there is none. Raises `UsageError` by name.
+        """
+        compiled = [model for model in self.models.values() if model.compiled]
+        if len(compiled) == 1 and batch is not None:
+            _build_with(compiled[0], batch)  # of several nobody knows which one takes the batch
+        for name, model in self.models.items():
+            _require(model.built, name, "Call it on a batch, or its build(), first.")
+            optimizer = getattr(model, "optimizer", None)
+            if model.compiled and optimizer is not None and not optimizer.built:
+                # None are trainable while a discriminator is frozen, say.
+                way = "Call model.optimizer.build(model.trainable_variables) first."
+                _require(bool(model.trainable_variables), f"{name}.optimizer", way)
+                optimizer.build(model.trainable_variables)
+            self._live[name] = LiveState(model, prefix=f"variables/{name}")
+        for name, holder in self._holders.items():
+            built = getattr(holder, "built", True)
+            _require(built, name, "Call a layer on a batch; an optimizer's build(variables).")
+            for i, variable in enumerate(_variables_of(holder)):
+                self.loose[f"variables/{name}/{i}"] = variable
+        for name, (get, _) in self.objects.items():
+            self._check_plain(name, get())
+
+    @property
+    def alone(self) -> Any:
+        """The only model, None when there are several or none."""
+        return next(iter(self.models.values())) if len(self.models) == 1 else None
+
+    # -- into a checkpoint -----------------------------------------------------------------
+
+    def files(self) -> dict[str, ArrayFile]:
+        """Hold the models, by file name."""
+        return {self.file_of(name): live.weights() for name, live in self._live.items()}
+
+    def file_of(self, name: str) -> str:
+        return WEIGHTS_FILE if self.alone is not None else f"{name}.weights.h5"
+
+    def others(self) -> dict[str, Any]:
+        """Hold the variables that stand in `state.h5`."""
+        held = dict(zip(self.loose, Holder(self.loose.values()).hold(), strict=True))
+        for live in self._live.values():
+            held |= live.others()
+        return held
+
+    def plain(self) -> Plain:
+        """Return what else belongs to the state, as plain data."""
+        return {
+            "kinds": self.kinds,
+            "models": {name: live.describe() for name, live in self._live.items()},
+            "objects": {name: get() for name, (get, _) in self.objects.items()},
+        }
+
+    def _check_plain(self, name: str, value: Any) -> None:
+        try:
+            trees.encode(value, {}, name)
+        except trees.NotPlain as error:
+            raise NotSupported(
+                field="state",
+                problem=f"the state of {name!r} cannot be stored: {error}",
+                hint="Keep numbers, strings, arrays, lists and dicts of them.",
+            ) from None
+
+    # -- out of a checkpoint ---------------------------------------------------------------
+
+    def restore(
+        self, checkpoint: str, files: Mapping[str, Any], others: Mapping[str, Any], plain: Plain
+    ) -> None:
+        """Put everything back. Raises `StateMismatch` before anything is changed."""
+
+        def fail(what: str, problem: str) -> None:
+            raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
+
+        self._check_kinds(plain["kinds"], fail)
+        for name, live in self._live.items():
+            live.check(checkpoint, files[self.file_of(name)], others, plain["models"][name])
+        self._check_loose(others, fail)
+        for name, array in self._arrays.items():
+            stored = plain["objects"][name]
+            if not can_hold(array, stored):
+                was = f"shape {stored.shape} of {stored.dtype}"
+                fail(name, f"the checkpoint has {was}, the script {array.shape} of {array.dtype}")
+        for name, live in self._live.items():
+            live.assign(files[self.file_of(name)], others)
+        for path, variable in self.loose.items():
+            raw(variable).assign(others[path])
+        for name, (_, put) in self.objects.items():
+            put(plain["objects"][name])
+
+    def _check_kinds(self, stored: Mapping[str, str], fail: Fail) -> None:
+        for name in sorted({*stored, *self.kinds}):
+            if name not in self.kinds:
+                fail(name, "the checkpoint has it, the script's state does not")
+            if name not in stored:
+                fail(name, "the script's state has it, the checkpoint does not")
+            if stored[name] != self.kinds[name]:
+                fail(
+                    name,
+                    f"it is {stored[name]} in the checkpoint, {self.kinds[name]} in the script",
+                )
+
+    def _check_loose(self, others: Mapping[str, Any], fail: Fail) -> None:
+        stored = {path for path in others if path.split("/")[1] in self._holders}
+        for path in sorted({*stored, *self.loose}):
+            name = path.removeprefix("variables/")
+            if path not in others:
+                fail(name, "the script has it, the checkpoint does not")
+            if path not in self.loose:
+                fail(name, "the checkpoint has it, the script does not")
+            check_one(name, others[path], self.loose[path], fail)
+
+
+def _has_variables(part: Any) -> bool:
+    kinds = (
+        keras.Variable
+        | tf.Variable
+        | keras.random.SeedGenerator
+        | tf.random.Generator
+        | keras.optimizers.Optimizer
+        | keras.metrics.Metric
+        | keras.layers.Layer
+    )
+    return isinstance(part, kinds)
+
+
+def _variables_of(part: Any) -> list[Any]:
+    if isinstance(part, keras.Variable | tf.Variable):
+        return [part]
+    if isinstance(part, keras.random.SeedGenerator | tf.random.Generator):
+        return [part.state]
+    return list(part.variables)
+
+
+def _methods(part: Any) -> tuple[Any, Any] | None:
+    for get, put in (("get_state", "set_state"), ("state_dict", "load_state_dict")):
+        if callable(getattr(part, get, None)) and callable(getattr(part, put, None)):
+            return getattr(part, get), getattr(part, put)
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        trees.encode(value, {}, "")
+    except trees.NotPlain:
+        return False
+    return True
+
+
+def _build_with(model: Any, batch: Any) -> None:
+    """Build a compiled model and its metrics with a batch, when it is the model's."""
+    metrics = getattr(model, "_compile_metrics", None)
+    if model.built and (metrics is None or metrics.built):
+        return
+    try:
+        model._symbolic_build(data_batch=batch)
+    except Exception:  # noqa: BLE001 - a batch of something else fails anyhow in the model's code
+        return
+
+
+def _require(good: bool, name: str, hint: str) -> None:
+    if not good:
+        problem = f"{name!r} is not built: its variables do not exist yet"
+        raise UsageError(field="state", problem=problem, hint=hint)

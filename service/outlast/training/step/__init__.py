@@ -1,0 +1,1 @@
+"""The compiled training step: K steps a call, and how that call is compiled."""

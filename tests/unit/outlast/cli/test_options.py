@@ -1,0 +1,160 @@
+"""Options from command line, environment and file: who goes first, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from outlast.cli import options
+from outlast.cli.commands.run import ScriptVerb, run, submit
+from outlast.cli.config import read_config
+from outlast_checkpoints.errors import UsageError
+
+Parsed = dict[str, Any]
+
+
+def parse(*arguments: str) -> Parsed:
+    """Return what `outlast run` would be called with."""
+    with run.make_context("run", list(arguments)) as ctx:
+        return {**ctx.params, "defaults": dict(ctx.default_map or {})}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "job.toml"
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("OUTLAST_")]:
+        monkeypatch.delenv(name)
+
+
+def test_command_line_before_environment_before_file_before_default(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [parse("train.py")["keep"]]
+    config.write_text('keep = "last:1"\n')
+    file = ("--config", str(config))
+    seen.append(parse(*file, "train.py")["keep"])
+    monkeypatch.setenv("OUTLAST_KEEP", "last:2")
+    seen.append(parse(*file, "train.py")["keep"])
+    seen.append(parse(*file, "--keep", "last:5", "train.py")["keep"])
+    assert seen == ["last:3", "last:1", "last:2", "last:5"]
+
+
+@pytest.mark.parametrize("head", ["", "[job]\n"])
+def test_every_kind_of_option_can_stand_in_a_file(config: Path, head: str) -> None:
+    config.write_text(
+        f"{head}save-every = 100\nmax_retries = 7\ndeterministic = false\nstall-timeout = '5m'\n"
+        "seed = 4\nscript = 'train.py'\nargs = ['--lr', 0.1]\nenv = {A = 'x', B = 2}\n"
+    )
+    found = parse("--config", str(config))
+    picked = ("save_every", "max_retries", "deterministic", "stall_timeout", "seed", "env")
+    assert [found[name] for name in picked] == [
+        "100", 7, False, 300.0, 4, (("A", "x"), ("B", "2")),
+    ]  # fmt: skip
+    assert found["defaults"]["script"] == "train.py"
+    assert found["defaults"]["args"] == ["--lr", "0.1"]
+
+
+def test_pairs_can_be_a_list(config: Path) -> None:
+    config.write_text("backend-option = ['partition=low', 'account=a=b']")
+    assert parse("--config", str(config), "x")["backend_option"] == (
+        ("partition", "low"),
+        ("account", "a=b"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("save_evry = 5", "unknown option 'save_evry'. Did you mean 'save_every'"),
+        ("[job]\nkepe = 5", "unknown option 'kepe'. Did you mean 'keep'?"),
+        ("zzz = 1", "unknown option 'zzz'. The options of `outlast run --help`"),
+        ("config = 'a'", "unknown option 'config'"),
+        ("debug = true", "unknown option 'debug'"),
+        ("root = 'x'\n[job]\nkeep = 1", "'root' stands beside the table [job]"),
+        ("keep = 'none'", "'keep': 'none' is no rule"),
+        ("max_retries = true", "'max_retries' must be a single value"),
+        ("max_retries = 'a'", "'max_retries': 'a' is not a valid integer"),
+        ("max_retries = -1", "'max_retries': -1 is not in the range x>=0"),
+        ("on_nan = 'maybe'", "'on_nan': 'maybe' is not one of"),
+        ("deterministic = 'yes'", "'deterministic' must be true or false"),
+        ("env = 'A'", "'env' must be a table, or a list of 'NAME=VALUE'"),
+        ("env = ['A']", "'env': 'A' is not NAME=VALUE"),
+        ("args = 'x'", "'args' must be a list of strings"),
+        ("script = 3", "'script' must be a string"),
+        ("script = 'a'\nmodule = 'b'", "has both 'script' and 'module'"),
+        ("keep = [1", "is not TOML"),
+    ],
+)
+def test_what_a_file_cannot_say(config: Path, content: str, said: str) -> None:
+    config.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        parse("--config", str(config), "train.py")
+    assert said in str(caught.value)
+    assert str(config) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        read_config(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        read_config(tmp_path / "binary.toml")
+    with pytest.raises(UsageError, match="directory"):
+        read_config(tmp_path)
+
+
+def test_what_follows_the_script_is_its_own() -> None:
+    found = parse("--keep", "2", "train.py", "--keep", "9", "--", "-m", "--help")
+    assert found["keep"] == "2"
+    assert found["command"] == ("train.py", "--keep", "9", "--", "-m", "--help")
+
+
+def test_a_module_stands_where_a_script_would() -> None:
+    found = parse("-m", "package.train", "--lr", "1")
+    assert found["module"] is True
+    assert found["command"] == ("package.train", "--lr", "1")
+
+
+def test_an_option_nobody_knows_is_refused_before_the_script() -> None:
+    with pytest.raises(click.NoSuchOption, match="--save-evry"):
+        parse("--save-evry", "3", "train.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90.0), ("90s", 90.0), ("1.5h", 5400.0), ("30m", 1800.0), ("1d", 86400.0), ("off", 0.0)],
+)
+def test_times(text: str, seconds: float) -> None:
+    assert options.duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1 hour", "1e3", "nan", "inf", "5ms"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no time"):
+        options.duration(text)
+
+
+@pytest.mark.parametrize("verb", [run, submit])
+def test_every_option_is_explained(verb: ScriptVerb) -> None:
+    found = [param for param in verb.params if isinstance(param, click.Option)]
+    assert len(found) > 20
+    assert [param.name for param in found if not param.help] == []
+
+
+def test_every_variable_is_named_after_its_option() -> None:
+    named = {
+        param.envvar: param.name
+        for param in run.params
+        if isinstance(param, click.Option) and param.envvar
+    }
+    assert named["OUTLAST_SAVE_EVERY"] == "save_every"
+    assert all(variable == f"OUTLAST_{name}".upper() for variable, name in named.items())

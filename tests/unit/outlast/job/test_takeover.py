@@ -1,0 +1,291 @@
+"""Who may take over a job, and when."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from outlast.errors import JobBusy
+from outlast.job import process_identity, takeover
+from outlast.job import spec as specs
+from outlast.job.heartbeat import Beat
+from outlast.job.journal import Journal
+from outlast.job.lifecycle import (
+    Claimed,
+    Ended,
+    Launched,
+    Outcome,
+    Reached,
+    Started,
+    State,
+    Submitted,
+)
+from outlast.job.process_identity import Identity
+from outlast.job.spec import JobSpec
+from outlast_checkpoints.format import layout, lineage
+from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.lineage import Origin
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage.base import Storage
+
+SPEC = JobSpec(job="j", heartbeat_every=1.0, lost_after=30.0, grace=10.0)
+ELSEWHERE = Identity(host="elsewhere", pid=7, boot_id="other", start=1)
+
+
+class Clock:
+    """Time that passes only while somebody sleeps; `during` happens at given moments."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.during: list[tuple[float, object]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        while self.during and self.now >= self.during[0][0]:
+            happen = self.during.pop(0)[1]
+            assert callable(happen)
+            happen()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    storage = open_storage(tmp_path / "j")
+    storage.create(layout.SPEC, specs.encode(SPEC))
+    return storage
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def owned(storage: Storage, owner: Identity, *, started: bool = True) -> Journal:
+    journal = Journal(storage)
+    journal.append(Submitted())
+    journal.append(Claimed(attempt=1, owner=owner))
+    if started:
+        journal.append(Launched(attempt=1, handle={}))
+        journal.append(Started(attempt=1))
+    return journal
+
+
+def beat(storage: Storage, count: int, **more: object) -> None:
+    found = Beat(attempt=1, count=count, **more)  # type: ignore[arg-type]
+    storage.replace(layout.heartbeat(1), msgspec.json.encode(found))
+
+
+def ended_process() -> Identity:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    who = process_identity.of_process(process.pid)
+    process.wait()
+    return who
+
+
+def take(storage: Storage, journal: Journal, clock: Clock) -> list[str]:
+    waited: list[str] = []
+    takeover.free(storage, journal, SPEC, clock=clock, sleep=clock.sleep, on_wait=waited.append)
+    return waited
+
+
+def test_nobodys_job_is_free_at_once(storage: Storage) -> None:
+    journal, clock = Journal(storage), Clock()
+    journal.append(Submitted())
+    assert take(storage, journal, clock) == []
+    assert clock.now == 1000.0
+
+
+def test_a_living_owner_here_is_named_at_once(
+    storage: Storage, child: subprocess.Popen[bytes]
+) -> None:
+    who = process_identity.of_process(child.pid)
+    journal, clock = owned(storage, who), Clock()
+    with pytest.raises(JobBusy) as caught:
+        take(storage, journal, clock)
+    assert str(child.pid) in str(caught.value)
+    assert who.host in str(caught.value)
+    assert caught.value.exit_code == 5
+    assert clock.now == 1000.0
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_dead_owner_here_is_written_off_at_once(storage: Storage, started: bool) -> None:
+    journal, clock = owned(storage, ended_process(), started=started), Clock()
+    assert take(storage, journal, clock) == []
+    assert clock.now == 1000.0
+    job = journal.existing_job()
+    assert (job.state, job.owner, job.outcome) == (State.PENDING, None, Outcome.LOST)
+    assert job.failures == 1
+
+
+def test_a_dead_owner_between_two_attempts_is_written_off_at_once(storage: Storage) -> None:
+    journal = owned(storage, ended_process())
+    journal.append(Ended(attempt=1, outcome=Outcome.CRASHED, delay=50))
+    assert journal.existing_job().state is State.WAITING
+    take(storage, journal, Clock())
+    assert journal.existing_job().state is State.PENDING
+
+
+@pytest.mark.parametrize(
+    ("ended", "state"), [(0, State.SUCCEEDED), (75, State.PENDING), (3, State.FAILED)]
+)
+def test_what_the_attempt_last_said_counts(storage: Storage, ended: int, state: State) -> None:
+    journal = owned(storage, ended_process())
+    beat(storage, 9, ended=ended, step=7, logs={"loss": 0.5})
+    take(storage, journal, Clock())
+    assert journal.existing_job().state is state
+    assert journal.existing_job().exit_code == ended
+    (end,) = [entry.event for entry in journal.read() if isinstance(entry.event, Ended)]
+    assert end.reached == Reached(step=7, logs={"loss": 0.5})
+
+
+def test_of_a_stranger_a_changed_heartbeat_means_that_it_is_at_work(storage: Storage) -> None:
+    journal, clock = owned(storage, ELSEWHERE), Clock()
+    beat(storage, 1)
+    clock.during = [(1005.0, lambda: beat(storage, 2))]
+    with pytest.raises(JobBusy, match="elsewhere"):
+        take(storage, journal, clock)
+    assert clock.now < 1006.0
+
+
+def test_of_a_stranger_the_limit_of_silence_means_that_it_is_gone(storage: Storage) -> None:
+    journal, clock = owned(storage, ELSEWHERE), Clock()
+    beat(storage, 1, at=1e12)  # what its clock says is of no interest
+    waited = take(storage, journal, clock)
+    assert 1030.0 <= clock.now < 1031.0
+    assert "30 s of silence" in waited[0]
+    assert journal.existing_job().outcome is Outcome.LOST
+
+
+def test_a_stranger_that_waits_gets_its_delay_on_top(storage: Storage) -> None:
+    journal, clock = owned(storage, ELSEWHERE), Clock()
+    journal.append(Ended(attempt=1, outcome=Outcome.CRASHED, delay=50.0))
+    take(storage, journal, clock)
+    assert 1080.0 <= clock.now < 1081.0
+
+
+def test_a_stopped_process_here_is_watched_like_a_stranger(
+    storage: Storage, child: subprocess.Popen[bytes]
+) -> None:
+    os.kill(child.pid, signal.SIGSTOP)
+    os.waitpid(child.pid, os.WUNTRACED)
+    journal, clock = owned(storage, process_identity.of_process(child.pid)), Clock()
+    beat(storage, 1)
+    take(storage, journal, clock)
+    assert 1030.0 <= clock.now < 1031.0
+
+
+def test_an_orphan_gets_the_grace_to_save(storage: Storage, child: subprocess.Popen[bytes]) -> None:
+    orphan = process_identity.of_process(child.pid)
+    journal, clock = owned(storage, ended_process()), Clock()
+    its = {
+        "host": orphan.host,
+        "pid": orphan.pid,
+        "boot_id": orphan.boot_id,
+        "process_start": orphan.start,
+    }
+    beat(storage, 1, **its)
+
+    def leave() -> None:
+        beat(storage, 2, ended=75, **its)
+        child.kill()
+        child.wait()
+
+    clock.during = [(1004.0, leave)]
+    waited = take(storage, journal, clock)
+    assert "saving and leaving" in waited[0]
+    assert 1004.0 <= clock.now < 1005.0
+    assert journal.existing_job().outcome is Outcome.PREEMPTED
+
+
+def test_an_orphan_that_stays_is_given_up_after_the_grace(
+    storage: Storage, child: subprocess.Popen[bytes]
+) -> None:
+    orphan = process_identity.of_process(child.pid)
+    journal, clock = owned(storage, ended_process()), Clock()
+    beat(
+        storage,
+        1,
+        host=orphan.host,
+        pid=orphan.pid,
+        boot_id=orphan.boot_id,
+        process_start=orphan.start,
+    )
+    take(storage, journal, clock)
+    assert 1010.0 <= clock.now < 1011.0
+    assert journal.existing_job().outcome is Outcome.LOST
+
+
+def test_an_orphan_may_save_longer_than_the_grace_while_it_beats(
+    storage: Storage, child: subprocess.Popen[bytes]
+) -> None:
+    orphan = process_identity.of_process(child.pid)
+    journal, clock = owned(storage, ended_process()), Clock()
+    its = {
+        "host": orphan.host,
+        "pid": orphan.pid,
+        "boot_id": orphan.boot_id,
+        "process_start": orphan.start,
+        "activity": "saving",
+    }
+    beat(storage, 1, **its)
+    clock.during = [
+        (1000.0 + 2 * n, functools.partial(beat, storage, n + 1, **its)) for n in range(1, 21)
+    ]
+    take(storage, journal, clock)
+    assert 1070.0 <= clock.now < 1071.0  # 30 s after its last beat at 1040
+    assert journal.existing_job().outcome is Outcome.LOST
+
+
+def test_an_owner_that_records_the_end_itself_is_at_work(storage: Storage) -> None:
+    """Its attempt just ended: the heartbeat is still, but the journal goes on."""
+    journal, clock = owned(storage, ELSEWHERE), Clock()
+    beat(storage, 1)
+    theirs = Journal(storage)
+    clock.during = [
+        (1029.0, lambda: theirs.append(Ended(attempt=1, outcome=Outcome.CRASHED, delay=5.0)))
+    ]
+    take(storage, journal, clock)
+    assert clock.now >= 1029.0 + 35.0  # watched anew from its last sign
+
+
+def commit(storage: Storage, name: CheckpointId) -> str:
+    storage.create(layout.manifest(name), b"{}")
+    return str(name)
+
+
+def test_a_new_checkpoint_is_one_beyond_where_the_attempt_started(storage: Storage) -> None:
+    assert takeover.new_checkpoint(storage, 1) is None
+    commit(storage, CheckpointId(0, 0, Stage.STEP, 1))  # the "start" checkpoint is no progress
+    assert takeover.new_checkpoint(storage, 1) is None
+    first = commit(storage, CheckpointId(0, 100, Stage.STEP, 1))
+    assert takeover.new_checkpoint(storage, 1) == first
+    origin = Origin(attempt=2, checkpoint=first)
+    storage.create(layout.origin(2), lineage.encode(origin))
+    commit(storage, CheckpointId(0, 100, Stage.STEP, 2))
+    assert takeover.new_checkpoint(storage, 2) is None
+    storage.create(  # not committed: no manifest
+        layout.checkpoint_file(CheckpointId(0, 300, Stage.STEP, 2), "state.h5"), b"x"
+    )
+    assert takeover.new_checkpoint(storage, 2) is None
+    further = commit(storage, CheckpointId(0, 100, Stage.EPOCH, 2))
+    assert takeover.new_checkpoint(storage, 2) == further
+
+
+def test_an_unreadable_origin_shows_no_progress(storage: Storage) -> None:
+    storage.create(layout.origin(1), b"damaged")
+    commit(storage, CheckpointId(0, 100, Stage.STEP, 1))
+    assert takeover.new_checkpoint(storage, 1) is None

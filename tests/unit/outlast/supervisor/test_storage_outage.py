@@ -1,0 +1,106 @@
+"""A supervisor's view of a storage that is away: asked seldom, nothing forgotten, order kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from outlast.job.heartbeat import Beat, Watch
+from outlast.supervisor.storage_outage import Outage
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.storage.retry_budget import BRIEF, seconds
+
+
+class Store:
+    """Takes words, while it is there."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.asked = 0
+        self.said: list[str] = []
+        self.now = 0.0
+        self.outage = Outage(lambda: self.now)
+
+    def take(self, word: str) -> None:
+        self.asked += 1
+        assert seconds() == BRIEF
+        if self.away:
+            raise StorageError(action="take", path=word, reason="nobody there")
+        self.said.append(word)
+
+    def pass_time(self, until: float) -> None:
+        while self.now < until:
+            self.now += 0.25
+            self.outage.catch_up()
+
+
+def test_what_cannot_be_told_is_told_later_in_order() -> None:
+    store = Store()
+    store.outage.do(lambda: store.take("one"))
+    store.away = True
+    store.now = 7.0
+    store.outage.do(lambda: store.take("two"))
+    store.outage.do(lambda: store.take("three"))
+    assert store.said == ["one"]
+    assert (store.outage.waiting, store.outage.since) == (True, 7.0)
+    assert "nobody there" in str(store.outage.error)
+    store.pass_time(100.0)
+    assert 5 < store.asked < 25  # at first soon, then more seldom
+    store.away = False
+    store.pass_time(120.0)
+    assert store.said == ["one", "two", "three"]
+    assert (store.outage.waiting, store.outage.since, store.outage.error) == (False, None, None)
+
+
+def test_a_question_is_not_asked_before_it_is_due() -> None:
+    store = Store()
+    store.away = True
+    assert not store.outage.ask(lambda: store.take("a"))
+    assert not store.outage.due
+    assert not store.outage.ask(lambda: store.take("b"))
+    assert store.asked == 1
+    store.away = False
+    store.now += 1.0
+    assert store.outage.ask(lambda: store.take("c"))
+    assert store.said == ["c"]
+    assert store.outage.since is None
+
+
+def test_a_storage_that_can_be_read_is_still_away_for_what_has_to_be_written() -> None:
+    store = Store()
+    store.away = True
+    store.outage.do(lambda: store.take("event"))
+    store.now += 1.0
+    assert store.outage.ask(lambda: None)
+    assert store.outage.since == 0.0
+
+
+def test_what_fails_for_another_reason_is_raised_and_does_not_wait() -> None:
+    store = Store()
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.outage.do(broken)
+    assert not store.outage.waiting
+
+
+def test_what_is_done_may_add_to_what_is_to_be_done() -> None:
+    store = Store()
+
+    def first() -> None:
+        store.take("first")
+        store.outage.do(lambda: store.take("second"))
+
+    store.outage.do(first)
+    assert store.said == ["first", "second"]
+
+
+def test_what_nobody_could_look_at_is_no_silence() -> None:
+    watch = Watch(0.0)
+    beat = Beat(attempt=1, count=1, progress=1)
+    watch.observe(beat, 1.0)
+    for now in (2.0, 50.0, 101.0):
+        watch.unseen(now)
+    assert watch.observe(beat, 103.0) == (2.0, 2.0)
+    assert watch.observe(beat, 110.0) == (9.0, 9.0)

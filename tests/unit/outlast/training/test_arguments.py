@@ -1,0 +1,248 @@
+"""Wrong arguments and data are refused by name, before anything is trained or written over."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import msgspec
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from outlast import fit
+from outlast.attempt import bare
+from outlast.training.errors import Diverged, NotSupported
+from outlast_checkpoints.errors import UsageError
+from tests.support.training_harness import Script, begin_process, keras_fit, process, rows, train
+from tests.support.training_zoo import ARRAYS, SAMPLES, X, Y, own, tiny
+
+PLAIN = Script(tiny(), ARRAYS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", -1),
+        ("epochs", 1.5),
+        ("epochs", "3"),
+        ("epochs", True),
+        ("epochs", None),
+        ("initial_epoch", -1),
+        ("initial_epoch", "0"),
+        ("batch_size", 0),
+        ("batch_size", -8),
+        ("batch_size", 1.5),
+        ("batch_size", "8"),
+        ("validation_split", 1),
+        ("validation_split", -0.1),
+        ("validation_split", float("nan")),
+        ("validation_split", "0.1"),
+        ("validation_freq", 0),
+        ("validation_freq", "1"),
+        ("validation_freq", 1.5),
+        ("validation_freq", (1, 2)),
+        ("shuffle", "yes"),
+        ("seed", "abc"),
+        ("seed", 1.5),
+        ("seed", True),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", np.zeros(3)),
+        ("save_every", "often"),
+        ("save_every", 0),
+        ("save_every", -5),
+        ("save_every", ["epoch"]),
+        ("keep", "some"),
+        ("keep", 0),
+        ("keep", -1),
+        ("keep", 1.5),
+        ("name", 5),
+        ("name", ""),
+        ("verbose", "loud"),
+        ("verbose", 7),
+        ("steps_per_epoch", 1.5),
+        ("max_queue_size", 0),
+    ],
+)
+def test_a_bad_argument_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    begin_process()
+    model = PLAIN.build()
+    arguments = {**ARRAYS, "verbose": 0, "validation_data": (X[:3], Y[:3]), field: value}
+    with process(tmp_path), pytest.raises(UsageError) as error:
+        fit(model, job_dir=tmp_path / "job", **arguments)
+    assert error.value.fields["field"] == field
+    assert not (tmp_path / "job" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("epochs", np.int64(2)), ("batch_size", np.int32(8)), ("seed", np.int64(3))],
+)
+def test_numbers_of_numpy_are_numbers(tmp_path: Path, field: str, value: Any) -> None:
+    arguments = {field: value}
+    end = train(PLAIN.but(**arguments), tmp_path / "a")
+    arguments = {field: int(value)}
+    assert end.rows == train(PLAIN.but(**arguments), tmp_path / "b").rows
+    assert end.epoch == [0, 1]
+
+
+def test_without_a_job_directory_the_way_out_is_told() -> None:
+    begin_process()
+    with pytest.raises(UsageError, match=r"job_dir.*outlast run"):
+        fit(PLAIN.build(), **ARRAYS)
+
+
+def test_an_uncompiled_model_is_refused_as_keras_does(tmp_path: Path) -> None:
+    model = keras.Sequential([layers.Input((6,)), layers.Dense(3)])
+    with process(tmp_path), pytest.raises(ValueError, match=r"call `compile\(\)` before"):
+        fit(model, X, Y, job_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": None}, ValueError, "x"),
+        ({"x": "text"}, ValueError, "text|x"),
+        ({"x": object()}, ValueError, "object"),
+        ({"x": X[:5]}, ValueError, "cardinality"),
+        ({"sample_weight": np.ones(5)}, ValueError, "cardinality"),
+        ({"x": X[:0], "y": Y[:0]}, ValueError, "no samples"),
+        ({"class_weight": {0: 1.0}, "sample_weight": np.ones(SAMPLES)}, ValueError, "same time"),
+        ({"x": iter([(X, Y)]), "batch_size": None}, ValueError, "`y`"),
+        ({"validation_split": 0.99}, ValueError, "validation_split"),
+    ],
+    ids=[
+        "none",
+        "text",
+        "object",
+        "fewer inputs than targets",
+        "fewer weights",
+        "no samples",
+        "both weights",
+        "targets beside a generator",
+        "nothing left to train",
+    ],
+)
+def test_data_that_does_not_fit_is_refused(
+    tmp_path: Path, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(PLAIN.but(**arguments), tmp_path)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> Any:
+        return X[:8], Y[:8]
+
+
+STREAMS: dict[str, Callable[[], Any]] = {
+    "tf.data": lambda: tf.data.Dataset.from_tensor_slices((X, Y)).batch(8),
+    "PyDataset": Batches,
+    "generator": lambda: ((X[:8], Y[:8]) for _ in range(9)),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_what_belongs_to_arrays_is_refused_elsewhere_in_keras_words(
+    tmp_path: Path, kind: str
+) -> None:
+    """Keras refuses some of them and passes over others, such as a batch_size."""
+    weights = {0: 1.0, 1: 2.0, 2: 0.5}
+    given: dict[str, Any] = {
+        "y": Y,
+        "sample_weight": np.ones(SAMPLES),
+        "class_weight": weights,
+        "validation_split": 0.2,
+        "batch_size": 4,
+        "shuffle": True,
+    }
+    refused = set()
+    for field, value in given.items():
+        arguments = {"epochs": 1, "steps_per_epoch": 2, "shuffle": False, field: value}
+        answers = []
+        for run in (keras_fit, lambda script, to=tmp_path / field: train(script, to)):
+            try:
+                end = run(Script(tiny(), {"x": STREAMS[kind](), **arguments}))
+                answers.append(repr(end.history))
+            except ValueError as error:
+                answers.append(re.sub(r"0x\w+", "", str(error)))
+                refused.add(field)
+        assert answers[0] == answers[1], field
+    assert refused == {"y", "sample_weight", "validation_split"} | (
+        {"class_weight"} if kind == "generator" else set()
+    )
+
+
+def test_a_shape_that_does_not_fit_the_model_is_keras_own_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="incompatible"):
+        train(PLAIN.but(x=X[:, :4]), tmp_path)
+    # and the job is not spoilt by it
+    assert train(PLAIN, tmp_path).epoch == [0, 1]
+
+
+def test_two_phases_of_one_name_are_refused(tmp_path: Path) -> None:
+    begin_process()
+    model = PLAIN.build()
+    with process(tmp_path):
+        fit(model, job_dir=tmp_path, name="one", verbose=0, **ARRAYS)
+        with pytest.raises(UsageError, match="name"):
+            fit(model, job_dir=tmp_path, name="one", verbose=0, **ARRAYS)
+
+
+def test_a_train_function_of_the_users_own_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    class Special(keras.Sequential):
+        def make_train_function(self, force: bool = False) -> Any:
+            raise AssertionError("never called")
+
+    begin_process()
+    model = Special([layers.Input((6,)), layers.Dense(3)])
+    model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+    with process(tmp_path), pytest.raises(NotSupported, match="make_train_function"):
+        fit(model, job_dir=tmp_path, **ARRAYS)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_where_the_job_says_so(tmp_path: Path) -> None:
+    begin_process()
+    x = X.copy()
+    x[9] = np.nan
+    model = tiny()()
+    with process(tmp_path):
+        ctx = bare.open_bare(tmp_path)
+        ctx.spec = msgspec.structs.replace(ctx.spec, on_nan="stop")
+        with pytest.raises(Diverged, match=r"nan at step 2 \(epoch 0\)"):
+            fit(model, **{**ARRAYS, "x": x}, job_dir=tmp_path, verbose=0)
+    assert [row["step"] for row in rows(tmp_path) if row["kind"] == "step"] in ([], [1], [1, 2])
+
+
+def test_stateful_random_ops_are_named_at_the_start(tmp_path: Path) -> None:
+    class Noisy(layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x + tf.random.normal(tf.shape(x), seed=3)
+
+    def build() -> Any:
+        model = keras.Sequential([layers.Input((6,)), Noisy(), layers.Dense(3)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        return model
+
+    end = train(Script(build, ARRAYS), tmp_path)
+    assert end.epoch == [0, 1]
+    logs = (tmp_path / "attempts" / "0001" / "log.jsonl").read_text()
+    assert "not_exact" in logs
+    assert "RandomStandardNormal" in logs
+
+
+def test_nothing_warns(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(Script(own(), ARRAYS), tmp_path)

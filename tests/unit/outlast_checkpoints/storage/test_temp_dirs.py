@@ -1,0 +1,54 @@
+"""What a killed process leaves of its uploads is cleared away; what is in use is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from outlast_checkpoints.errors import StorageError
+from outlast_checkpoints.storage.temp_dirs import scratch, sweep
+
+HOLD = """
+import sys
+from outlast_checkpoints.storage.temp_dirs import scratch
+with scratch() as folder:
+    (folder / "model.weights.h5").write_bytes(b"large")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_gone_with_its_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch() as folder:
+        (folder / "a").touch()
+        assert sweep(tmp_path, settled=0) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_leaves_is_swept_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        folder = Path(holder.stdout.readline().strip())
+        assert sweep(tmp_path, settled=0) == []
+        holder.kill()
+    assert (folder / "model.weights.h5").exists()
+    assert sweep(tmp_path) == [], "it may be of one that has just begun"
+    assert sweep(tmp_path, settled=0) == [folder]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_for_temporary_files_that_takes_nothing_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="none"), scratch():
+        pass

@@ -1,0 +1,306 @@
+"""The documentation says what the code does, and an error says what it promises."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import outlast
+import outlast_checkpoints
+from outlast import exit_codes
+from outlast.job import lifecycle, spec
+from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.format import layout, manifest
+
+TOP = Path(__file__).parents[3]
+PACKAGES: tuple[ModuleType, ...] = (outlast_checkpoints, outlast)
+# An ordinary training script that the demonstration runs: importing it would train.
+SCRIPT = "outlast.demo.digits"
+
+
+def page(name: str) -> str:
+    return (TOP / name).read_text(encoding="utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    """The part of a page below a heading, up to the next one of any rank."""
+    found = re.search(rf"^#+ {re.escape(heading)}$\n(.*?)(?=^#|\Z)", text, re.M | re.S)
+    assert found is not None, heading
+    return found.group(1)
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of the first table in a text, without its head."""
+    rows = re.search(r"(?:^\|.*\n)+", text, re.M)
+    assert rows is not None
+    lines = rows.group().splitlines()[2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def codes(cells: list[list[str]], column: int = 0) -> list[str]:
+    """What stands as code in a column."""
+    return [word for row in cells for word in re.findall(r"`([^`]+)`", row[column])]
+
+
+# --- docs/operations.md --------------------------------------------------------------------------
+
+
+def test_the_table_of_exit_codes_is_the_codes_of_the_code() -> None:
+    rows = table(section(page("docs/operations.md"), "Exit codes"))
+    written = {int(row[0]): row[1] for row in rows}
+    assert len(written) == len(rows)
+    assert written == exit_codes.MEANINGS
+
+
+def test_every_exit_code_has_a_meaning() -> None:
+    constants = {value for value in vars(exit_codes).values() if type(value) is int}
+    assert constants == set(exit_codes.MEANINGS)
+
+
+def test_the_tables_of_states_and_outcomes_are_complete() -> None:
+    text = page("docs/operations.md")
+    assert codes(table(section(text, "States"))) == [state.value for state in lifecycle.State]
+    outcomes = table(section(text, "Outcomes of an attempt"))
+    assert codes(outcomes) == [outcome.value for outcome in lifecycle.Outcome]
+
+
+def test_the_outcomes_said_to_be_fatal_or_free_are_those() -> None:
+    rows = table(section(page("docs/operations.md"), "Outcomes of an attempt"))
+    marked = {
+        mark: {lifecycle.Outcome(codes([row])[0]) for row in rows if row[2].startswith(mark)}
+        for mark in ("free", "fatal")
+    }
+    assert marked == {"free": lifecycle.FREE, "fatal": lifecycle.FATAL}
+
+
+def test_the_table_of_the_spec_has_every_policy_and_its_default() -> None:
+    rows = table(section(page("docs/operations.md"), "Policies of a job"))
+    job = spec.JobSpec(job="x")
+    not_policies = {"job", "format", "script", "module", "args", "cwd", "python", "env", "seed",
+                    "backend", "backend_options", "created", "outlast"}  # fmt: skip
+    assert set(codes(rows)) == set(spec.JobSpec.__struct_fields__) - not_policies
+    for row in rows:
+        for field, told in zip(codes([row]), row[1].split(", "), strict=True):
+            assert told.strip("`") == str(getattr(job, field)).lower(), field
+
+
+# --- docs/format.md ------------------------------------------------------------------------------
+
+
+def test_the_page_of_the_format_names_every_path_of_the_layout() -> None:
+    text = page("docs/format.md")
+    checkpoint = layout.CheckpointId(0, 1200, layout.Stage.STEP, 3)
+    whole = [
+        layout.SPEC,
+        layout.SUPERVISOR_OUTPUT,
+        layout.METRICS_PLOT,
+        layout.journal_event(7),
+        layout.attempt_dir(3),
+        layout.checkpoint_dir(checkpoint),
+    ]
+    base = [
+        layout.origin(3),
+        layout.heartbeat(3),
+        layout.departure(3),
+        layout.history(3),
+        layout.attempt_log(3),
+        layout.supervisor_log(3),
+        layout.output_log(3),
+        layout.history_segment(3, 0),
+        layout.checkpoint_file(checkpoint, layout.WEIGHTS_FILE),
+        layout.checkpoint_file(checkpoint, layout.STATE_FILE),
+        layout.checkpoint_file(checkpoint, layout.MODEL_FILE),
+        layout.manifest(checkpoint),
+    ]
+    for path in [*whole, *(path.rpartition("/")[2] for path in base)]:
+        assert path in text, path
+
+
+def test_the_page_of_the_format_names_every_field_of_a_manifest() -> None:
+    rows = table(section(page("docs/format.md"), "manifest.json"))
+    assert set(codes(rows)) == set(manifest.Manifest.__struct_fields__)
+    progress = codes([r for r in rows if codes([r]) == ["progress"]], 1)
+    assert set(progress) == set(manifest.Progress.__struct_fields__)
+    reasons = codes([r for r in rows if codes([r]) == ["reason"]], 1)
+    assert reasons == list(manifest.REASONS)
+
+
+def test_the_page_of_the_format_names_every_part_of_the_state() -> None:
+    text = (TOP / "service/outlast/training/fit_state.py").read_text(encoding="utf-8")
+    take = re.search(r"def take\(.*?\n        \}\n", text, re.S)
+    assert take is not None
+    rows = table(section(page("docs/format.md"), "The files of a checkpoint"))
+    assert sorted(codes(rows)) == sorted(re.findall(r'^            "(\w+)":', take.group(), re.M))
+
+
+def test_the_page_of_the_format_names_every_event() -> None:
+    rows = table(section(page("docs/format.md"), "The journal"))
+    kinds = [kind.__struct_config__.tag for kind in lifecycle.Event.__args__]
+    assert sorted(codes(rows)) == sorted(kinds)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def modules() -> Iterator[ModuleType]:
+    for package in PACKAGES:
+        yield package
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not found.name.endswith("__main__") and found.name != SCRIPT:
+                yield importlib.import_module(found.name)
+
+
+def errors(kind: type[OutlastError] = OutlastError) -> Iterator[type[OutlastError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from errors(child)
+
+
+@pytest.fixture(scope="module")
+def all_errors() -> dict[str, type[OutlastError]]:
+    """Every error class of our own packages, by name."""
+    list(modules())
+    ours = tuple(f"{package.__name__}." for package in PACKAGES)
+    found = {kind for kind in errors() if kind.__module__.startswith(ours)}
+    by_name = {kind.__name__: kind for kind in found}
+    assert len(by_name) == len(found), "two errors have the same name"
+    return by_name
+
+
+def template(kind: type[OutlastError]) -> str:
+    return " ".join((inspect.getdoc(kind) or "").split())
+
+
+def fields(kind: type[OutlastError]) -> set[str]:
+    names = {name for _, name, _, _ in string.Formatter().parse(template(kind)) if name}
+    return {re.split(r"[.\[]", name)[0] for name in names}
+
+
+def test_every_error_has_a_message_of_its_own_that_formats(
+    all_errors: dict[str, type[OutlastError]],
+) -> None:
+    assert len(all_errors) > 15
+    for kind in all_errors.values():
+        assert "__doc__" in vars(kind), f"{kind.__name__} inherits its message"
+        assert vars(kind)["__doc__"], f"{kind.__name__} has no message"
+        values = {name: f"<{name}>" for name in fields(kind)}
+        message = str(kind(**values))
+        assert all(value in message or repr(value) in message for value in values.values())
+        assert not re.search(r"[{}]", message), message
+
+
+def test_every_error_exits_with_a_documented_code(
+    all_errors: dict[str, type[OutlastError]],
+) -> None:
+    strange = {
+        name: kind.exit_code
+        for name, kind in all_errors.items()
+        if kind.exit_code not in exit_codes.MEANINGS
+    }
+    assert strange == {}
+
+
+def called(
+    func: ast.expr, module: ModuleType, known: dict[str, type[OutlastError]]
+) -> type[OutlastError] | None:
+    """The error class that an expression names, where it names one of ours."""
+    if isinstance(func, ast.Name):
+        return known.get(func.id)
+    if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name):
+        home = getattr(module, func.value.id, None)
+        found = getattr(home, func.attr, None)  # click has a UsageError as well
+        return found if found in known.values() else None
+    return None
+
+
+def test_wherever_an_error_is_made_it_gets_all_that_its_message_tells(
+    all_errors: dict[str, type[OutlastError]],
+) -> None:
+    seen = 0
+    missing = []
+    for module in modules():
+        path = Path(module.__file__ or "")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            kind = called(node.func, module, all_errors)
+            if kind is None or any(keyword.arg is None for keyword in node.keywords):
+                continue
+            seen += 1
+            given = {keyword.arg for keyword in node.keywords}
+            lacks = sorted(fields(kind) - given)
+            if lacks or node.args:
+                missing.append(f"{path.name}:{node.lineno}: {kind.__name__} lacks {lacks}")
+    assert seen > 30
+    assert missing == []
+
+
+# --- ARCHITECTURE.md -----------------------------------------------------------------------------
+
+
+def rooms() -> Iterator[tuple[str, list[list[str]]]]:
+    """Folder and table of each room in ARCHITECTURE.md."""
+    text = page("ARCHITECTURE.md")
+    for folder in re.findall(r"^### (\S+/)$", text, re.M):
+        yield folder, table(section(text, folder))
+
+
+def test_the_rooms_told_are_the_rooms_there_are() -> None:
+    told = {folder + name for folder, rows in rooms() for name in codes(rows)}
+    there = {
+        path.relative_to(TOP).as_posix()
+        for package in PACKAGES
+        for path in (TOP / package.__name__).rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert told == there
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of all modules that a file imports anywhere."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_the_only_importers_are_the_only_importers() -> None:
+    told = {
+        package: {folder + name for name in codes([row])}
+        for folder, rows in rooms()
+        for row in rows
+        for package in re.findall(r"\w+", row[2])
+    }
+    assert {"h5py", "fsspec", "matplotlib"} <= set(told)
+    for package, files in told.items():
+        importers = {
+            path.relative_to(TOP).as_posix()
+            for room in PACKAGES
+            for path in (TOP / room.__name__).rglob("*.py")
+            if package in imported(path)
+        }
+        assert importers == files, package
+
+
+def test_only_the_training_room_imports_keras_and_tensorflow() -> None:
+    outside = {
+        path.relative_to(TOP).as_posix(): found
+        for room in PACKAGES
+        for path in (TOP / room.__name__).rglob("*.py")
+        if (found := imported(path) & {"keras", "tensorflow"})
+        and "service/outlast/training/" not in path.as_posix()
+        and path != TOP / (SCRIPT.replace(".", "/") + ".py")
+    }
+    assert outside == {}
