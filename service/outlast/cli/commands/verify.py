@@ -15,7 +15,6 @@ from outlast.cli.job_address import Place, absolute, find_job, jobs_below
 from outlast.cli.options import json_option, root_option
 from outlast.errors import JobNotFound
 from outlast.exit_codes import DIVERGED, DONE
-from outlast.plotting.history_plot import processes
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format import layout
 
@@ -127,6 +126,8 @@ def _parts(place: Place) -> dict[str, dict[str, Any]]:
 
 
 def _count_rows(history: HistoryReader) -> int:
+    from outlast.plotting.history_plot import processes
+
     return sum(len(some.steps) for some in history.columns(processes()))
 
 

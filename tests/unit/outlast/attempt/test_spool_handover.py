@@ -255,7 +255,7 @@ def bare(
 ) -> Iterator[AttemptContext]:
     """The attempt of a bare script, whose job is elsewhere."""
     monkeypatch.setenv("OUTLAST_SPOOL", str(tmp_path / "spool"))
-    monkeypatch.setattr(context, "open_storage", lambda url: bucket)
+    monkeypatch.setattr(bare_script, "open_storage", lambda url: bucket)
     found = bare_script.open_bare("far away")
     yield found
     bucket.away = False

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from outlast_checkpoints import store as store_module
 from outlast_checkpoints.errors import StorageError, StorageFull, Superseded, UsageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
 from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store import checkpoint_store as store_module
 from outlast_checkpoints.store.background_writer import Writer
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.spool import Spool
