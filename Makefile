@@ -5,6 +5,7 @@
 # With servers of object stores, without which theirs are (250 MB): make EXTRAS=test,lint,stores test.
 PYTHON ?= python3
 JOBS ?= 3
+TESTS ?= tests/unit
 EXTRAS ?= test,lint
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format simulate bench power-loss slurm-show container constraints clean
+.PHONY: help install demo test lint format simulate bench power-loss slurm-show container dist coverage constraints clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,9 +72,19 @@ container: export FOLDER := $(FOLDER)
 container: $(STAMP) ## build the image, stop, kill and resume jobs in it (not part of the tests)
 	@$(BIN)/python -m pytest -v -s -o faulthandler_timeout=0 tests/testbeds/containers/check.py
 
+# Takes some minutes: the bare environment gets its own TensorFlow.
+dist: $(STAMP) ## build the wheel, install it into a bare environment, train, kill and resume there
+	@$(BIN)/python tests/testbeds/dist/check.py
+
+coverage: $(STAMP) ## a map of which lines the tests run, in processes too: make coverage TESTS=tests/unit
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest $(TESTS)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage html --quiet && echo coverage/index.html
+
 constraints: $(STAMP) ## list what is installed, to compare with constraints.txt
 	@$(BIN)/python -m pip list --format=freeze --exclude outlast --exclude pip
 
 clean: ## remove .venv and everything that is built
-	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist coverage demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        bin_folder = Path(sys.executable).parent
+        bin_folder = Path(os.environ.get("OUTLAST_README_BIN") or Path(sys.executable).parent)
         self.env = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
 
     def run(self, commands: str) -> str:
@@ -43,10 +44,20 @@ class Shell:
         return found
 
 
-def test_the_set_up_is_what_the_makefile_does() -> None:
-    setup = blocks("sh")[0]
-    lines = [line.split("#")[0].strip() for line in setup.splitlines()]
-    assert lines == ["make install", "source .venv/bin/activate"]
+def test_the_set_up_installs_an_extra_that_there_is_with_what_the_example_needs() -> None:
+    lines = [line.split("#")[0].strip() for line in blocks("sh")[0].splitlines()]
+    venv, activate, install = lines
+    assert venv == "python3 -m venv .venv"
+    assert activate == "source .venv/bin/activate"
+    found = re.fullmatch(r"pip install '\.\[(\w+)\]'", install)
+    assert found is not None
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"][found.group(1)]
+    assert any(line.startswith("scikit-learn") for line in extra)
+
+
+def test_the_demo_can_be_set_up_and_run_by_make() -> None:
+    assert "`make demo`" in README
     done = subprocess.run(["make", "-n", "install", "demo"], cwd=TOP, capture_output=True)
     assert done.returncode == 0, done.stderr
 

@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 import string
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -263,6 +264,23 @@ def test_the_table_of_rooms_is_made_of_their_docstrings() -> None:
     text = page("ARCHITECTURE.md")
     if rooms() not in text:
         pytest.fail(f"ARCHITECTURE.md, Rooms: put this table there\n{rooms()}", pytrace=False)
+
+
+def layers() -> str:
+    """The layers of import-linter's contracts, a line each, as ARCHITECTURE.md shows them."""
+    project = tomllib.loads(page("pyproject.toml"))
+    blocks = []
+    for contract in project["tool"]["importlinter"]["contracts"]:
+        if contract["type"] == "layers":
+            (room,) = contract["containers"]
+            blocks.append("\n".join([room, *(f"    {line}" for line in contract["layers"])]))
+    return "\n\n".join(blocks)
+
+
+def test_the_picture_of_the_layers_is_made_of_the_contracts() -> None:
+    assert "outlast.training\n    fit | loop" in layers()
+    if f"```\n{layers()}\n```" not in page("ARCHITECTURE.md"):
+        pytest.fail(f"ARCHITECTURE.md, Rooms: put these layers there\n{layers()}", pytrace=False)
 
 
 def test_every_file_and_room_that_architecture_names_exists() -> None:
