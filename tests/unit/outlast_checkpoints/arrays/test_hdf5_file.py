@@ -364,7 +364,7 @@ def test_arrays_are_read_where_they_lie(tmp_path: Path) -> None:
 def test_a_file_is_read_and_hashed_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
-    monkeypatch.setattr(direct_io, "_STAGE", 8)
+    monkeypatch.setattr(direct_io, "_BUFFER", 8)
     content = bytes(range(length))
     (tmp_path / "file").write_bytes(content)
     good = f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
