@@ -1,6 +1,15 @@
-"""Checkpoints that survive: exact training state, committed atomically to any storage.
+"""Crash-safe checkpoints: exact training state, committed atomically to any storage.
 
-Nothing heavy is imported before it is used: the names below are loaded on demand.
+Use it without Keras and without the supervisor. The names below are imported on first use, so that
+importing this package stays light.
+
+Example:
+
+    from outlast_checkpoints import CheckpointStore, HistoryReader, open_storage
+
+    job = open_storage("outlast-jobs/digits")
+    manifest, damages = CheckpointStore(job).latest()
+    rows = list(HistoryReader(job).rows())
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The error tree: every error that Outlast raises on purpose descends from `OutlastError`.
+"""The error tree: every error that Outlast raises on purpose derives from `OutlastError`.
 
-The docstring of a class is its message: fields in braces are filled from the keyword arguments,
-which stay readable as attributes. `exit_code` is what the command line exits with.
+The docstring of a class is its message. Fields in braces are filled from the keyword arguments,
+which you can read as attributes. The command line exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from outlast_checkpoints.redaction import redact
 
 
 class OutlastError(Exception):
-    """Outlast could not go on: {reason}."""
+    """Outlast could not continue: {reason}."""
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, **fields: Any) -> None:
         self.fields = fields
         super().__init__(self.message())
-        for name, value in fields.items():  # afterwards: OSError's own __init__ clears errno
+        for name, value in fields.items():  # after super(): OSError's __init__ clears errno
             setattr(self, name, value)
 
     def message(self) -> str:
-        """Return the class docstring with this error's fields filled in, credentials hidden."""
+        """Return the class docstring, with the fields filled in and credentials hidden."""
         template = " ".join(inspect.getdoc(type(self)).split())  # type: ignore[union-attr]
         try:
             return redact(template.format(**self.fields))
@@ -46,80 +46,84 @@ class UsageError(OutlastError, ValueError):
 
 
 class InvalidName(OutlastError, ValueError):
-    """{field} is {value!r}: {problem}. Use letters, digits, '.', '_' and '-', starting with a
-    letter or digit, at most 100 characters."""
+    """{field} is {value!r}: {problem}. Use letters, digits, '.', '_' and '-'. Start with a letter
+    or digit, and use at most 100 characters."""
 
     exit_code = 2
 
 
 class StorageError(OutlastError, OSError):
-    """Storage failed to {action} {path!r}: {reason}. Nothing that was committed is lost."""
+    """Storage failed to {action} {path!r}: {reason}. Everything committed so far is safe. Check
+    that the storage is reachable, then try again."""
 
     exit_code = 74
 
 
 class StorageFull(StorageError):
-    """No space left to {action} {path!r}: {reason}. Free some space or lower --keep; what was
-    committed before stays good."""
+    """No space left to {action} {path!r}: {reason}. Free some space or lower --keep. Everything
+    committed so far is safe."""
 
 
 class ReadOnly(StorageError):
-    """{path!r} cannot be written: {scheme}:// is for reading. Name a folder or a bucket (s3://…,
+    """{path!r} cannot be written: {scheme}:// is read-only. Use a folder or a bucket (s3://…,
     gs://…, az://…) to write to."""
 
     exit_code = 2
 
 
 class NotFound(StorageError, FileNotFoundError):
-    """{path!r} does not exist in {root!r}."""
+    """{path!r} does not exist in {root!r}. Check the path."""
 
 
 class AlreadyExists(StorageError, FileExistsError):
-    """{path!r} exists already in {root!r}: somebody else was first."""
+    """{path!r} already exists in {root!r}: another process was first. Nothing was overwritten."""
 
 
 class CommitUnknown(StorageError):
-    """The answer to writing {path!r} was lost ({reason}): it may or may not be committed. It is
-    looked for again at the next start and never deleted."""
+    """The answer to writing {path!r} was lost ({reason}), so it may or may not be committed.
+    Nothing is deleted; the next start finds out."""
 
 
 class FormatError(OutlastError, ValueError):
-    """{path!r} is not what Outlast writes: {reason}."""
+    """{path!r} is not a valid Outlast file: {reason}."""
 
     exit_code = 65
 
 
 class FormatTooNew(FormatError):
-    """{path!r} has format {found}, this Outlast reads up to {known}. Install a newer Outlast."""
+    """{path!r} has format {found}, but this Outlast reads formats up to {known}. Install a newer
+    Outlast."""
 
 
 class CheckpointDamaged(OutlastError, ValueError):
-    """Checkpoint {checkpoint} is damaged: {file}: {reason}."""
+    """Checkpoint {checkpoint} is damaged: {file}: {reason}. `outlast verify` shows which
+    checkpoints are good."""
 
     exit_code = 65
 
 
 class NoCheckpoint(OutlastError, LookupError):
-    """There is no {wanted} checkpoint in {root!r}. `outlast checkpoints` lists what there is."""
+    """There is no {wanted} checkpoint in {root!r}. `outlast checkpoints` lists the existing
+    ones."""
 
     exit_code = 66
 
 
 class PlaceTaken(OutlastError, FileExistsError):
-    """{root!r} cannot take a copy of this job: {problem}. Name a folder or URL that is the copy's
-    own, such as DEST/NAME."""
+    """{root!r} cannot take a copy of this job: {problem}. Copy to an empty folder or URL, such as
+    DEST/NAME."""
 
     exit_code = 2
 
 
 class JobChanged(OutlastError, BlockingIOError):
-    """The job in {root!r} went on while it was copied. Nothing is lost; copy it again when it
-    stands still: what has arrived is not copied twice."""
+    """The job in {root!r} changed while it was copied. Nothing is lost. Copy it again when it has
+    stopped; files that have arrived are not copied twice."""
 
     exit_code = 5
 
 
 class Superseded(OutlastError):
-    """Attempt {attempt} was superseded by attempt {by}: it stops and commits nothing more."""
+    """Attempt {attempt} was superseded by attempt {by}. It stops and commits nothing more."""
 
     exit_code = 76

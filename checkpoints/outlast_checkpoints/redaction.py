@@ -1,7 +1,7 @@
-"""Credentials that URLs and the words of clients carry: kept out of everything that is shown.
+"""Hides credentials in everything that is shown: error messages and log lines.
 
-Every message of an error and every line of a log passes through `redact`. Nothing here decides
-what is stored: credentials are never given to a job's files in the first place.
+Every error message and every log line passes through `redact`. Files of a job never contain
+credentials in the first place.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Final
 
 HIDDEN: Final = "***"
 
-# user:password@ of any URL; of the web's also a user alone, which may be a token
+# user:password@ in any URL; in http(s) URLs also a user alone, which may be a token
 _LOGIN: Final = re.compile(r"(?<=://)[^/\s:@?#]*:[^/\s]*@|(?<=http://|ttps://)[^/\s@?#]+@")
 _QUERY: Final = re.compile(r"([?&;]([\w.%-]+)=)[^&;#\s'\"<>]+")
 _SECRET: Final = re.compile(
     r"token|secret|passw|pwd|credential|signature|key(?:[-_]?id)?$|(?:^|[-_])(?:sig|sas|auth)$",
     re.IGNORECASE,
 )
-# of Azure's connection strings
+# in Azure's connection strings
 _ACCOUNT: Final = re.compile(
     r"((?:AccountKey|SharedAccessKey|SharedAccessSignature)=)[^;\s'\"]+", re.IGNORECASE
 )
 _HEADER: Final = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:[\w-]+ )?)[^\s'\",;]+", re.IGNORECASE
 )
-# What the clients of object stores read from the environment, and somebody could sign with.
+# Secrets that the clients of object stores read from the environment.
 _VARIABLES: Final = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -40,21 +40,21 @@ _VARIABLES: Final = (
     "AZURE_STORAGE_KEY",
     "AZURE_STORAGE_SAS_TOKEN",
 )
-_SHORTEST: Final = 6  # of what is looked for as it is; anything shorter stands in other words too
+_SHORTEST: Final = 6  # characters; a shorter secret would match ordinary words
 
 
 def redact(text: str) -> str:
-    """Return `text` with "***" in the place of every credential that it can be seen to hold.
+    """Return `text` with "***" in place of every credential found in it.
 
-    Those are user and password of URLs, values of their queries named like a secret (tokens,
-    signatures, SAS), keys of Azure's connection strings, Authorization headers, and what this
-    process' environment gives to the clients of object stores.
+    Found are: user and password in URLs, query values with a name like a secret's (tokens,
+    signatures, SAS), keys in Azure's connection strings, Authorization headers, and the secrets
+    that this process' environment holds for the clients of object stores.
     """
     return redactor()(text)
 
 
 def redactor() -> Callable[[str], str]:
-    """Return `redact` for many texts at once, with what the environment gives now."""
+    """Return a `redact` for many texts that reads the environment only once, now."""
     values = (os.environ.get(name, "") for name in _VARIABLES)
     return functools.partial(_redact, [value for value in values if len(value) >= _SHORTEST])
 
@@ -74,5 +74,5 @@ def _hide(found: re.Match[str]) -> str:
 
 
 def carries_credentials(url: str) -> bool:
-    """Return whether a URL holds what `redact` would hide."""
+    """Return whether a URL contains a credential that `redact` would hide."""
     return redact(url) != url

@@ -7,7 +7,6 @@ files that no checkpoint before had. The peer is Keras' `save_weights`, which wr
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -16,11 +15,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, show
+from tests.benchmarks.command_line import HOW_MANY_PAIRS, main
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared
 from tests.benchmarks.killed import rows_of
 from tests.benchmarks.loop import build
 from tests.benchmarks.saving import BATCH, MB, data
-from tests.benchmarks.worker import serve, several
+from tests.benchmarks.worker import several
 
 STEPS, SAVE_EVERY = 60, "10"
 FROZEN_LAYERS = 2
@@ -110,12 +110,4 @@ def run(*, pairs: int = PAIRS) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        serve(MEASURES[sys.argv[2]])
-        sys.exit()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pairs", type=int, default=PAIRS)
-    options = parser.parse_args()
-    figures = run(pairs=options.pairs)
-    show(figures, as_json=options.json)
+    main(__doc__, run, {"--pairs": HOW_MANY_PAIRS}, worker=lambda name: MEASURES[name])

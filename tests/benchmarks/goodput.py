@@ -10,7 +10,6 @@ step, then its steps a second. The peer's untouched training saves nothing; kill
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import struct
 import subprocess
@@ -23,7 +22,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import Figure, Spread, show
+from tests.benchmarks.command_line import FULL, main
+from tests.benchmarks.figure import Figure, Spread
 from tests.benchmarks.killed import KilledJob, start, until
 from tests.benchmarks.victim import PLACE
 
@@ -191,10 +191,5 @@ def _figure(warm: bool, mine: Ran, theirs: Ran, untouched: list[float], seconds:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--minutes", type=float, help="default 1, with --full 5")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    figures = run(full=options.full, minutes=options.minutes)
-    show(figures, as_json=options.json)
+    minutes = {"type": float, "help": "default 1, with --full 5"}
+    main(__doc__, run, {"--full": FULL, "--minutes": minutes})

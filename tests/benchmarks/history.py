@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import random
@@ -30,8 +29,9 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import sample_snapshot
+from tests.benchmarks.command_line import FULL, main
 from tests.benchmarks.commands import OUTLAST, forget_files, seconds, take
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn
 
 ROWS, ALL_ROWS = 1_000_000, 10_000_000
 EPOCHS = 100
@@ -236,9 +236,4 @@ def run(*, full: bool = False, pairs: int = PAIRS) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    figures = run(full=options.full)
-    show(figures, as_json=options.json)
+    main(__doc__, run, {"--full": FULL})

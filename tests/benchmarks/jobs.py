@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -22,8 +21,9 @@ from outlast.job.lifecycle import Ended, Launched, Outcome, Started, Submitted
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
+from tests.benchmarks.command_line import FULL, main
 from tests.benchmarks.commands import OUTLAST, forget_files, seconds
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn
 
 JOBS, ALL_JOBS = 2_000, 10_000
 BAR = 2.0  # seconds
@@ -124,9 +124,4 @@ def _list(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    figures = run(full=options.full)
-    show(figures, as_json=options.json)
+    main(__doc__, run, {"--full": FULL})

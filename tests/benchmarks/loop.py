@@ -8,7 +8,6 @@ ours, by BackupAndRestore (which writes over its one file and does not sync it).
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -19,8 +18,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, show
-from tests.benchmarks.worker import serve, several
+from tests.benchmarks.command_line import HOW_MANY_PAIRS, main
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared
+from tests.benchmarks.worker import several
 
 SAVE_EVERY = 100
 SAME_DUTIES = "model.fit, BackupAndRestore, each step's logs"
@@ -196,9 +196,9 @@ RUNS: dict[str, Callable[..., None]] = {
 }
 
 
-def run(names: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
+def run(cases: list[str] | None = None, *, pairs: int = PAIRS) -> list[Figure]:
     """Measure the cases of these names, or all."""
-    return [_figure(case, pairs) for case in CASES if not names or case.name in names]
+    return [_figure(case, pairs) for case in CASES if not cases or case.name in cases]
 
 
 def _figure(case: Case, pairs: int) -> Figure:
@@ -222,15 +222,12 @@ def _figure(case: Case, pairs: int) -> Figure:
     )
 
 
+def training_of(case: str, trainer: str) -> Callable[[], float]:
+    """Return what trains a case, for a worker."""
+    named = next(one for one in CASES if one.name == case)
+    return lambda: train(named, trainer)
+
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        named = next(case for case in CASES if case.name == sys.argv[2])
-        serve(lambda: train(named, sys.argv[3]))
-        sys.exit()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pairs", type=int, default=PAIRS)
-    options = parser.parse_args()
-    figures = run(options.cases, pairs=options.pairs)
-    show(figures, as_json=options.json)
+    cases = {"nargs": "*", "metavar": "CASE"}
+    main(__doc__, run, {"cases": cases, "--pairs": HOW_MANY_PAIRS}, worker=training_of)

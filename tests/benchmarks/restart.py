@@ -8,7 +8,6 @@ attempt is known to have done.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 import time
@@ -17,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outlast.job.lifecycle import Claimed, Ended, Launched
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
+from tests.benchmarks.command_line import HOW_MANY_PAIRS, main
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn
 from tests.benchmarks.killed import KilledJob, rows_of, start, until
 
 BAR = 0.3
@@ -129,9 +129,4 @@ def _figures(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pairs", type=int, default=PAIRS)
-    options = parser.parse_args()
-    figures = run(pairs=options.pairs)
-    show(figures, as_json=options.json)
+    main(__doc__, run, {"--pairs": HOW_MANY_PAIRS})

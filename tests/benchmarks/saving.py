@@ -7,7 +7,6 @@ epochs of 20 steps; the second is looked at. In it two saves fall, the last at i
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import sys
@@ -20,10 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
+from tests.benchmarks.command_line import HOW_MANY_PAIRS, main
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn
 from tests.benchmarks.killed import rows_of
 from tests.benchmarks.loop import build, shapes
-from tests.benchmarks.worker import once, serve, several
+from tests.benchmarks.worker import once, several
 
 STEPS = 20
 MANY_STEPS = 100  # with a save every 10
@@ -300,12 +300,4 @@ def _state_size() -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        serve(MEASURES[sys.argv[2]]())
-        sys.exit()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pairs", type=int, default=PAIRS)
-    options = parser.parse_args()
-    figures = run(pairs=options.pairs)
-    show(figures, as_json=options.json)
+    main(__doc__, run, {"--pairs": HOW_MANY_PAIRS}, worker=lambda name: MEASURES[name]())

@@ -6,7 +6,6 @@ same bytes, and against Keras' `load_weights` of the same file, which checks not
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
@@ -20,9 +19,10 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
-from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, show
+from tests.benchmarks.command_line import HOW_MANY_PAIRS, main
+from tests.benchmarks.figure import PAIRS, Figure, Spread, compared
 from tests.benchmarks.loop import build
-from tests.benchmarks.worker import serve, several
+from tests.benchmarks.worker import several
 
 Seconds = dict[str, float]
 
@@ -142,12 +142,4 @@ def run(*, pairs: int = PAIRS) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        serve(MEASURES[sys.argv[2]]())
-        sys.exit()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--pairs", type=int, default=PAIRS)
-    options = parser.parse_args()
-    figures = run(pairs=options.pairs)
-    show(figures, as_json=options.json)
+    main(__doc__, run, {"--pairs": HOW_MANY_PAIRS}, worker=lambda name: MEASURES[name]())

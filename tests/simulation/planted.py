@@ -14,7 +14,8 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.lineage import Lineage, Origin
 from outlast_checkpoints.history import HistoryWriter
-from outlast_checkpoints.store import files
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store import files, outcome, pruning
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 
 Patch = tuple[Any, str, Any]
@@ -89,14 +90,14 @@ def the_history_is_not_synced_before_the_commit() -> list[Patch]:
 
 @bug
 def a_lost_answer_is_taken_for_a_failure() -> list[Patch]:
-    def look_again(self: Any, path: str, data: bytes, error: StorageError) -> None:
+    def confirm_created(storage: Storage, path: str, data: bytes, error: StorageError) -> None:
         raise error
 
     def discard(self: CheckpointStore, checkpoint: CheckpointId) -> None:
         self._unknown.pop(checkpoint, None)
         self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
 
-    return [(CheckpointStore, "_look_again", look_again), (CheckpointStore, "_discard", discard)]
+    return [(outcome, "confirm_created", confirm_created), (CheckpointStore, "_discard", discard)]
 
 
 @bug
@@ -138,12 +139,12 @@ def an_owner_is_written_off_at_once() -> list[Patch]:
 
 @bug
 def pruning_keeps_what_it_likes() -> list[Patch]:
-    return [(CheckpointStore, "_needed", lambda self, ids, line: set())]
+    return [(pruning, "needed", lambda reader, ids, line, writing: set())]
 
 
 @bug
 def orphans_of_living_attempts_are_pruned() -> list[Patch]:
-    return [(CheckpointStore, "_is_past", lambda self, orphan, line: True)]
+    return [(pruning, "is_abandoned", lambda reader, orphan, line, writing: True)]
 
 
 @bug

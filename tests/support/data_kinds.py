@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -100,7 +101,7 @@ def ragged_inputs(dropout: bool = True) -> Any:
     return compiled(keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.3)(means))))
 
 
-class WithOptional(layers.Layer):
+class WithOptional(layers.Layer):  # type: ignore[misc]
     """Joins two inputs, of which the second may be missing."""
 
     def call(self, a: Any, b: Any = None) -> Any:
@@ -200,6 +201,10 @@ def augmented() -> tf.data.Dataset:
 def from_generator() -> tf.data.Dataset:
     signature = (tf.TensorSpec([None, 4]), tf.TensorSpec([None, 1]))
     return tf.data.Dataset.from_generator(finite, output_signature=signature)
+
+
+def labelled(y: np.ndarray[Any, Any]) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices((X, y)).batch(BATCH)
 
 
 def sparse() -> tf.data.Dataset:
@@ -347,7 +352,7 @@ def without_b() -> Iterator[Any]:
         yield {"a": X[chosen, :3], "b": None}, Y[chosen]
 
 
-class Adapter(DataAdapter):
+class Adapter(DataAdapter):  # type: ignore[misc]
     """A data adapter of the user's own."""
 
     def get_tf_dataset(self) -> tf.data.Dataset:
@@ -530,7 +535,7 @@ KINDS: dict[str, Kind] = {
     "data adapter": of(Adapter, "iterator"),
     **{
         f"tf.data class_weight, targets {kind}": of(
-            lambda y=y: tf.data.Dataset.from_tensor_slices((X, y)).batch(BATCH),
+            partial(labelled, y),
             "iterator",
             class_weight=CLASSES,
             build=classifier,

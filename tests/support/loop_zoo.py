@@ -115,7 +115,7 @@ def tape(make: MakeLoop) -> Result:
         "seeds": seeds, "generator": generator,
     }  # fmt: skip
 
-    @tf.function
+    @tf.function  # type: ignore[untyped-decorator]
     def step(x: Any, y: Any) -> Any:
         x = x + keras.random.normal(ops.shape(x), stddev=0.1, seed=seeds)
         x = x + generator.normal(tf.shape(x), stddev=0.1)

@@ -62,7 +62,7 @@ def tiny(**options: Any) -> Callable[[], Any]:
     return model_of(*TINY, **{**momentum, "run_eagerly": True, **options})
 
 
-class Quick(keras.Model):
+class Quick(keras.Model):  # type: ignore[misc]
     """A step of a few operations, whose outcome tells which batches there were in which order.
 
     It draws at random, and has an optimizer with a slot and a metric besides the loss. For
@@ -196,7 +196,7 @@ MANY = {
 }
 
 
-class Own(keras.Model):
+class Own(keras.Model):  # type: ignore[misc]
     """A train_step of its own that returns its own tracker's mean."""
 
     def __init__(self) -> None:
@@ -275,7 +275,7 @@ def own(kind: type[Own] = Own, **options: Any) -> Callable[[], Any]:
     return build
 
 
-class Activity(layers.Layer):
+class Activity(layers.Layer):  # type: ignore[misc]
     def call(self, x: Any) -> Any:
         self.add_loss(0.1 * keras.ops.mean(x**2))
         return x
@@ -292,7 +292,7 @@ def added_loss(compiled_loss: str | None = "mse") -> Callable[[], Any]:
     return build
 
 
-class Shaped(keras.Model):
+class Shaped(keras.Model):  # type: ignore[misc]
     """Needs to know its batch's size when it is traced."""
 
     def __init__(self) -> None:

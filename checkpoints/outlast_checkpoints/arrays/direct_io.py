@@ -23,7 +23,7 @@ import numpy as np
 from outlast_checkpoints.arrays import page_cache
 
 _BLOCK: Final = 4096  # what memory, offsets and lengths have to be multiples of, or more than it
-_STAGE: Final = 4 << 20  # bytes that are written at once: they stay in the processor's cache
+_BUFFER: Final = 4 << 20  # bytes that are written at once: they stay in the processor's cache
 _PIECE: Final = 8 << 20  # bytes that are read at once
 _READERS: Final = 4  # of a file: a disk is faster when it knows what comes next
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -47,7 +47,7 @@ def memory(size: int) -> memoryview:
     return memoryview(found)[:size]
 
 
-class Stage:
+class DirectWriter:
     """Takes the bytes of a new file from front to back, and writes them in large blocks.
 
     file: open for writing, empty. `end` has to be called after the last bytes. Raises `OSError`
@@ -57,28 +57,28 @@ class Stage:
     def __init__(self, file: int) -> None:
         self._file = file
         # Of pages of its own: ext4, say, writes from other memory as ever, without a word.
-        self._stage = np.frombuffer(mmap.mmap(-1, _STAGE, flags=_PRIVATE), np.uint8)
+        self._buffer = np.frombuffer(mmap.mmap(-1, _BUFFER, flags=_PRIVATE), np.uint8)
         self._filled = 0
         self._direct = _switch(file, on=True)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         left = np.frombuffer(data, np.uint8)
         while len(left):
-            count = min(len(left), _STAGE - self._filled)
+            count = min(len(left), _BUFFER - self._filled)
             # numpy's copy lets other threads run meanwhile
-            np.copyto(self._stage[self._filled : self._filled + count], left[:count])
+            np.copyto(self._buffer[self._filled : self._filled + count], left[:count])
             self._filled += count
             left = left[count:]
-            if self._filled == _STAGE:
-                self._put(_STAGE)
+            if self._filled == _BUFFER:
+                self._put(_BUFFER)
 
     def end(self) -> None:
         self._put(self._filled // _BLOCK * _BLOCK)
         self._put(self._filled)
 
     def _put(self, count: int) -> None:
-        """Write the first so many bytes of the stage."""
-        view = self._stage.data[:count]
+        """Write the first `count` bytes of the buffer."""
+        view = self._buffer.data[:count]
         while view:
             if self._direct and len(view) % _BLOCK:
                 self._direct = _switch(self._file, on=False)
@@ -89,7 +89,7 @@ class Stage:
                     raise
                 self._direct = _switch(self._file, on=False)
         rest = self._filled - count
-        self._stage[:rest] = self._stage[count : self._filled]
+        self._buffer[:rest] = self._buffer[count : self._filled]
         self._filled = rest
 
 
@@ -140,7 +140,7 @@ def _read_at(file: int, content: memoryview, start: int) -> bool:
 
 def _one_by_one(content: memoryview, file: int, at: int) -> Iterator[memoryview]:
     # The piece that was just read is in the processor's cache when it is hashed.
-    while count := os.preadv(file, [content[at : at + _STAGE]], at):
+    while count := os.preadv(file, [content[at : at + _BUFFER]], at):
         yield content[at : at + count]
         at += count
 

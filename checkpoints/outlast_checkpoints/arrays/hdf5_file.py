@@ -46,12 +46,16 @@ def write_arrays(
     hasher = xxhash.xxh3_128()
     size = 0
     with open(path, "xb", buffering=0) as out:
-        stage = direct_io.Stage(out.fileno()) if large and past_cache else _Plain(out.fileno())
+        writer = (
+            direct_io.DirectWriter(out.fileno())
+            if large and past_cache
+            else _PlainWriter(out.fileno())
+        )
         for piece in pieces:
             hasher.update(piece)
-            stage.write(piece)
+            writer.write(piece)
             size += len(piece)
-        stage.end()
+        writer.end()
     return size, f"xxh3:{hasher.hexdigest()}"
 
 
@@ -128,7 +132,7 @@ def _pieces(
     yield gathered
 
 
-class _Plain:
+class _PlainWriter:
     """Writes to the page cache; of a large file the disk begins to write what is there."""
 
     def __init__(self, file: int) -> None:

@@ -1,1 +1,1 @@
-"""What the bytes on storage mean: paths, manifests, lineage and retention. No clock, no I/O."""
+"""The format on storage: paths, snapshots, manifests, lineage and retention. It reads no clock."""

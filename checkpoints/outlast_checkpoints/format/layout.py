@@ -1,6 +1,6 @@
-"""Every path of a job directory, built and parsed in one place.
+"""The paths of a job's folder. They are built and parsed here and nowhere else.
 
-Paths are relative to the job's folder and always use "/", on disk as in a bucket.
+Paths are relative to the job's folder and always use "/", on disk and in a bucket.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ SPEC = "spec.json"
 JOURNAL = "journal"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
-COPYING = "copying.json"  # whose copy is on its way here; gone when it is whole
-SUPERVISOR_OUTPUT = "supervisor.log"  # what a detached supervisor itself says
-BATCH_SCRIPT = "batch.sh"  # what was handed to a cluster
+COPYING = "copying.json"  # names the job while a copy of it is incomplete; then deleted
+SUPERVISOR_OUTPUT = "supervisor.log"  # the output of a detached supervisor
+BATCH_SCRIPT = "batch.sh"  # the script that was submitted to a cluster
 
 METRICS_PLOT = "metrics.png"
 
@@ -27,23 +27,38 @@ MODEL_FILE = "model.json"
 MANIFEST_FILE = "manifest.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-# Of digits only ASCII's, and no more than numbers have that count something.
+# ASCII digits only, and at most 18: more than any counter needs.
 _CHECKPOINT = re.compile(r"([0-9]{2,18})-([0-9]{12,18})\.([012])-([0-9]{4,18})")
 _EVENT = re.compile(r"([0-9]{8,18})\.json")
 _ATTEMPT = re.compile(r"[0-9]{4,18}")
 
 
 class Stage(IntEnum):
-    """Where between two steps a checkpoint was taken; orders checkpoints of one step."""
+    """Where between two steps a checkpoint was taken. Orders the checkpoints of one step.
 
-    STEP = 0  # after a step, before the epoch's end is worked through
-    EPOCH = 1  # after validation and the epoch-end callbacks
-    END = 2  # the phase is finished
+    Attributes:
+        STEP: After a step, before the end of an epoch is processed.
+        EPOCH: After validation and the epoch-end callbacks.
+        END: The phase is finished.
+    """
+
+    STEP = 0
+    EPOCH = 1
+    END = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class CheckpointId:
-    """The name of a checkpoint; ordered by place in the training, then by attempt."""
+    """The name of a checkpoint. Names sort by place in the training, then by attempt.
+
+    `str(checkpoint)` is the name of its folder, such as "00-000000001200.0-0003".
+
+    Attributes:
+        phase: Index of the `fit` or `Loop` in the script, from 0.
+        step: Optimizer updates done in the phase.
+        stage: Where between two steps it was taken.
+        attempt: The attempt that wrote it, from 1.
+    """
 
     phase: int
     step: int
@@ -52,7 +67,7 @@ class CheckpointId:
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """The place in the training, whichever attempt reached it."""
+        """The place in the training: phase, step and stage, without the attempt."""
         return (self.phase, self.step, int(self.stage))
 
     def __str__(self) -> str:
@@ -60,7 +75,7 @@ class CheckpointId:
 
     @classmethod
     def parse(cls, text: str) -> CheckpointId | None:
-        """Return the id that `text` spells, or None when it is no checkpoint's name."""
+        """Parse a folder name. Returns None if it is not the name of a checkpoint."""
         match = _CHECKPOINT.fullmatch(text)
         if match is None:
             return None
@@ -70,23 +85,24 @@ class CheckpointId:
 
 
 def is_name(value: str) -> bool:
-    """Return whether `value` can safely be one path component."""
+    """Return whether `value` is safe to use as one path component."""
     return _NAME.fullmatch(value) is not None
 
 
 def check_name(field: str, value: str) -> str:
-    """Return `value` when it can safely be one path component, else raise `InvalidName`."""
+    """Return `value` if it is safe to use as one path component, else raise `InvalidName`."""
     if not is_name(value):
-        raise InvalidName(field=field, value=value, problem="not a name that can be a folder's")
+        raise InvalidName(field=field, value=value, problem="it cannot be the name of a folder")
     return value
 
 
 def journal_event(seq: int) -> str:
+    """Return the path of one event of the journal."""
     return f"{JOURNAL}/{seq:08d}.json"
 
 
 def parse_journal_event(name: str) -> int | None:
-    """Return the sequence number of a journal file's base name, or None for anything else."""
+    """Return the number in a journal file's base name, or None for any other name."""
     match = _EVENT.fullmatch(name)
     if match is None or journal_event(int(match[1])) != f"{JOURNAL}/{name}":
         return None
@@ -94,61 +110,72 @@ def parse_journal_event(name: str) -> int | None:
 
 
 def attempt_dir(attempt: int) -> str:
+    """Return the folder of an attempt."""
     return f"{ATTEMPTS}/{attempt:04d}"
 
 
 def parse_attempt(name: str) -> int | None:
+    """Return the number in an attempt folder's base name, or None for any other name."""
     if _ATTEMPT.fullmatch(name) is None or attempt_dir(int(name)) != f"{ATTEMPTS}/{name}":
         return None
     return int(name)
 
 
 def rank_dir(attempt: int, rank: int) -> str:
-    """Where one of an attempt's processes writes of itself; the first is the attempt's voice."""
+    """Return the folder for one process of an attempt; process 0 uses the attempt's own folder."""
     return f"{attempt_dir(attempt)}/rank-{rank:04d}" if rank else attempt_dir(attempt)
 
 
 def heartbeat(attempt: int, rank: int = 0) -> str:
+    """Return the heartbeat file of an attempt."""
     return f"{rank_dir(attempt, rank)}/heartbeat.json"
 
 
 def departure(attempt: int) -> str:
+    """Return the file that tells an attempt its deadline."""
     return f"{attempt_dir(attempt)}/departure.json"
 
 
 def origin(attempt: int) -> str:
+    """Return the file that says what an attempt resumed from."""
     return f"{attempt_dir(attempt)}/origin.json"
 
 
 def attempt_log(attempt: int, rank: int = 0) -> str:
+    """Return the structured log of an attempt."""
     return f"{rank_dir(attempt, rank)}/log.jsonl"
 
 
 def supervisor_log(attempt: int) -> str:
+    """Return the structured log of an attempt's supervisor."""
     return f"{attempt_dir(attempt)}/supervisor.jsonl"
 
 
 def output_log(attempt: int) -> str:
+    """Return the script's stdout and stderr."""
     return f"{attempt_dir(attempt)}/output.log"
 
 
 def history(attempt: int) -> str:
-    """The one append-only file of an attempt's history, where the store can append."""
+    """Return the append-only history file of an attempt, for storages that can append."""
     return f"{attempt_dir(attempt)}/history.jsonl"
 
 
 def history_segment(attempt: int, index: int) -> str:
-    """One immutable piece of an attempt's history, where the store cannot append."""
+    """Return one immutable history segment, for storages that cannot append."""
     return f"{attempt_dir(attempt)}/history-{index:08d}.jsonl"
 
 
 def checkpoint_dir(checkpoint: CheckpointId) -> str:
+    """Return the folder of a checkpoint."""
     return f"{CHECKPOINTS}/{checkpoint}"
 
 
 def checkpoint_file(checkpoint: CheckpointId, name: str) -> str:
+    """Return the path of a file in a checkpoint's folder."""
     return f"{checkpoint_dir(checkpoint)}/{name}"
 
 
 def manifest(checkpoint: CheckpointId) -> str:
+    """Return the path of a checkpoint's manifest."""
     return checkpoint_file(checkpoint, MANIFEST_FILE)

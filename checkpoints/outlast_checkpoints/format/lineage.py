@@ -1,8 +1,8 @@
-"""Which checkpoints and which rows of history belong to the training as it really went.
+"""The lineage: which checkpoints and history rows belong to the training.
 
-An attempt says in `origin.json`, before its first step, what it resumed from. Walking back from
-the newest attempt gives the one line that counts: of each older attempt only what lies up to the
-place where the next one took over. A late commit of a superseded attempt is simply not on it.
+Before its first step an attempt writes to `origin.json` what it resumed from. Walking back from
+the newest attempt gives one line. An older attempt counts only up to the place where the next one
+took over, so a late commit of a superseded attempt does not count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an attempt resumed from; checkpoint None: it started from the beginning."""
+    """What an attempt resumed from. `checkpoint` is None if it started from the beginning."""
 
     format: int = FORMAT
     attempt: int
@@ -32,24 +32,26 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def encode(origin: Origin) -> bytes:
-    """Return the bytes of an `origin.json`."""
+    """Return the content of an `origin.json`."""
     return seal(origin)
 
 
 def decode(data: bytes, path: str) -> Origin:
-    """Return the origin found at `path`. Raises `FormatError`, `FormatTooNew`."""
+    """Decode the origin read from `path`. Raises `FormatError`, `FormatTooNew`."""
     origin = unseal(data, path, Origin, FORMAT)
     if origin.checkpoint is not None:
         found = CheckpointId.parse(origin.checkpoint)
         if found is None or found.attempt >= origin.attempt:
-            raise FormatError(path=path, reason=f"{origin.checkpoint!r} is nothing to resume from")
+            raise FormatError(
+                path=path, reason=f"{origin.checkpoint!r} is not an earlier checkpoint"
+            )
     return origin
 
 
 class Lineage:
-    """The line of attempts that counts, newest first in `attempts`.
+    """The attempts that count, newest first.
 
-    missing: the attempt at which the line breaks off because its origin is not known, or None.
+    missing: the attempt at which the line breaks off because its origin is unknown, or None.
     """
 
     def __init__(self, line: list[Origin], missing: int | None = None) -> None:
@@ -64,7 +66,7 @@ class Lineage:
             self._marks[origin.attempt] = mark
             if origin.checkpoint is not None:
                 source = CheckpointId.parse(origin.checkpoint)
-                assert source is not None  # checked when decoded
+                assert source is not None  # `decode` has checked it
                 bound = source.place
                 mark = origin.history.mark if origin.history else 0
         if missing is not None:
@@ -75,7 +77,7 @@ class Lineage:
     def of(cls, origins: Iterable[Origin], unknown: Iterable[int] = ()) -> Lineage:
         """Walk back from the newest attempt.
 
-        unknown: attempts that trained, but whose origin cannot be read any more.
+        unknown: attempts that trained, but whose origin can no longer be read.
         """
         by_attempt = {origin.attempt: origin for origin in origins}
         line: list[Origin] = []
@@ -100,25 +102,25 @@ class Lineage:
         return self.line[0] if self.line else None
 
     def accepts(self, checkpoint: CheckpointId) -> bool:
-        """Return whether a checkpoint lies on the line."""
+        """Return whether a checkpoint counts."""
         if checkpoint.attempt not in self._bounds:
             return False
         bound = self._bounds[checkpoint.attempt]
         return bound is None or checkpoint.place <= bound
 
     def history_parts(self) -> list[tuple[int, int | None]]:
-        """Return (attempt, mark) oldest first; mark None: to the end of what there is."""
+        """Return (attempt, mark in bytes), oldest first. A mark of None means all rows."""
         return [(attempt, self._marks[attempt]) for attempt in reversed(self._marks)]
 
 
 def read_lineage(
     storage: Storage, known: dict[int, Origin] | None = None
 ) -> tuple[Lineage, list[FormatError]]:
-    """Return the lineage of a job, and which of its origins are damaged or missing.
+    """Read the lineage of a job, and find the origins that are damaged or missing.
 
-    An origin that cannot be read is put together again from the manifests of its attempt. An
-    attempt without any committed nothing that anybody could miss, and is passed over.
-    known: origins read before, by attempt; they never change, so each is read only once.
+    An unreadable origin is rebuilt from the manifests of its attempt. An attempt without manifests
+    committed nothing and is skipped.
+    known: origins that were read before, by attempt. They never change, so each is read once.
     """
     known = {} if known is None else known
     rebuilt: list[Origin] = []
@@ -154,7 +156,7 @@ def _read_origin(storage: Storage, attempt: int) -> Origin:
     path = layout.origin(attempt)
     origin = decode(read_document(storage, path), path)
     if origin.attempt != attempt:
-        raise FormatError(path=path, reason=f"it is that of attempt {origin.attempt}")
+        raise FormatError(path=path, reason=f"it belongs to attempt {origin.attempt}")
     return origin
 
 

@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: what belongs to it, how long and with which hash.
+"""The manifest of a checkpoint: its files, their sizes and their hashes.
 
-It is written last: a checkpoint exists when its manifest does. Nothing that it names changes.
+It is written last: a checkpoint exists if its manifest does. The files it names never change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.sealed_json import seal, unseal
 from outlast_checkpoints.format.snapshot import Progress
 
-FORMAT = 2  # the newest that is read; what needs no more is written as 1, for older readers
+FORMAT = 2  # the newest format that is read; 1 is written where it suffices, for older readers
 REASONS = ("start", "step", "time", "epoch", "stop", "signal", "end", "request")
 
 _HASH = re.compile(r"xxh3:[0-9a-f]{32}")
@@ -26,9 +26,14 @@ _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One file of a checkpoint. size: bytes. hash: "xxh3:" and 32 hex digits (XXH3, 128 bits).
+    """One file of a checkpoint, as its manifest lists it.
 
-    part_of: the file whose other arrays it holds, those that did not change; None: it is whole.
+    Attributes:
+        name: Base name in the checkpoint's folder.
+        size: Size in bytes.
+        hash: "xxh3:" and 32 hex digits (XXH3, 128 bits).
+        part_of: For a file that holds the unchanged arrays of another one, the name of the
+            other. None for a whole file.
     """
 
     name: str
@@ -38,19 +43,34 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class HistoryMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A place in an attempt's history: `mark` bytes of rows from its beginning."""
+    """A place in an attempt's history.
+
+    Attributes:
+        attempt: The attempt, from 1.
+        mark: Bytes of rows before the place, counted from the attempt's first row.
+    """
 
     attempt: int
     mark: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A committed checkpoint.
+    """The manifest of a committed checkpoint.
 
-    checkpoint: its name. parent: the checkpoint saved before it or resumed from, if any.
-    reason: one of `REASONS`. metrics: the newest logs. history: rows that belong to it.
-    created: Unix seconds, for people only. held_ms: how long the training was held for it.
-    writer: versions of what wrote it, by package name.
+    Attributes:
+        format: Format number; 2 if a file is part of another, else 1.
+        checkpoint: The checkpoint's name.
+        progress: Its place in the training.
+        reason: Why it was saved: "start", "step", "time", "epoch", "stop", "signal", "end" or
+            "request".
+        parent: Name of the checkpoint that the attempt saved before it or resumed from. None for
+            the first.
+        files: All its files.
+        history: The history rows that belong to it. None if no history was written.
+        metrics: The newest logs by name, as floats. Retention rules read them.
+        created: When it was committed, in Unix seconds. For people; nothing depends on it.
+        held_ms: How long the training was held to take the snapshot, in milliseconds.
+        writer: Versions of the packages that wrote it, by package name.
     """
 
     format: int = 1
@@ -67,20 +87,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def id(self) -> CheckpointId:
-        """The name, taken apart."""
+        """The parsed name. Raises `FormatError` if it is not the name of a checkpoint."""
         found = CheckpointId.parse(self.checkpoint)
         if found is None:
-            raise FormatError(path=self.checkpoint, reason="not the name of a checkpoint")
+            raise FormatError(path=self.checkpoint, reason="it is not the name of a checkpoint")
         return found
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """The size of all files together, in bytes."""
         return sum(entry.size for entry in self.files)
 
 
 def format_of(files: Iterable[FileEntry]) -> int:
-    """Return the format that a manifest of these files has to say: 2 when a file has parts."""
+    """Return the format number for a manifest of these files: 2 if a file has parts, else 1."""
     return 2 if any(entry.part_of is not None for entry in files) else 1
 
 
@@ -89,26 +109,26 @@ class _Stored(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def spell(value: float) -> float | str:
-    """Return a number as JSON can hold it: NaN and the infinities by name."""
+    """Return a number as JSON can hold it: NaN and infinities become strings."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def unspell(value: Any) -> Any:
-    """Return what `spell` was given; anything else as it is."""
+    """Undo `spell`. Any other value is returned unchanged."""
     return _SPELLED.get(value, value) if isinstance(value, str) else value
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the bytes of a manifest file."""
+    """Return the content of a manifest file."""
     fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
     metrics = {name: spell(float(value)) for name, value in manifest.metrics.items()}
     return seal(_Stored(**{**fields, "metrics": metrics}))
 
 
 def decode(data: bytes, path: str) -> Manifest:
-    """Return the manifest found at `path`. Raises `FormatError`, `FormatTooNew`."""
+    """Decode the manifest read from `path`. Raises `FormatError`, `FormatTooNew`."""
     stored = unseal(data, path, _Stored, FORMAT)
     fields = {name: getattr(stored, name) for name in stored.__struct_fields__}
     manifest = Manifest(**{**fields, "metrics": _metrics(stored.metrics, path)})
@@ -122,7 +142,7 @@ def _metrics(stored: Mapping[str, float | str], path: str) -> dict[str, float]:
     metrics = {name: unspell(value) for name, value in stored.items()}
     for name, value in metrics.items():
         if isinstance(value, str):
-            raise FormatError(path=path, reason=f"metric {name} is {value!r}")
+            raise FormatError(path=path, reason=f"metric {name} is {value!r}, not a number")
     return metrics
 
 
@@ -130,9 +150,9 @@ def _problem(manifest: Manifest) -> str | None:
     progress = manifest.progress
     found = CheckpointId.parse(manifest.checkpoint)
     if found is None or found.place != (progress.phase, progress.step, progress.stage):
-        return f"checkpoint {manifest.checkpoint!r} does not fit its progress"
+        return f"checkpoint {manifest.checkpoint!r} does not match its progress"
     if manifest.parent is not None and CheckpointId.parse(manifest.parent) is None:
-        return f"parent {manifest.parent!r} is no checkpoint's name"
+        return f"parent {manifest.parent!r} is not the name of a checkpoint"
     names = [entry.name for entry in manifest.files]
     for entry in manifest.files:
         try:
@@ -140,9 +160,9 @@ def _problem(manifest: Manifest) -> str | None:
         except OutlastError as error:
             return str(error)
         if names.count(entry.name) > 1 or entry.name == layout.MANIFEST_FILE:
-            return f"file {entry.name!r} cannot be named here"
+            return f"file {entry.name!r} is named twice or not allowed"
         if entry.size < 0 or not _HASH.fullmatch(entry.hash):
-            return f"file {entry.name!r} has no good size and hash"
+            return f"file {entry.name!r} has no valid size and hash"
     whole = {entry.name for entry in manifest.files if entry.part_of is None}
     for entry in manifest.files:
         if entry.part_of is not None and (
@@ -151,5 +171,5 @@ def _problem(manifest: Manifest) -> str | None:
         ):
             return f"file {entry.name!r} cannot be part of {entry.part_of!r}"
     if manifest.format < format_of(manifest.files):
-        return f"format {manifest.format} has no parts of files"
+        return f"format {manifest.format} does not allow parts of files"
     return None

@@ -1,7 +1,7 @@
-"""Which checkpoints to keep: a plan, worked out from their names and metrics alone.
+"""Retention: which checkpoints to keep, decided from their names and metrics alone.
 
-Keeping is a union: what any rule wants stays. A plan is stable: planning again over what was
-kept drops nothing more.
+A checkpoint is kept if any rule wants it. The decision is stable: applied again to the kept
+checkpoints, it drops nothing more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ _BIGGER_IS_BETTER = re.compile(
 
 
 class Best(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The `count` best by a metric. mode "auto": bigger is better for accuracies and the like."""
+    """Keep the best checkpoints by a metric.
+
+    Attributes:
+        metric: Name in the logs, such as "val_loss".
+        mode: "min", "max", or "auto" (default): larger is better for accuracies, AUC, F1, IoU,
+            rewards and similar names; smaller is better for all others.
+        count: How many to keep. Default 1.
+    """
 
     metric: str
     mode: Mode = "auto"
@@ -34,22 +41,32 @@ class Best(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def bigger(self) -> bool:
-        """Whether a bigger value is a better one."""
+        """Whether a larger value is better."""
         if self.mode == "auto":
             return bool(_BIGGER_IS_BETTER.search(self.metric))
         return self.mode == "max"
 
 
 class Item(msgspec.Struct, frozen=True):
-    """A checkpoint as retention sees it."""
+    """A checkpoint as retention sees it: its name and its metrics."""
 
     id: CheckpointId
     metrics: Mapping[str, float] = {}
 
 
 class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What to keep. last: the newest so many, None: all. every: the first in each so many steps
-    of a phase. best: by a metric."""
+    """Which checkpoints to keep. A checkpoint is kept if any rule wants it.
+
+    Example:
+
+        Keep.parse("last:3,every:1000,best:val_loss:min:2")
+
+    Attributes:
+        last: How many of the newest to keep. Default 3; None keeps all.
+        every: Also keep the first checkpoint of every so many steps of a phase. Default None: no
+            such rule.
+        best: Also keep the best by a metric. Default None: no such rule.
+    """
 
     last: int | None = 3
     every: int | None = None
@@ -57,9 +74,17 @@ class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def parse(cls, text: str | int | Keep) -> Keep:
-        """Return what `3`, "all", "last:3,every:1000,best:val_loss:min:2" mean.
+        """Parse a number, "all", or rules such as "last:3,every:1000,best:val_loss:min:2".
 
-        Rules that are not named keep their defaults. Raises `UsageError` (field "keep").
+        Args:
+            text: The rules, separated by commas. A number N means "last:N". A `Keep` is returned
+                unchanged.
+
+        Returns:
+            The rules. Those not named keep their defaults.
+
+        Raises:
+            UsageError: `text` is not a valid set of rules.
         """
         if isinstance(text, Keep):
             return text
@@ -80,7 +105,7 @@ class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             elif rule == "best":
                 found[rule] = _best(value, part)
             else:
-                raise UsageError(field="keep", problem=f"{part!r} is no rule", hint=_HINT)
+                raise UsageError(field="keep", problem=f"unknown rule {part!r}", hint=_HINT)
         return cls(**found)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
@@ -93,7 +118,7 @@ class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def plan(items: Sequence[Item], keep: Keep) -> set[CheckpointId]:
-    """Return which of the checkpoints to keep. The newest is always among them."""
+    """Return the checkpoints to keep. The newest is always one of them."""
     ordered = sorted(items, key=lambda item: item.id)
     if keep.last is None:
         return {item.id for item in ordered}
@@ -119,13 +144,15 @@ def _best_of(ordered: Iterable[Item], best: Best) -> set[CheckpointId]:
         for item in ordered
         if not math.isnan(item.metrics.get(best.metric, math.nan))
     ]
-    # Equally good ones: the older, as it was the one that reached it.
+    # Of equally good ones the older is kept: it reached the value first.
     return {checkpoint for _, checkpoint in sorted(scored)[: best.count]}
 
 
 def _count(value: str, part: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", value.strip()) or int(value) < 1:
-        raise UsageError(field="keep", problem=f"{part!r} needs a number from 1", hint=_HINT)
+        raise UsageError(
+            field="keep", problem=f"{part!r} needs a whole number of at least 1", hint=_HINT
+        )
     return int(value)
 
 

@@ -1,7 +1,7 @@
-"""A small JSON document together with the hash of its exact bytes.
+"""Sealed documents: JSON together with the hash of its exact bytes.
 
-`{"checksum":"xxh3:<32 hex digits>","body":<JSON>}` with nothing before or after: each byte is
-either fixed or hashed, so a single flipped, missing or added one is found.
+The file is `{"checksum":"xxh3:<32 hex digits>","body":<JSON>}`, with nothing before or after. Every
+byte is either fixed or hashed, so a single flipped, missing or added byte is detected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from outlast_checkpoints.errors import FormatError, FormatTooNew
 
 T = TypeVar("T")
 
-# What decoding raises for what is no JSON, is something else, is no text, or is nested without end.
+# What decoding raises for invalid JSON, a wrong type, invalid UTF-8, and endless nesting.
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _HEAD = b'{"checksum":"'
@@ -29,26 +29,26 @@ class _Format(msgspec.Struct):
 
 
 def checksum(data: bytes) -> str:
-    """Return the hash of `data` as it is written in manifests: "xxh3:" and 32 hex digits."""
+    """Return the hash of `data` as manifests write it: "xxh3:" and 32 hex digits."""
     return f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
 
 
 def seal(value: msgspec.Struct) -> bytes:
-    """Return the document that holds `value`."""
+    """Return the sealed document of `value`."""
     body = msgspec.json.format(msgspec.json.encode(value), indent=2)
     return b"".join((_HEAD, checksum(body).encode(), _MIDDLE, body, _TAIL))
 
 
 def unseal(data: bytes, path: str, kind: type[T], known: int) -> T:
-    """Return the value of a document found at `path`.
+    """Return the value of the sealed document read from `path`.
 
-    known: the newest format number that can be read. Raises `FormatError`, `FormatTooNew`.
+    known: the newest format number that this code reads. Raises `FormatError`, `FormatTooNew`.
     """
     start = len(_HEAD) + _DIGITS + len(_MIDDLE)
     body = data[start : -len(_TAIL)]
     expected = b"".join((_HEAD, checksum(body).encode(), _MIDDLE, body, _TAIL))
     if data != expected:
-        raise FormatError(path=path, reason="its checksum does not fit its content")
+        raise FormatError(path=path, reason="its checksum does not match its content")
     try:
         found = msgspec.json.decode(body, type=_Format).format
         if found > known:

@@ -1,4 +1,4 @@
-"""What is held in memory between the loop and the writer: frozen values, no I/O."""
+"""Snapshots: the training state in memory, on its way from the loop to the writer. No I/O."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from outlast_checkpoints.format.layout import Stage
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The place in the training that a snapshot was taken at.
+    """The place in the training at which a snapshot was taken.
 
-    phase: index of the `fit`/`Loop` in the script, from 0. step: steps done in the phase.
-    epoch, batch: the next batch to train (batch counts from 0 in its epoch). stage: see `Stage`.
-    epochs: the phase's final epoch. steps_per_epoch: None when it is not known.
-    seed: the phase's data seed.
+    Attributes:
+        phase: Index of the `fit` or `Loop` in the script, from 0.
+        step: Optimizer updates done in the phase.
+        epoch: Epoch of the next batch, from 0.
+        batch: Index of the next batch in its epoch, from 0.
+        stage: Where between two steps; see `Stage`. Default `Stage.STEP`.
+        phase_name: The phase's name, if the script gave it one.
+        epochs: The epoch at which the phase ends. None if unknown.
+        steps_per_epoch: Batches per epoch. None if unknown.
+        seed: Seed of the order of samples in the phase. None if there is none.
     """
 
     phase: int
@@ -32,23 +38,27 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def finished(self) -> bool:
-        """Whether the phase is over."""
+        """Whether the phase is finished."""
         return self.stage == Stage.END
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayFile:
-    """Arrays by HDF5 dataset path ("layers/dense/vars/0"), and attributes by group path.
+    """The content of one HDF5 file of a snapshot.
 
-    An array is anything that `numpy.asarray` reads without changing it afterwards; on the CPU
-    they are views of held buffers, so that holding costs no copy.
+    Attributes:
+        arrays: Arrays by dataset path, such as "layers/dense/vars/0". Anything that
+            `numpy.asarray` accepts, of any shape, with a numeric or boolean dtype or one of
+            `ml_dtypes`. On the CPU `fit` passes views of the model's buffers, so taking a
+            snapshot copies nothing.
+        group_attributes: Text attributes by group path, then by name. Default: none.
     """
 
     arrays: Mapping[str, Any]
     group_attributes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def taken(self) -> ArrayFile:
-        """Return the same file, and hold none of its arrays any more."""
+        """Return the same file and drop this one's references to the arrays."""
         arrays = dict(self.arrays)
         if isinstance(self.arrays, MutableMapping):
             self.arrays.clear()
@@ -59,10 +69,23 @@ class ArrayFile:
 class Snapshot:
     """The complete training state at one place, not yet committed.
 
-    files: array files by name ("model.weights.h5"). documents: small finished files by name
-    ("model.json"). metrics: the newest logs (with val_*), used by retention. let_go: whoever
-    writes it lets go of each array as soon as it is written, so that less than a second copy of
-    the state is in memory; then it cannot be written again, not even when that failed.
+    Example:
+
+        Snapshot(
+            Progress(phase=0, step=100, epoch=0, batch=100),
+            files={"model.weights.h5": ArrayFile({"layers/dense/vars/0": weights})},
+            metrics={"loss": 0.25},
+        )
+
+    Attributes:
+        progress: The place in the training.
+        files: Array files by name. Names end in ".h5".
+        documents: Other files by name, as bytes, such as "model.json". Default: none.
+        metrics: The newest logs by name, including `val_*`. Retention rules read them. Default:
+            none.
+        let_go: Release each array as soon as it is written, so that saving needs less memory than
+            a second copy of the state. The snapshot can then be written only once, even if
+            writing fails. Default False.
     """
 
     progress: Progress
@@ -73,6 +96,6 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes of all arrays that know how many they have, as numpy's do."""
+        """The size of all arrays in bytes. Arrays without `nbytes` are not counted."""
         arrays = (array for file in self.files.values() for array in file.arrays.values())
         return sum(getattr(array, "nbytes", 0) for array in arrays)

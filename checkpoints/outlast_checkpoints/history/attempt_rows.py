@@ -18,7 +18,7 @@ from outlast_checkpoints.history.row import Row
 from outlast_checkpoints.storage.base import Storage
 
 if TYPE_CHECKING:
-    from outlast_checkpoints.history.columns import ColumnReader, Columns
+    from outlast_checkpoints.history.columns import Columns
 
 _PIECE = 1 << 20
 _BLOCK = 64 << 10
@@ -60,36 +60,13 @@ class Part:
                     yield row
             at += len(text) + 1
 
-    def columns(self, start: int = 0, reader: ColumnReader | None = None) -> Iterator[Columns]:
-        """Give the numbers of all rows from byte `start` on, block by block.
-
-        reader: one that has read rows like these already, which saves it from learning.
-        """
+    def columns(self) -> Iterator[Columns]:
+        """Yield the numbers of all rows, block by block."""
         from outlast_checkpoints.history.columns import ColumnReader
 
-        reader = reader or ColumnReader()
-        for lines, at in self._lines(start):
+        reader = ColumnReader()
+        for lines, at in self._lines(0):
             yield from reader.read(lines, self._attempt, at)
-
-    def size(self) -> int:
-        """Return how many bytes there are to read, at most."""
-        whole = sum(size for _, size in self.files)
-        return whole if self._mark is None else min(whole, self._mark)
-
-    def shares(self, size: int) -> list[tuple[int, int | None]]:
-        """Return where parts of about `size` bytes begin and end; the last one has the mark's end.
-
-        Each begins where `columns` begins a block in any case, so that what is read share by
-        share comes in the very same blocks.
-        """
-        end = self.size()
-        step = -(-size // _PIECE) * _PIECE
-        cuts = [0]
-        for place in range(step, end, step):
-            last = self._read(place - _PIECE, place).rfind(b"\n") + 1
-            if last:
-                cuts.append(place - _PIECE + last)
-        return list(zip(cuts, [*cuts[1:], self._mark], strict=True))
 
     def backwards(self, kind: str | None = None) -> Iterator[Row]:
         """Give the rows (of a kind), newest first, reading only what that takes."""
@@ -210,8 +187,7 @@ class Part:
             stop = size if end is None else min(size, end - base)
             at = max(0, start - base)
             while at < stop:
-                # Up to the same places wherever the reading began.
-                piece = self._storage.read_range(path, at, min(stop, at + _PIECE - at % _PIECE))
+                piece = self._storage.read_range(path, at, min(stop, at + _PIECE))
                 if not piece:
                     break
                 yield piece

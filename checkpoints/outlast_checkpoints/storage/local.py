@@ -11,13 +11,13 @@ import errno
 import functools
 import os
 import shutil
-import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
+from outlast_checkpoints.storage import durable_files
 from outlast_checkpoints.storage.base import (
     Appender,
     Capabilities,
@@ -25,13 +25,9 @@ from outlast_checkpoints.storage.base import (
     check_path,
     storage_error,
 )
+from outlast_checkpoints.storage.local_appender import LocalAppender
 
-_TEMPORARY = ".tmp-"
-_FILE, _FOLDER = 0o600, 0o700  # what is made is its user's alone; the umask may take more away
-_SMALL, _LARGE = 64 << 10, 4 << 20  # bytes that are read of a file first, and at most at a time
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-_CANNOT_LINK_THIS = _NO_LINKS | {errno.EXDEV, errno.ENOENT}
-_CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+_CANNOT_LINK_THIS = durable_files.NO_LINKS | {errno.EXDEV, errno.ENOENT}
 
 
 class LocalStorage:
@@ -62,13 +58,13 @@ class LocalStorage:
     def read(self, path: str) -> bytes:
         # By the plain calls, as `list` does: lists and tails are thousands of small reads.
         try:
-            return _read(self._name(path))
+            return durable_files.read(self._name(path))
         except OSError as error:
             raise storage_error(error, "read", path, self.root) from error
 
     def read_range(self, path: str, start: int, end: int | None) -> bytes:
         try:
-            return _read(self._name(path), start, end)
+            return durable_files.read(self._name(path), start, end)
         except OSError as error:
             raise storage_error(error, "read", path, self.root) from error
 
@@ -97,15 +93,15 @@ class LocalStorage:
             self._make_folder(target.parent)
             if os.path.lexists(target):
                 # Whoever repeats a create whose answer was lost needs to know it is durable.
-                _sync_folder(target.parent)
+                durable_files.sync_folder(target.parent)
                 raise AlreadyExists(path=path, root=self.root)
-            temporary = _write_temporary(target, data, durable=True)
+            temporary = durable_files.write_temporary(target, data, durable=True)
             try:
-                _link(temporary, target)
+                durable_files.link(temporary, target)
             finally:
                 with suppress(OSError):
                     temporary.unlink()
-            _sync_folder(target.parent)
+            durable_files.sync_folder(target.parent)
 
     def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
         target = self._at(path)
@@ -113,8 +109,8 @@ class LocalStorage:
             if durable:
                 self._make_folder(target.parent)
             else:
-                _mkdir(target.parent)
-            temporary = _write_temporary(target, data, durable=durable)
+                durable_files.make_folder(target.parent)
+            temporary = durable_files.write_temporary(target, data, durable=durable)
             try:
                 temporary.replace(target)
             except OSError:
@@ -122,7 +118,7 @@ class LocalStorage:
                     temporary.unlink()
                 raise
             if durable:
-                _sync_folder(target.parent)
+                durable_files.sync_folder(target.parent)
 
     def list(self, folder: str) -> list[str]:
         try:
@@ -131,7 +127,7 @@ class LocalStorage:
             return []
         except OSError as error:
             raise storage_error(error, "list", folder, self.root) from error
-        return sorted(name for name in names if not name.startswith(_TEMPORARY))
+        return sorted(name for name in names if not name.startswith(durable_files.TEMPORARY))
 
     def delete(self, path: str) -> None:
         target = self._at(path)
@@ -140,7 +136,7 @@ class LocalStorage:
                 return  # what it leads to is somebody else's; `delete_tree` takes the link
             target.unlink()
             # Synced, so that "manifest first" holds across a power loss as well.
-            _sync_folder(target.parent)
+            durable_files.sync_folder(target.parent)
 
     def delete_tree(self, folder: str) -> None:
         target = self._at(folder)
@@ -164,8 +160,8 @@ class LocalStorage:
                 raise AlreadyExists(path=path, root=self.root)
             try:
                 yield target
-                _sync_file(target)
-                _sync_folder(target.parent)
+                durable_files.sync_file(target)
+                durable_files.sync_folder(target.parent)
             except BaseException:
                 with suppress(OSError):
                     target.unlink()
@@ -188,16 +184,18 @@ class LocalStorage:
                 if error.errno in _CANNOT_LINK_THIS:
                     return False
                 # Over NFS the answer to a link that worked may be lost: look whose name it is.
-                if not (isinstance(error, FileExistsError) and _same(there, target)):
+                if not (
+                    isinstance(error, FileExistsError) and durable_files.is_same(there, target)
+                ):
                     raise
-            _sync_folder(target.parent)
+            durable_files.sync_folder(target.parent)
             return True
 
     def appender(self, path: str) -> Appender:
         with self._errors("open", path):
             target = self._at(path)
             self._make_folder(target.parent)
-            return _LocalAppender(target, path, self.root)
+            return LocalAppender(target, path, self.root)
 
     def local_path(self, path: str) -> Path | None:
         return self._at(path) if path else self._root
@@ -206,7 +204,7 @@ class LocalStorage:
         left = []
         for folder, _, names in os.walk(self.root):
             for name in names:
-                if name.startswith(_TEMPORARY):
+                if name.startswith(durable_files.TEMPORARY):
                     path = Path(folder) / name
                     with suppress(FileNotFoundError), self._errors("look at", name):
                         found = path.stat()
@@ -255,150 +253,8 @@ class LocalStorage:
             if above != self._root and self._root not in above.parents and above.exists():
                 break
             chain.append(above)
-        _mkdir(folder)
+        durable_files.make_folder(folder)
         for made in reversed(chain):
-            _sync_folder(made.parent)
+            durable_files.sync_folder(made.parent)
             with self._lock:
                 self._durable.add(made)
-
-
-class _LocalAppender:
-    """Writes at an offset of its own, so that what a failed write left is written over."""
-
-    def __init__(self, target: Path, path: str, root: str) -> None:
-        self._target, self._path, self._root = target, path, root
-        self._file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _FILE)
-        self._size = self._durable = os.fstat(self._file).st_size
-        self._named = self._sync_failed = False
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def write(self, data: bytes) -> None:
-        try:
-            _write_all(self._file, data, self._size)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._file, self._size)
-            raise storage_error(error, "append to", self._path, self._root) from error
-        self._size += len(data)
-
-    def sync(self) -> None:
-        try:
-            if self._sync_failed:
-                # The kernel takes what it could not write for written: it has to be told again.
-                lost = os.pread(self._file, self._size - self._durable, self._durable)
-                _write_all(self._file, lost, self._durable)
-            self._sync_failed = True
-            os.fsync(self._file)
-            self._sync_failed, self._durable = False, self._size
-            if not self._named:
-                _sync_folder(self._target.parent)
-                self._named = True
-        except OSError as error:
-            raise storage_error(error, "sync", self._path, self._root) from error
-
-    def close(self) -> None:
-        if self._file >= 0:
-            file, self._file = self._file, -1
-            try:
-                os.close(file)
-            except OSError as error:
-                raise storage_error(error, "close", self._path, self._root) from error
-
-
-def _mkdir(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=_FOLDER, exist_ok=True)
-    except FileNotFoundError:
-        _mkdir(folder.parent)
-        folder.mkdir(mode=_FOLDER, exist_ok=True)
-    except FileExistsError as error:
-        # Not to be taken for the file itself being there already.
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
-
-
-def _read(name: str, start: int = 0, end: int | None = None) -> bytes:
-    """Return the bytes of a file from `start` to before `end`, or to its own end."""
-    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        pieces = []
-        size = _SMALL
-        while piece := os.pread(
-            file, size if end is None else max(0, min(_LARGE, end - start)), start
-        ):
-            pieces.append(piece)
-            start += len(piece)
-            size = _SMALL if len(piece) < size else min(2 * size, _LARGE)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    finally:
-        os.close(file)
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(file, view, offset)
-        view, offset = view[count:], offset + count
-
-
-def _write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
-    temporary = target.with_name(f"{_TEMPORARY}{os.urandom(8).hex()}")
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE)
-    try:
-        try:
-            _write_all(file, data, 0)
-            if durable:
-                os.fsync(file)
-        finally:
-            os.close(file)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    return temporary
-
-
-def _link(temporary: Path, target: Path) -> None:
-    try:
-        os.link(temporary, target)
-    except OSError as error:
-        with suppress(OSError):
-            # Over NFS the answer to a link that worked may be lost: the count tells.
-            if temporary.stat().st_nlink == 2:
-                return
-        if error.errno in _NO_LINKS:
-            reason = "this file system has no hard links, which committing needs; use another one"
-            raise OSError(error.errno, reason) from error
-        raise
-
-
-def _same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
-
-
-def _sync_file(path: Path) -> None:
-    """Make durable what somebody else has written, for its user alone."""
-    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        mode = stat.S_IMODE(os.fstat(file).st_mode)
-        if mode & ~_FILE:
-            os.fchmod(file, mode & _FILE)
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    except OSError as error:
-        if error.errno not in _CANNOT_SYNC_FOLDERS:
-            raise
-    finally:
-        os.close(file)

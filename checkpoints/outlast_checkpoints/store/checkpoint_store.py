@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,28 +12,27 @@ from outlast_checkpoints.errors import (
     AlreadyExists,
     CheckpointDamaged,
     CommitUnknown,
-    FormatError,
-    FormatTooNew,
-    NoCheckpoint,
-    NotFound,
     StorageError,
     Superseded,
     UsageError,
 )
 from outlast_checkpoints.format import layout, lineage, manifest
 from outlast_checkpoints.format.layout import CheckpointId, Stage
-from outlast_checkpoints.format.lineage import Lineage, Origin
+from outlast_checkpoints.format.lineage import Origin
 from outlast_checkpoints.format.manifest import HistoryMark, Manifest
-from outlast_checkpoints.format.retention import Item, Keep, plan
+from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.format.snapshot import Snapshot
-from outlast_checkpoints.storage.base import Storage, is_damage, read_document
-from outlast_checkpoints.store import files
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store import files, outcome, pruning
+from outlast_checkpoints.store.checkpoint_reader import CheckpointReader
 from outlast_checkpoints.store.files import Damage, Loaded
+from outlast_checkpoints.store.pruning import Writing
+from outlast_checkpoints.store.transfer import send_unless_there
 
 __all__ = ["CheckpointStore", "Damage", "Loaded"]
 
 
-class CheckpointStore:
+class CheckpointStore(CheckpointReader):
     """The checkpoints of one job.
 
     attempt: whose checkpoints `save` writes; None: only reading and pruning.
@@ -56,7 +53,7 @@ class CheckpointStore:
         past_cache: bool = False,
         ahead: Callable[[], Loaded | None] = lambda: None,
     ) -> None:
-        self.storage = storage
+        super().__init__(storage)
         self.attempt = attempt
         self._fence = fence
         self._writer = dict(writer or {})
@@ -64,8 +61,6 @@ class CheckpointStore:
         self._ahead = ahead
         self._begun = False
         self._parent: str | None = None
-        self._origins: dict[int, Origin] = {}
-        self._manifests: dict[CheckpointId, Manifest] = {}
         self._saved: dict[CheckpointId, Manifest] = {}
         self._unknown: dict[CheckpointId, tuple[Manifest, bytes, dict[str, Seen]]] = {}
         self._seen: dict[str, Seen] = {}  # by the last commit, of its files
@@ -82,12 +77,12 @@ class CheckpointStore:
         starting over would throw the training away.
         """
         attempt = self._own_attempt()
-        line = self._lineage()
+        line = self.lineage()
         if line.attempts and line.attempts[0] > attempt:
             raise Superseded(attempt=attempt, by=line.attempts[0])
         if attempt in self._origins and not self._begun:
             raise Superseded(attempt=attempt, by=f"{attempt}, begun elsewhere")
-        found, damages = self._latest(self._checked if verify else self._verify_manifest)
+        found, damages = self._newest(self._checked if verify else self._verify_manifest)
         if self._begun:
             return found, damages
         if found is not None and found.id.attempt >= attempt:  # begun while this one looked
@@ -105,7 +100,7 @@ class CheckpointStore:
         except AlreadyExists:
             raise Superseded(attempt=attempt, by=f"{attempt}, begun elsewhere") from None
         except StorageError as error:
-            self._look_again(path, data, error)
+            outcome.confirm_created(self.storage, path, data, error)
         self._begun = True
         self._parent = origin.checkpoint
         return found, damages
@@ -134,10 +129,10 @@ class CheckpointStore:
         if reason not in manifest.REASONS:
             hint = f"One of {', '.join(manifest.REASONS)}."
             raise UsageError(field="reason", problem=f"{reason!r} is none", hint=hint)
-        if checkpoint in self._saved and self._has(checkpoint):
+        if checkpoint in self._saved and self.is_committed(checkpoint):
             return self._saved[checkpoint]
         if checkpoint not in self._unknown:
-            if self._has(checkpoint):
+            if self.is_committed(checkpoint):
                 return self.manifest(checkpoint)
             made, seen = self._prepare(checkpoint, snapshot, reason, history, held_ms)
             try:
@@ -169,7 +164,7 @@ class CheckpointStore:
         """
         checkpoint = made.id
         unknown = checkpoint in self._unknown
-        if self._has(checkpoint):
+        if self.is_committed(checkpoint):
             self._unknown.pop(checkpoint, None)
             self._adopting.discard(checkpoint)
             self._saved[checkpoint] = self._manifests[checkpoint] = made
@@ -178,7 +173,8 @@ class CheckpointStore:
         self._adopting.add(checkpoint)
         # Also when its manifest may be on its way: it may have been there, and pruned since.
         for entry in made.files:
-            self._copy(source, layout.checkpoint_file(checkpoint, entry.name), entry.size)
+            path = layout.checkpoint_file(checkpoint, entry.name)
+            send_unless_there(source, self.storage, path, entry.size)
         try:
             self._ask_fence()
         except Superseded:
@@ -188,68 +184,12 @@ class CheckpointStore:
         self._commit(checkpoint, made, data, {}, keep=True)
         self._adopting.discard(checkpoint)
 
-    def latest(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
-        """Return the newest good checkpoint of the lineage, and what newer ones are damaged by.
-
-        verify: read and hash every file; else a readable manifest is enough.
-        """
-        return self._latest(self.verify if verify else self._verify_manifest)
-
-    def _latest(
-        self, look: Callable[[CheckpointId], list[Damage]]
-    ) -> tuple[Manifest | None, list[Damage]]:
-        damages = [
-            Damage(folder, file, error.fields["reason"])
-            for error in lineage.read_lineage(self.storage, self._origins)[1]
-            for folder, _, file in [error.fields["path"].rpartition("/")]
-        ]
-        for checkpoint in reversed(self.ids()):
-            found = look(checkpoint)
-            if not found:
-                return self.manifest(checkpoint), damages
-            damages += found
-        return None, damages
-
-    def ids(self) -> list[CheckpointId]:
-        """Return what is committed and in the lineage, oldest first."""
-        line = self._lineage()
-        return [found for found in self._folders() if line.accepts(found) and self._has(found)]
-
-    def manifest(self, checkpoint: CheckpointId) -> Manifest:
-        """Return a checkpoint's manifest. Raises `NoCheckpoint`, `CheckpointDamaged`."""
-        if checkpoint in self._manifests:
-            return self._manifests[checkpoint]
-        path = layout.manifest(checkpoint)
-        try:
-            found = manifest.decode(read_document(self.storage, path), path)
-            if found.checkpoint != str(checkpoint):
-                raise FormatError(path=path, reason=f"it is that of {found.checkpoint}")
-        except NotFound:
-            raise NoCheckpoint(wanted=str(checkpoint), root=self.storage.root) from None
-        except FormatTooNew:
-            raise
-        except FormatError as error:
-            reason = error.fields["reason"]
-            raise Damage(str(checkpoint), layout.MANIFEST_FILE, reason).error() from error
-        except StorageError as error:
-            if not is_damage(error, local=self.storage.capabilities.local):
-                raise
-            reason = f"it cannot be read: {error.fields['reason']}"
-            raise Damage(str(checkpoint), layout.MANIFEST_FILE, reason).error() from error
-        self._manifests[checkpoint] = found
-        return found
-
     def load(self, checkpoint: CheckpointId) -> Loaded:
-        """Return a checkpoint's content. Raises `NoCheckpoint`, `CheckpointDamaged`."""
+        """Read a checkpoint's content; what `begin` has already read is not read again."""
         read, self._read = self._read, None
         if read is not None and read.manifest.checkpoint == str(checkpoint):
             return read
-        return files.load(self.storage, self.manifest(checkpoint))
-
-    def verify(self, checkpoint: CheckpointId) -> list[Damage]:
-        """Read and hash every file of a checkpoint; return what is wrong. Raises `NoCheckpoint`."""
-        damages = self._verify_manifest(checkpoint)
-        return damages or files.check(self.storage, self.manifest(checkpoint))
+        return super().load(checkpoint)
 
     def _checked(self, checkpoint: CheckpointId) -> list[Damage]:
         """As `verify`, and what was read is kept for `load`: so it is read once, and what was
@@ -270,18 +210,9 @@ class CheckpointStore:
 
         It changes nothing: `begin` looks again. Raises `StorageError`, `FormatTooNew`.
         """
-        self._latest(self._checked)
+        self._newest(self._checked)
         read, self._read = self._read, None
         return read
-
-    def orphans(self) -> list[str]:
-        """Return the folders that are no checkpoints: never committed, or out of the lineage."""
-        committed = set(self.ids())
-        return [str(found) for found in self._folders() if found not in committed]
-
-    def finished_phases(self) -> dict[int, CheckpointId]:
-        """Return the checkpoint of each finished phase's end."""
-        return _ends(self.ids())
 
     def delete(self, checkpoint: CheckpointId) -> None:
         """Delete a checkpoint, manifest first, so that it is never seen in part."""
@@ -309,24 +240,10 @@ class CheckpointStore:
 
     def unwanted(self, keep: Keep) -> dict[CheckpointId, str]:
         """Return what `prune` deletes, oldest first, and why."""
-        line = self._lineage()
-        folders = self._folders()
-        ids = [found for found in folders if line.accepts(found) and self._has(found)]
-        kept = plan([Item(found, self._metrics(found)) for found in ids], keep)
-        kept |= set(_ends(ids).values()) | self._needed(ids, line)
-        orphans = set(folders) - set(ids)
-        unwanted = {}
-        for found in folders:
-            if found not in orphans:
-                if found not in kept:
-                    unwanted[found] = f"{keep} does not keep it"
-            elif self._is_past(found, line):
-                unwanted[found] = (
-                    "it is beyond where the next attempt took over"
-                    if self._has(found)
-                    else "it was never committed, and its attempt is over"
-                )
-        return unwanted
+        writing = Writing(
+            self.attempt, self._begun, self._saved.keys(), self._unknown.keys(), self._adopting
+        )
+        return pruning.unwanted(self, keep, writing)
 
     def _prepare(
         self,
@@ -341,7 +258,7 @@ class CheckpointStore:
             # What an earlier save of this place left when it failed; it has no manifest.
             again = checkpoint in self._tried
             self._tried.add(checkpoint)
-            if again and self._over_when_it_raises:
+            if again and outcome.is_settled(self.storage):
                 self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
             written = files.write(
                 self.storage,
@@ -389,7 +306,7 @@ class CheckpointStore:
             self.storage.create(path, data)
         except StorageError as error:
             try:
-                self._look_again(path, data, error)
+                outcome.confirm_created(self.storage, path, data, error)
             except CommitUnknown:
                 raise
             except StorageError:
@@ -414,117 +331,16 @@ class CheckpointStore:
             if path is not None:
                 page_cache.let_go(path)
 
-    def _copy(self, source: Storage, path: str, size: int) -> None:
-        """Copy a file that nobody else writes: one of its size is an earlier try's."""
-        with suppress(NotFound):
-            if self.storage.size(path) == size:
-                return
-        with source.fetch(path) as there, self.storage.stage(path, over=True) as here:
-            try:
-                os.link(there, here)
-            except OSError:  # another file system
-                if self.storage.capabilities.local:
-                    shutil.copyfile(there, here)
-                else:
-                    here.symlink_to(there)  # it is only read, to be uploaded
-
     def _discard(self, checkpoint: CheckpointId) -> None:
         """Clear away what is certainly not committed: the next save may need the space."""
         self._unknown.pop(checkpoint, None)
-        if not self._over_when_it_raises:
+        if not outcome.is_settled(self.storage):
             return
         with suppress(StorageError):
-            if not self._has(checkpoint):
+            if not self.is_committed(checkpoint):
                 self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
-
-    @property
-    def _over_when_it_raises(self) -> bool:
-        """Whether what was asked of the storage has happened or not when a call raises.
-
-        Elsewhere a request that was given up on may still arrive. A deletion would take what has
-        been written since: nothing is deleted there that this attempt may write again.
-        """
-        here = self.storage.capabilities
-        return here.local or here.in_process
-
-    def _look_again(self, path: str, data: bytes, error: StorageError) -> None:
-        """Return when a create that raised worked after all; raise `error` when it did not.
-
-        Creating a second time is how to learn that the file is not only visible but durable.
-        """
-        problem = error
-        if not isinstance(error, AlreadyExists):
-            try:
-                self.storage.create(path, data)
-                return
-            except StorageError as again:
-                problem = again
-        try:
-            there = self.storage.read(path)
-        except NotFound:
-            if self._over_when_it_raises:
-                raise problem from None
-            # A request that was given up on may still arrive.
-            raise CommitUnknown(path=path, reason=str(problem)) from error
-        except StorageError as unread:
-            raise CommitUnknown(path=path, reason=str(unread)) from error
-        if there != data:
-            raise problem
-        if not isinstance(problem, AlreadyExists):
-            raise CommitUnknown(path=path, reason=str(problem)) from error
 
     def _own_attempt(self) -> int:
         if self.attempt is None:
             raise UsageError(field="store", problem="it is read only", hint="Give an attempt.")
         return self.attempt
-
-    def _lineage(self) -> Lineage:
-        return lineage.read_lineage(self.storage, self._origins)[0]
-
-    def _folders(self) -> list[CheckpointId]:
-        names = map(CheckpointId.parse, self.storage.list(layout.CHECKPOINTS))
-        return sorted(found for found in names if found is not None)
-
-    def _has(self, checkpoint: CheckpointId) -> bool:
-        return self.storage.exists(layout.manifest(checkpoint))
-
-    def _verify_manifest(self, checkpoint: CheckpointId) -> list[Damage]:
-        self._manifests.pop(checkpoint, None)
-        try:
-            self.manifest(checkpoint)
-        except CheckpointDamaged as error:
-            return [Damage(str(checkpoint), layout.MANIFEST_FILE, error.fields["reason"])]
-        return []
-
-    def _metrics(self, checkpoint: CheckpointId) -> Mapping[str, float]:
-        try:
-            return self.manifest(checkpoint).metrics
-        except (CheckpointDamaged, NoCheckpoint):
-            return {}
-
-    def _needed(self, ids: list[CheckpointId], line: Lineage) -> set[CheckpointId]:
-        """What a resume may need, whatever the rules say."""
-        needed = set(ids[-1:])
-        if not self._over_when_it_raises:  # a second manifest of it may be on its way
-            needed |= set(self._unknown)
-        if line.newest is not None and line.newest.checkpoint is not None:
-            needed |= {found for found in ids if str(found) == line.newest.checkpoint}
-        if ids and ids[-1] not in self._saved:
-            good, _ = self.latest()  # the newest was written by somebody else: is it good?
-            needed |= {good.id} if good else set(ids)
-        return needed
-
-    def _is_past(self, orphan: CheckpointId, line: Lineage) -> bool:
-        """Whether nobody can be writing an orphan any more, so that it can go."""
-        newest = line.attempts[0] if line.attempts else 0
-        if orphan.attempt == self.attempt:
-            if not self._begun or orphan in {*self._unknown, *self._adopting} or self._has(orphan):
-                return False
-            return self._over_when_it_raises or any(orphan < saved for saved in self._saved)
-        if self.attempt is None and self.storage.local_path("") is None and not self._has(orphan):
-            return False  # a later attempt may be sending it: only its age can tell
-        return orphan.attempt < newest
-
-
-def _ends(ids: list[CheckpointId]) -> dict[int, CheckpointId]:
-    return {found.phase: found for found in ids if found.stage == Stage.END}

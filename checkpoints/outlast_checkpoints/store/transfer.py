@@ -5,6 +5,8 @@ What is there already and right is not written again.
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -161,3 +163,21 @@ class _Unreadable(Exception):
         missing = isinstance(cause, NotFound)
         self.reason = "it is missing" if missing else f"it cannot be read: {cause.fields['reason']}"
         super().__init__(self.reason)
+
+
+def send_unless_there(source: Storage, target: Storage, path: str, size: int) -> None:
+    """Copy a file that only this process writes; one of the right size is an earlier copy.
+
+    On this machine the copy is a hard link where the file system allows it.
+    """
+    with suppress(NotFound):
+        if target.size(path) == size:
+            return
+    with source.fetch(path) as there, target.stage(path, over=True) as here:
+        try:
+            os.link(there, here)
+        except OSError:  # another file system
+            if target.capabilities.local:
+                shutil.copyfile(there, here)
+            else:
+                here.symlink_to(there)  # the upload only reads it

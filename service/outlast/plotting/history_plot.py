@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from outlast.atomic_file import replacing
 from outlast.plotting.curves import Curves
@@ -14,8 +13,6 @@ from outlast_checkpoints.errors import UsageError
 
 if TYPE_CHECKING:
     from outlast_checkpoints.history import HistoryReader
-
-MOST_PROCESSES: Final = 4
 
 
 def plot_history(
@@ -29,7 +26,7 @@ def plot_history(
     """
     if path.suffix.lower() != ".png":
         raise UsageError(field="--plot", problem=f"{path.name!r} is no PNG", hint="End it in .png.")
-    curves = Curves.of(reader.columns(processes()), reader.restarts())
+    curves = Curves.of(reader.columns(), reader.restarts())
     for name in metrics:
         if name not in curves.panels:
             raise UsageError(
@@ -44,10 +41,3 @@ def plot_history(
     with replacing(path) as file:
         file.write(draw(curves, title=title, metrics=metrics))
     return curves
-
-
-def processes() -> int:
-    """Return how many processes may read a long history: what this one may use of the machine."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    return min(MOST_PROCESSES, os.cpu_count() or 1)

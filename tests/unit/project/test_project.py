@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -214,6 +215,44 @@ def test_requirements_are_package_names_only() -> None:
         assert Requirement(text).url is None
     for name, version in pins().items():
         assert re.fullmatch(r"[\w.]+", version), name
+
+
+# Packages whose import name differs from the name they are installed by.
+INSTALLED_AS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
+# Imported only inside a process that has loaded it already: a notebook.
+HOSTS = {"IPython"}
+
+
+def third_party_imports() -> dict[str, set[str]]:
+    """The top-level third-party modules that the two packages import, each with its files."""
+    found: dict[str, set[str]] = {}
+    for path in OUR_FILES:
+        if path.suffix != ".py" or not relative(path).startswith(("checkpoints/", "service/")):
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                names = [node.module]
+            for name in {name.partition(".")[0] for name in names}:
+                found.setdefault(name, set()).add(relative(path))
+    ours = {"outlast", "outlast_checkpoints"}
+    return {name: found[name] for name in found.keys() - sys.stdlib_module_names - ours}
+
+
+def test_every_import_is_a_declared_dependency_or_extra() -> None:
+    project = PROJECT["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {canonicalize_name(Requirement(text).name) for texts in lists for text in texts}
+    imports = third_party_imports()
+    assert {"numpy", "ml_dtypes", "pytest", "torch"} <= imports.keys()
+    undeclared = {
+        name: files
+        for name, files in imports.items()
+        if name not in HOSTS and canonicalize_name(INSTALLED_AS.get(name, name)) not in declared
+    }
+    assert undeclared == {}
 
 
 def test_every_extra_that_an_error_tells_to_install_exists() -> None:

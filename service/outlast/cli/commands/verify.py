@@ -126,9 +126,7 @@ def _parts(place: Place) -> dict[str, dict[str, Any]]:
 
 
 def _count_rows(history: HistoryReader) -> int:
-    from outlast.plotting.history_plot import processes
-
-    return sum(len(some.steps) for some in history.columns(processes()))
+    return sum(len(some.steps) for some in history.columns())
 
 
 def _part(count: Callable[[], int]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_pairs_can_be_a_list(config: Path) -> None:
         ("config = 'a'", "unknown option 'config'"),
         ("debug = true", "unknown option 'debug'"),
         ("root = 'x'\n[job]\nkeep = 1", "'root' stands beside the table [job]"),
-        ("keep = 'none'", "'keep': 'none' is no rule"),
+        ("keep = 'none'", "'keep': unknown rule 'none'"),
         ("max_retries = true", "'max_retries' must be a single value"),
         ("max_retries = 'a'", "'max_retries': 'a' is not a valid integer"),
         ("max_retries = -1", "'max_retries': -1 is not in the range x>=0"),

@@ -21,9 +21,9 @@ LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 7, 17 * BLOCK,
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of some blocks are large, and take several stages and pieces."""
+    """Files of some blocks are large, and take several buffers and pieces."""
     monkeypatch.setattr(page_cache, "WORTHWHILE", 1)
-    monkeypatch.setattr(direct_io, "_STAGE", 3 * BLOCK)
+    monkeypatch.setattr(direct_io, "_BUFFER", 3 * BLOCK)
     monkeypatch.setattr(direct_io, "_PIECE", 2 * BLOCK)
 
 
@@ -39,12 +39,12 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 def write(path: Path, content: bytes) -> None:
     pieces = random.Random(len(content))
     with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-        stage = direct_io.Stage(file)
+        writer = direct_io.DirectWriter(file)
         while content:
-            size = pieces.randint(0, 2 * direct_io._STAGE)
-            stage.write(memoryview(content)[:size])
+            size = pieces.randint(0, 2 * direct_io._BUFFER)
+            writer.write(memoryview(content)[:size])
             content = content[size:]
-        stage.end()
+        writer.end()
         os.fsync(file)
 
 

@@ -125,7 +125,7 @@ def test_only_what_has_parts_needs_a_newer_reader() -> None:
             {"format": 2, "files": (WHOLE, PART, FileEntry("c.h5", 1, DIGEST, PART.name))},
             "'c.h5' cannot be part",
         ),
-        ({"files": (WHOLE, PART)}, "format 1 has no parts"),
+        ({"files": (WHOLE, PART)}, "format 1 does not allow parts"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, object], reason: str) -> None:

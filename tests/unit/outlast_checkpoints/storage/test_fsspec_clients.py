@@ -348,7 +348,7 @@ def test_the_command_line_reads_jobs_from_the_web(
 
     assert "mlp  pending" in say(exit_codes.DONE, "list", "--root", url)
     assert '"state": "pending"' in say(exit_codes.DONE, "status", "--json", f"{url}/mlp")
-    assert "http:// is for reading" in say(exit_codes.USAGE, "stop", f"{url}/mlp")
+    assert "http:// is read-only" in say(exit_codes.USAGE, "stop", f"{url}/mlp")
 
 
 def test_nothing_can_be_written_to_the_web(on_the_web: tuple[str, Storage]) -> None:
@@ -365,7 +365,7 @@ def test_nothing_can_be_written_to_the_web(on_the_web: tuple[str, Storage]) -> N
         lambda: web.delete_tree("x"),
         stage,
     ):
-        with pytest.raises(ReadOnly, match="http:// is for reading") as caught:
+        with pytest.raises(ReadOnly, match="http:// is read-only") as caught:
             write()
         assert isinstance(caught.value, OutlastError)
     assert not web.capabilities.exclusive_create

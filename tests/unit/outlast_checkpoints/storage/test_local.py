@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +17,7 @@ import pytest
 from outlast_checkpoints.errors import AlreadyExists, StorageError, StorageFull, UsageError
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.local import LocalStorage
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """Let the kernel refuse to write beyond `size`: a full disk without a disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.support.disk_limits import files_no_longer_than
 
 
 def test_opening_makes_nothing(tmp_path: Path) -> None:

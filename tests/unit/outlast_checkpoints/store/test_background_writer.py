@@ -143,13 +143,13 @@ def test_an_array_that_is_written_is_let_go_of_while_the_next_one_is_written(
     del arrays
     snapshot = Snapshot(Progress(phase=0, step=1, epoch=0, batch=1), files, let_go=let_go)
     held: list[int] = []
-    write = hdf5_file._Plain.write
+    write = hdf5_file._PlainWriter.write
 
     def note(self: Any, data: Any) -> None:
         held.append(sum(one() is not None for one in there))
         write(self, data)
 
-    monkeypatch.setattr(hdf5_file._Plain, "write", note)
+    monkeypatch.setattr(hdf5_file._PlainWriter, "write", note)
     store = begun(storage)
     writer = Writer(store)
     writer.submit(snapshot, "step")

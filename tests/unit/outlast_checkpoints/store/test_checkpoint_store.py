@@ -249,7 +249,7 @@ def test_two_files_swapped_are_found(local: Storage) -> None:
     assert two is not None
     (two / "manifest.json").write_bytes((one / "manifest.json").read_bytes())
     (damage,) = CheckpointStore(local).verify(at(2))
-    assert "it is that of 00-000000000001.0-0001" in damage.reason
+    assert "it belongs to 00-000000000001.0-0001" in damage.reason
 
 
 def test_no_good_checkpoint_left_is_not_a_reason_to_start_over(local: Storage) -> None:

@@ -229,7 +229,7 @@ def test_damage_of_the_source_is_copied_and_named(places: Callable[[str], Storag
     assert sorted(str(damage) for damage in copied.damages) == [
         f"{ids[0]}: model.json: its content has changed (the hash differs)",
         f"{ids[1]}: state.h5: it is missing",
-        f"{ids[2]}: manifest.json: its checksum does not fit its content",
+        f"{ids[2]}: manifest.json: its checksum does not match its content",
     ]
     mine, theirs = CheckpointStore(source), CheckpointStore(target)
     assert [theirs.verify(one) for one in ids] == [mine.verify(one) for one in ids]

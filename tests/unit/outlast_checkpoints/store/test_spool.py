@@ -23,7 +23,7 @@ from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.store import checkpoint_store as store_module
+from outlast_checkpoints.store import transfer
 from outlast_checkpoints.store.background_writer import Writer
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.spool import Spool
@@ -214,7 +214,7 @@ def test_a_spool_on_another_file_system_than_temporary_files_is_sent_as_well(
         spool = Spool(tmp_path / "spool", LARGE)
         made = store.beside(spool.storage).save(sample_snapshot(1), reason="step")
         with monkeypatch.context() as patch:
-            patch.setattr(store_module, "os", SimpleNamespace(link=link))
+            patch.setattr(transfer, "os", SimpleNamespace(link=link))
             store.adopt(made, spool.storage)
         spool.forget(1)
         assert store.verify(made.id) == []

@@ -423,7 +423,7 @@ def test_a_good_job_verifies(outlast: Call, job: Storage, how: str) -> None:
     ("how", "name", "said"),
     [
         ("flip", "model.weights.h5", "its content has changed (the hash differs)"),
-        ("flip", "manifest.json", "its checksum does not fit its content"),
+        ("flip", "manifest.json", "its checksum does not match its content"),
         ("cut", "model.weights.h5", "bytes instead of"),
         ("delete", "notes.json", "it is missing"),
     ],
@@ -668,7 +668,7 @@ def test_prune_takes_the_jobs_own_rule_and_refuses_none(outlast: Call, job: Stor
     assert outlast("prune", "--json", "digits").json["keep"] == "last:3"
     answer = outlast("prune", "--keep", "last:0", "digits")
     assert answer.code == 2
-    assert "needs a number from 1" in answer.err
+    assert "needs a whole number of at least 1" in answer.err
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""The file operations under `LocalStorage`: each is durable, or leaves nothing, when it returns."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+TEMPORARY = ".tmp-"  # how temporary files begin; readers do not see them
+FILE_MODE, FOLDER_MODE = 0o600, 0o700  # for the user alone; the umask may take more away
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_SMALL, _LARGE = 64 << 10, 4 << 20  # bytes of the first read, and of the largest
+_CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    except FileNotFoundError:
+        make_folder(folder.parent)
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    except FileExistsError as error:
+        # Not to be taken for the file itself being there already.
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+
+
+def read(name: str, start: int = 0, end: int | None = None) -> bytes:
+    """Return the bytes of a file from `start` to before `end`, or to its own end."""
+    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = []
+        size = _SMALL
+        while piece := os.pread(
+            file, size if end is None else max(0, min(_LARGE, end - start)), start
+        ):
+            pieces.append(piece)
+            start += len(piece)
+            size = _SMALL if len(piece) < size else min(2 * size, _LARGE)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    finally:
+        os.close(file)
+
+
+def write_all(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(file, view, offset)
+        view, offset = view[count:], offset + count
+
+
+def write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
+    temporary = target.with_name(f"{TEMPORARY}{os.urandom(8).hex()}")
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        try:
+            write_all(file, data, 0)
+            if durable:
+                os.fsync(file)
+        finally:
+            os.close(file)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return temporary
+
+
+def link(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        with suppress(OSError):
+            # Over NFS the answer to a link that worked may be lost: the count tells.
+            if temporary.stat().st_nlink == 2:
+                return
+        if error.errno in NO_LINKS:
+            reason = "this file system has no hard links, which committing needs; use another one"
+            raise OSError(error.errno, reason) from error
+        raise
+
+
+def is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def sync_file(path: Path) -> None:
+    """Make durable what somebody else has written, for its user alone."""
+    file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        mode = stat.S_IMODE(os.fstat(file).st_mode)
+        if mode & ~FILE_MODE:
+            os.fchmod(file, mode & FILE_MODE)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def sync_folder(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC_FOLDERS:
+            raise
+    finally:
+        os.close(file)
