@@ -40,7 +40,7 @@ class Queued:
         """Submit it; return its number in the queue."""
         name = self.training.script
         options = ["--name", name, "--seed", self.training.seed, *self.training.options]
-        slurm = ["--backend", "slurm", "--partition", "low", "--grace", "60s"]
+        slurm = ["--engine", "slurm", "--partition", "low", "--grace", "60s"]
         script = SCRIPTS / f"{name}.py"
         self.outlast("submit", *options, *slurm, script, self.training.control)
         return self.number()

@@ -50,7 +50,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def job(tmp_path: Path) -> Storage:
     (tmp_path / "train.py").write_text(TRAINING, encoding="utf-8")
     root = open_storage(tmp_path / "jobs")
-    values: dict[str, Any] = {"script": "train.py", "cwd": str(tmp_path), "backend": "slurm"}
+    values: dict[str, Any] = {"script": "train.py", "cwd": str(tmp_path), "engine": "slurm"}
     submit(root, JobSpec(job="j", heartbeat_every=0.2, **values))
     return root.sub("j")
 

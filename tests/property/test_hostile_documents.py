@@ -216,7 +216,7 @@ def test_nesting_where_anything_may_stand(whole: Storage, what: str) -> None:
     content = whole.read(path)
     body = json.dumps(body_of(path, content)).encode()
     deep = b"[" * 5_000 + b"]" * 5_000
-    free = (b'"handle": {}', b'"backend_options": {}', b'"metrics": {}', b'"logs": {"loss": 0.5}')
+    free = (b'"handle": {}', b'"engine_options": {}', b'"metrics": {}', b'"logs": {"loss": 0.5}')
     for old in free:
         name = old.partition(b":")[0]
         if old in body:

@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
 
 def plan(storage: Storage, spec: JobSpec) -> str:
-    """Return what would be handed over. Raises `SpecInvalid`, `BackendUnknown`."""
+    """Return what would be handed over. Raises `SpecInvalid`, `PluginUnknown`."""
     from outlast import backends, engines
 
-    if spec.backend not in engines.names():
-        backends.get(spec.backend)
-    return engines.get(spec.backend).plan(spec, storage).rstrip("\n") + "\n"
+    backends.get(spec.backend)
+    return engines.get(spec.engine).plan(spec, storage).rstrip("\n") + "\n"
 
 
 def hand_over(place: Place) -> Queued:
@@ -34,9 +33,9 @@ def hand_over(place: Place) -> Queued:
     from outlast.job.submission import load_spec
 
     spec = load_spec(place.storage)
-    handle = engines.get(spec.backend).launch(spec, place.storage)
-    queued = Queued(engine=spec.backend, handle=handle)
-    if spec.backend != engines.LOCAL:
+    handle = engines.get(spec.engine).launch(spec, place.storage)
+    queued = Queued(engine=spec.engine, handle=handle)
+    if spec.engine != engines.LOCAL:
         with suppress(InvalidTransition):  # it has ended already
             Journal(place.storage).append(queued)
     return queued

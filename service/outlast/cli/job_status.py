@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 def _queued(job: Job) -> dict[str, Any] | None:
     """Return where a cluster has the job, and how it stands there now."""
     from outlast.engines import standing
-    from outlast.errors import BackendFailed
+    from outlast.errors import EngineFailed
 
     if job.queued is None:
         return None
     try:
         there = None if job.state.final else standing(job)
         stands = "gone" if there is None else str(there)
-    except BackendFailed as error:
+    except EngineFailed as error:
         stands = f"not known now: {error.fields['reason']}"
     return {"engine": job.queued.engine, "id": job.queued.handle.get("id"), "stands": stands}
 

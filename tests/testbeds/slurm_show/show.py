@@ -241,10 +241,10 @@ class Show:
     def run(self, arguments: list[str]) -> None:
         """Let all of it happen, each at its part of the steps."""
         told = self.outlast(
-            "submit", "--name", "touched", "--seed", SEED, "--backend", "slurm",
+            "submit", "--name", "touched", "--seed", SEED, "--engine", "slurm",
             *("--partition", "low", "--grace", "60s"), SCRIPT, *arguments,
         )  # fmt: skip
-        self.say(f"outlast submit --backend slurm: job {self.number}. {told.splitlines()[0]}")
+        self.say(f"outlast submit --engine slurm: job {self.number}. {told.splitlines()[0]}")
         self.next_attempt()
         for part, event in (
             (0.12, self.preempted),

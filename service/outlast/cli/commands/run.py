@@ -64,9 +64,9 @@ def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> int:
     from outlast import engines
     from outlast.cli.summary import supervise
 
-    if options["backend"] != engines.LOCAL and options["backend"] in engines.names():
+    if options["engine"] != engines.LOCAL and options["engine"] in engines.names():
         problem = f"{options['backend']} runs jobs from its queue, not in the foreground"
-        raise UsageError(field="--backend", problem=problem, hint="Use `outlast submit`.")
+        raise UsageError(field="--engine", problem=problem, hint="Use `outlast submit`.")
     place, finished = _prepare(ctx, command, options)
     return DONE if finished else supervise(place, options["root"])
 
@@ -88,14 +88,14 @@ def submit(
 ) -> int:
     """Run SCRIPT under supervision, detached: it survives this terminal.
 
-    With --backend slurm in the queue of a cluster, where it is requeued until it is done: after
+    With --engine slurm in the queue of a cluster, where it is requeued until it is done: after
     preemption, at the end of its time, after the death of its node.
 
     Options as of `outlast run`. `outlast logs -f` follows it, `outlast stop` stops it.
     """
     from outlast.cli.handover import hand_over, plan, tell
 
-    options["backend_option"] = (*options["backend_option"], *chosen(options))
+    options["engine_option"] = (*options["engine_option"], *chosen(options))
     if dry_run:
         name, what = _named(ctx, command, options)
         spec = _spec(ctx, name, what, options)
@@ -168,9 +168,9 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
     from outlast.job.spec import JobSpec, spec_env
 
     cwd = options["cwd"].absolute() if options["cwd"] else Path.cwd()
-    if options["backend"] == "kubernetes":
+    if options["engine"] == "kubernetes":
         cwd = options["cwd"] or Path()  # of the image, whose own it is unless another is given
-    here = options["backend"] in ("local", "slurm")
+    here = options["engine"] in ("local", "slurm")
     if what["script"] and here:
         _look_at(cwd, what["script"])
     python = options["python"]
@@ -180,7 +180,7 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
         for key in (
             "save_every", "keep", "on_save_error", "deterministic", "on_nan", "max_retries",
             "backoff", "backoff_max", "stall_timeout", "grace", "heartbeat_every", "lost_after",
-            "backend", "warm_spare", "preemption",
+            "engine", "backend", "warm_spare", "preemption",
         )
     }  # fmt: skip
     policies["grace_is_limit"] = ctx.get_parameter_source("grace") is not ParameterSource.DEFAULT
@@ -190,7 +190,7 @@ def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str
         cwd="" if cwd == Path() else str(cwd),
         python=absolute(python) if python and os.sep in python else python,
         env=spec_env(dict(options["env"])),
-        backend_options=dict(options["backend_option"]),
+        engine_options=dict(options["engine_option"]),
         created=time.time(),
         **what,
         **policies,
