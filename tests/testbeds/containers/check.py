@@ -274,7 +274,7 @@ def test_nothing_dead_is_kept_by_the_first_process(engine: Engine, tmp_path: Pat
         tmp_path,
         "import os, signal, subprocess, time\n"
         "from pathlib import Path\n"
-        "from outlast import context\n"
+        "from outlast.attempt import context\n"
         "def dead():\n"
         "    stats = [path.read_text() for path in Path('/proc').glob('[0-9]*/stat')]\n"
         "    return [stat for stat in stats if stat.rpartition(')')[2].split()[0] == 'Z']\n"

@@ -9,8 +9,10 @@ import click
 import pytest
 
 from outlast.cli import options
-from outlast.cli.commands.run import ScriptVerb, run, submit
+from outlast.cli.commands.run import run
+from outlast.cli.commands.submit import submit
 from outlast.cli.config import read_config
+from outlast.cli.new_job import ScriptVerb
 from outlast_checkpoints.errors import UsageError
 
 Parsed = dict[str, Any]

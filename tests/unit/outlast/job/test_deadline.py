@@ -12,7 +12,8 @@ from outlast.attempt import spool_handover
 from outlast.attempt.context import AttemptContext
 from outlast.attempt.signals import StopFlag
 from outlast.backends.local import LocalBackend
-from outlast.cli.commands.run import _spec, run
+from outlast.cli.commands.run import run
+from outlast.cli.new_job import new_spec
 from outlast.job import deadline
 from outlast.job.heartbeat import Status
 from outlast.job.lifecycle import Outcome
@@ -120,7 +121,7 @@ def _made(folder: Path, arguments: list[str]) -> JobSpec:
         assert isinstance(ctx, click.Context)
         options = {name: value for name, value in ctx.params.items() if name != "command"}
         what = {"script": "train.py", "module": None, "args": []}
-        return _spec(ctx, "x", what, options)
+        return new_spec(ctx, "x", what, options)
 
 
 def test_where_a_machine_asks_is_not_stored_with_the_job() -> None:
