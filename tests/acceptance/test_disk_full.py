@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outlast.job.lifecycle import Ended
+from outlast.job.events import Ended
 from tests.acceptance.jobs import Training, assert_same, gone, outlast
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]

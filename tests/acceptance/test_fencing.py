@@ -16,7 +16,8 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import heartbeat
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.supervisor.supervisor import resume
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId

@@ -14,8 +14,10 @@ import pytest
 from outlast import exit_codes
 from outlast.cli import main
 from outlast.job import heartbeat, logs
+from outlast.job.events import Claimed, Ended
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Ended, Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.job.submission import submit
 from outlast_checkpoints.storage import open_storage

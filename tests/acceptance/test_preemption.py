@@ -16,8 +16,10 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import logs
+from outlast.job.events import Released
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, Released, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.storage import open_storage
 from tests.acceptance.jobs import Training, assert_same
 from tests.acceptance.plain import PATIENCE, PlainJob

@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.format import layout
 from tests.acceptance.jobs import PATH, SCRIPTS, Training, assert_same, gone, outlast
 from tests.support import slurm_cluster

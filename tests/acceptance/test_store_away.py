@@ -14,7 +14,8 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import logs
-from outlast.job.lifecycle import Ended, Outcome
+from outlast.job.events import Ended
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.format import lineage
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.store.spool import Spool

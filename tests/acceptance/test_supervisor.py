@@ -14,7 +14,8 @@ import pytest
 from outlast import exit_codes
 from outlast.errors import DaemonFailed, JobBusy
 from outlast.job import lifecycle
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.supervisor.detached import start_detached
 from outlast.supervisor.supervisor import Observer, Supervisor, request_stop, resume
 from tests.acceptance.plain import PlainJob
@@ -47,7 +48,7 @@ def test_a_crash_loop_ends_by_the_budget_and_says_why(job: Make) -> None:
     found = plain.job
     assert (found.state, found.attempt) == (State.FAILED, 3)
     assert [end.outcome for end in plain.ends] == [Outcome.CRASHED] * 3
-    assert "3 attempts in a row" in found.reason
+    assert "3 consecutive attempts" in found.reason
     assert "ValueError: no such column (train.py, line " in found.reason
     assert "job failed" in plain.log(level="error")
     # the traceback is the user's own, from the first frame on

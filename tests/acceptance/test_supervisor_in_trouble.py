@@ -14,8 +14,10 @@ from outlast.backends.base import Exit, Handle
 from outlast.backends.local import LocalBackend
 from outlast.errors import BackendFailed
 from outlast.job import heartbeat, lifecycle
+from outlast.job.events import Launched
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Job, Launched, Outcome, State
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.supervisor.supervisor import Observer, Supervisor, resume, submit
 from outlast_checkpoints.storage import open_storage

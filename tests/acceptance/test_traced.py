@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from outlast.job.lifecycle import Ended, Outcome
+from outlast.job.events import Ended
+from outlast.job.outcome import Outcome
 from tests.acceptance.jobs import Training, assert_same, gone
 from tests.crash.tracing import traced
 

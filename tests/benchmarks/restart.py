@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from outlast.job.lifecycle import Claimed, Ended, Launched
+from outlast.job.events import Claimed, Ended, Launched
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn, show
 from tests.benchmarks.killed import KilledJob, rows_of, start, until
 

@@ -16,7 +16,8 @@ import pytest
 from outlast import exit_codes
 from outlast.engines.testing import TRAINING
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.job.submission import submit
 from outlast_checkpoints.storage import open_storage

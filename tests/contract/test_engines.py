@@ -18,7 +18,8 @@ from outlast.engines.testing import EngineConformance
 from outlast.errors import EngineFailed, PluginUnknown, SpecInvalid
 from outlast.job import process_identity
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.job.submission import request_stop, submit
 from outlast_checkpoints.storage import open_storage

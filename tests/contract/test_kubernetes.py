@@ -26,7 +26,8 @@ from outlast.engines.kubernetes_job import manifest
 from outlast.engines.testing import EngineConformance
 from outlast.errors import EngineFailed, SpecInvalid
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage

@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outlast.job import heartbeat, listing, logs, spec
+from outlast.job.events import Claimed, Launched, Started, Submitted
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Launched, Started, Submitted
 from outlast.job.process_identity import Identity
 from outlast.job.spec import JobSpec
 from outlast.job.submission import load_spec

@@ -24,21 +24,12 @@ from outlast.errors import InvalidTransition
 from outlast.job import failure_stats as failures
 from outlast.job import fencing_check, process_identity, takeover
 from outlast.job import spec as specs
+from outlast.job.events import Ended, Launched, Released, Resumed, Started, Submitted
 from outlast.job.heartbeat import HeartbeatWriter, Status
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import (
-    Ended,
-    Job,
-    Launched,
-    Outcome,
-    Released,
-    Resumed,
-    Started,
-    State,
-    Submitted,
-    judge,
-)
+from outlast.job.lifecycle import Job, State
 from outlast.job.logs import LogFile, make_logger
+from outlast.job.outcome import Outcome, judge
 from outlast.job.spec import JobSpec
 from outlast.job.spool_settings import spool_of
 from outlast.notices import Notice

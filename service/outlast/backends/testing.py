@@ -22,7 +22,7 @@ from outlast.backends.base import Backend, Exit, Handle
 from outlast.errors import BackendFailed
 from outlast.job import heartbeat
 from outlast.job import spec as specs
-from outlast.job.lifecycle import Outcome, judge
+from outlast.job.outcome import Outcome, judge
 from outlast.job.process_identity import Identity
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout

@@ -12,7 +12,7 @@ from outlast.cli.job_address import Place, job_word
 from outlast_checkpoints.storage.base import Storage
 
 if TYPE_CHECKING:
-    from outlast.job.lifecycle import Queued
+    from outlast.job.events import Queued
     from outlast.job.spec import JobSpec
 
 
@@ -28,8 +28,8 @@ def hand_over(place: Place) -> Queued:
     """Hand the job to the engine that its spec names; return where it is found there."""
     from outlast import engines
     from outlast.errors import InvalidTransition
+    from outlast.job.events import Queued
     from outlast.job.journal import Journal
-    from outlast.job.lifecycle import Queued
     from outlast.job.submission import load_spec
 
     spec = load_spec(place.storage)

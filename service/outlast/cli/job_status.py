@@ -88,7 +88,8 @@ def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
     import msgspec
 
     from outlast.job import goodput, heartbeat
-    from outlast.job.lifecycle import Claimed, Ended, Outcome
+    from outlast.job.events import Claimed, Ended
+    from outlast.job.outcome import Outcome
 
     began: dict[int, float] = {}
     ended: dict[int, tuple[float, Outcome]] = {}
@@ -138,7 +139,7 @@ def _checkpoint(manifest: Any) -> dict[str, Any]:
 
 def attempts(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """Return each attempt's life as the journal tells it, oldest first."""
-    from outlast.job.lifecycle import Claimed, Ended
+    from outlast.job.events import Claimed, Ended
 
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:

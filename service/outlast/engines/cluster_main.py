@@ -8,8 +8,9 @@ from typing import Final
 from outlast import engines, exit_codes
 from outlast.errors import EngineFailed, InvalidTransition
 from outlast.job import cluster_slot, takeover
+from outlast.job.events import Queued
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Job, Queued, State, exit_code
+from outlast.job.lifecycle import Job, State, exit_code
 from outlast.job.submission import load_spec
 from outlast.supervisor.stop_requests import Summons
 from outlast.supervisor.supervisor import Supervisor

@@ -7,10 +7,12 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
+from outlast.job.events import Ended, Launched, StopRequested
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Entry
-from outlast.job.lifecycle import Ended, Job, Launched, Outcome, State, StopRequested
+from outlast.job.lifecycle import Job, State
 from outlast.job.logs import LogFile, make_logger, silent_logger
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience

@@ -9,8 +9,8 @@ from typing import Final, Literal
 from outlast.backends.base import Backend, Handle
 from outlast.errors import BackendFailed
 from outlast.job.heartbeat import Beat, Watch
-from outlast.job.lifecycle import Outcome
 from outlast.job.logs import LogTail
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage.base import Storage
 

@@ -23,24 +23,11 @@ from outlast.job import (
     spool_settings,
     takeover,
 )
+from outlast.job.events import Ended, Event, Launched, Released, Started, StopRequested
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Entry, Journal
-from outlast.job.lifecycle import (
-    Action,
-    Ended,
-    Event,
-    Job,
-    Launch,
-    Launched,
-    Leave,
-    Outcome,
-    Released,
-    Started,
-    State,
-    StopAttempt,
-    StopRequested,
-    Wait,
-)
+from outlast.job.lifecycle import Action, Job, Launch, Leave, State, StopAttempt, Wait
+from outlast.job.outcome import Outcome
 from outlast.job.submission import load_spec, request_stop, resume, submit
 from outlast.supervisor import backoff
 from outlast.supervisor.observer import Observer, Voice
@@ -357,7 +344,7 @@ class Supervisor:
             self._journal.read()
             self._act()  # raises when it is so
         error = None if flight.beat is None else flight.beat.error
-        outcome, reason = lifecycle.judge(code, signum, error)
+        outcome, reason = judge(code, signum, error)
         if flight.verdict is not None and code != exit_codes.DONE:
             outcome, reason = flight.verdict
         elif flight.unseen is not None and end == Exit():

@@ -20,7 +20,9 @@ import psutil
 import pytest
 
 from outlast import exit_codes
-from outlast.job.lifecycle import Ended, Outcome, State
+from outlast.job.events import Ended
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from tests.acceptance.jobs import SCRIPTS, TOP, Training, assert_same, write_digits
 from tests.testbeds.containers.engine import Engine, Lacking
 

@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from outlast.demo.digests import digests
 from outlast.job import heartbeat
+from outlast.job.events import Ended
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Job, State
+from outlast.job.lifecycle import Job, State
 from outlast_checkpoints.storage import open_storage
 from tests.support import slurm_cluster
 from tests.support.slurm_cluster import Cluster

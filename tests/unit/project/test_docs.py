@@ -17,7 +17,7 @@ import pytest
 import outlast
 import outlast_checkpoints
 from outlast import exit_codes
-from outlast.job import lifecycle, spec
+from outlast.job import events, lifecycle, outcome, spec
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format import layout, manifest
 
@@ -70,16 +70,16 @@ def test_the_tables_of_states_and_outcomes_are_complete() -> None:
     text = page("docs/operations.md")
     assert codes(table(section(text, "States"))) == [state.value for state in lifecycle.State]
     outcomes = table(section(text, "Outcomes of an attempt"))
-    assert codes(outcomes) == [outcome.value for outcome in lifecycle.Outcome]
+    assert codes(outcomes) == [one.value for one in outcome.Outcome]
 
 
 def test_the_outcomes_said_to_be_fatal_or_free_are_those() -> None:
     rows = table(section(page("docs/operations.md"), "Outcomes of an attempt"))
     marked = {
-        mark: {lifecycle.Outcome(codes([row])[0]) for row in rows if row[2].startswith(mark)}
+        mark: {outcome.Outcome(codes([row])[0]) for row in rows if row[2].startswith(mark)}
         for mark in ("free", "fatal")
     }
-    assert marked == {"free": lifecycle.FREE, "fatal": lifecycle.FATAL}
+    assert marked == {"free": outcome.FREE, "fatal": outcome.FATAL}
 
 
 def test_the_table_of_the_spec_has_every_policy_and_its_default() -> None:
@@ -144,7 +144,7 @@ def test_the_page_of_the_format_names_every_part_of_the_state() -> None:
 
 def test_the_page_of_the_format_names_every_event() -> None:
     rows = table(section(page("docs/format.md"), "The journal"))
-    kinds = [kind.__struct_config__.tag for kind in lifecycle.Event.__args__]
+    kinds = [kind.__struct_config__.tag for kind in events.Event.__args__]
     assert sorted(codes(rows)) == sorted(kinds)
 
 

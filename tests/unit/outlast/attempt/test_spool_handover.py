@@ -18,8 +18,8 @@ from outlast.attempt.signals import StopFlag
 from outlast.job import spool_settings
 from outlast.job.heartbeat import Status
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome
 from outlast.job.logs import LogFile, make_logger
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.errors import Superseded, UsageError
 from outlast_checkpoints.format import layout

@@ -16,8 +16,8 @@ from outlast.cli.commands.run import run
 from outlast.cli.new_job import new_spec
 from outlast.job import deadline
 from outlast.job.heartbeat import Status
-from outlast.job.lifecycle import Outcome
 from outlast.job.logs import silent_logger
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec, spec_env
 from outlast.supervisor.running_attempt import Flight
 from outlast_checkpoints.format import layout

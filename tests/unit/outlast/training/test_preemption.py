@@ -15,8 +15,10 @@ import pytest
 
 from outlast.attempt import context
 from outlast.job import logs
+from outlast.job.events import Released
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, Released, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.notices import last_to_leave
 from outlast.training import phase
 from outlast_checkpoints.format.layout import CheckpointId

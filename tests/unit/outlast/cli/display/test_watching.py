@@ -14,7 +14,8 @@ from outlast.cli.display.live_line import Lines, LiveLine
 from outlast.cli.display.plain_lines import Plain
 from outlast.cli.display.terminal_observer import Watcher
 from outlast.job.heartbeat import Beat
-from outlast.job.lifecycle import Job, Outcome, State
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome
 from outlast.job.process_identity import Identity
 
 OWNER = Identity(host="here", pid=1, boot_id="")
