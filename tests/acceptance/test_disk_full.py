@@ -106,7 +106,7 @@ def test_goes_on_when_the_disk_is_full(
     assert told
     assert "No space left" in told[0]["error"]
     assert str(training.folder) in told[0]["error"]
-    assert any("goes on" in row.get("then", "") for row in told)
+    assert any("training continues" in row.get("hint", "") for row in told)
 
 
 def test_stops_when_the_disk_is_full(

@@ -200,7 +200,7 @@ def test_a_superseded_script_that_looks_at_nothing_is_ended(job: Make) -> None:
     plain.training(2)
     os.kill(pid, signal.SIGCONT)
     plain.until(lambda: not Path(f"/proc/{pid}").exists())
-    assert "left by force" in plain.log(attempt=1)
+    assert "exit_forced" in plain.log(attempt=1)
     successor.send_signal(signal.SIGINT)
     plain.end(successor)
 

@@ -88,7 +88,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_training(job: Make) -> None:
                 raise BrokenPipeError("the reader has left")
 
     assert Supervisor(plain.storage, observer=Closed()).run().state is State.SUCCEEDED
-    assert "observer left out" in plain.log(level="warning")
+    assert "observer_dropped" in plain.log(level="warning")
 
 
 def test_a_supervisor_that_breaks_lets_its_attempt_save(job: Make) -> None:

@@ -59,7 +59,7 @@ def _parts(job: KilledJob, killed: float, known: int, spent: dict[str, float]) -
         "detect": ended - killed,
         "claim": at[Claimed] - ended,
         "launch": at[Launched] - at[Claimed],
-        "start": log["attempt started"]["time"] - at[Claimed],
+        "start": log["attempt_started"]["time"] - at[Claimed],
         "import, build, read": spent["importing"],
         "trace": spent["compiling"],
         "restore": log["resumed"]["seconds"],

@@ -28,6 +28,7 @@ from outlast.job.events import Ended, Launched, Released, Resumed, Started, Subm
 from outlast.job.heartbeat import HeartbeatWriter, Status
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import Job, State
+from outlast.job.log_events import LogEvent
 from outlast.job.logs import LogFile, make_logger
 from outlast.job.outcome import Outcome, judge
 from outlast.job.spec import JobSpec
@@ -157,12 +158,12 @@ class _Bare:
         sys.excepthook = self._on_uncaught
         atexit.register(self._at_exit)
         set_current(self.context)
-        self.context.log.info("attempt started", pid=self._pid, supervised=False)
+        self.context.log.info(LogEvent.ATTEMPT_STARTED, pid=self._pid, supervised=False)
         self._notice: Notice | None = None
         self._watcher = notices.watch(spec.preemption, self._on_notice, self._tell_of_cloud)
         if not fencing_check.can_fence(storage):
             fencing_check.warn(storage, self.context.log)
-            sys.stderr.write(f"outlast: {fencing_check.WHY}: {fencing_check.THEN}\n")
+            sys.stderr.write(f"outlast: {fencing_check.WHY}: {fencing_check.HINT}\n")
 
     def _claim(self, storage: Storage, spec: JobSpec) -> Job:
         if self._journal.job() is None:
@@ -200,7 +201,7 @@ class _Bare:
         context.status.error = error or context.status.error
         self._heartbeat.stop(code)
         outcome, reason = judge(code, None, context.status.error)
-        context.log.info("attempt ended", outcome=outcome.value, reason=reason)
+        context.log.info(LogEvent.ATTEMPT_ENDED, outcome=outcome.value, reason=reason)
         try:
             with patience(USUAL if context.spool is None else BRIEF):
                 self._file.close()
@@ -270,7 +271,7 @@ class _Bare:
         if notice.within is not None:
             within = notice.time_to_leave(now, spec.grace, limit=spec.grace_is_limit)
             stop.leave_by = now + within
-        self.context.log.warning("preemption_notice", **notice.told())
+        self.context.log.warning(LogEvent.PREEMPTION_ANNOUNCED, **notice.told())
         stop.request(notice.story)
         if not stop.watched and self._handlers is not None:
             os.kill(self._pid, signal.SIGTERM)  # nobody looks at the flag: nothing is unsaved
@@ -280,5 +281,5 @@ class _Bare:
         say(event, **fields)
 
     def _superseded(self, error: Superseded) -> None:
-        self.context.log.error("superseded", by=error.fields.get("by"))
+        self.context.log.error(LogEvent.SUPERSEDED, by=error.fields.get("by"))
         self.context.stop.request("superseded")

@@ -54,7 +54,7 @@ def tell(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> No
         by = f"supervised by process {handle['pid']}" if "pid" in handle else _words(queued)
         click.echo(f"{place.name}: {by}. outlast logs -f {word}")
         if not fencing_check.can_fence(place.storage):
-            click.echo(f"{place.name}: {fencing_check.WHY}: {fencing_check.THEN}", err=True)
+            click.echo(f"{place.name}: {fencing_check.WHY}: {fencing_check.HINT}", err=True)
 
 
 def _named(queued: Queued) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from outlast.job.events import Queued
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import Job, State, exit_code
 from outlast.job.submission import load_spec
-from outlast.supervisor.stop_requests import Summons
+from outlast.supervisor.stop_requests import StopRequests
 from outlast.supervisor.supervisor import Supervisor
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.storage import open_storage
@@ -30,10 +30,10 @@ def run(storage: Storage) -> int:
     spec, journal = load_spec(storage), Journal(storage)
     job = takeover.free(storage, journal, spec, on_wait=_say)
     _enter(spec.engine, journal)  # not before: of two that were started one has to leave
-    summons = Summons()
-    with summons.signals():  # to the end: a requeue signals whoever has asked for it
+    requests = StopRequests()
+    with requests.signals():  # to the end: a requeue signals whoever has asked for it
         if not job.state.final:
-            job = Supervisor(storage, summons=summons).run()
+            job = Supervisor(storage, requests=requests).run()
         if not job.state.final:
             _come_back(spec.engine, storage, journal)
             return exit_codes.RESUMABLE

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from outlast.job.log_events import LogEvent
 from outlast.notices import detect
 from outlast.notices.base import Cloud, Notice, Tell, Unanswered
 
-WATCHED: Final = "preemption_watched"
+WATCHED: Final = LogEvent.PREEMPTION_WATCHED
 LONGEST: Final = 10.0  # seconds between two questions to a server that does not answer well
 
 
@@ -62,7 +63,10 @@ class Watcher:
             self._said = True
             kind = "" if isinstance(error, Unanswered) else f"{type(error).__name__}: "
             told = {"cloud": self._cloud.name, "error": f"{kind}{error}"}
-            self._tell("preemption_unheard", {**told, "then": "asked again; the training goes on"})
+            self._tell(
+                LogEvent.METADATA_FAILED,
+                {**told, "hint": "it is asked again; the training continues"},
+            )
         pause = min(LONGEST, 1.0 * 2.0**self._failed)
         self._failed = min(self._failed + 1, 10)
         return pause

@@ -13,10 +13,11 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from outlast import notices
+from outlast.job.log_events import LogEvent
 from outlast.notices import Notice, Watcher
 
 
-class Summons:
+class StopRequests:
     """What was asked of this supervisor from outside of its job; taken in by its own thread.
 
     interrupts: how often Ctrl-C was pressed. terminated: why this machine is to be left, None to
@@ -60,7 +61,7 @@ class Summons:
             if isinstance(heard, Notice):
                 self.notice = heard
                 self.terminate(heard.story)
-                log.warning("preemption_notice", **heard.told())
+                log.warning(LogEvent.PREEMPTION_ANNOUNCED, **heard.told())
             else:
                 event, fields = heard
                 say = log.info if event == notices.WATCHED else log.warning

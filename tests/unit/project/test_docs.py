@@ -18,6 +18,8 @@ import outlast
 import outlast_checkpoints
 from outlast import exit_codes
 from outlast.job import events, lifecycle, outcome, spec
+from outlast.job.log_events import LogEvent
+from outlast.job.logs import LEVELS
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format import layout, manifest
 
@@ -91,6 +93,34 @@ def test_the_table_of_the_spec_has_every_policy_and_its_default() -> None:
     for row in rows:
         for field, told in zip(codes([row]), row[1].split(", "), strict=True):
             assert told.strip("`") == str(getattr(job, field)).lower(), field
+
+
+def test_the_table_of_log_events_lists_every_event_with_its_meaning() -> None:
+    rows = table(section(page("docs/operations.md"), "Log events"))
+    assert sorted(codes(rows)) == sorted(LogEvent)
+    source = (TOP / "service/outlast/job/log_events.py").read_text(encoding="utf-8")
+    told = dict(re.findall(r'^    [A-Z_]+ = "(\w+)"\n    """(.*)"""$', source, re.M))
+    assert {codes([row])[0]: row[2] for row in rows} == told
+    levels = {codes([row])[0]: row[1].split(", ") for row in rows}
+    assert {level for some in levels.values() for level in some} <= set(LEVELS)
+    call = re.compile(r"log\.(\w+)\(\s*LogEvent\.([A-Z_]+)")
+    for path in (TOP / "service/outlast").rglob("*.py"):
+        for level, name in call.findall(path.read_text(encoding="utf-8")):
+            assert level in levels[LogEvent[name]], (path, name)
+
+
+def test_every_log_call_uses_a_member_and_every_member_is_used() -> None:
+    literal = re.compile(r"(?:\blog\.\w+|(?<!\.)\bsay|\b_?tell(?:_once)?)\(\s*[rf]*[\"'](\w+)")
+    told = re.compile(r'_tell\(\s*"(\w+)"(?: if \w+ is None else "(\w+)")?')
+    used = set()
+    for path in (TOP / "service/outlast").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert literal.findall(text) == [], path
+        used |= {LogEvent[name] for name in re.findall(r"LogEvent\.([A-Z_]+)", text)}
+    for path in (TOP / "checkpoints").rglob("*.py"):
+        for names in told.findall(path.read_text(encoding="utf-8")):
+            used |= {LogEvent(name) for name in names if name}
+    assert used == set(LogEvent)
 
 
 # --- docs/format.md ------------------------------------------------------------------------------

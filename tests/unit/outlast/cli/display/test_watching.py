@@ -107,10 +107,10 @@ def test_output_goes_to_stdout_as_it_is_and_words_to_stderr() -> None:
     ("row", "shown_at_all"),
     [
         (WARNING, True),
-        ({**WARNING, "level": "error", "event": "stalled"}, True),
+        ({**WARNING, "level": "error", "event": "attempt_stalled"}, True),
         ({**WARNING, "level": "info"}, False),
         ({**WARNING, "level": "debug"}, False),
-        ({**WARNING, "level": "error", "event": "attempt ended"}, False),
+        ({**WARNING, "level": "error", "event": "attempt_ended"}, False),
     ],
 )
 def test_trouble_in_the_log_is_shown_unless_the_state_says_it(
