@@ -160,7 +160,7 @@ class _Bare:
         set_current(self.context)
         self.context.log.info(LogEvent.ATTEMPT_STARTED, pid=self._pid, supervised=False)
         self._notice: Notice | None = None
-        self._watcher = notices.watch(spec.preemption, self._on_notice, self._tell_of_cloud)
+        self._listener = notices.watch(spec.preemption, self._on_notice, self._tell_of_cloud)
         if not fencing_check.can_fence(storage):
             fencing_check.warn(storage, self.context.log)
             sys.stderr.write(f"outlast: {fencing_check.WHY}: {fencing_check.HINT}\n")
@@ -188,8 +188,8 @@ class _Bare:
             return code
         self.closed = True
         context = self.context
-        if self._watcher is not None:
-            self._watcher.stop()
+        if self._listener is not None:
+            self._listener.stop()
         code = context.before_exit(code)
         if self._handlers is not None:
             self._handlers.restore()
@@ -211,8 +211,8 @@ class _Bare:
                 raise
             # Whoever comes next sees that this process is gone.
             sys.stderr.write(f"outlast: {error}\n")
-        if self._watcher is not None and self._notice is not None:
-            self._watcher.acknowledge()
+        if self._listener is not None and self._notice is not None:
+            self._listener.acknowledge()
         return code
 
     def _record_end(self, code: int, outcome: Outcome, reason: str) -> None:

@@ -15,7 +15,7 @@ WATCHED: Final = LogEvent.PREEMPTION_WATCHED
 LONGEST: Final = 10.0  # seconds between two questions to a server that does not answer well
 
 
-class Watcher:
+class Listener:
     """Asks `cloud` until it gives notice, which `on_notice` is told once.
 
     tell: what belongs into the log. Both are called on the thread and must not raise. A server that
@@ -72,7 +72,7 @@ class Watcher:
         return pause
 
 
-def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Watcher | None:
+def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Listener | None:
     """Start to listen to the cloud that `choice` names; None: there is none to listen to.
 
     choice: "auto", "none", or a name of `CLOUDS`. With "auto" nothing is asked over the network on
@@ -82,6 +82,6 @@ def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Watch
     if cloud is None:
         return None
     tell(WATCHED, {"cloud": cloud.name, "chosen": choice})
-    watcher = Watcher(cloud, on_notice, tell)
-    watcher.start()
-    return watcher
+    listener = Listener(cloud, on_notice, tell)
+    listener.start()
+    return listener

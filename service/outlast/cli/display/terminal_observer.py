@@ -15,7 +15,7 @@ from outlast.supervisor.supervisor import Observer
 _SAID_BY_STATE = frozenset({LogEvent.ATTEMPT_ENDED, LogEvent.JOB_FAILED, LogEvent.SCRIPT_FAILED})
 
 
-class Watcher(Observer):
+class TerminalObserver(Observer):
     """An observer that can also say something itself, and is closed when the job rests."""
 
     _resumed = 0

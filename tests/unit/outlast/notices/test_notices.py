@@ -14,7 +14,7 @@ import pytest
 
 from outlast.notices import aws, azure, base, detect, gce, last_to_leave
 from outlast.notices.base import Cloud, Notice, Unanswered
-from outlast.notices.listener import Watcher, watch
+from outlast.notices.listener import Listener, watch
 from outlast.notices.metadata_server import Metadata
 from tests.support.metadata_servers import AwsServer, AzureServer, GceServer, MetadataServer
 
@@ -47,12 +47,12 @@ class Listening:
     def __init__(self, cloud: Cloud) -> None:
         self.notices: queue.Queue[Notice] = queue.Queue()
         self.told: queue.Queue[Told] = queue.Queue()
-        self.watcher = Watcher(
+        self.listener = Listener(
             cloud, self.notices.put, lambda event, fields: self.told.put((event, fields))
         )
 
     def __enter__(self) -> Listening:
-        self.watcher.start()
+        self.listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from outlast_checkpoints.arrays.hdf5_template import _laid_out, skeleton_of
 from outlast_checkpoints.errors import FormatError, UsageError
 from outlast_checkpoints.format.manifest import FileEntry
 from outlast_checkpoints.format.snapshot import ArrayFile
+from tests.support.file_limits import files_no_longer_than
 
 KINDS = {
     "f4": np.linspace(-1, 1, 30, dtype=np.float32).reshape(2, 3, 5),
@@ -138,17 +137,6 @@ def test_only_numbers_are_taken(tmp_path: Path, value: object) -> None:
     with pytest.raises(UsageError, match="layers/x"):
         write_arrays(tmp_path / "a.h5", ArrayFile({"layers/x": value}))
     assert not (tmp_path / "a.h5").exists()
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """Let the kernel refuse to write beyond `size`: a disk that is full, without a disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("past_cache", [False, True])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from tests.support.file_limits import files_no_longer_than
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -360,17 +359,6 @@ def test_a_gap_in_the_lineage_is_said(local: Storage) -> None:
 
 
 # A failing disk
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """Let the kernel write up to `size` and refuse the rest: a row is cut in its middle."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_row_cut_by_a_full_disk_is_healed_by_the_next_flush(local: Storage) -> None:

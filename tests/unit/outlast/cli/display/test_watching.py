@@ -12,7 +12,7 @@ from rich.console import Console
 
 from outlast.cli.display.live_line import Lines, LiveLine
 from outlast.cli.display.plain_lines import Plain
-from outlast.cli.display.terminal_observer import Watcher
+from outlast.cli.display.terminal_observer import TerminalObserver
 from outlast.job.heartbeat import Beat
 from outlast.job.lifecycle import Job, State
 from outlast.job.outcome import Outcome
@@ -245,8 +245,8 @@ def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
 
 
 def test_both_are_watchers() -> None:
-    assert issubclass(Plain, Watcher)
-    assert issubclass(LiveLine, Watcher)
+    assert issubclass(Plain, TerminalObserver)
+    assert issubclass(LiveLine, TerminalObserver)
 
 
 # --- pieces of text ------------------------------------------------------------------------------
