@@ -46,14 +46,18 @@ class InvalidTransition(OutlastError):
     """{event} does not fit a job that is {state} (attempt {attempt}).{story}"""
 
 
-class BackendUnknown(OutlastError, LookupError):
-    """There is no backend {backend!r}; there are: {known}."""
+class PluginUnknown(OutlastError, LookupError):
+    """There is no {kind} {name!r}. Known {kind}s: {known}."""
 
     exit_code = exit_codes.USAGE
 
 
 class BackendFailed(OutlastError, RuntimeError):
     """Backend {backend} could not {action}: {reason}"""
+
+
+class EngineFailed(OutlastError, RuntimeError):
+    """Engine {engine} could not {action}: {reason}"""
 
 
 class DaemonFailed(OutlastError, RuntimeError):

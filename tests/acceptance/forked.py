@@ -124,7 +124,7 @@ def _command_line(arguments: list[str], output: Path, folder: Path, env: dict[st
     from outlast import backends
     from outlast.cli import main
 
-    backends._BUILT_IN["local"] = f"{__name__}:{ForkedBackend.__name__}"  # type: ignore[index]
+    backends.PLUGINS.built_in["local"] = f"{__name__}:{ForkedBackend.__name__}"
     code = 1
     try:
         code = int(main() or 0)

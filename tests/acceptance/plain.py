@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from outlast.job import heartbeat, logs
+from outlast.job.events import Ended
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Job, State
+from outlast.job.lifecycle import Job, State
 from outlast.job.spec import JobSpec
 from outlast.supervisor.supervisor import submit
 from outlast_checkpoints.storage import open_storage

@@ -13,9 +13,11 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import spec as specs
+from outlast.job.events import Ended
 from outlast.job.heartbeat import read as read_beat
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Job, Outcome, State
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.storage import open_storage
 
 pytestmark = pytest.mark.acceptance

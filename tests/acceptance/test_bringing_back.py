@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from outlast.job import heartbeat
+from outlast.job.events import Released
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Released, State
+from outlast.job.lifecycle import State
 from outlast.job.spec import JobSpec
 from outlast.job.submission import request_stop, submit
 from outlast.supervisor.supervisor import Supervisor

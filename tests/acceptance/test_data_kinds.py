@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from outlast.job.lifecycle import Ended, Outcome
+from outlast.job.events import Ended
+from outlast.job.outcome import Outcome
 from tests.acceptance.jobs import Training
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from outlast.job.lifecycle import Ended
+from outlast.job.events import Ended
 from tests.acceptance.jobs import Training, assert_same, gone, outlast
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -106,7 +106,7 @@ def test_goes_on_when_the_disk_is_full(
     assert told
     assert "No space left" in told[0]["error"]
     assert str(training.folder) in told[0]["error"]
-    assert any("goes on" in row.get("then", "") for row in told)
+    assert any("training continues" in row.get("hint", "") for row in told)
 
 
 def test_stops_when_the_disk_is_full(

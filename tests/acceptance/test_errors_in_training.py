@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from outlast.job.lifecycle import Ended, State
+from outlast.job.events import Ended
+from outlast.job.lifecycle import State
 from tests.acceptance.jobs import Training, assert_same, gone
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]

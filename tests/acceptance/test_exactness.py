@@ -15,7 +15,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from outlast.job.lifecycle import Ended, Outcome
+from outlast.job.events import Ended
+from outlast.job.outcome import Outcome
 from tests.acceptance.jobs import Training, assert_same, gone, stopped
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -16,7 +16,8 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import heartbeat
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.supervisor.supervisor import resume
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
@@ -199,7 +200,7 @@ def test_a_superseded_script_that_looks_at_nothing_is_ended(job: Make) -> None:
     plain.training(2)
     os.kill(pid, signal.SIGCONT)
     plain.until(lambda: not Path(f"/proc/{pid}").exists())
-    assert "left by force" in plain.log(attempt=1)
+    assert "exit_forced" in plain.log(attempt=1)
     successor.send_signal(signal.SIGINT)
     plain.end(successor)
 

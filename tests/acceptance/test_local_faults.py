@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from outlast.job.lifecycle import Ended
+from outlast.job.events import Ended
 from outlast_checkpoints.format.layout import CheckpointId
 from tests.acceptance.jobs import PATIENCE, TOP, Training, assert_same, gone, outlast
 from tests.crash.tracing import traced

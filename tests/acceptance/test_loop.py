@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from outlast.job.lifecycle import Outcome
+from outlast.job.outcome import Outcome
 from tests.acceptance.jobs import Training
 from tests.acceptance.test_exactness import Striker, outcomes
 

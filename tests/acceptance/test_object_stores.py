@@ -14,8 +14,10 @@ import pytest
 from outlast import exit_codes
 from outlast.cli import main
 from outlast.job import heartbeat, logs
+from outlast.job.events import Claimed, Ended
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Ended, Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.job.submission import submit
 from outlast_checkpoints.storage import open_storage
@@ -264,10 +266,10 @@ def test_a_store_that_cannot_fence_is_used_by_one_supervisor_and_said_aloud(
         [*OUTLAST, *run, *script], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == exit_codes.DONE, done.stderr
-    assert done.stderr.count("store_cannot_fence") == 1
+    assert done.stderr.count("fencing_unsupported") == 1
     assert "overlooks the condition" in done.stderr
     rows = list(logs.read(open_storage(f"{stored_by_rclone}/careful")))
-    assert [row["event"] for row in rows].count("store_cannot_fence") == 1
+    assert [row["event"] for row in rows].count("fencing_unsupported") == 1
     assert max(row["attempt"] for row in rows) == 2
     with pytest.raises(SystemExit) as left:
         main([*run, *script])

@@ -16,8 +16,10 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import logs
+from outlast.job.events import Released
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, Released, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.storage import open_storage
 from tests.acceptance.jobs import Training, assert_same
 from tests.acceptance.plain import PATIENCE, PlainJob
@@ -78,7 +80,7 @@ def assert_preempted(plain: PlainJob, cloud: str) -> dict[str, Any]:
     assert released.reason.startswith(f"{cloud}: ")
     assert "saved because of SIGTERM" in plain.output()
     assert [row["chosen"] for row in rows(plain, "preemption_watched")] == [cloud]
-    (notice,) = rows(plain, "preemption_notice")
+    (notice,) = rows(plain, "preemption_announced")
     assert notice["cloud"] == cloud
     assert notice["deadline"] in released.reason
     return notice
@@ -165,7 +167,7 @@ def test_a_metadata_server_in_trouble_is_no_matter_of_the_training(run: Run, tro
     assert plain.supervisors[0].wait(PATIENCE) == exit_codes.DONE, plain.story()
     assert plain.job.state is State.SUCCEEDED
     assert server.asked
-    assert len(rows(plain, "preemption_unheard")) <= 1
+    assert len(rows(plain, "metadata_failed")) <= 1
 
 
 def test_a_training_that_google_preempts_ends_as_if_untouched(

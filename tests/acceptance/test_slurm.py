@@ -9,7 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.format import layout
 from tests.acceptance.jobs import PATH, SCRIPTS, Training, assert_same, gone, outlast
 from tests.support import slurm_cluster
@@ -40,7 +41,7 @@ class Queued:
         """Submit it; return its number in the queue."""
         name = self.training.script
         options = ["--name", name, "--seed", self.training.seed, *self.training.options]
-        slurm = ["--backend", "slurm", "--partition", "low", "--grace", "60s"]
+        slurm = ["--engine", "slurm", "--partition", "low", "--grace", "60s"]
         script = SCRIPTS / f"{name}.py"
         self.outlast("submit", *options, *slurm, script, self.training.control)
         return self.number()

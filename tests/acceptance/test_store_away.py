@@ -14,7 +14,8 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import logs
-from outlast.job.lifecycle import Ended, Outcome
+from outlast.job.events import Ended
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.format import lineage
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.store.spool import Spool
@@ -124,7 +125,7 @@ def test_killed_stopped_and_moved_while_the_store_is_away_it_comes_to_the_same(
 
     # Its process is killed: the supervisor waits for the store, and goes on from what waits here.
     first.kill()
-    job.until("the supervisor knows", lambda: "store_away" in job.output())
+    job.until("the supervisor knows", lambda: "store_lost" in job.output())
     job.hold("epoch_end", 8, but=first)
     job.cable.mend()
     second = job.attempt(2)
@@ -135,7 +136,7 @@ def test_killed_stopped_and_moved_while_the_store_is_away_it_comes_to_the_same(
     job.until_held_without_a_store(second, 8, 10)
     assert job.supervisor is not None
     job.supervisor.send_signal(signal.SIGINT)
-    job.until("asked", lambda: "stop requested" in job.output())
+    job.until("asked", lambda: "stop_requested" in job.output())
     job.hold("epoch_end", 13)
     job.end(exit_codes.RESUMABLE)
     stopped = job.until_waiting(10)
@@ -153,7 +154,7 @@ def test_killed_stopped_and_moved_while_the_store_is_away_it_comes_to_the_same(
     assert job.origin(3) == sent
     assert_same(job, untouched("mlp"))
     assert job.outcomes() == [Outcome.KILLED, Outcome.LOST, Outcome.COMPLETED]
-    assert {"store_away", "spooled", "store_back", "sent"} <= set(job.events())
+    assert {"store_lost", "spooled", "store_recovered", "sent"} <= set(job.events())
 
 
 def _assert_status_tells(job: CutOff, newest: CheckpointId) -> None:

@@ -14,7 +14,8 @@ import pytest
 from outlast import exit_codes
 from outlast.errors import DaemonFailed, JobBusy
 from outlast.job import lifecycle
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.supervisor.detached import start_detached
 from outlast.supervisor.supervisor import Observer, Supervisor, request_stop, resume
 from tests.acceptance.plain import PlainJob
@@ -37,7 +38,7 @@ def test_a_script_that_just_works(job: Make) -> None:
     assert plain.run() == exit_codes.DONE
     assert plain.job.state is State.SUCCEEDED
     assert plain.output() == "hello ['--lr', '1']\n"
-    assert plain.log() == ["attempt launched", "attempt started", "attempt ends", "attempt ended"]
+    assert plain.log() == ["attempt_launched", "attempt_started", "attempt_exited", "attempt_ended"]
     assert resume(plain.storage).state is State.SUCCEEDED  # and nothing is started again
 
 
@@ -47,9 +48,9 @@ def test_a_crash_loop_ends_by_the_budget_and_says_why(job: Make) -> None:
     found = plain.job
     assert (found.state, found.attempt) == (State.FAILED, 3)
     assert [end.outcome for end in plain.ends] == [Outcome.CRASHED] * 3
-    assert "3 attempts in a row" in found.reason
+    assert "3 consecutive attempts" in found.reason
     assert "ValueError: no such column (train.py, line " in found.reason
-    assert "job failed" in plain.log(level="error")
+    assert "job_failed" in plain.log(level="error")
     # the traceback is the user's own, from the first frame on
     lines = plain.output().splitlines()
     assert lines[0] == "Traceback (most recent call last):"
@@ -156,7 +157,7 @@ def test_a_hang_is_killed_after_its_stacks_are_in_the_output(job: Make, freeze: 
     first, second = plain.ends
     assert (first.outcome, second.outcome) == (Outcome.STALLED, Outcome.COMPLETED)
     assert "no progress for" in first.reason
-    assert "stalled" in plain.log(level="error")
+    assert "attempt_stalled" in plain.log(level="error")
     if "sleep" in freeze:  # a stopped process cannot write any more
         assert "in deep_inside" in plain.output()
         assert "Thread 0x" in plain.output()  # of all threads
@@ -314,7 +315,7 @@ def test_an_orphan_that_does_not_look_leaves_by_force(job: Make) -> None:
     supervisor.kill()
     supervisor.wait()
     plain.until(lambda: not Path(f"/proc/{pid}").exists())
-    assert "left by force" in plain.log(level="error")
+    assert "exit_forced" in plain.log(level="error")
 
 
 def test_supervisor_and_attempt_killed_together_are_found_at_once(job: Make) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from outlast import exit_codes
 from outlast.job import lifecycle
-from outlast.job.lifecycle import Job, Outcome, State
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome
 from outlast.supervisor import supervisor
 from outlast.supervisor.supervisor import Supervisor
 from outlast_checkpoints.errors import StorageError

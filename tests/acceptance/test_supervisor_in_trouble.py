@@ -14,8 +14,10 @@ from outlast.backends.base import Exit, Handle
 from outlast.backends.local import LocalBackend
 from outlast.errors import BackendFailed
 from outlast.job import heartbeat, lifecycle
+from outlast.job.events import Launched
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Job, Launched, Outcome, State
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.supervisor.supervisor import Observer, Supervisor, resume, submit
 from outlast_checkpoints.storage import open_storage
@@ -86,7 +88,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_training(job: Make) -> None:
                 raise BrokenPipeError("the reader has left")
 
     assert Supervisor(plain.storage, observer=Closed()).run().state is State.SUCCEEDED
-    assert "observer left out" in plain.log(level="warning")
+    assert "observer_dropped" in plain.log(level="warning")
 
 
 def test_a_supervisor_that_breaks_lets_its_attempt_save(job: Make) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from outlast.job.lifecycle import Ended, Outcome
+from outlast.job.events import Ended
+from outlast.job.outcome import Outcome
 from tests.acceptance.jobs import Training, assert_same, gone
 from tests.crash.tracing import traced
 
@@ -99,7 +100,7 @@ def test_goes_on_after_a_failed_save(
     assert_same(training, untouched("cnn"))
     told = [row for row in training.log(1) if row["event"] == "save_failed"]
     assert all(row["level"] == "warning" for row in told)
-    assert any("training goes on" in row.get("then", "") for row in told)
+    assert any("training continues" in row.get("hint", "") for row in told)
     assert all(str(failing) in row["error"] for row in told)
 
 

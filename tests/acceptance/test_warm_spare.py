@@ -72,12 +72,12 @@ def test_a_spare_takes_over_and_changes_nothing(train: Callable[..., Training]) 
     warm.end()
     assert_same(warm, untouched)
     for attempt in (2, 3):
-        (started,) = events(warm, attempt, "attempt started")
+        (started,) = events(warm, attempt, "attempt_started")
         assert started["spare_mib"] > started["spare_own_mib"] > 0
         # Only the first spare has imported anything; where it may not fork, each has
         assert started["spare_forks"] == (0 if warm_spare.has_accelerator() else attempt - 2)
-    assert "spare_mib" not in events(warm, 1, "attempt started")[0]
-    assert [k for k in range(1, 4) if events(warm, k, "spare_unfit")] == []
+    assert "spare_mib" not in events(warm, 1, "attempt_started")[0]
+    assert [k for k in range(1, 4) if events(warm, k, "spare_rejected")] == []
 
 
 def test_a_spare_that_has_seen_other_variables_is_not_used(train: Callable[..., Training]) -> None:
@@ -97,9 +97,9 @@ def test_a_spare_that_has_seen_other_variables_is_not_used(train: Callable[..., 
     left = spare_of(training, second)
     training.hold("never")
     training.end()
-    (unfit,) = events(training, 2, "spare_unfit")
+    (unfit,) = events(training, 2, "spare_rejected")
     assert unfit["variables"] == ["TF_ENABLE_ONEDNN_OPTS"]
-    first_start, second_start = events(training, 2, "attempt started")
+    first_start, second_start = events(training, 2, "attempt_started")
     assert "spare_mib" in first_start
     assert "spare_mib" not in second_start
     assert first_start["pid"] == second_start["pid"] == waiting.pid

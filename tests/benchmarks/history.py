@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outlast.job import process_identity
 from outlast.job import spec as specs
+from outlast.job.events import Launched, Started, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Launched, Started, Submitted
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.history import HistoryWriter

@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from outlast.job import heartbeat, process_identity
 from outlast.job import spec as specs
+from outlast.job.events import Ended, Launched, Started, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Launched, Outcome, Started, Submitted
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage

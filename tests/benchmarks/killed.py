@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from outlast.job import heartbeat
+from outlast.job.events import Launched
 from outlast.job.journal import Entry, Journal
-from outlast.job.lifecycle import Launched
 from outlast_checkpoints.storage import open_storage
 from tests.benchmarks.commands import OUTLAST
 

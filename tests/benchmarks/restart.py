@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from outlast.job.lifecycle import Claimed, Ended, Launched
+from outlast.job.events import Claimed, Ended, Launched
 from tests.benchmarks.command_line import HOW_MANY_PAIRS, main
 from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn
 from tests.benchmarks.killed import KilledJob, rows_of, start, until
@@ -59,7 +59,7 @@ def _parts(job: KilledJob, killed: float, known: int, spent: dict[str, float]) -
         "detect": ended - killed,
         "claim": at[Claimed] - ended,
         "launch": at[Launched] - at[Claimed],
-        "start": log["attempt started"]["time"] - at[Claimed],
+        "start": log["attempt_started"]["time"] - at[Claimed],
         "import, build, read": spent["importing"],
         "trace": spent["compiling"],
         "restore": log["resumed"]["seconds"],

@@ -16,7 +16,8 @@ import pytest
 from outlast import exit_codes
 from outlast.engines.testing import TRAINING
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.job.submission import submit
 from outlast_checkpoints.storage import open_storage
@@ -50,7 +51,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def job(tmp_path: Path) -> Storage:
     (tmp_path / "train.py").write_text(TRAINING, encoding="utf-8")
     root = open_storage(tmp_path / "jobs")
-    values: dict[str, Any] = {"script": "train.py", "cwd": str(tmp_path), "backend": "slurm"}
+    values: dict[str, Any] = {"script": "train.py", "cwd": str(tmp_path), "engine": "slurm"}
     submit(root, JobSpec(job="j", heartbeat_every=0.2, **values))
     return root.sub("j")
 

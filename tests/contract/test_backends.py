@@ -12,7 +12,7 @@ from outlast import backends
 from outlast.backends.base import Backend
 from outlast.backends.local import LocalBackend
 from outlast.backends.testing import BackendConformance, Launched
-from outlast.errors import BackendFailed, BackendUnknown, SpecInvalid
+from outlast.errors import BackendFailed, PluginUnknown, SpecInvalid
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage import open_storage
 
@@ -59,5 +59,5 @@ class TestLocalBackend(BackendConformance):
 def test_backends_are_known_by_name() -> None:
     assert "local" in backends.names()
     assert isinstance(backends.get("local"), LocalBackend)
-    with pytest.raises(BackendUnknown, match="local"):
+    with pytest.raises(PluginUnknown, match="local"):
         backends.get("abacus")

@@ -15,10 +15,11 @@ from outlast.engines.base import Engine
 from outlast.engines.local import LocalEngine
 from outlast.engines.slurm import SlurmEngine, script
 from outlast.engines.testing import EngineConformance
-from outlast.errors import BackendFailed, SpecInvalid
+from outlast.errors import EngineFailed, PluginUnknown, SpecInvalid
 from outlast.job import process_identity
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.job.submission import request_stop, submit
 from outlast_checkpoints.storage import open_storage
@@ -40,7 +41,7 @@ class TestLocalEngine(EngineConformance):
 
 
 class TestSlurmEngine(EngineConformance):
-    options = {"backend": "slurm", "backend_options": {"partition": "low"}, "grace": 20.0}  # noqa: RUF012
+    options = {"engine": "slurm", "engine_options": {"partition": "low"}, "grace": 20.0}  # noqa: RUF012
 
     def make(self) -> Engine:
         return SlurmEngine()
@@ -179,14 +180,14 @@ class TestSlurmEngine(EngineConformance):
         self, job: tuple[JobSpec, Storage]
     ) -> None:
         spec, storage = job
-        wrong = {**spec.backend_options, "partition": "nowhere"}
-        spec = JobSpec(job="j", script="a.py", backend="slurm", backend_options=wrong)
-        with pytest.raises(BackendFailed, match="invalid partition"):
+        wrong = {**spec.engine_options, "partition": "nowhere"}
+        spec = JobSpec(job="j", script="a.py", engine="slurm", engine_options=wrong)
+        with pytest.raises(EngineFailed, match="invalid partition"):
             self.make().launch(spec, storage)
 
 
 def spec(**options: Any) -> JobSpec:
-    return JobSpec(job="j", script="a.py", cwd="/w", backend="slurm", backend_options=options)
+    return JobSpec(job="j", script="a.py", cwd="/w", engine="slurm", engine_options=options)
 
 
 def test_a_script_asks_for_what_was_asked_for(tmp_path: Path) -> None:
@@ -245,12 +246,14 @@ def test_without_slurm_it_is_said_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(BackendFailed, match="sbatch"):
+    with pytest.raises(EngineFailed, match="sbatch"):
         SlurmEngine().launch(spec(), open_storage(tmp_path / "j"))
 
 
 def test_engines_are_known_by_name() -> None:
     assert {"local", "slurm"} <= set(engines.names())
     assert isinstance(engines.get("slurm"), SlurmEngine)
-    assert isinstance(engines.get("of a backend of somebody's own"), LocalEngine)
+    assert isinstance(engines.get("local"), LocalEngine)
+    with pytest.raises(PluginUnknown, match="abacus"):
+        engines.get("abacus")
     assert process_identity.here().local

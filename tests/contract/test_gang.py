@@ -18,8 +18,10 @@ from outlast.backends.base import Exit, Handle
 from outlast.backends.local import LocalBackend
 from outlast.errors import BackendFailed, SpecInvalid
 from outlast.job import heartbeat
+from outlast.job.events import Claimed, Ended, Launched
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Ended, Job, Launched, Outcome, State
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome
 from outlast.job.preload import Preload
 from outlast.job.rank import Rank
 from outlast.job.spec import JobSpec

@@ -24,9 +24,10 @@ from outlast.engines.base import Engine
 from outlast.engines.kubernetes import KubernetesEngine
 from outlast.engines.kubernetes_job import manifest
 from outlast.engines.testing import EngineConformance
-from outlast.errors import BackendFailed, SpecInvalid
+from outlast.errors import EngineFailed, SpecInvalid
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
@@ -51,8 +52,8 @@ def double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kubernet
 @pytest.mark.usefixtures("double")
 class TestKubernetesEngine(EngineConformance):
     options = {  # noqa: RUF012
-        "backend": "kubernetes",
-        "backend_options": {"image": "outlast", "claim": "jobs"},
+        "engine": "kubernetes",
+        "engine_options": {"image": "outlast", "claim": "jobs"},
         "grace": 20.0,
     }
 
@@ -104,9 +105,9 @@ class TestKubernetesEngine(EngineConformance):
         self, job: tuple[JobSpec, Storage]
     ) -> None:
         spec, storage = job
-        options = {**spec.backend_options, "namespace": "others"}
-        elsewhere = JobSpec(job="j", backend="kubernetes", backend_options=options)
-        with pytest.raises(BackendFailed, match="namespace 'others' is not yours") as caught:
+        options = {**spec.engine_options, "namespace": "others"}
+        elsewhere = JobSpec(job="j", engine="kubernetes", engine_options=options)
+        with pytest.raises(EngineFailed, match="namespace 'others' is not yours") as caught:
             self.make().launch(elsewhere, storage)
         assert SECRET not in str(caught.value)
 
@@ -118,12 +119,12 @@ def test_an_api_that_is_not_there_is_said(
     config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
     (tmp_path / "away").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "away"))
-    with pytest.raises(BackendFailed, match="refused"):
+    with pytest.raises(EngineFailed, match="refused"):
         KubernetesEngine().poll({"id": "x", "namespace": "trainings", "context": "here"})
-    with pytest.raises(BackendFailed, match="no context 'there'"):
+    with pytest.raises(EngineFailed, match="no context 'there'"):
         KubernetesEngine().poll({"id": "x", "namespace": "trainings", "context": "there"})
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
-    with pytest.raises(BackendFailed, match="find the cluster"):
+    with pytest.raises(EngineFailed, match="find the cluster"):
         KubernetesEngine().poll({"id": "x"})
 
 
@@ -152,7 +153,7 @@ def test_in_a_pod_the_cluster_is_found_by_its_service_account(
         assert found.queued
         assert set(double.asked_by) == {f"bearer {SECRET}"}
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
-        with pytest.raises(BackendFailed, match="find the cluster"):
+        with pytest.raises(EngineFailed, match="find the cluster"):
             KubernetesEngine().poll(handle)
     finally:
         double.close()
@@ -189,7 +190,7 @@ def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 def spec(**options: Any) -> JobSpec:
     options = {"image": "registry/me:1", **options}
-    return JobSpec(job="My.Job_1", script="a.py", backend="kubernetes", backend_options=options)
+    return JobSpec(job="My.Job_1", script="a.py", engine="kubernetes", engine_options=options)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +240,8 @@ def test_what_a_manifest_cannot_hold_is_named(
     options: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     wanted = spec(**options)
-    given = {name: value for name, value in wanted.backend_options.items() if value is not None}
-    wanted = JobSpec(job="j", script="a.py", backend="kubernetes", backend_options=given)
+    given = {name: value for name, value in wanted.engine_options.items() if value is not None}
+    wanted = JobSpec(job="j", script="a.py", engine="kubernetes", engine_options=given)
     with pytest.raises(SpecInvalid, match=said):
         manifest(wanted, open_storage(tmp_path))
 

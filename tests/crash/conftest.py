@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from outlast.job import spec
+from outlast.job.events import Claimed, Launched, Started, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Launched, Started, Submitted
 from outlast.job.process_identity import here
 from outlast_checkpoints.history import HistoryWriter
 from outlast_checkpoints.storage import open_storage

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from outlast.job.events import Claimed, Ended, Launched, Released, Started
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Ended, Launched, Outcome, Released, Started
+from outlast.job.outcome import Outcome
 from outlast.job.process_identity import here
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format.retention import Keep

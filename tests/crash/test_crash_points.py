@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from outlast.job.events import Claimed, Ended, Released
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Ended, Outcome, Released
+from outlast.job.outcome import Outcome
 from outlast.job.process_identity import here
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.retention import Keep

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import pytest
 
 from outlast.errors import InvalidTransition
+from outlast.job.events import Claimed, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Submitted
 from outlast.job.process_identity import Identity
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.format.layout import CheckpointId, Stage

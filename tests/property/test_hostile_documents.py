@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outlast.job import heartbeat, listing, logs, spec
+from outlast.job.events import Claimed, Launched, Started, Submitted
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Launched, Started, Submitted
 from outlast.job.process_identity import Identity
 from outlast.job.spec import JobSpec
 from outlast.job.submission import load_spec
@@ -216,7 +216,7 @@ def test_nesting_where_anything_may_stand(whole: Storage, what: str) -> None:
     content = whole.read(path)
     body = json.dumps(body_of(path, content)).encode()
     deep = b"[" * 5_000 + b"]" * 5_000
-    free = (b'"handle": {}', b'"backend_options": {}', b'"metrics": {}', b'"logs": {"loss": 0.5}')
+    free = (b'"handle": {}', b'"engine_options": {}', b'"metrics": {}', b'"logs": {"loss": 0.5}')
     for old in free:
         name = old.partition(b":")[0]
         if old in body:

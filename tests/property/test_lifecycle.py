@@ -8,26 +8,28 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from outlast.errors import InvalidTransition
-from outlast.job.lifecycle import (
-    Action,
+from outlast.job.events import (
     Claimed,
     Ended,
     Event,
-    Job,
-    Launch,
     Launched,
-    Outcome,
     Released,
     Resumed,
     Started,
-    State,
-    StopAttempt,
     StopRequested,
     Submitted,
+)
+from outlast.job.lifecycle import (
+    Action,
+    Job,
+    Launch,
+    State,
+    StopAttempt,
     describe,
     exit_code,
     transition,
 )
+from outlast.job.outcome import Outcome
 from outlast.job.process_identity import Identity
 
 OWNERS = [Identity(host=f"h{i}", pid=i, boot_id="b", start=i) for i in range(1, 4)]

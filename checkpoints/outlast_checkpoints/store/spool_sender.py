@@ -47,7 +47,7 @@ class Sender:
 
     store: where to, which has begun or may adopt what `attempt` left. keep: what to prune to, there
     and in the spool. on_event: told, on either thread, "saved" of what was sent at once; "spooled",
-    and "sent" later, of what had to wait; "store_away" and "store_back"; "spool_trimmed" and
+    and "sent" later, of what had to wait; "store_lost" and "store_recovered"; "spool_trimmed" and
     "spool_lost" of what will never be sent; "pruned" and "prune_failed". It must not raise.
     pauses: seconds between two tries, at first and at most.
     """
@@ -281,9 +281,9 @@ class Sender:
             self._try_at = self._clock() + pause * chance.uniform(0.75, 1.25)
         if first:
             self._tell(
-                "store_away",
+                "store_lost",
                 error=error,
-                then=f"training goes on, checkpoints wait in {self.spool.path}",
+                hint=f"training continues; checkpoints wait in {self.spool.path}",
             )
 
     def _came_back(self) -> None:
@@ -291,7 +291,7 @@ class Sender:
             away, self._away, self._reason = self._away, None, ""
         if away is not None:
             seconds = round(self._clock() - away[1], 3)
-            self._tell("store_back", away_for=seconds, waiting=self.backlog().count)
+            self._tell("store_recovered", away_for=seconds, waiting=self.backlog().count)
 
     def _prune(self) -> None:
         if self._keep is None:

@@ -24,21 +24,13 @@ from outlast.errors import InvalidTransition
 from outlast.job import failure_stats as failures
 from outlast.job import fencing_check, process_identity, takeover
 from outlast.job import spec as specs
+from outlast.job.events import Ended, Launched, Released, Resumed, Started, Submitted
 from outlast.job.heartbeat import HeartbeatWriter, Status
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import (
-    Ended,
-    Job,
-    Launched,
-    Outcome,
-    Released,
-    Resumed,
-    Started,
-    State,
-    Submitted,
-    judge,
-)
+from outlast.job.lifecycle import Job, State
+from outlast.job.log_events import LogEvent
 from outlast.job.logs import LogFile, make_logger
+from outlast.job.outcome import Outcome, judge
 from outlast.job.spec import JobSpec
 from outlast.job.spool_settings import spool_of
 from outlast.notices import Notice
@@ -166,12 +158,12 @@ class _Bare:
         sys.excepthook = self._on_uncaught
         atexit.register(self._at_exit)
         set_current(self.context)
-        self.context.log.info("attempt started", pid=self._pid, supervised=False)
+        self.context.log.info(LogEvent.ATTEMPT_STARTED, pid=self._pid, supervised=False)
         self._notice: Notice | None = None
-        self._watcher = notices.watch(spec.preemption, self._on_notice, self._tell_of_cloud)
+        self._listener = notices.watch(spec.preemption, self._on_notice, self._tell_of_cloud)
         if not fencing_check.can_fence(storage):
             fencing_check.warn(storage, self.context.log)
-            sys.stderr.write(f"outlast: {fencing_check.WHY}: {fencing_check.THEN}\n")
+            sys.stderr.write(f"outlast: {fencing_check.WHY}: {fencing_check.HINT}\n")
 
     def _claim(self, storage: Storage, spec: JobSpec) -> Job:
         if self._journal.job() is None:
@@ -196,8 +188,8 @@ class _Bare:
             return code
         self.closed = True
         context = self.context
-        if self._watcher is not None:
-            self._watcher.stop()
+        if self._listener is not None:
+            self._listener.stop()
         code = context.before_exit(code)
         if self._handlers is not None:
             self._handlers.restore()
@@ -209,7 +201,7 @@ class _Bare:
         context.status.error = error or context.status.error
         self._heartbeat.stop(code)
         outcome, reason = judge(code, None, context.status.error)
-        context.log.info("attempt ended", outcome=outcome.value, reason=reason)
+        context.log.info(LogEvent.ATTEMPT_ENDED, outcome=outcome.value, reason=reason)
         try:
             with patience(USUAL if context.spool is None else BRIEF):
                 self._file.close()
@@ -219,8 +211,8 @@ class _Bare:
                 raise
             # Whoever comes next sees that this process is gone.
             sys.stderr.write(f"outlast: {error}\n")
-        if self._watcher is not None and self._notice is not None:
-            self._watcher.acknowledge()
+        if self._listener is not None and self._notice is not None:
+            self._listener.acknowledge()
         return code
 
     def _record_end(self, code: int, outcome: Outcome, reason: str) -> None:
@@ -279,7 +271,7 @@ class _Bare:
         if notice.within is not None:
             within = notice.time_to_leave(now, spec.grace, limit=spec.grace_is_limit)
             stop.leave_by = now + within
-        self.context.log.warning("preemption_notice", **notice.told())
+        self.context.log.warning(LogEvent.PREEMPTION_ANNOUNCED, **notice.told())
         stop.request(notice.story)
         if not stop.watched and self._handlers is not None:
             os.kill(self._pid, signal.SIGTERM)  # nobody looks at the flag: nothing is unsaved
@@ -289,5 +281,5 @@ class _Bare:
         say(event, **fields)
 
     def _superseded(self, error: Superseded) -> None:
-        self.context.log.error("superseded", by=error.fields.get("by"))
+        self.context.log.error(LogEvent.SUPERSEDED, by=error.fields.get("by"))
         self.context.stop.request("superseded")

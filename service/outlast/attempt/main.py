@@ -33,6 +33,7 @@ from outlast.job import deadline, failure_stats, preload, process_identity, rank
 from outlast.job import spec as specs
 from outlast.job.heartbeat import HeartbeatWriter, Status
 from outlast.job.journal import Journal
+from outlast.job.log_events import LogEvent
 from outlast.job.logs import LogFile, make_logger
 from outlast.job.process_identity import SUPERVISOR_PID
 from outlast.job.spec import JobSpec
@@ -110,7 +111,7 @@ class Attempt:
         threading.Thread(target=self._look_around, name="outlast-lookout", daemon=True).start()
         context.set_current(self.context)
         self.context.log.info(
-            "attempt started",
+            LogEvent.ATTEMPT_STARTED,
             pid=os.getpid(),
             supervised=True,
             runs=self.context.spec.runs,
@@ -162,12 +163,12 @@ class Attempt:
         if isinstance(error, OutlastError) and DEBUG not in os.environ:
             # on purpose and explained: the message says more than the frames
             sys.stderr.write(f"outlast: {error}{where}\n")
-            self.context.log.error("script failed", error=self.context.status.error)
+            self.context.log.error(LogEvent.SCRIPT_FAILED, error=self.context.status.error)
         else:
             frames = "".join(traceback.format_exception(type(error), error, trace))
             sys.stderr.write(frames)
             self.context.log.error(
-                "script failed", error=self.context.status.error, exception=frames.rstrip()
+                LogEvent.SCRIPT_FAILED, error=self.context.status.error, exception=frames.rstrip()
             )
         if isinstance(error, OutlastError):
             return error.exit_code
@@ -180,9 +181,11 @@ class Attempt:
             with suppress(OSError, ValueError):
                 stream.flush()
         if lost := sum(output.lost for output in self._output):
-            self.context.log.warning("output_lost", bytes=lost, why="the disk did not take it")
+            self.context.log.warning(
+                LogEvent.OUTPUT_LOST, bytes=lost, why="the disk did not take it"
+            )
         self.context.log.info(
-            "attempt ends",
+            LogEvent.ATTEMPT_EXITED,
             exit_code=self._code,
             meaning=exit_codes.MEANINGS.get(self._code, "the script's own"),
         )
@@ -200,11 +203,11 @@ class Attempt:
         variables = preload.unfit()
         if variables:
             self.context.log.warning(
-                "spare_unfit",
+                LogEvent.SPARE_REJECTED,
                 variables=variables,
-                why="the script sets them to other values than the attempt before, and what was "
-                "imported has seen the old ones",
-                then="this attempt is started again without a spare",
+                why="the script sets these variables to other values than the attempt before; "
+                "the spare has imported TensorFlow under the old ones",
+                hint="this attempt restarts without a spare",
             )
             self._heartbeat.stop()
             self._file.close()
@@ -231,7 +234,7 @@ class Attempt:
         if self._leave_by is not None and time.monotonic() > self._leave_by and not saving:
             # the script does not look at the flag, and nobody is there to kill it
             self.context.status.ended = self._code
-            self.context.log.error("left by force", why=self.context.stop.reason)
+            self.context.log.error(LogEvent.EXIT_FORCED, why=self.context.stop.reason)
             self._file.close()
             os._exit(self._code)
 
@@ -239,7 +242,7 @@ class Attempt:
         if self._leave_by is None:
             self._leave_by = time.monotonic() + self.context.spec.grace
             self._code = code
-            self.context.log.warning("asked to leave", why=reason)
+            self.context.log.warning(LogEvent.LEAVE_REQUESTED, why=reason)
             self.context.stop.request(reason)
 
 

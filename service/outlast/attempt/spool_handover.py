@@ -10,6 +10,7 @@ from outlast import exit_codes
 from outlast.attempt.context import AttemptContext
 from outlast.errors import NotSent
 from outlast.job import spool_settings
+from outlast.job.log_events import LogEvent
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format.lineage import read_lineage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
@@ -34,11 +35,11 @@ def send_left(ctx: AttemptContext, spool: Spool, store: CheckpointStore) -> None
         waiting = spool.waiting(attempt)
         if waiting and attempt not in line[:1]:
             ctx.log.warning(
-                "spool_left_out",
+                LogEvent.SPOOL_ABANDONED,
                 checkpoints=[str(one) for one in waiting],
                 path=spool.path,
-                why=f"the training has gone on since from before attempt {attempt}'s end",
-                then="they are not sent, and deleted after seven days",
+                why=f"the training continued from a checkpoint before the end of attempt {attempt}",
+                hint="they are not sent; they are deleted after seven days",
             )
             if not spool.is_old(attempt):
                 continue
@@ -50,7 +51,7 @@ def send_left(ctx: AttemptContext, spool: Spool, store: CheckpointStore) -> None
 def _send(ctx: AttemptContext, spool: Spool, store: CheckpointStore, attempt: int) -> None:
     for checkpoint in spool.waiting(attempt):
         for damage in spool.damage(checkpoint)[:1]:
-            ctx.log.error("spool_lost", checkpoint=str(checkpoint), error=str(damage))
+            ctx.log.error(LogEvent.SPOOL_LOST, checkpoint=str(checkpoint), error=str(damage))
             spool.drop(checkpoint)
 
     def tell(event: str, fields: dict[str, Any]) -> None:
@@ -60,10 +61,10 @@ def _send(ctx: AttemptContext, spool: Spool, store: CheckpointStore, attempt: in
     sent = Sender(spool, store, attempt, on_event=tell).send_all()
     if sent:
         ctx.log.info(
-            "sent",
+            LogEvent.SENT,
             checkpoints=[str(one) for one in sent],
             seconds=round(time.monotonic() - started, 3),
-            why=f"attempt {attempt} had left them in {spool.path}",
+            why=f"attempt {attempt} left them in {spool.path}",
         )
 
 
@@ -99,7 +100,7 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         return code
     if isinstance(error, OutlastError):
         ctx.status.error = f"{type(error).__name__}: {error}"
-        ctx.log.error("not_sent", error=str(error))
+        ctx.log.error(LogEvent.SEND_FAILED, error=str(error))
         return error.exit_code
     left = sender.backlog()
     problem = NotSent(
@@ -110,7 +111,7 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         path=left.path,
         job=ctx.spec.job,
     )
-    ctx.log.error("not_sent", error=str(problem))
+    ctx.log.error(LogEvent.SEND_FAILED, error=str(problem))
     sys.stderr.write(f"outlast: {problem}\n")
     if not done:
         return code

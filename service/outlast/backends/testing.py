@@ -22,7 +22,7 @@ from outlast.backends.base import Backend, Exit, Handle
 from outlast.errors import BackendFailed
 from outlast.job import heartbeat
 from outlast.job import spec as specs
-from outlast.job.lifecycle import Outcome, judge
+from outlast.job.outcome import Outcome, judge
 from outlast.job.process_identity import Identity
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
@@ -152,7 +152,7 @@ class BackendConformance:
 
     def test_a_signal_asks_it_to_leave(self, launch: Callable[..., Launched]) -> None:
         launched = launch(
-            "from outlast import context\n"
+            "from outlast.attempt import context\n"
             "stop = context.current().stop\n"
             "ready()\n"
             "while not stop.requested: time.sleep(0.01)\n"
@@ -170,9 +170,10 @@ class BackendConformance:
         launched = launch(
             "import json, os, signal, subprocess\n"
             "import msgspec\n"
-            "from outlast import context, identity\n"
+            "from outlast.attempt import context\n"
+            "from outlast.job import process_identity\n"
             "child = subprocess.Popen(['sleep', '1000'])\n"
-            "ready(msgspec.json.encode(identity.of_process(child.pid)).decode())\n"
+            "ready(msgspec.json.encode(process_identity.of_process(child.pid)).decode())\n"
             "while not context.current().stop.requested: time.sleep(0.01)\n"
             "print('asked', child.poll())\n"
             "while True: time.sleep(1)\n"
@@ -189,9 +190,9 @@ class BackendConformance:
     def test_what_a_dead_attempt_started_is_ended(self, launch: Callable[..., Launched]) -> None:
         launched = launch(
             "import os, signal, subprocess, msgspec\n"
-            "from outlast import identity\n"
+            "from outlast.job import process_identity\n"
             "child = subprocess.Popen(['sleep', '1000'])\n"
-            "ready(msgspec.json.encode(identity.of_process(child.pid)).decode())\n"
+            "ready(msgspec.json.encode(process_identity.of_process(child.pid)).decode())\n"
             "os.kill(os.getpid(), signal.SIGKILL)\n"
         )
         child = Identity(**json.loads(launched.ready()))

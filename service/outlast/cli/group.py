@@ -24,7 +24,7 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
             "run:run",
             "Run a script under supervision, in the foreground.",
         ),
-        "submit": ("run:submit", "Run a script under supervision, detached."),
+        "submit": ("submit:submit", "Run a script under supervision, detached."),
         "resume": (
             "resume:resume",
             "Go on with a job that ended or was left.",

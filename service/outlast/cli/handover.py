@@ -12,31 +12,30 @@ from outlast.cli.job_address import Place, job_word
 from outlast_checkpoints.storage.base import Storage
 
 if TYPE_CHECKING:
-    from outlast.job.lifecycle import Queued
+    from outlast.job.events import Queued
     from outlast.job.spec import JobSpec
 
 
 def plan(storage: Storage, spec: JobSpec) -> str:
-    """Return what would be handed over. Raises `SpecInvalid`, `BackendUnknown`."""
+    """Return what would be handed over. Raises `SpecInvalid`, `PluginUnknown`."""
     from outlast import backends, engines
 
-    if spec.backend not in engines.names():
-        backends.get(spec.backend)
-    return engines.get(spec.backend).plan(spec, storage).rstrip("\n") + "\n"
+    backends.get(spec.backend)
+    return engines.get(spec.engine).plan(spec, storage).rstrip("\n") + "\n"
 
 
 def hand_over(place: Place) -> Queued:
     """Hand the job to the engine that its spec names; return where it is found there."""
     from outlast import engines
     from outlast.errors import InvalidTransition
+    from outlast.job.events import Queued
     from outlast.job.journal import Journal
-    from outlast.job.lifecycle import Queued
     from outlast.job.submission import load_spec
 
     spec = load_spec(place.storage)
-    handle = engines.get(spec.backend).launch(spec, place.storage)
-    queued = Queued(engine=spec.backend, handle=handle)
-    if spec.backend != engines.LOCAL:
+    handle = engines.get(spec.engine).launch(spec, place.storage)
+    queued = Queued(engine=spec.engine, handle=handle)
+    if spec.engine != engines.LOCAL:
         with suppress(InvalidTransition):  # it has ended already
             Journal(place.storage).append(queued)
     return queued
@@ -55,7 +54,7 @@ def tell(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> No
         by = f"supervised by process {handle['pid']}" if "pid" in handle else _words(queued)
         click.echo(f"{place.name}: {by}. outlast logs -f {word}")
         if not fencing_check.can_fence(place.storage):
-            click.echo(f"{place.name}: {fencing_check.WHY}: {fencing_check.THEN}", err=True)
+            click.echo(f"{place.name}: {fencing_check.WHY}: {fencing_check.HINT}", err=True)
 
 
 def _named(queued: Queued) -> dict[str, Any]:

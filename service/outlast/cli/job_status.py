@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 def _queued(job: Job) -> dict[str, Any] | None:
     """Return where a cluster has the job, and how it stands there now."""
     from outlast.engines import standing
-    from outlast.errors import BackendFailed
+    from outlast.errors import EngineFailed
 
     if job.queued is None:
         return None
     try:
         there = None if job.state.final else standing(job)
         stands = "gone" if there is None else str(there)
-    except BackendFailed as error:
+    except EngineFailed as error:
         stands = f"not known now: {error.fields['reason']}"
     return {"engine": job.queued.engine, "id": job.queued.handle.get("id"), "stands": stands}
 
@@ -88,7 +88,8 @@ def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
     import msgspec
 
     from outlast.job import goodput, heartbeat
-    from outlast.job.lifecycle import Claimed, Ended, Outcome
+    from outlast.job.events import Claimed, Ended
+    from outlast.job.outcome import Outcome
 
     began: dict[int, float] = {}
     ended: dict[int, tuple[float, Outcome]] = {}
@@ -138,7 +139,7 @@ def _checkpoint(manifest: Any) -> dict[str, Any]:
 
 def attempts(entries: Iterable[Entry]) -> list[dict[str, Any]]:
     """Return each attempt's life as the journal tells it, oldest first."""
-    from outlast.job.lifecycle import Claimed, Ended
+    from outlast.job.events import Claimed, Ended
 
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:

@@ -16,7 +16,7 @@ from outlast.exit_codes import DONE, FAILED, JOB_BUSY, SUPERSEDED
 from outlast_checkpoints.errors import OutlastError
 
 if TYPE_CHECKING:
-    from outlast.job.lifecycle import Queued
+    from outlast.job.events import Queued
 
 _AT_ONCE: Final = 64  # each may have to wait until an owner is certainly gone
 

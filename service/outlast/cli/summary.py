@@ -18,10 +18,10 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
 if TYPE_CHECKING:
-    from outlast.cli.display.terminal_observer import Watcher
+    from outlast.cli.display.terminal_observer import TerminalObserver
 
 
-def watcher() -> Watcher:
+def terminal_observer() -> TerminalObserver:
     """Return the live line on a terminal that can move its cursor, plain lines elsewhere."""
     if sys.stdout.isatty() and sys.stderr.isatty():
         from rich.console import Console
@@ -41,7 +41,7 @@ def supervise(place: Place, root: str) -> int:
     from outlast.job.lifecycle import exit_code
     from outlast.supervisor.supervisor import Supervisor
 
-    watching = watcher()
+    watching = terminal_observer()
     try:
         watching.say(f"job {place.name} in {place.url}")
         job = Supervisor(place.storage, observer=watching).run()

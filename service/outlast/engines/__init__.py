@@ -1,44 +1,31 @@
-"""Where a job's supervisor runs: a registry of names, each imported when it is first asked for."""
+"""Engines run the supervisor of a job: on this machine, or through the queue of a cluster."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 from typing import Final
 
 from outlast.engines.base import Engine, Standing
 from outlast.job.lifecycle import Job
+from outlast.job.plugins import Plugins
 
-GROUP: Final = "outlast.engines"  # entry points of other packages
 LOCAL: Final = "local"
-_BUILT_IN: Final = {
-    LOCAL: "outlast.engines.local:LocalEngine",
-    "kubernetes": "outlast.engines.kubernetes:KubernetesEngine",
-    "slurm": "outlast.engines.slurm:SlurmEngine",
-}
-
-
-def names() -> list[str]:
-    """Return the names of all engines that can be asked for."""
-    found = {point.name for point in importlib.metadata.entry_points(group=GROUP)}
-    return sorted(found | set(_BUILT_IN))
-
-
-def get(name: str) -> Engine:
-    """Return the engine of that name; a supervisor of this machine for a backend without one."""
-    for point in importlib.metadata.entry_points(group=GROUP):
-        if point.name == name:
-            found: Engine = point.load()()
-            return found
-    module, _, kind = _BUILT_IN.get(name, _BUILT_IN[LOCAL]).partition(":")
-    engine: Engine = getattr(importlib.import_module(module), kind)()
-    return engine
+PLUGINS: Final[Plugins[Engine]] = Plugins(
+    "engine",
+    {
+        LOCAL: "outlast.engines.local:LocalEngine",
+        "kubernetes": "outlast.engines.kubernetes:KubernetesEngine",
+        "slurm": "outlast.engines.slurm:SlurmEngine",
+    },
+)
+names = PLUGINS.names
+get = PLUGINS.get
 
 
 def standing(job: Job) -> Standing | None:
-    """Return how the job stands with the cluster that has it, None when none has.
+    """Return the job's place in its cluster's queue; None when no cluster has it.
 
-    Raises `BackendFailed` when that cannot be known now.
+    Raises:
+        EngineFailed: the cluster does not answer now.
     """
     if job.queued is None:
         return None
@@ -46,6 +33,10 @@ def standing(job: Job) -> Standing | None:
 
 
 def take_back(job: Job) -> None:
-    """Take an ended job out of the cluster's queue. Raises `BackendFailed`."""
+    """Remove an ended job from its cluster's queue.
+
+    Raises:
+        EngineFailed: the cluster does not answer now.
+    """
     if job.queued is not None and job.state.final and standing(job) is not None:
         get(job.queued.engine).stop(job.queued.handle)

@@ -44,21 +44,21 @@ class Engine(Protocol):
     def launch(self, spec: JobSpec, storage: Storage) -> Handle:
         """Hand the job over; come back when it is accepted.
 
-        Raises `SpecInvalid` as `plan` does, and `BackendFailed` when it was not accepted.
+        Raises `SpecInvalid` as `plan` does, and `EngineFailed` when it was not accepted.
         """
 
     def poll(self, handle: Handle) -> Standing | None:
         """Return how it stands, None when the engine has nothing of it any more.
 
-        Raises `BackendFailed` when that cannot be known now.
+        Raises `EngineFailed` when that cannot be known now.
         """
 
     def stop(self, handle: Handle) -> None:
-        """Take it back, queued or running; nothing when it is gone. Raises `BackendFailed`."""
+        """Take it back, queued or running; nothing when it is gone. Raises `EngineFailed`."""
 
     def again(self, handle: Handle, storage: Storage) -> Handle | None:
         """Asked by a supervisor that leaves with work undone: have the job started once more.
 
         Returns where it is found from then on; None when it was taken back meanwhile, or when
-        nobody starts it. Raises `BackendFailed`.
+        nobody starts it. Raises `EngineFailed`.
         """

@@ -6,12 +6,13 @@ import sys
 from typing import Final
 
 from outlast import engines, exit_codes
-from outlast.errors import BackendFailed, InvalidTransition
+from outlast.errors import EngineFailed, InvalidTransition
 from outlast.job import cluster_slot, takeover
+from outlast.job.events import Queued
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Job, Queued, State, exit_code
+from outlast.job.lifecycle import Job, State, exit_code
 from outlast.job.submission import load_spec
-from outlast.supervisor.stop_requests import Summons
+from outlast.supervisor.stop_requests import StopRequests
 from outlast.supervisor.supervisor import Supervisor
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.storage import open_storage
@@ -28,13 +29,13 @@ def run(storage: Storage) -> int:
     """
     spec, journal = load_spec(storage), Journal(storage)
     job = takeover.free(storage, journal, spec, on_wait=_say)
-    _enter(spec.backend, journal)  # not before: of two that were started one has to leave
-    summons = Summons()
-    with summons.signals():  # to the end: a requeue signals whoever has asked for it
+    _enter(spec.engine, journal)  # not before: of two that were started one has to leave
+    requests = StopRequests()
+    with requests.signals():  # to the end: a requeue signals whoever has asked for it
         if not job.state.final:
-            job = Supervisor(storage, summons=summons).run()
+            job = Supervisor(storage, requests=requests).run()
         if not job.state.final:
-            _come_back(spec.backend, storage, journal)
+            _come_back(spec.engine, storage, journal)
             return exit_codes.RESUMABLE
     # Somebody stopped it, and it did: for the cluster nothing has failed.
     return exit_codes.DONE if job.state is State.STOPPED else exit_code(job)
@@ -53,7 +54,7 @@ def _come_back(engine: str, storage: Storage, journal: Journal) -> None:
         return
     try:
         handle = engines.get(engine).again({"id": place.id}, storage)
-    except BackendFailed as error:
+    except EngineFailed as error:
         _say(f"{error} Resume it by hand: outlast resume {storage.root}")
         return
     if handle is not None:

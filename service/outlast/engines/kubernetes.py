@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from outlast.engines.base import Handle, Standing
 from outlast.engines.kubernetes_job import manifest
-from outlast.errors import BackendFailed, ExtraMissing
+from outlast.errors import EngineFailed, ExtraMissing
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage.base import Storage
 
@@ -39,7 +39,7 @@ class KubernetesEngine:
 
     def launch(self, spec: JobSpec, storage: Storage) -> Handle:
         wanted = manifest(spec, storage)
-        cluster = _Cluster(spec.backend_options.get("context"))
+        cluster = _Cluster(spec.engine_options.get("context"))
         namespace = wanted["metadata"].get("namespace") or cluster.namespace
         made = cluster.ask("create the Job", lambda: cluster.jobs.create_namespaced_job(
             namespace, wanted, _request_timeout=WITHIN
@@ -138,11 +138,11 @@ class _Cluster:
 
 
 def _extra_missing() -> ExtraMissing:
-    return ExtraMissing(feature="--backend kubernetes", package="kubernetes", extra="kubernetes")
+    return ExtraMissing(feature="--engine kubernetes", package="kubernetes", extra="kubernetes")
 
 
-def _failed(action: str, reason: str) -> BackendFailed:
-    return BackendFailed(backend="kubernetes", action=action, reason=reason)
+def _failed(action: str, reason: str) -> EngineFailed:
+    return EngineFailed(engine="kubernetes", action=action, reason=reason)
 
 
 def _said(error: Any) -> str:

@@ -135,12 +135,12 @@ def _resources(options: dict[str, str]) -> dict[str, Any]:
 
 
 def _options(spec: JobSpec, storage: Storage) -> dict[str, str]:
-    options = {name: str(value) for name, value in spec.backend_options.items()}
+    options = {name: str(value) for name, value in spec.engine_options.items()}
     for name in options:
         if name not in OPTIONS:
             raise _invalid(name, f"Kubernetes has {', '.join(OPTIONS)}")
     if "image" not in options:
-        raise _invalid("image", "which one? --backend-option image=registry/name:tag")
+        raise _invalid("image", "which one? --engine-option image=registry/name:tag")
     for name in ("gpus", "user"):
         if not options.get(name, "1").isdecimal():
             raise _invalid(name, f"{options[name]!r} is no number")
@@ -159,7 +159,7 @@ def _options(spec: JobSpec, storage: Storage) -> dict[str, str]:
 
 
 def _invalid(name: str, problem: str) -> SpecInvalid:
-    return SpecInvalid(field=f"backend_options.{name}", problem=problem)
+    return SpecInvalid(field=f"engine_options.{name}", problem=problem)
 
 
 def _label(job: str) -> str:

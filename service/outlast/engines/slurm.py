@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from outlast.backends.local import source_path
 from outlast.engines.base import Handle, Standing
-from outlast.errors import BackendFailed, SpecInvalid
+from outlast.errors import EngineFailed, SpecInvalid
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
@@ -68,7 +68,7 @@ class SlurmEngine:
         try:
             _call("requeue the job", "scontrol", "requeue", handle["id"])
             return handle
-        except BackendFailed:
+        except EngineFailed:
             # A cluster may forbid it (JobRequeue=0, or the queue is full): another job then.
             text = storage.read(layout.BATCH_SCRIPT).decode()
             return _submit(text, f"--dependency=afterany:{handle['id']}")
@@ -115,22 +115,22 @@ def _margin(spec: JobSpec) -> int:
 
 
 def _options(spec: JobSpec) -> dict[str, Any]:
-    options = spec.backend_options
+    options = spec.engine_options
     for name in options:
         if name not in (*_OPTIONS, "sbatch"):
             raise SpecInvalid(
-                field=f"backend_options.{name}",
+                field=f"engine_options.{name}",
                 problem=f"Slurm has {', '.join(_OPTIONS)} here; all else goes by --sbatch {name}=…",
             )
     if (nodes := str(options.get("nodes", "1"))) != "1":
         raise SpecInvalid(
-            field="backend_options.nodes", problem=f"{nodes} nodes: {_SEVERAL}. Leave it at 1"
+            field="engine_options.nodes", problem=f"{nodes} nodes: {_SEVERAL}. Leave it at 1"
         )
     if (limit := options.get("time")) is not None:
         seconds = _seconds(str(limit))
         if seconds <= _margin(spec):
             raise SpecInvalid(
-                field="backend_options.time",
+                field="engine_options.time",
                 problem=f"{limit} is no longer than the {_margin(spec)} s before its end in which "
                 "the job saves and leaves (--grace, and a minute). Give it more time",
             )
@@ -144,14 +144,14 @@ def _more(given: Iterable[str]) -> dict[str, str | None]:
         name, equals, value = one.partition("=")
         name = name.strip().lstrip("-")
         if (problem := _refused(name, value)) is not None:
-            raise SpecInvalid(field="backend_options.sbatch", problem=problem)
+            raise SpecInvalid(field="engine_options.sbatch", problem=problem)
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise SpecInvalid(
-                field="backend_options.sbatch",
+                field="engine_options.sbatch",
                 problem=f"{one!r} is no long option of sbatch: write it as key=value",
             )
         if "\n" in value or "\0" in value:
-            raise SpecInvalid(field="backend_options.sbatch", problem=f"{name} has several lines")
+            raise SpecInvalid(field="engine_options.sbatch", problem=f"{name} has several lines")
         found[name] = value if equals else None
     return found
 
@@ -175,7 +175,7 @@ def _seconds(limit: str) -> float:
     match = _LIMIT.fullmatch(limit)
     if match is None:
         raise SpecInvalid(
-            field="backend_options.time",
+            field="engine_options.time",
             problem=f"{limit!r} is no time limit of Slurm's. Write 90 (minutes), 1:30:00 or 2-12",
         )
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
@@ -206,11 +206,11 @@ def _call(action: str, *command: str, stdin: str = "", env: Mapping[str, str] | 
             command, input=stdin, capture_output=True, text=True, timeout=WITHIN, env=env
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BackendFailed(backend="slurm", action=action, reason=str(error)) from error
+        raise EngineFailed(engine="slurm", action=action, reason=str(error)) from error
     if done.returncode == 0:
         return done.stdout
     said = (done.stderr or done.stdout).strip()
     if "Invalid job id specified" in said:
         return ""
     reason = said or f"{command[0]} ended with {done.returncode}"
-    raise BackendFailed(backend="slurm", action=action, reason=reason)
+    raise EngineFailed(engine="slurm", action=action, reason=reason)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from outlast.job.events import Ended, Started
 from outlast.job.journal import Entry
-from outlast.job.lifecycle import Ended, Outcome, Started
+from outlast.job.outcome import Outcome
 from outlast.job.save_interval import LIVES, Failures
 
 # Not those that end by themselves, or because somebody wants it, or would end so again.

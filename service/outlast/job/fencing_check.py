@@ -1,4 +1,4 @@
-"""Stores that cannot fence: what is said of them, aloud."""
+"""A warning about stores that cannot fence."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from outlast.job.log_events import LogEvent
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.storage.base import Storage
 
-WHY: Final = "this store takes conditional writes and overlooks the condition"
-THEN: Final = (
-    "two supervisors that start at one moment may both believe that the job is theirs: see to it "
-    "that only one does (docs/operations.md, Stores that cannot fence)"
+WHY: Final = "this store accepts conditional writes but ignores the condition"
+HINT: Final = (
+    "two supervisors that start at the same moment may both take the job, so start only one "
+    "(docs/operations.md, Stores that cannot fence)"
 )
 
 
 def can_fence(storage: Storage) -> bool:
-    """Return whether of two that claim a job at once exactly one wins; unknown counts as yes."""
+    """Return whether exactly one of two simultaneous claims wins; True when it is unknown."""
     try:
         return storage.capabilities.exclusive_create
     except StorageError:
@@ -25,6 +26,6 @@ def can_fence(storage: Storage) -> bool:
 
 
 def warn(storage: Storage, log: FilteringBoundLogger) -> None:
-    """Say in the log, and so on the terminal that watches it, when a job's store cannot fence."""
+    """Log a warning when the job's store cannot fence; terminals show it too."""
     if not can_fence(storage):
-        log.warning("store_cannot_fence", why=WHY, then=THEN)
+        log.warning(LogEvent.FENCING_UNSUPPORTED, why=WHY, hint=HINT)

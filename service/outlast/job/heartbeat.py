@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from outlast.job import process_identity
-from outlast.job.lifecycle import Reached
+from outlast.job.events import Reached
 from outlast.job.preload import Preload
 from outlast_checkpoints.errors import FormatError, NotFound, OutlastError, Superseded
 from outlast_checkpoints.format import layout

@@ -16,7 +16,8 @@ import msgspec
 from outlast.errors import InvalidTransition, JobUnknown
 from outlast.job import process_identity
 from outlast.job.cluster_slot import Slot
-from outlast.job.lifecycle import Action, Claimed, Event, Job, State, transition
+from outlast.job.events import Claimed, Event
+from outlast.job.lifecycle import Action, Job, State, transition
 from outlast.job.process_identity import Identity
 from outlast_checkpoints.errors import (
     AlreadyExists,

@@ -1,218 +1,132 @@
-"""The life of a job as a pure function: `transition(job, event) -> (job, actions)`.
+"""The state machine of a job: `transition(job, event) -> (job, actions)`. Pure.
 
-No clock and no I/O: what depends on them (the delay before a retry, what an attempt ended with)
-comes in with the event, so that the same journal always gives the same job.
+Whatever depends on a clock or on I/O (the delay before a retry, how an attempt ended) is part of
+the event. So the same journal always gives the same job.
 """
 
 from __future__ import annotations
 
-import signal as signals
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from outlast import exit_codes
 from outlast.errors import InvalidTransition
 from outlast.job.cluster_slot import Slot
+from outlast.job.events import (
+    Claimed,
+    Ended,
+    Event,
+    Launched,
+    Queued,
+    Released,
+    Resumed,
+    Started,
+    StopRequested,
+    Submitted,
+)
+from outlast.job.outcome import FATAL, FREE, Outcome
 from outlast.job.process_identity import Identity
 
 
 class State(StrEnum):
-    """Where a job is; why it is there is its `outcome` and `reason`."""
+    """The state of a job. Why the job is in it, its `outcome` and `reason` say."""
 
-    PENDING = "pending"  # to be started, or an attempt is starting up
-    RUNNING = "running"  # the attempt has shown a sign of life
-    WAITING = "waiting"  # an attempt ended; the next one starts after the delay
-    STOPPING = "stopping"  # the attempt was asked to leave
+    PENDING = "pending"
+    """The job waits to be started, or an attempt is starting up."""
+    RUNNING = "running"
+    """The attempt has written a heartbeat."""
+    WAITING = "waiting"
+    """An attempt ended, and the next one starts after a delay."""
+    STOPPING = "stopping"
+    """The attempt was asked to leave."""
     STOPPED = "stopped"
+    """Final: stopped on request, or interrupted."""
     SUCCEEDED = "succeeded"
+    """Final: the script ran to its end."""
     FAILED = "failed"
+    """Final: not worth a retry, or the retry budget is spent."""
 
     @property
     def final(self) -> bool:
-        """Whether nothing more happens unless somebody resumes the job."""
+        """Whether the job stays in this state until somebody resumes it."""
         return self in (State.STOPPED, State.SUCCEEDED, State.FAILED)
 
 
-class Outcome(StrEnum):
-    """How an attempt ended."""
-
-    COMPLETED = "completed"
-    REJECTED = "rejected"  # bad spec, cannot import: fatal at once
-    PREEMPTED = "preempted"  # left with its state saved: retried, free of charge
-    STOPPED = "stopped"
-    CRASHED = "crashed"
-    KILLED = "killed"  # SIGKILL from outside: perhaps out of memory
-    STALLED = "stalled"  # no progress within the limit
-    LOST = "lost"  # no heartbeat
-    DIVERGED = "diverged"  # NaN, or damaged data: fatal at once
-
-
-FATAL: Final = frozenset({Outcome.REJECTED, Outcome.DIVERGED})
-FREE: Final = frozenset({Outcome.PREEMPTED})
-
-
-# --- events: what happened, with all that the decision needs ---------------------------------
-
-
-class Submitted(msgspec.Struct, frozen=True, kw_only=True, tag="submitted", tag_field="kind"):
-    """The job exists. max_retries: attempts in a row without a new checkpoint before it fails."""
-
-    max_retries: int = 3
-
-
-class Queued(msgspec.Struct, frozen=True, kw_only=True, tag="queued", tag_field="kind"):
-    """A cluster has taken the job and will start a supervisor for it; `handle` finds it there."""
-
-    engine: str
-    handle: dict[str, Any] = {}
-
-
-class Claimed(msgspec.Struct, frozen=True, kw_only=True, tag="claimed", tag_field="kind"):
-    """`owner` starts attempt `attempt`: from now on every older attempt is superseded.
-
-    slot: the place that a cluster has given the owner.
-    """
-
-    attempt: int
-    owner: Identity
-    slot: Slot | None = None
-
-
-class Launched(msgspec.Struct, frozen=True, kw_only=True, tag="launched", tag_field="kind"):
-    """The backend has taken the attempt; `handle` is how to find it there again."""
-
-    attempt: int
-    handle: dict[str, Any] = {}
-
-
-class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started", tag_field="kind"):
-    """The attempt has shown its first sign of life."""
-
-    attempt: int
-
-
-class Reached(msgspec.Struct, frozen=True, kw_only=True):
-    """How far an attempt had come, as its last heartbeat said: phase, steps, epochs, metrics."""
-
-    phase: int | None = None
-    step: int = 0
-    total_steps: int | None = None
-    epoch: int = 0
-    epochs: int | None = None
-    logs: dict[str, float | None] = {}
-    last_checkpoint: str | None = None
-
-
-class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended", tag_field="kind"):
-    """The attempt is over.
-
-    advanced: it committed a checkpoint beyond the one it started from. delay: seconds to wait
-    should it be worth a retry, backoff and jitter already in it. reached: so that a list of jobs
-    need not look for the heartbeat of one that has ended.
-    """
-
-    attempt: int
-    outcome: Outcome
-    reason: str = ""
-    exit_code: int | None = None
-    signal: int | None = None
-    advanced: bool = False
-    checkpoint: str | None = None
-    delay: float = 0.0
-    reached: Reached | None = None
-
-
-class StopRequested(
-    msgspec.Struct, frozen=True, kw_only=True, tag="stop-requested", tag_field="kind"
-):
-    """Somebody wants the job to stop; now: without waiting for a save."""
-
-    by: str = ""
-    now: bool = False
-
-
-class Released(msgspec.Struct, frozen=True, kw_only=True, tag="released", tag_field="kind"):
-    """The owner leaves (or is gone) between two attempts: anybody may go on with the job."""
-
-    reason: str = ""
-
-
-class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag="resumed", tag_field="kind"):
-    """Somebody wants an ended job to go on, with a fresh retry budget."""
-
-    by: str = ""
-
-
-Event = (
-    Submitted | Queued | Claimed | Launched | Started | Ended | StopRequested | Released | Resumed
-)
-
-
-# --- actions: what the supervisor has to do about it -------------------------------------------
-
-
 class Launch(msgspec.Struct, frozen=True):
-    """Start the attempt."""
+    """Action: start the attempt."""
 
     attempt: int
 
 
 class StopAttempt(msgspec.Struct, frozen=True):
-    """Ask the attempt to save and leave; now: kill it."""
+    """Action: ask the attempt to save and leave; with `now`, kill it."""
 
     attempt: int
     now: bool
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Wait so many seconds, then claim the next attempt."""
+    """Action: wait this many seconds, then claim the next attempt."""
 
     seconds: float
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """Nothing is left to do for this job."""
+    """Action: nothing is left to do for this job."""
 
 
 Action = Launch | StopAttempt | Wait | Leave
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as its journal tells it.
-
-    attempt: the newest claim's number, 0 before the first; the fencing token. in_flight: that
-    attempt has not ended. owner: who acts for the job now. handle: the backend's. failures:
-    attempts in a row that used up budget without a new checkpoint; fruitless: the same with the
-    free ones counted too, which sets the backoff. outcome, exit_code, reason: of the last attempt
-    that ended. delay: seconds, while WAITING. stop: "save" or "now" once a stop is wanted.
-    queued: where a cluster has the job, when one was given it. slot: the owner's place there.
-    """
+    """A job, as folded from its journal."""
 
     state: State
+    """The state of the job."""
     max_retries: int = 3
+    """Consecutive attempts without a new checkpoint that are retried."""
     attempt: int = 0
+    """Number of the newest claim, 0 before the first; the fencing token."""
     in_flight: bool = False
+    """Whether that attempt has not ended yet."""
     owner: Identity | None = None
+    """The process that acts for the job now."""
     handle: dict[str, Any] | None = None
+    """The backend's handle of the attempt."""
     failures: int = 0
+    """Consecutive attempts that used up budget without a new checkpoint."""
     fruitless: int = 0
+    """Consecutive attempts without a new checkpoint, free ones included; sets the backoff."""
     outcome: Outcome | None = None
+    """Outcome of the last attempt that ended."""
     exit_code: int | None = None
+    """Exit code of the last attempt that ended."""
     reason: str = ""
+    """Why the last attempt ended, or why the job is in its state; for people."""
     checkpoint: str | None = None
+    """Id of the newest checkpoint that an ended attempt committed."""
     delay: float = 0.0
+    """Seconds before the next attempt, while WAITING."""
     stop: str | None = None
+    """"save" or "now" once somebody wants the job to stop."""
     queued: Queued | None = None
+    """The job's place in a cluster's queue, if it was submitted to one."""
     slot: Slot | None = None
+    """The owner's slot in that cluster."""
 
     def evolve(self, **changes: Any) -> Job:
+        """Return a copy with these fields changed."""
         return msgspec.structs.replace(self, **changes)
 
 
 def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
-    """Return the job after `event`, and what is to be done. Raises `InvalidTransition`."""
+    """Return the job after `event`, and what the supervisor has to do about it.
+
+    Raises:
+        InvalidTransition: the event is not allowed in the job's state.
+    """
     match event:
         case Submitted() if job is None:
             return Job(state=State.PENDING, max_retries=event.max_retries), ()
@@ -315,8 +229,8 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
         return after.evolve(state=State.FAILED), (Leave(),)
     if event.outcome not in FREE and failures > job.max_retries:
         spent = (
-            f"{failures} attempts in a row ended without a new checkpoint, {job.max_retries} "
-            f"retries are allowed; the last one {event.outcome.value}: {event.reason}"
+            f"{failures} consecutive attempts ended without a new checkpoint; {job.max_retries} "
+            f"retries are allowed. The last attempt {event.outcome.value}: {event.reason}"
         )
         return after.evolve(state=State.FAILED, reason=spent), (Leave(),)
     waiting = after.evolve(state=State.WAITING, owner=job.owner, delay=event.delay)
@@ -324,7 +238,11 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
 
 
 def fruitless_after(job: Job, advanced: bool) -> int:
-    """Return how many attempts in a row brought no new checkpoint, once this one has ended."""
+    """Return the number of consecutive attempts without a new checkpoint after this one.
+
+    Args:
+        advanced: Whether this attempt committed a new checkpoint.
+    """
     return 0 if advanced else job.fruitless + 1
 
 
@@ -332,56 +250,8 @@ def _name(event: Event) -> str:
     return str(event.__struct_config__.tag)
 
 
-# --- what an attempt ended with ------------------------------------------------------------------
-
-_BY_CODE: Final = {
-    exit_codes.DONE: (Outcome.COMPLETED, "the script ran to its end"),
-    exit_codes.USAGE: (Outcome.REJECTED, "wrong arguments (exit code 2)"),
-    exit_codes.REJECTED: (Outcome.REJECTED, "it cannot be started (exit code 3)"),
-    exit_codes.DIVERGED: (Outcome.DIVERGED, "diverged, or its data is damaged (exit code 65)"),
-    exit_codes.NO_CHECKPOINT: (Outcome.REJECTED, "its checkpoint is missing (exit code 66)"),
-    exit_codes.STORAGE_FAILED: (Outcome.CRASHED, "storage failed (exit code 74)"),
-    exit_codes.RESUMABLE: (Outcome.PREEMPTED, "asked to leave, state saved"),
-    exit_codes.INTERRUPTED: (Outcome.STOPPED, "interrupted"),
-}
-
-
-def judge(code: int | None, signum: int | None, error: str | None) -> tuple[Outcome, str]:
-    """Return outcome and reason of an attempt that ended by itself.
-
-    code: its exit code. signum: the signal that killed it. Both None: it is gone and nobody saw
-    how. error: what its last heartbeat says it died of.
-    """
-    if signum is not None:
-        return _judge_signal(signum, error)
-    if code is None:
-        return Outcome.LOST, error or "it is gone, and nobody saw how it ended"
-    outcome, reason = _BY_CODE.get(code, (Outcome.CRASHED, f"exit code {code}"))
-    return outcome, reason if code == exit_codes.DONE else (error or reason)
-
-
-def _judge_signal(signum: int, error: str | None) -> tuple[Outcome, str]:
-    try:
-        name = signals.Signals(signum).name
-    except ValueError:
-        name = f"signal {signum}"
-    if signum == signals.SIGKILL:
-        return Outcome.KILLED, "killed by SIGKILL, perhaps out of memory"
-    if signum in (signals.SIGTERM, signals.SIGINT, signals.SIGHUP):
-        return Outcome.PREEMPTED, f"ended by {name} before it could save"
-    known = {
-        signals.SIGSEGV: "segmentation fault",
-        signals.SIGBUS: "bus error",
-        signals.SIGABRT: "abort",
-        signals.SIGFPE: "arithmetic fault",
-        signals.SIGILL: "illegal instruction",
-    }
-    what = known.get(signum, "killed")  # type: ignore[call-overload]
-    return Outcome.CRASHED, f"{what} ({name})" + (f": {error}" if error else "")
-
-
 def exit_code(job: Job) -> int:
-    """Return what `outlast run` exits with when it leaves the job like this."""
+    """Return the exit code of `outlast run` for a job in this state."""
     match job.state:
         case State.SUCCEEDED:
             return exit_codes.DONE
@@ -401,9 +271,9 @@ def describe(job: Job) -> str:
     """Return the job's state in one line, for people."""
     match job.state:
         case State.PENDING if not job.in_flight and job.queued is not None:
-            text = f"pending: {job.queued.engine} has it as {job.queued.handle.get('id')}"
+            text = f"pending: queued in {job.queued.engine} as {job.queued.handle.get('id')}"
         case State.PENDING if not job.in_flight:
-            text = "pending: waiting for somebody to run it"
+            text = "pending: no supervisor has it"
         case State.PENDING:
             text = f"pending: attempt {job.attempt} is starting"
         case State.RUNNING:

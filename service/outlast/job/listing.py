@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from outlast.job import heartbeat
+from outlast.job.events import Ended, Reached
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Entry, Journal
-from outlast.job.lifecycle import Ended, Reached
 from outlast_checkpoints.errors import OutlastError, StorageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage

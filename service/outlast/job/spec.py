@@ -83,8 +83,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     warm_spare: bool = False
     on_nan: Literal["ignore", "stop"] = "ignore"
     on_save_error: Literal["continue", "stop"] = "continue"
+    engine: str = "local"
+    engine_options: dict[str, Any] = {}
     backend: str = "local"
-    backend_options: dict[str, Any] = {}
     created: float = 0.0
     outlast: str = msgspec.field(default_factory=version)
 

@@ -9,8 +9,9 @@ from contextlib import suppress
 from outlast.errors import InvalidTransition, JobBusy, JobExists, JobUnknown
 from outlast.job import process_identity, takeover
 from outlast.job import spec as specs
+from outlast.job.events import Resumed, StopRequested, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Job, Resumed, State, StopRequested, Submitted
+from outlast.job.lifecycle import Job, State
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.errors import AlreadyExists, NotFound
 from outlast_checkpoints.format import layout

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from outlast.errors import InvalidTransition, JobBusy
 from outlast.job import cluster_slot, heartbeat, process_identity
+from outlast.job.events import Ended, Released
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Job, Outcome, Released, State, judge
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome, judge
 from outlast.job.process_identity import Identity
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.errors import FormatError, NotFound

@@ -2,6 +2,6 @@
 
 from outlast.notices.base import Notice
 from outlast.notices.detect import CLOUDS
-from outlast.notices.listener import WATCHED, Watcher, watch
+from outlast.notices.listener import WATCHED, Listener, watch
 
-__all__ = ["CLOUDS", "WATCHED", "Notice", "Watcher", "watch"]
+__all__ = ["CLOUDS", "WATCHED", "Listener", "Notice", "watch"]

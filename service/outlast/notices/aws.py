@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from outlast.job.log_events import LogEvent
 from outlast.notices.base import Notice, Tell, Unanswered
 from outlast.notices.metadata_server import LINK_LOCAL, URL, Answer, Metadata, unexpected
 
@@ -45,15 +46,15 @@ class Aws:
                 why = f"the spot instance is going to {action}"
                 return Notice.now(self.name, why, within)
             # It is frozen with all its memory, and goes on where it was.
-            self._tell_once(tell, "spot_instance_action", found)
+            self._tell_once(tell, LogEvent.SPOT_ACTION_ANNOUNCED, found)
         if (rebalance := self._ask(REBALANCE)) is not None:
-            self._tell_once(tell, "rebalance_recommended", rebalance)
+            self._tell_once(tell, LogEvent.REBALANCE_RECOMMENDED, rebalance)
         return None
 
     def _tell_once(self, tell: Tell, event: str, said: str) -> None:
         if said not in self._told:
             self._told.add(said)
-            tell(event, {"said": said[:200], "then": "the training goes on"})
+            tell(event, {"said": said[:200], "hint": "the training continues"})
 
     def _ask(self, path: str) -> str | None:
         """Return what stands there, None when there is nothing (404)."""

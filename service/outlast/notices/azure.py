@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from outlast.job.log_events import LogEvent
 from outlast.notices.base import Notice, Tell, Unanswered
 from outlast.notices.last_to_leave import last_to_leave, take_part
 from outlast.notices.metadata_server import LINK_LOCAL, URL, Metadata, unexpected
@@ -90,7 +91,7 @@ class Azure:
             if event.event_id not in self._told:
                 self._told.add(event.event_id)
                 said = f"{event.event_type}: {event.description or ''}".rstrip(": ")
-                tell("scheduled_event", {"said": said, "then": "the training goes on"})
+                tell(LogEvent.EVENT_SCHEDULED, {"said": said, "hint": "the training continues"})
         return None
 
     def _name(self) -> str | None:

@@ -62,7 +62,7 @@ class Notice:
             "why": self.why,
             "seconds_left": None if self.within is None else round(self.within, 1),
             "deadline": self.deadline,
-            "then": "the training saves and leaves",
+            "hint": "the training saves and leaves",
         }
 
 

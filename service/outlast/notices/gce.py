@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlencode
 
+from outlast.job.log_events import LogEvent
 from outlast.notices.base import Notice, Tell
 from outlast.notices.metadata_server import LINK_LOCAL, URL, Answer, Metadata, unexpected
 
@@ -49,7 +50,10 @@ class Gce:
             why = "the machine is terminated for maintenance of its host"
             return Notice.now(self.name, why, MAINTENANCE_WITHIN)
         if event not in ("NONE", self._maintenance):
-            tell("host_maintenance", {"event_type": event, "then": "the training goes on"})
+            tell(
+                LogEvent.HOST_MAINTENANCE_ANNOUNCED,
+                {"event_type": event, "hint": "the training continues"},
+            )
         self._maintenance = event
         return None
 

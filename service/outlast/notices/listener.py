@@ -7,14 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from outlast.job.log_events import LogEvent
 from outlast.notices import detect
 from outlast.notices.base import Cloud, Notice, Tell, Unanswered
 
-WATCHED: Final = "preemption_watched"
+WATCHED: Final = LogEvent.PREEMPTION_WATCHED
 LONGEST: Final = 10.0  # seconds between two questions to a server that does not answer well
 
 
-class Watcher:
+class Listener:
     """Asks `cloud` until it gives notice, which `on_notice` is told once.
 
     tell: what belongs into the log. Both are called on the thread and must not raise. A server that
@@ -62,13 +63,16 @@ class Watcher:
             self._said = True
             kind = "" if isinstance(error, Unanswered) else f"{type(error).__name__}: "
             told = {"cloud": self._cloud.name, "error": f"{kind}{error}"}
-            self._tell("preemption_unheard", {**told, "then": "asked again; the training goes on"})
+            self._tell(
+                LogEvent.METADATA_FAILED,
+                {**told, "hint": "it is asked again; the training continues"},
+            )
         pause = min(LONGEST, 1.0 * 2.0**self._failed)
         self._failed = min(self._failed + 1, 10)
         return pause
 
 
-def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Watcher | None:
+def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Listener | None:
     """Start to listen to the cloud that `choice` names; None: there is none to listen to.
 
     choice: "auto", "none", or a name of `CLOUDS`. With "auto" nothing is asked over the network on
@@ -78,6 +82,6 @@ def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Watch
     if cloud is None:
         return None
     tell(WATCHED, {"cloud": cloud.name, "chosen": choice})
-    watcher = Watcher(cloud, on_notice, tell)
-    watcher.start()
-    return watcher
+    listener = Listener(cloud, on_notice, tell)
+    listener.start()
+    return listener

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tenacity import RetryCallState, wait_exponential_jitter
 
-from outlast.job.lifecycle import Outcome
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 
 

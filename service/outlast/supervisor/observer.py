@@ -7,10 +7,13 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
+from outlast.job.events import Ended, Launched, StopRequested
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Entry
-from outlast.job.lifecycle import Ended, Job, Launched, Outcome, State, StopRequested
+from outlast.job.lifecycle import Job, State
+from outlast.job.log_events import LogEvent
 from outlast.job.logs import LogFile, make_logger, silent_logger
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
@@ -32,7 +35,7 @@ class Observer:
         """Take each line of the structured log, the attempt's and the supervisor's own."""
 
 
-class Voice:
+class Reporter:
     """The observer, and a log for each attempt. An observer that fails is left out."""
 
     def __init__(self, storage: Storage, job: str, observer: Observer | None) -> None:
@@ -75,20 +78,22 @@ class Voice:
                 good = ended.outcome in (Outcome.COMPLETED, Outcome.PREEMPTED, Outcome.STOPPED)
                 say = self.log.info if good else self.log.error
                 say(
-                    "attempt ended",
+                    LogEvent.ATTEMPT_ENDED,
                     outcome=ended.outcome.value,
                     reason=ended.reason,
                     state=job.state.value,
                     checkpoint=ended.checkpoint,
                 )
                 if job.state is State.WAITING:
-                    self.log.info("waiting", seconds=round(job.delay, 3), failures=job.failures)
+                    self.log.info(
+                        LogEvent.RETRY_SCHEDULED, seconds=round(job.delay, 3), failures=job.failures
+                    )
                 elif job.state is State.FAILED:
-                    self.log.error("job failed", reason=job.reason)
+                    self.log.error(LogEvent.JOB_FAILED, reason=job.reason)
             case StopRequested() as stop:
-                self.log.info("stop requested", by=stop.by, now=stop.now)
+                self.log.info(LogEvent.STOP_REQUESTED, by=stop.by, now=stop.now)
             case Launched() as launched:
-                self.log.info("attempt launched", pid=launched.handle.get("pid"))
+                self.log.info(LogEvent.ATTEMPT_LAUNCHED, pid=launched.handle.get("pid"))
             case _:
                 pass
 
@@ -98,4 +103,4 @@ class Voice:
             show(what)
         except Exception as error:  # noqa: BLE001
             self._observer = Observer()
-            self.log.warning("observer left out", error=f"{type(error).__name__}: {error}")
+            self.log.warning(LogEvent.OBSERVER_DROPPED, error=f"{type(error).__name__}: {error}")

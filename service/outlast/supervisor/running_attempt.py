@@ -1,4 +1,4 @@
-"""One attempt as its supervisor sees it: where it is, what it last said, by when it has to go."""
+"""The running attempt as its supervisor knows it: handle, last heartbeat, deadline."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import signal as signals
 from contextlib import suppress
 from typing import Final, Literal
 
-from outlast.backends.base import Backend, Handle
+from outlast import exit_codes
+from outlast.backends.base import Backend, Exit, Handle
 from outlast.errors import BackendFailed
 from outlast.job.heartbeat import Beat, Watch
-from outlast.job.lifecycle import Outcome
 from outlast.job.logs import LogTail
+from outlast.job.outcome import Outcome, judge
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage.base import Storage
 
-STACKS_WITHIN: Final = 2.0  # seconds a stalled attempt has to write the stacks of its threads
+STACKS_WITHIN: Final = 2.0  # seconds that a stalled attempt has to write the stacks of its threads
 
 
-class Flight:
-    """All that the supervisor remembers of an attempt between two looks.
+class RunningAttempt:
+    """What the supervisor remembers of an attempt between two looks.
 
-    verdict: outcome and reason once the supervisor itself ended it. unseen: why the backend
-    cannot tell how it is. lost: neither backend nor heartbeat has shown it for too long. noticed:
-    it was told by when this machine is taken.
+    Attributes:
+        number: Number of the attempt.
+        handle: The backend's handle of it.
+        beat: Its newest heartbeat.
+        verdict: Outcome and reason, once the supervisor killed the attempt.
+        unseen: Why the backend cannot tell how the attempt is; None while it can.
+        lost: Whether backend and heartbeat have both been silent for too long.
+        stalled: Whether it made no progress within the stall timeout.
+        noticed: Whether it knows by when this machine is taken.
     """
 
     def __init__(
@@ -31,13 +38,13 @@ class Flight:
         storage: Storage,
         backend: Backend,
         handle: Handle,
-        attempt: int,
+        number: int,
         now: float,
     ) -> None:
-        self.attempt = attempt
+        self.number = number
         self.handle = handle
         self.watch = Watch(now)
-        self.tail = LogTail(storage, attempt, "log")
+        self.tail = LogTail(storage, number, "log")
         self.beat: Beat | None = None
         self.verdict: tuple[Outcome, str] | None = None
         self.unseen: str | None = None
@@ -57,8 +64,22 @@ class Flight:
 
     @property
     def why(self) -> str:
-        """Why the supervisor ended it, for people."""
+        """Why the supervisor killed the attempt, for people."""
         return self.verdict[1] if self.verdict is not None else "it had ended, but did not exit"
+
+    def said_end(self, end: Exit) -> Exit:
+        """Return how the attempt ended: as its heartbeat says where the backend has no code."""
+        said = None if self.beat is None else self.beat.ended
+        return end if said is None or end.code is not None else Exit(code=said)
+
+    def judged(self, end: Exit) -> tuple[Outcome, str]:
+        """Return outcome and reason of the ended attempt. `end`: what the backend saw."""
+        said = self.said_end(end)
+        if self.verdict is not None and said.code != exit_codes.DONE:
+            return self.verdict
+        if self.unseen is not None and end == Exit():
+            return Outcome.LOST, f"no heartbeat, and {self.unseen}"
+        return judge(said.code, said.signal, None if self.beat is None else self.beat.error)
 
     def stop(
         self,
@@ -66,9 +87,13 @@ class Flight:
         how: Literal["stop", "now", "preempted"],
         within: float | None = None,
     ) -> None:
-        """Ask it to save and leave, or kill it now; asking again is harmless.
+        """Ask the attempt to save and leave, or kill it now. You may ask again.
 
-        within: seconds that it has, None: the grace.
+        Args:
+            now: Monotonic seconds.
+            how: "stop" for a user's request, "now" to kill it, "preempted" when this machine is
+                taken.
+            within: Seconds that the attempt has; default: the grace of the job.
         """
         if how == "now":
             self._late = (Outcome.STOPPED, "killed at once, as asked")
@@ -82,46 +107,44 @@ class Flight:
             self._signal(signals.SIGTERM)
 
     def hurry(self, now: float, within: float) -> None:
-        """Let one that has been asked to leave have no more than so many seconds from now on."""
+        """Shorten the time of an attempt that was asked to leave to `within` seconds from now."""
         if self._leave_by is not None and now + within < self._leave_by:
             self._leave_by = now + within
             if self._late is not None:
                 self._late = self._late[0], _too_late(within)
 
     def stall(self, now: float, idle: float) -> None:
-        """Let it write the stacks of its threads into output.log, then it has to go."""
+        """Have the attempt write the stacks of its threads to output.log, then kill it."""
         self.stalled = self._hurry = True
         self._signal(signals.SIGQUIT)
         self._late = (Outcome.STALLED, f"no progress for {idle:.0f} s; stacks are in output.log")
         self._leave_by = now + STACKS_WITHIN
 
     def overdue(self, now: float) -> bool:
-        """Kill it when its time is up; return whether that happened now."""
+        """Kill the attempt when its time is up; return whether this call killed it."""
         if self._killed:
             return False
         if self._leave_by is None:
             if self.beat is not None and self.beat.ended is not None:
-                self._leave_by = (
-                    now + self._spec.grace
-                )  # its own end may take a while, not for ever
+                self._leave_by = now + self._spec.grace  # an interpreter may hang at its end
             return False
         if now < self._leave_by or (self._saving and not self._hurry):
             return False
         try:
             self._backend.kill(self.handle)
         except BackendFailed:
-            return False  # tried again at the next look
+            return False  # retried at the next look
         self.verdict = self._late
         self._killed = True
         return True
 
     @property
     def _saving(self) -> bool:
-        # what is being saved now is what the grace is for; a second Ctrl-C ends it all the same
+        # A save in progress may finish; only a second Ctrl-C ends it.
         return self.beat is not None and self.beat.activity == "saving"
 
     def _signal(self, signum: int) -> None:
-        with suppress(BackendFailed):  # then it is killed when its time is up
+        with suppress(BackendFailed):  # the attempt is killed when its time is up
             self._backend.signal(self.handle, signum)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from outlast import notices
-from outlast.notices import Notice, Watcher
+from outlast.job.log_events import LogEvent
+from outlast.notices import Listener, Notice
 
 
-class Summons:
+class StopRequests:
     """What was asked of this supervisor from outside of its job; taken in by its own thread.
 
     interrupts: how often Ctrl-C was pressed. terminated: why this machine is to be left, None to
@@ -27,7 +28,7 @@ class Summons:
         self.interrupts = 0
         self.terminated: str | None = None
         self.notice: Notice | None = None
-        self._watcher: Watcher | None = None
+        self._listener: Listener | None = None
         self._heard: queue.SimpleQueue[Notice | tuple[str, Mapping[str, Any]]] = queue.SimpleQueue()
 
     @property
@@ -51,7 +52,7 @@ class Summons:
     def listen(self, preemption: str) -> None:
         """Hear when the cloud takes this machine; what its thread hears waits for `hear`."""
         put = self._heard.put
-        self._watcher = notices.watch(preemption, put, lambda event, fields: put((event, fields)))
+        self._listener = notices.watch(preemption, put, lambda event, fields: put((event, fields)))
 
     def hear(self, log: FilteringBoundLogger) -> None:
         """Take in what the cloud has said meanwhile."""
@@ -60,7 +61,7 @@ class Summons:
             if isinstance(heard, Notice):
                 self.notice = heard
                 self.terminate(heard.story)
-                log.warning("preemption_notice", **heard.told())
+                log.warning(LogEvent.PREEMPTION_ANNOUNCED, **heard.told())
             else:
                 event, fields = heard
                 say = log.info if event == notices.WATCHED else log.warning
@@ -68,11 +69,11 @@ class Summons:
 
     def close(self, *, left: bool) -> None:
         """Listen no more. left: the state is saved, so the cloud need not wait any longer."""
-        if self._watcher is None:
+        if self._listener is None:
             return
-        self._watcher.stop()
+        self._listener.stop()
         if self.notice is not None and left:
-            self._watcher.acknowledge()
+            self._listener.acknowledge()
 
     @contextmanager
     def signals(self) -> Iterator[None]:

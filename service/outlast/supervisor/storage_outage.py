@@ -8,6 +8,7 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from outlast.job.log_events import LogEvent
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.storage.private_rng import chance
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
@@ -15,7 +16,7 @@ from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 _PAUSES: Final = (1.0, 15.0)  # seconds between two questions: at first, at most
 
 
-class Outage:
+class StorageOutage:
     """What one observer knows of a storage that may be away; it never raises `StorageError`.
 
     since: by the clock, None while it is there. error: the last one.
@@ -88,7 +89,9 @@ class Outage:
         if self.since is None:
             self.since, self._tries = self._clock(), 0
             if self.log is not None:
-                self.log.warning("store_away", error=str(error), then="it is asked again")
+                self.log.warning(
+                    LogEvent.STORE_LOST, error=str(error), hint="the supervisor keeps trying"
+                )
         pause = min(longest, first * 2.0**self._tries)
         self._tries = min(self._tries + 1, 16)
         self._ask_at = self._clock() + pause * chance.uniform(0.75, 1.0)
@@ -98,4 +101,4 @@ class Outage:
             seconds = round(self._clock() - self.since, 3)
             self.since, self.error = None, None
             if self.log is not None:
-                self.log.info("store_back", away_for=seconds)
+                self.log.info(LogEvent.STORE_RECOVERED, away_for=seconds)

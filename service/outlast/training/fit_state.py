@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
 from outlast.training.loaded_checkpoint import Stored
@@ -97,7 +98,7 @@ class FitState:
         rate, script = plain["model"]["learning_rate"], self._live.learning_rate
         if rate != script:
             phase.log.warning(
-                "learning_rate_kept",
+                LogEvent.LEARNING_RATE_KEPT,
                 why=f"the script says {_short(script)}, but the training began with {_short(rate)} "
                 "and its present value goes on",
                 instead="set model.optimizer.learning_rate in a callback",
@@ -105,7 +106,9 @@ class FitState:
         lost = self._callbacks.restore(plain["callbacks"])
         if lost:
             phase.log.warning(
-                "callback_state_unused", callbacks=lost, why="the script has no such callback there"
+                LogEvent.CALLBACK_STATE_IGNORED,
+                callbacks=lost,
+                why="the script has no such callback there",
             )
         self.logs, self.training_logs = plain["logs"], plain["training_logs"]
         self.epoch_begun, self.epoch_trained = plain["epoch_begun"], plain["epoch_trained"]
@@ -116,7 +119,7 @@ class FitState:
             self._feed.restore(plain["feed"])
             seconds = self._validation.restore(plain["validation"])
             if seconds is not None:
-                phase.log.info("validation_data_replayed", seconds=round(seconds, 3))
+                phase.log.info(LogEvent.VALIDATION_DATA_REPLAYED, seconds=round(seconds, 3))
         random_state.restore(plain["generators"])
 
     def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:

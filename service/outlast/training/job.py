@@ -15,6 +15,7 @@ from outlast.attempt import bare as bare_script
 from outlast.attempt import context, spool_handover
 from outlast.attempt.context import AttemptContext
 from outlast.exit_codes import FAILED
+from outlast.job.log_events import LogEvent
 from outlast.job.spec import version
 from outlast.training.errors import StateMismatch
 from outlast.training.state import random_state
@@ -64,11 +65,11 @@ class TrainingJob:
         self.newest, damages = self.store.begin()
         for damage in damages:
             ctx.log.error(
-                "checkpoint_damaged",
+                LogEvent.CHECKPOINT_DAMAGED,
                 checkpoint=str(damage.checkpoint),
                 file=damage.file,
                 reason=damage.reason,
-                then="the next older one is used",
+                hint="the next older checkpoint is used",
             )
         if self.newest is not None:
             ctx.status.restored_from = self.newest.checkpoint
@@ -189,10 +190,10 @@ class TrainingJob:
         self.writer.wait()
         self._left = phase, getattr(sys, "last_value", None)
         self.ctx.log.warning(
-            "phase_left",
+            LogEvent.PHASE_ABANDONED,
             phase=phase,
-            why="by `break`, or by an error in the loop's body",
-            then="it is unfinished, with the checkpoints that it has",
+            why="`break`, or an error in the body of the loop",
+            hint="the phase stays unfinished and keeps its checkpoints",
         )
 
     def _judge_what_was_left(self) -> None:
@@ -217,7 +218,7 @@ class TrainingJob:
         if deterministic:
             random_state.enable_determinism()
         self.ctx.log.info(
-            "op_determinism" if deterministic else "op_determinism_off",
+            LogEvent.OP_DETERMINISM_ENABLED if deterministic else LogEvent.OP_DETERMINISM_DISABLED,
             why="a resume repeats every step to the bit"
             if deterministic
             else "a resume may differ in the last bits",
@@ -247,7 +248,10 @@ class TrainingJob:
         for field, value in given.items():
             if value is not None:
                 self.ctx.log.info(
-                    "argument_left_out", field=field, value=str(value), why="the job decides it"
+                    LogEvent.ARGUMENT_IGNORED,
+                    field=field,
+                    value=str(value),
+                    why="the job decides it",
                 )
 
     def _tell_backlog(self) -> None:

@@ -11,6 +11,7 @@ from keras import callbacks
 
 from outlast.attempt.context import AttemptContext
 from outlast.errors import ExtraMissing
+from outlast.job.log_events import LogEvent
 from outlast.plotting.plot import draw
 from outlast.training.history import curves_of
 from outlast_checkpoints.errors import OutlastError
@@ -54,7 +55,7 @@ class MetricsView:
                 return
             self._ctx.storage.replace(layout.METRICS_PLOT, png, durable=False)
         except (OutlastError, OSError, ValueError, RuntimeError) as error:
-            self._ctx.log.warning("view_metrics_failed", error=str(error))
+            self._ctx.log.warning(LogEvent.LIVE_PLOT_FAILED, error=str(error))
 
     def _show(self, png: bytes) -> bool:
         from IPython import display, get_ipython

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from outlast.job.log_events import LogEvent
 from outlast.training.errors import StateMismatch
 from outlast.training.job import TrainingJob
 from outlast.training.phase import Phase
@@ -71,7 +72,7 @@ class Stored:
         problem = f"the checkpoint has {stored.get(field)!r}, the script {facts.get(field)!r}"
         if self.progress.batch > 0:
             raise StateMismatch(checkpoint=self.checkpoint, what=field, problem=problem)
-        phase.log.warning("data_changed", field=field, difference=problem)
+        phase.log.warning(LogEvent.DATA_CHANGED, field=field, difference=problem)
 
 
 def choose_seed(stored: Stored | None, given: int | None) -> int:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras.callbacks import ProgbarLogger
 
+from outlast.job.log_events import LogEvent
 from outlast.training import arguments
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
@@ -212,7 +213,7 @@ class Loop:
                 over = stored.is_over(self._job, self.epochs, stopped=stored.plain["stopped"])
                 self._restore(stored, finished=over)
                 if over:
-                    self._phase.log.info("phase_finished_before", name=self._name)
+                    self._phase.log.info(LogEvent.PHASE_SKIPPED, name=self._name)
                     return
             else:
                 self._feed.start()
@@ -220,11 +221,11 @@ class Loop:
                 self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
             yield from self._epochs()
             self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
-            self._phase.log.info("phase_finished", step=self._phase.step, name=self._name)
+            self._phase.log.info(LogEvent.PHASE_FINISHED, step=self._phase.step, name=self._name)
 
     def _prepare(self, index: int, seed: int) -> None:
         for doubt in self._feed.doubts():
-            self._job.ctx.log.warning("data_not_exact", why=doubt)
+            self._job.ctx.log.warning(LogEvent.INEXACT_DATA_FOUND, why=doubt)
         self._state.require_built(self._feed.spec)
         model = self._state.alone
         self._documents = {} if model is None else describe_model(model)

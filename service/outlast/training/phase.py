@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from outlast.exit_codes import RESUMABLE
+from outlast.job.log_events import LogEvent
 from outlast.job.save_interval import Failures, SaveCost, first, interval
 from outlast.job.save_schedule import SaveEvery
 from outlast.training.errors import Diverged, StateSaved
@@ -171,7 +172,7 @@ class Phase:
         status.step, status.epoch, status.batch = progress.step, progress.epoch, progress.batch
         status.tick()
         self.log.info(
-            "resumed",
+            LogEvent.RESUMED,
             checkpoint=checkpoint,
             step=progress.step,
             epoch=progress.epoch,
@@ -238,7 +239,9 @@ class Phase:
             self._postponed = True
             self.job.ctx.status.saves_postponed += 1
             count = self.job.ctx.status.saves_postponed
-            self.log.info("save_postponed", step=self.step, why="one is being written", count=count)
+            self.log.info(
+                LogEvent.SAVE_POSTPONED, step=self.step, why="one is being written", count=count
+            )
 
     def at_epoch_end(self, epoch: int) -> None:
         """After validation and the epoch-end callbacks; the next epoch has not begun."""
@@ -258,7 +261,9 @@ class Phase:
         self.job.ctx.status.move(held.held_ms / 1e3, "saving")
         self._writing, self._postponed = True, False
         self.job.ctx.status.saves += 1
-        self.log.debug("snapshot_held", reason=reason, step=self.step, ms=round(held.held_ms, 2))
+        self.log.debug(
+            LogEvent.SNAPSHOT_HELD, reason=reason, step=self.step, ms=round(held.held_ms, 2)
+        )
         try:
             self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)
         except OutlastError as error:
@@ -282,7 +287,7 @@ class Phase:
         chosen = interval(cost, failures, overhead)
         if not 0.8 <= chosen / (self._interval or 1e-9) <= 1.25:
             self.log.info(
-                "save_interval",
+                LogEvent.SAVE_INTERVAL_CHOSEN,
                 seconds=round(chosen, 2),
                 cost_ms=round(cost.seconds * 1e3, 1),
                 cost_measured=cost.measured,
@@ -314,7 +319,7 @@ class Phase:
             self.job.ctx.fence()
         if self._fits():
             self.commit_now(held, "stop")
-            self.log.info("state_saved", step=held.snapshot.progress.step, why=reason)
+            self.log.info(LogEvent.STATE_SAVED, step=held.snapshot.progress.step, why=reason)
         self.job.ctx.exit_code = RESUMABLE
         if reason == "SIGINT" and not self.job.ctx.supervised:
             raise KeyboardInterrupt
@@ -334,11 +339,11 @@ class Phase:
         if left is None or takes is None or MARGIN * takes <= max(left, MOMENT_S):
             return True
         self.log.warning(
-            "save_left_out",
+            LogEvent.SAVE_SKIPPED,
             takes_s=round(takes, 2),
             left_s=round(left, 2),
             checkpoint=self.job.ctx.status.last_checkpoint,
-            then="what was saved last stays; the steps since then are trained again",
+            hint="the last checkpoint is kept; later steps will be retrained",
         )
         return False
 
@@ -354,7 +359,11 @@ class Phase:
             raise error
         if self.job.ctx.spec.on_save_error == "stop":
             raise error
-        self.log.warning("save_failed", error=str(error), then="training goes on; tried again")
+        self.log.warning(
+            LogEvent.SAVE_FAILED,
+            error=str(error),
+            hint="training continues; the next save is tried",
+        )
 
     def _flush_history(self) -> None:
         now = time.monotonic()

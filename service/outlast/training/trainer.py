@@ -11,6 +11,7 @@ import keras
 from keras.callbacks import CallbackList
 from keras.src.utils.python_utils import pythonify_logs
 
+from outlast.job.log_events import LogEvent
 from outlast.training.data import arrays, make_feed
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import executed
@@ -85,7 +86,7 @@ class Trainer:
         )
         if over and stored is not None:
             self._restore(stored, finished=True)
-            self.phase.log.info("phase_finished_before", name=self.plan.name)
+            self.phase.log.info(LogEvent.PHASE_SKIPPED, name=self.plan.name)
             return self._history()
         self._train(*self._start(stored))
         return self._finish()
@@ -133,7 +134,7 @@ class Trainer:
             steps_per_execution=self.model.steps_per_execution,
         )
         for doubt in self.feed.doubts():
-            self.job.ctx.log.warning("data_not_exact", why=doubt)
+            self.job.ctx.log.warning(LogEvent.INEXACT_DATA_FOUND, why=doubt)
         self.validation = Validation(
             self.model,
             validation_data,
@@ -156,7 +157,7 @@ class Trainer:
         stateful = self.steps.stateful_random_ops()
         if stateful:
             self.job.ctx.log.warning(
-                "not_exact",
+                LogEvent.INEXACT_OPS_FOUND,
                 ops=stateful,
                 why="these random ops keep their state inside TensorFlow, where no checkpoint "
                 "reaches: after a resume they draw other numbers",
@@ -324,7 +325,7 @@ class Trainer:
         if self.view is not None:
             self.view.close()
         self.phase.commit_now(self.phase.hold(self.ended_at, 0, Stage.END), "end")
-        self.phase.log.info("phase_finished", step=self.phase.step, name=self.plan.name)
+        self.phase.log.info(LogEvent.PHASE_FINISHED, step=self.phase.step, name=self.plan.name)
         return self._history()
 
     def _history(self) -> History:

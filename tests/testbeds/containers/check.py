@@ -20,7 +20,9 @@ import psutil
 import pytest
 
 from outlast import exit_codes
-from outlast.job.lifecycle import Ended, Outcome, State
+from outlast.job.events import Ended
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from tests.acceptance.jobs import SCRIPTS, TOP, Training, assert_same, write_digits
 from tests.testbeds.containers.engine import Engine, Lacking
 
@@ -274,7 +276,7 @@ def test_nothing_dead_is_kept_by_the_first_process(engine: Engine, tmp_path: Pat
         tmp_path,
         "import os, signal, subprocess, time\n"
         "from pathlib import Path\n"
-        "from outlast import context\n"
+        "from outlast.attempt import context\n"
         "def dead():\n"
         "    stats = [path.read_text() for path in Path('/proc').glob('[0-9]*/stat')]\n"
         "    return [stat for stat in stats if stat.rpartition(')')[2].split()[0] == 'Z']\n"

@@ -16,8 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "checkpoints"))
 import numpy as np
 
 from outlast.job import process_identity
+from outlast.job.events import Ended, Launched, Released, Started, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Launched, Outcome, Released, Started, State, Submitted
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format.lineage import read_lineage
 from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot

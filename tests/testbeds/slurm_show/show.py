@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from outlast.demo.digests import digests
 from outlast.job import heartbeat
+from outlast.job.events import Ended
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Job, State
+from outlast.job.lifecycle import Job, State
 from outlast_checkpoints.storage import open_storage
 from tests.support import slurm_cluster
 from tests.support.slurm_cluster import Cluster
@@ -241,10 +242,10 @@ class Show:
     def run(self, arguments: list[str]) -> None:
         """Let all of it happen, each at its part of the steps."""
         told = self.outlast(
-            "submit", "--name", "touched", "--seed", SEED, "--backend", "slurm",
+            "submit", "--name", "touched", "--seed", SEED, "--engine", "slurm",
             *("--partition", "low", "--grace", "60s"), SCRIPT, *arguments,
         )  # fmt: skip
-        self.say(f"outlast submit --backend slurm: job {self.number}. {told.splitlines()[0]}")
+        self.say(f"outlast submit --engine slurm: job {self.number}. {told.splitlines()[0]}")
         self.next_attempt()
         for part, event in (
             (0.12, self.preempted),

@@ -140,8 +140,8 @@ def test_the_batch_script_that_is_shown_is_the_one_that_is_submitted() -> None:
         script="train.py",
         args=["--lr", "1e-3"],
         cwd="/shared/project",
-        backend="slurm",
-        backend_options={"partition": "gpu", "gpus": "1", "time": "4:00:00"},
+        engine="slurm",
+        engine_options={"partition": "gpu", "gpus": "1", "time": "4:00:00"},
     )
     found = slurm.script(spec, open_storage("/shared/jobs/digits"))
     assert found == (DEPLOY / "slurm/batch.sh").read_text()
@@ -151,7 +151,7 @@ def test_the_job_that_is_shown_is_the_one_that_is_made() -> None:
     options = {"image": "registry/train:1", "claim": "jobs", "gpus": "1", "memory": "16Gi"}
     args = ["--lr", "1e-3"]
     spec = JobSpec(
-        job="digits", script="train.py", args=args, backend="kubernetes", backend_options=options
+        job="digits", script="train.py", args=args, engine="kubernetes", engine_options=options
     )
     shown = (DEPLOY / "kubernetes/job.yaml").read_text()
     assert KubernetesEngine().plan(spec, open_storage("/jobs/digits")) == shown

@@ -18,7 +18,9 @@ import pytest
 import outlast
 import outlast_checkpoints
 from outlast import exit_codes
-from outlast.job import lifecycle, spec
+from outlast.job import events, lifecycle, outcome, spec
+from outlast.job.log_events import LogEvent
+from outlast.job.logs import LEVELS
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format import layout, manifest
 
@@ -71,27 +73,55 @@ def test_the_tables_of_states_and_outcomes_are_complete() -> None:
     text = page("docs/operations.md")
     assert codes(table(section(text, "States"))) == [state.value for state in lifecycle.State]
     outcomes = table(section(text, "Outcomes of an attempt"))
-    assert codes(outcomes) == [outcome.value for outcome in lifecycle.Outcome]
+    assert codes(outcomes) == [one.value for one in outcome.Outcome]
 
 
 def test_the_outcomes_said_to_be_fatal_or_free_are_those() -> None:
     rows = table(section(page("docs/operations.md"), "Outcomes of an attempt"))
     marked = {
-        mark: {lifecycle.Outcome(codes([row])[0]) for row in rows if row[2].startswith(mark)}
+        mark: {outcome.Outcome(codes([row])[0]) for row in rows if row[2].startswith(mark)}
         for mark in ("free", "fatal")
     }
-    assert marked == {"free": lifecycle.FREE, "fatal": lifecycle.FATAL}
+    assert marked == {"free": outcome.FREE, "fatal": outcome.FATAL}
 
 
 def test_the_table_of_the_spec_has_every_policy_and_its_default() -> None:
     rows = table(section(page("docs/operations.md"), "Policies of a job"))
     job = spec.JobSpec(job="x")
     not_policies = {"job", "format", "script", "module", "args", "cwd", "python", "env", "seed",
-                    "backend", "backend_options", "created", "outlast"}  # fmt: skip
+                    "engine", "engine_options", "backend", "created", "outlast"}  # fmt: skip
     assert set(codes(rows)) == set(spec.JobSpec.__struct_fields__) - not_policies
     for row in rows:
         for field, told in zip(codes([row]), row[1].split(", "), strict=True):
             assert told.strip("`") == str(getattr(job, field)).lower(), field
+
+
+def test_the_table_of_log_events_lists_every_event_with_its_meaning() -> None:
+    rows = table(section(page("docs/operations.md"), "Log events"))
+    assert sorted(codes(rows)) == sorted(LogEvent)
+    source = (TOP / "service/outlast/job/log_events.py").read_text(encoding="utf-8")
+    told = dict(re.findall(r'^    [A-Z_]+ = "(\w+)"\n    """(.*)"""$', source, re.M))
+    assert {codes([row])[0]: row[2] for row in rows} == told
+    levels = {codes([row])[0]: row[1].split(", ") for row in rows}
+    assert {level for some in levels.values() for level in some} <= set(LEVELS)
+    call = re.compile(r"log\.(\w+)\(\s*LogEvent\.([A-Z_]+)")
+    for path in (TOP / "service/outlast").rglob("*.py"):
+        for level, name in call.findall(path.read_text(encoding="utf-8")):
+            assert level in levels[LogEvent[name]], (path, name)
+
+
+def test_every_log_call_uses_a_member_and_every_member_is_used() -> None:
+    literal = re.compile(r"(?:\blog\.\w+|(?<!\.)\bsay|\b_?tell(?:_once)?)\(\s*[rf]*[\"'](\w+)")
+    told = re.compile(r'_tell\(\s*"(\w+)"(?: if \w+ is None else "(\w+)")?')
+    used = set()
+    for path in (TOP / "service/outlast").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert literal.findall(text) == [], path
+        used |= {LogEvent[name] for name in re.findall(r"LogEvent\.([A-Z_]+)", text)}
+    for path in (TOP / "checkpoints").rglob("*.py"):
+        for names in told.findall(path.read_text(encoding="utf-8")):
+            used |= {LogEvent(name) for name in names if name}
+    assert used == set(LogEvent)
 
 
 # --- docs/format.md ------------------------------------------------------------------------------
@@ -145,7 +175,7 @@ def test_the_page_of_the_format_names_every_part_of_the_state() -> None:
 
 def test_the_page_of_the_format_names_every_event() -> None:
     rows = table(section(page("docs/format.md"), "The journal"))
-    kinds = [kind.__struct_config__.tag for kind in lifecycle.Event.__args__]
+    kinds = [kind.__struct_config__.tag for kind in events.Event.__args__]
     assert sorted(codes(rows)) == sorted(kinds)
 
 

@@ -12,8 +12,8 @@ import pytest
 
 import outlast
 import outlast_checkpoints
+from outlast.job.events import Claimed, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Submitted
 from outlast.job.process_identity import here
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
 from outlast_checkpoints.storage import open_storage

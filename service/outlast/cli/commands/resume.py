@@ -69,7 +69,7 @@ def _resume(root: str, job: str, *, detach: bool, as_json: bool) -> int:
     from outlast.supervisor.supervisor import resume as resume_job
 
     place = find_job(root, job)
-    detach = detach or load_spec(place.storage).backend != engines.LOCAL
+    detach = detach or load_spec(place.storage).engine != engines.LOCAL
     if as_json and not detach:
         raise click.UsageError("--json goes with --detach.")
     before = Journal(place.storage).existing_job()

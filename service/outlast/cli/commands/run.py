@@ -1,54 +1,20 @@
-"""`outlast run` and `outlast submit`: a new job, supervised here or detached."""
+"""`outlast run`: train under supervision, in the foreground."""
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from outlast.cli.group import Verb
-from outlast.cli.job_address import Place, absolute, below, is_job
-from outlast.cli.options import Section, chosen, cluster_options, job_options, json_option
+from outlast.cli.new_job import ScriptVerb, command_argument, prepare
+from outlast.cli.options import job_options
 from outlast.exit_codes import DONE
 from outlast_checkpoints.errors import UsageError
-from outlast_checkpoints.format import layout
-
-if TYPE_CHECKING:
-    from outlast.job.spec import JobSpec
-
-
-class ScriptVerb(Verb):
-    """A verb whose options end at SCRIPT; what follows is the script's own."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.context_settings = {**self.context_settings, "allow_interspersed_args": False}
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the headings of their sections."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and isinstance(param, click.Option):
-                heading = param.section if isinstance(param, Section) else "Other"
-                sections.setdefault(heading, []).append(record)
-        for heading, records in sections.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
-
-
-_command_argument = click.argument(
-    "command", metavar="SCRIPT [ARGS]...", nargs=-1, type=click.UNPROCESSED
-)
 
 
 @click.command("run", cls=ScriptVerb)
 @job_options
-@_command_argument
+@command_argument
 @click.pass_context
 def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> int:
     """Run SCRIPT under supervision in the foreground, as `python SCRIPT ARGS` would.
@@ -64,178 +30,8 @@ def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> int:
     from outlast import engines
     from outlast.cli.summary import supervise
 
-    if options["backend"] != engines.LOCAL and options["backend"] in engines.names():
+    if options["engine"] != engines.LOCAL and options["engine"] in engines.names():
         problem = f"{options['backend']} runs jobs from its queue, not in the foreground"
-        raise UsageError(field="--backend", problem=problem, hint="Use `outlast submit`.")
-    place, finished = _prepare(ctx, command, options)
+        raise UsageError(field="--engine", problem=problem, hint="Use `outlast submit`.")
+    place, finished = prepare(ctx, command, options)
     return DONE if finished else supervise(place, options["root"])
-
-
-@click.command("submit", cls=ScriptVerb)
-@job_options
-@cluster_options
-@click.option("--dry-run", is_flag=True, help="Print what would be handed over; submit nothing.")
-@json_option("Print JSON: job, url, pid, queued.")
-@_command_argument
-@click.pass_context
-def submit(
-    ctx: click.Context,
-    /,
-    command: tuple[str, ...],
-    as_json: bool,
-    dry_run: bool,
-    **options: Any,
-) -> int:
-    """Run SCRIPT under supervision, detached: it survives this terminal.
-
-    With --backend slurm in the queue of a cluster, where it is requeued until it is done: after
-    preemption, at the end of its time, after the death of its node.
-
-    Options as of `outlast run`. `outlast logs -f` follows it, `outlast stop` stops it.
-    """
-    from outlast.cli.handover import hand_over, plan, tell
-
-    options["backend_option"] = (*options["backend_option"], *chosen(options))
-    if dry_run:
-        name, what = _named(ctx, command, options)
-        spec = _spec(ctx, name, what, options)
-        click.echo(plan(below(options["root"], name).storage, spec), nl=False)
-        return DONE
-    place, finished = _prepare(ctx, command, options)
-    queued = None if finished else hand_over(place)
-    tell(place, options["root"], queued, as_json=as_json)
-    return DONE
-
-
-def _named(
-    ctx: click.Context, command: tuple[str, ...], options: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """Return the job's name, and what it runs."""
-    from outlast.job.spec import new_job_id
-
-    what = _what_to_run(ctx, command, options["module"])
-    return options["name"] or new_job_id(what["script"] or what["module"]), what
-
-
-def _prepare(
-    ctx: click.Context, command: tuple[str, ...], options: dict[str, Any]
-) -> tuple[Place, bool]:
-    """Return the place of the job that is to be supervised, and whether it is finished."""
-    from outlast.cli.handover import plan
-    from outlast.supervisor.supervisor import submit as submit_job
-    from outlast_checkpoints.storage import open_storage
-
-    name, what = _named(ctx, command, options)
-    place = below(options["root"], name)
-    if options["resume_if_exists"] and options["name"] and is_job(place.storage):
-        return place, _resume_existing(place, what)
-    spec = _spec(ctx, name, what, options)
-    plan(place.storage, spec)  # refuses options that the cluster's engine does not know
-    submit_job(open_storage(absolute(options["root"])), spec)
-    return place, False
-
-
-def _what_to_run(ctx: click.Context, command: tuple[str, ...], module: bool) -> dict[str, Any]:
-    """Return script or module, and args, from the command line or else from --config."""
-    if command:
-        key = "module" if module else "script"
-        return {"script": None, "module": None, key: command[0], "args": list(command[1:])}
-    found = ctx.default_map or {}
-    if not (found.get("script") or found.get("module")):
-        raise click.UsageError("Missing SCRIPT: what shall be run?", ctx)
-    return {
-        "script": found.get("script"),
-        "module": found.get("module"),
-        "args": found.get("args", []),
-    }
-
-
-def _cadence(save_every: str, max_overhead: str | None) -> str:
-    """Return the cadence with the bound of an automatic one in it."""
-    if max_overhead is None:
-        return save_every
-    parts = [part.strip() for part in save_every.split(",")]
-    if "auto" not in parts:
-        raise UsageError(
-            field="--max-overhead",
-            problem=f"it bounds an automatic cadence, and --save-every is {save_every!r}",
-            hint="Leave one of them out, or say --save-every auto.",
-        )
-    return ",".join(f"auto:{max_overhead}" if part == "auto" else part for part in parts)
-
-
-def _spec(ctx: click.Context, name: str, what: dict[str, Any], options: dict[str, Any]) -> JobSpec:
-    from outlast.job.spec import JobSpec, spec_env
-
-    cwd = options["cwd"].absolute() if options["cwd"] else Path.cwd()
-    if options["backend"] == "kubernetes":
-        cwd = options["cwd"] or Path()  # of the image, whose own it is unless another is given
-    here = options["backend"] in ("local", "slurm")
-    if what["script"] and here:
-        _look_at(cwd, what["script"])
-    python = options["python"]
-    given = {"seed": options["seed"]} if options["seed"] is not None else {}
-    policies = {
-        key: options[key]
-        for key in (
-            "save_every", "keep", "on_save_error", "deterministic", "on_nan", "max_retries",
-            "backoff", "backoff_max", "stall_timeout", "grace", "heartbeat_every", "lost_after",
-            "backend", "warm_spare", "preemption",
-        )
-    }  # fmt: skip
-    policies["grace_is_limit"] = ctx.get_parameter_source("grace") is not ParameterSource.DEFAULT
-    policies["save_every"] = _cadence(options["save_every"], options["max_overhead"])
-    return JobSpec(
-        job=name,
-        cwd="" if cwd == Path() else str(cwd),
-        python=absolute(python) if python and os.sep in python else python,
-        env=spec_env(dict(options["env"])),
-        backend_options=dict(options["backend_option"]),
-        created=time.time(),
-        **what,
-        **policies,
-        **given,
-    )
-
-
-def _look_at(cwd: Path, script: str) -> None:
-    """Raise unless the script is there and may be read."""
-    try:
-        if (cwd / script).is_file():
-            if os.access(cwd / script, os.R_OK):
-                return
-            raise PermissionError
-    except PermissionError:
-        raise UsageError(
-            field="SCRIPT",
-            problem=f"user {os.geteuid()} may not read {str(cwd / script)!r}",
-            hint="Let everybody read it, and enter the folders above it.",
-        ) from None
-    raise UsageError(
-        field="SCRIPT",
-        problem=f"there is no file {script!r} in {str(cwd)!r}",
-        hint="Options of outlast go before the script.",
-    )
-
-
-def _resume_existing(place: Place, what: dict[str, Any]) -> bool:
-    """Make an existing job ready to go on. Returns whether it is finished.
-
-    Raises UsageError when it runs something else than what is asked for now.
-    """
-    from outlast.job import spec as specs
-    from outlast.job.lifecycle import State
-    from outlast.supervisor.supervisor import resume
-
-    stored = specs.decode(place.storage.read(layout.SPEC))
-    for field, wanted in what.items():
-        if getattr(stored, field) != wanted:
-            raise UsageError(
-                field="--resume-if-exists",
-                problem=f"{place.name} runs {stored.runs!r}, which is something else",
-                hint="Give the same script and arguments, or another --name.",
-            )
-    if resume(place.storage).state is State.SUCCEEDED:
-        click.echo(f"{place.name} has succeeded already: nothing to do.", err=True)
-        return True
-    return False

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outlast.cli.display import heartbeat_text, units
-from outlast.cli.display.terminal_observer import Watcher, state, trouble
+from outlast.cli.display.terminal_observer import TerminalObserver, state, trouble
 from outlast.job.lifecycle import State
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _BAR_WIDTH = 16
 _BAR_FROM = 110  # columns of the terminal from which the bar has room
 
 
-class LiveLine(Watcher):
+class LiveLine(TerminalObserver):
     """An observer of the supervisor that keeps one line at the terminal's bottom.
 
     Between two heartbeats the line still moves: a waiting job counts down.

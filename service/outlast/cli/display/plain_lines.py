@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from outlast.cli.display import heartbeat_text
-from outlast.cli.display.terminal_observer import Watcher, state, trouble
+from outlast.cli.display.terminal_observer import TerminalObserver, state, trouble
 
 if TYPE_CHECKING:
     from outlast.job.heartbeat import Beat
@@ -18,7 +18,7 @@ LINE_EVERY = 10.0  # seconds between two lines of progress
 CHECKPOINT_EVERY = 1.0  # seconds before a new checkpoint is worth a line of its own
 
 
-class Plain(Watcher):
+class Plain(TerminalObserver):
     """An observer of the supervisor: output to stdout, what Outlast says to stderr.
 
     A reader that has gone (`| head`) never stops the training: its stream falls silent.

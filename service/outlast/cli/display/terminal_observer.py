@@ -7,14 +7,15 @@ from typing import Any
 from outlast.cli.display import units
 from outlast.job.heartbeat import Beat
 from outlast.job.lifecycle import Job, describe
+from outlast.job.log_events import LogEvent
 from outlast.job.logs import LEVELS, render
 from outlast.supervisor.supervisor import Observer
 
 # The state says these too, and better.
-_SAID_BY_STATE = frozenset({"attempt ended", "job failed", "script failed"})
+_SAID_BY_STATE = frozenset({LogEvent.ATTEMPT_ENDED, LogEvent.JOB_FAILED, LogEvent.SCRIPT_FAILED})
 
 
-class Watcher(Observer):
+class TerminalObserver(Observer):
     """An observer that can also say something itself, and is closed when the job rests."""
 
     _resumed = 0

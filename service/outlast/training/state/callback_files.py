@@ -15,6 +15,8 @@ from typing import Any
 
 from keras.callbacks import BackupAndRestore, CallbackList, CSVLogger
 
+from outlast.job.log_events import LogEvent
+
 
 def rows_written(callback: Any) -> int | None:
     """Return how many bytes a CSVLogger's file has, None for other callbacks and no plain file."""
@@ -62,7 +64,7 @@ def _cut(path: Path, size: int, log: Any) -> None:
     if len(whole) < size:
         whole = whole[: whole.rfind(b"\n") + 1]
         log.warning(
-            "csv_rows_missing",
+            LogEvent.CSV_ROWS_LOST,
             file=str(path),
             bytes=len(whole),
             bytes_at_checkpoint=size,

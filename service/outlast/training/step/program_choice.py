@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
 from outlast.training.data.source import an_empty_batch
@@ -46,7 +47,7 @@ class ProgramChoice:
         program = self._steps.xla_program() if xla else self._without_xla(stored)
         if stored is not None and stored != program:
             self._log.warning(
-                "program_changed",
+                LogEvent.PROGRAM_CHANGED,
                 why=f"the checkpoint was trained as {stored}, the script says {program}: "
                 "they round differently",
             )
@@ -81,7 +82,7 @@ class ProgramChoice:
             random_state.restore(drawn)
         program = min(milliseconds, key=milliseconds.__getitem__)
         times = {f"{name}_ms": round(ms, 3) for name, ms in milliseconds.items()}
-        self._log.info("program_chosen", program=str(program), xla_error=failed, **times)
+        self._log.info(LogEvent.PROGRAM_CHOSEN, program=str(program), xla_error=failed, **times)
         return program
 
     def _seconds_a_step(self) -> float:

@@ -18,8 +18,8 @@ from outlast.attempt.signals import StopFlag
 from outlast.job import spool_settings
 from outlast.job.heartbeat import Status
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome
 from outlast.job.logs import LogFile, make_logger
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.errors import Superseded, UsageError
 from outlast_checkpoints.format import layout
@@ -100,7 +100,7 @@ def test_a_finished_training_that_cannot_be_sent_exits_with_74_and_says_where_it
     said = capsys.readouterr().err
     for part in (machine.spool.path, "outlast resume j", "nobody there", bucket.root):
         assert part in said
-    assert attempt.said() == ["not_sent"]
+    assert attempt.said() == ["send_failed"]
     assert attempt.context.status.error is not None
     assert [one.step for one in machine.spool.waiting()] == [3]
 
@@ -115,7 +115,7 @@ def test_who_was_asked_to_leave_leaves_within_the_grace_with_75(
     code = spool_handover.settle(attempt.context, machine.sender, exit_codes.RESUMABLE)
     assert code == exit_codes.RESUMABLE
     assert machine.spool.path in capsys.readouterr().err
-    assert attempt.said() == ["not_sent"]
+    assert attempt.said() == ["send_failed"]
 
 
 def test_a_store_that_comes_back_in_time_is_waited_for(
@@ -241,7 +241,7 @@ def test_what_others_have_gone_on_without_is_told_and_goes_when_it_is_old(
                 os.utime(folder, (1, 1))
         attempt = Attempt(bucket, machine, 3)
         spool_handover.send_left(attempt.context, machine.spool, CheckpointStore(bucket, attempt=3))
-        assert attempt.said() == ["spool_left_out"]
+        assert attempt.said() == ["spool_abandoned"]
         assert machine.spool.attempts() == left
     assert committed(bucket) == ["1.0"]
 

@@ -9,8 +9,10 @@ import click
 import pytest
 
 from outlast.cli import options
-from outlast.cli.commands.run import ScriptVerb, run, submit
+from outlast.cli.commands.run import run
+from outlast.cli.commands.submit import submit
 from outlast.cli.config import read_config
+from outlast.cli.new_job import ScriptVerb
 from outlast_checkpoints.errors import UsageError
 
 Parsed = dict[str, Any]
@@ -64,8 +66,8 @@ def test_every_kind_of_option_can_stand_in_a_file(config: Path, head: str) -> No
 
 
 def test_pairs_can_be_a_list(config: Path) -> None:
-    config.write_text("backend-option = ['partition=low', 'account=a=b']")
-    assert parse("--config", str(config), "x")["backend_option"] == (
+    config.write_text("engine-option = ['partition=low', 'account=a=b']")
+    assert parse("--config", str(config), "x")["engine_option"] == (
         ("partition", "low"),
         ("account", "a=b"),
     )

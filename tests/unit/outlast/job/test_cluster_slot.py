@@ -10,18 +10,10 @@ from outlast.errors import InvalidTransition, JobBusy
 from outlast.job import cluster_slot, process_identity, takeover
 from outlast.job import spec as specs
 from outlast.job.cluster_slot import Slot
+from outlast.job.events import Launched, Queued, Resumed, Started, StopRequested, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import (
-    Launched,
-    Outcome,
-    Queued,
-    Resumed,
-    Started,
-    State,
-    StopRequested,
-    Submitted,
-    describe,
-)
+from outlast.job.lifecycle import State, describe
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
@@ -88,7 +80,7 @@ def test_a_queued_job_says_where_it_waits_until_it_is_resumed_anew(storage: Stor
     journal = Journal(storage)
     journal.append(Submitted())
     job = journal.append(Queued(engine="slurm", handle={"id": "7"}))
-    assert describe(job) == "pending: slurm has it as 7"
+    assert describe(job) == "pending: queued in slurm as 7"
     job = journal.append(StopRequested(by="me"))
     with pytest.raises(InvalidTransition):
         journal.append(Queued(engine="slurm", handle={"id": "8"}))

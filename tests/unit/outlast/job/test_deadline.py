@@ -12,13 +12,14 @@ from outlast.attempt import spool_handover
 from outlast.attempt.context import AttemptContext
 from outlast.attempt.signals import StopFlag
 from outlast.backends.local import LocalBackend
-from outlast.cli.commands.run import _spec, run
+from outlast.cli.commands.run import run
+from outlast.cli.new_job import new_spec
 from outlast.job import deadline
 from outlast.job.heartbeat import Status
-from outlast.job.lifecycle import Outcome
 from outlast.job.logs import silent_logger
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec, spec_env
-from outlast.supervisor.running_attempt import Flight
+from outlast.supervisor.running_attempt import RunningAttempt
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
@@ -93,13 +94,13 @@ def test_a_notice_shortens_the_time_of_one_that_is_leaving_already(storage: Stor
             killed.append(handle)
 
     spec = JobSpec(job="x", grace=100.0)
-    flight = Flight(spec, storage, Backend(), {"pid": 1}, 1, 0.0)
-    flight.stop(0.0, "preempted")
-    flight.hurry(10.0, 200.0)  # never prolonged that way: somebody else counts on the grace
-    flight.hurry(10.0, 5.0)
-    assert not flight.overdue(14.0)
-    assert flight.overdue(16.0)
-    assert flight.verdict == (Outcome.PREEMPTED, "did not leave within 5 s and was killed")
+    running = RunningAttempt(spec, storage, Backend(), {"pid": 1}, 1, 0.0)
+    running.stop(0.0, "preempted")
+    running.hurry(10.0, 200.0)  # never prolonged that way: somebody else counts on the grace
+    running.hurry(10.0, 5.0)
+    assert not running.overdue(14.0)
+    assert running.overdue(16.0)
+    assert running.verdict == (Outcome.PREEMPTED, "did not leave within 5 s and was killed")
     assert len(killed) == 1
 
 
@@ -120,7 +121,7 @@ def _made(folder: Path, arguments: list[str]) -> JobSpec:
         assert isinstance(ctx, click.Context)
         options = {name: value for name, value in ctx.params.items() if name != "command"}
         what = {"script": "train.py", "module": None, "args": []}
-        return _spec(ctx, "x", what, options)
+        return new_spec(ctx, "x", what, options)
 
 
 def test_where_a_machine_asks_is_not_stored_with_the_job() -> None:

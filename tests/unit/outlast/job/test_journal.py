@@ -9,18 +9,10 @@ from pathlib import Path
 import pytest
 
 from outlast.errors import InvalidTransition, JobUnknown
+from outlast.job.events import Claimed, Ended, Launched, Started, StopRequested, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import (
-    Claimed,
-    Ended,
-    Launched,
-    Outcome,
-    Started,
-    State,
-    StopAttempt,
-    StopRequested,
-    Submitted,
-)
+from outlast.job.lifecycle import State, StopAttempt
+from outlast.job.outcome import Outcome
 from outlast.job.process_identity import Identity, here
 from outlast_checkpoints.errors import FormatError, FormatTooNew, StorageError, Superseded
 from outlast_checkpoints.format import layout

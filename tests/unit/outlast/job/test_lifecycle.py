@@ -9,28 +9,29 @@ import pytest
 
 from outlast import exit_codes
 from outlast.errors import InvalidTransition
-from outlast.job.lifecycle import (
+from outlast.job.events import (
     Claimed,
     Ended,
     Event,
-    Job,
-    Launch,
     Launched,
-    Leave,
-    Outcome,
     Released,
     Resumed,
     Started,
-    State,
-    StopAttempt,
     StopRequested,
     Submitted,
+)
+from outlast.job.lifecycle import (
+    Job,
+    Launch,
+    Leave,
+    State,
+    StopAttempt,
     Wait,
     describe,
     exit_code,
-    judge,
     transition,
 )
+from outlast.job.outcome import Outcome, judge
 from outlast.job.process_identity import Identity
 
 ME = Identity(host="a", pid=1, boot_id="x", start=1)
@@ -103,7 +104,7 @@ def test_a_crash_loop_ends_by_the_budget_and_says_why() -> None:
         assert job.state in (State.PENDING, State.WAITING)
         job = after(*flight(attempt), ended(Outcome.CRASHED, attempt, reason="it broke"), job=job)
     assert job.state is State.FAILED
-    assert "3 attempts in a row" in job.reason
+    assert "3 consecutive attempts" in job.reason
     assert "2 retries" in job.reason
     assert "it broke" in job.reason
     assert exit_code(job) == exit_codes.FAILED
@@ -251,7 +252,7 @@ def test_the_reason_is_what_the_attempt_said_itself() -> None:
 
 def test_every_state_has_a_line_for_people() -> None:
     crashed = after(ended(Outcome.CRASHED, reason="boom", delay=4), job=running())
-    assert describe(after(Submitted())) == "pending: waiting for somebody to run it"
+    assert describe(after(Submitted())) == "pending: no supervisor has it"
     assert describe(after(Claimed(attempt=1, owner=ME), job=after(Submitted()))) == (
         "pending: attempt 1 is starting, by process 1 on a"
     )

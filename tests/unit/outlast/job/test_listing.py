@@ -9,8 +9,10 @@ import pytest
 
 from outlast.job import heartbeat, listing, process_identity
 from outlast.job import spec as specs
+from outlast.job.events import Ended, Reached, Resumed, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Outcome, Reached, Resumed, State, Submitted
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from outlast.job import failure_stats as failures
 from outlast.job import process_identity
+from outlast.job.events import Claimed, Ended, Launched, Started, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Ended, Launched, Outcome, Started, Submitted
+from outlast.job.outcome import Outcome
 from outlast.job.save_interval import (
     ASSUMED_UPTIME,
     LONGEST,

@@ -25,7 +25,7 @@ def test_a_spec_survives_writing_and_reading() -> None:
         keep="last:3,best:val_loss:min:2",
         seed=7,
         on_nan="stop",
-        backend_options={"partition": ["a", 1]},
+        engine_options={"partition": ["a", 1]},
     )
     assert specs.decode(specs.encode(spec)) == spec
 

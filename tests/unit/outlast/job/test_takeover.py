@@ -16,18 +16,11 @@ import pytest
 from outlast.errors import JobBusy
 from outlast.job import process_identity, takeover
 from outlast.job import spec as specs
+from outlast.job.events import Claimed, Ended, Launched, Reached, Started, Submitted
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import (
-    Claimed,
-    Ended,
-    Launched,
-    Outcome,
-    Reached,
-    Started,
-    State,
-    Submitted,
-)
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.job.process_identity import Identity
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout, lineage

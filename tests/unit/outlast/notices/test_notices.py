@@ -14,7 +14,7 @@ import pytest
 
 from outlast.notices import aws, azure, base, detect, gce, last_to_leave
 from outlast.notices.base import Cloud, Notice, Unanswered
-from outlast.notices.listener import Watcher, watch
+from outlast.notices.listener import Listener, watch
 from outlast.notices.metadata_server import Metadata
 from tests.support.metadata_servers import AwsServer, AzureServer, GceServer, MetadataServer
 
@@ -47,12 +47,12 @@ class Listening:
     def __init__(self, cloud: Cloud) -> None:
         self.notices: queue.Queue[Notice] = queue.Queue()
         self.told: queue.Queue[Told] = queue.Queue()
-        self.watcher = Watcher(
+        self.listener = Listener(
             cloud, self.notices.put, lambda event, fields: self.told.put((event, fields))
         )
 
     def __enter__(self) -> Listening:
-        self.watcher.start()
+        self.listener.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +103,7 @@ def test_gce_tells_of_a_migration_and_acts_on_a_termination(serve: Serve[GceServ
     for _ in range(3):
         assert cloud.look(lambda event, fields: told.append((event, fields))) is None
     assert cloud.pause == 1.0
-    assert [event for event, _ in told] == ["host_maintenance"]  # once
+    assert [event for event, _ in told] == ["host_maintenance_announced"]  # once
     server.say(maintenance="TERMINATE_ON_HOST_MAINTENANCE")
     notice = cloud.look(lambda *_: None)
     assert notice is not None
@@ -151,7 +151,7 @@ def test_aws_tells_of_a_recommendation_and_a_hibernation_once_and_goes_on(
     server.interrupt("hibernate", within=0)
     for _ in range(2):
         assert cloud.look(lambda event, fields: told.append((event, fields))) is None
-    assert sorted(event for event, _ in told) == ["rebalance_recommended", "spot_instance_action"]
+    assert sorted(event for event, _ in told) == ["rebalance_recommended", "spot_action_announced"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_azure_acts_on_what_takes_this_machine_and_lets_it_begin(
     server.schedule("Preempt", ["train-1"], event_id="other")  # all of a group are told
     server.schedule("Freeze", event_id="freeze")
     assert (look(), look()) == (None, None)
-    assert [event for event, _ in told] == ["scheduled_event"]
+    assert [event for event, _ in told] == ["event_scheduled"]
     server.schedule("Preempt", ["_TRAIN-0"], within=30, event_id="mine")
     notice = look()
     assert notice is not None
@@ -274,7 +274,7 @@ def test_a_server_in_trouble_is_asked_again_and_told_of_once(
                 server.say(trouble="")
                 server.schedule()
         assert listening.notice().cloud == cloud.name
-    assert listening.events() == ["preemption_unheard"]
+    assert listening.events() == ["metadata_failed"]
 
 
 def test_a_server_that_hangs_holds_up_nobody(serve: Serve[GceServer]) -> None:

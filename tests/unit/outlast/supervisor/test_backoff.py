@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outlast.job.lifecycle import Outcome
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast.supervisor.backoff import delay
 

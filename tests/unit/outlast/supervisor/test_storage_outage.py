@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from outlast.job.heartbeat import Beat, Watch
-from outlast.supervisor.storage_outage import Outage
+from outlast.supervisor.storage_outage import StorageOutage
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.storage.retry_budget import BRIEF, seconds
 
@@ -18,7 +18,7 @@ class Store:
         self.asked = 0
         self.said: list[str] = []
         self.now = 0.0
-        self.outage = Outage(lambda: self.now)
+        self.outage = StorageOutage(lambda: self.now)
 
     def take(self, word: str) -> None:
         self.asked += 1

@@ -238,7 +238,7 @@ def test_stateful_random_ops_are_named_at_the_start(tmp_path: Path) -> None:
     end = train(Script(build, ARRAYS), tmp_path)
     assert end.epoch == [0, 1]
     logs = (tmp_path / "attempts" / "0001" / "log.jsonl").read_text()
-    assert "not_exact" in logs
+    assert "inexact_ops_found" in logs
     assert "RandomStandardNormal" in logs
 
 

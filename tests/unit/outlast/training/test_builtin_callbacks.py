@@ -283,7 +283,7 @@ def test_rows_that_somebody_took_out_of_the_csv_file_are_missed(tmp_path: Path) 
         b"2",
     ]
     log = (tmp_path / "job/attempts/0002/log.jsonl").read_text()
-    assert "csv_rows_missing" in log
+    assert "csv_rows_lost" in log
 
 
 # -- TensorBoard ----------------------------------------------------------------------------------

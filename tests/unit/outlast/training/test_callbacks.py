@@ -607,7 +607,7 @@ def test_a_progress_bar_is_no_state(tmp_path: Path) -> None:
     with pytest.raises(Death), dying_at(5):
         train(PLAIN, tmp_path, verbose=2)
     train(PLAIN, tmp_path, verbose=0)
-    assert "callback_state_unused" not in (tmp_path / "attempts/0002/log.jsonl").read_text()
+    assert "callback_state_ignored" not in (tmp_path / "attempts/0002/log.jsonl").read_text()
 
 
 def test_callbacks_in_every_form_that_keras_takes(tmp_path: Path) -> None:

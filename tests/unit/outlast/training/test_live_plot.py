@@ -131,7 +131,7 @@ def test_a_picture_that_cannot_be_written_ends_no_training(tmp_path: Path) -> No
     (tmp_path / "metrics.png").mkdir(parents=True)
     (tmp_path / "metrics.png" / "in the way").touch()
     assert train(SCRIPT, tmp_path).epoch == [0, 1, 2, 3]
-    assert "view_metrics_failed" in (tmp_path / "attempts/0001/log.jsonl").read_text()
+    assert "live_plot_failed" in (tmp_path / "attempts/0001/log.jsonl").read_text()
 
 
 # -- History --------------------------------------------------------------------------------------

@@ -279,7 +279,7 @@ def test_what_is_left_early_goes_on_from_its_last_checkpoint(leave: Any, tmp_pat
         loop, w = begin(folder, to_the_end)
     assert (w == whole[1]).all()
     assert loop.history.history == whole[0].history.history
-    (record,) = logged(folder, "phase_left")
+    (record,) = logged(folder, "phase_abandoned")
     assert record["level"] == "warning"
     assert [r["step"] for r in logged(folder, "resumed")] == [4]
 
@@ -394,7 +394,7 @@ def test_a_finished_loop_gives_back_its_end_and_runs_no_body(tmp_path: Path) -> 
 
     assert_same_loop(whole, run(adding(never), tmp_path))
     assert ids(tmp_path) == before
-    assert len(logged(tmp_path, "phase_finished_before")) == 1
+    assert len(logged(tmp_path, "phase_skipped")) == 1
 
 
 def test_more_epochs_than_last_time_go_on(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import pytest
 
 from outlast.attempt import context
 from outlast.job import logs
+from outlast.job.events import Released
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Outcome, Released, State
+from outlast.job.lifecycle import State
+from outlast.job.outcome import Outcome
 from outlast.notices import last_to_leave
 from outlast.training import phase
 from outlast_checkpoints.format.layout import CheckpointId
@@ -121,7 +123,7 @@ def test_no_moment_costs_a_step_or_is_charged(
         with late, pytest.raises(SystemExit) as left:
             train(SCRIPT, folder)
         assert left.value.code == 75
-        (row,) = rows_of(folder, "save_left_out")
+        (row,) = rows_of(folder, "save_skipped")
         assert (row["left_s"], row["checkpoint"]) == (0, f"00-{6:012d}.0-0006")
         assert_left(folder, 6, None, noticed=True)
         assert len(azure.started) == 1
@@ -143,7 +145,7 @@ def assert_left(folder: Path, attempt: int, step: int | None, *, noticed: bool) 
         assert (job.state, job.outcome) == (State.PENDING, Outcome.PREEMPTED)
         assert isinstance(last, Released)
         assert last.reason.startswith(("gce: the machine is preempted", "azure: the spot machine"))
-        assert len(rows_of(folder, "preemption_notice", attempt)) == 1
+        assert len(rows_of(folder, "preemption_announced", attempt)) == 1
     else:
         assert job.state in (State.STOPPED, State.PENDING)
     saved = [row["step"] for row in rows_of(folder, "state_saved", attempt)]

@@ -10,8 +10,8 @@ import pytest
 
 from outlast import backends
 from outlast.job import spec
+from outlast.job.events import Claimed, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Claimed, Submitted
 from outlast.job.logs import LogFile
 from outlast.job.process_identity import here
 from outlast.job.spec import JobSpec

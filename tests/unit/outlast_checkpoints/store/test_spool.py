@@ -246,7 +246,7 @@ def test_the_training_goes_on_while_the_store_is_away(
     assert machine.settled()
     assert committed(bucket) == ["1.0", "2.0", "3.0", "4.0", "5.0"]
     assert steps_of(bucket) == [1, 2, 3, 4, 5]
-    assert machine.names().count("store_away") == machine.names().count("store_back") == 1
+    assert machine.names().count("store_lost") == machine.names().count("store_recovered") == 1
     assert len(machine.told("spooled")) == len(machine.told("sent")) == 4
     # the newest is the first to be safe
     tried_first = machine.told("sent")[0]

@@ -22,8 +22,9 @@ import pytest
 from outlast.cli import main
 from outlast.job import heartbeat, process_identity
 from outlast.job import spec as specs
+from outlast.job.events import Ended, Launched, Resumed, Started, Submitted
 from outlast.job.journal import Journal
-from outlast.job.lifecycle import Ended, Launched, Outcome, Resumed, Started, Submitted
+from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import Stage

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from outlast.cli.display.live_line import Lines, LiveLine
 from outlast.cli.display.plain_lines import Plain
-from outlast.cli.display.terminal_observer import Watcher
+from outlast.cli.display.terminal_observer import TerminalObserver
 from outlast.job.heartbeat import Beat
-from outlast.job.lifecycle import Job, Outcome, State
+from outlast.job.lifecycle import Job, State
+from outlast.job.outcome import Outcome
 from outlast.job.process_identity import Identity
 
 OWNER = Identity(host="here", pid=1, boot_id="")
@@ -106,10 +107,10 @@ def test_output_goes_to_stdout_as_it_is_and_words_to_stderr() -> None:
     ("row", "shown_at_all"),
     [
         (WARNING, True),
-        ({**WARNING, "level": "error", "event": "stalled"}, True),
+        ({**WARNING, "level": "error", "event": "attempt_stalled"}, True),
         ({**WARNING, "level": "info"}, False),
         ({**WARNING, "level": "debug"}, False),
-        ({**WARNING, "level": "error", "event": "attempt ended"}, False),
+        ({**WARNING, "level": "error", "event": "attempt_ended"}, False),
     ],
 )
 def test_trouble_in_the_log_is_shown_unless_the_state_says_it(
@@ -244,8 +245,8 @@ def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
 
 
 def test_both_are_watchers() -> None:
-    assert issubclass(Plain, Watcher)
-    assert issubclass(LiveLine, Watcher)
+    assert issubclass(Plain, TerminalObserver)
+    assert issubclass(LiveLine, TerminalObserver)
 
 
 # --- pieces of text ------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ def test_it_resumes_exactly(name: str, kind: Kind, untouched: End, tmp_path: Pat
     found = next(row for row in events(folder, 2) if row["event"] == "resumed")
     assert found["step"] in (3, 4)  # arrays are trained several batches a call
     assert found["data"].startswith(kind.way)
-    doubts = [row["why"] for row in events(folder, 1) if row["event"] == "data_not_exact"]
+    doubts = [row["why"] for row in events(folder, 1) if row["event"] == "inexact_data_found"]
     assert bool(doubts) == bool(kind.doubt)
     assert all(kind.doubt in why for why in doubts if kind.doubt)
 
@@ -123,7 +123,7 @@ def test_torch_workers_that_outlive_a_pass(
         epochs=2,
     )
     log = assert_resumed(kind, tmp_path, 9)
-    why = next(row["why"] for row in log if row["event"] == "data_not_exact")
+    why = next(row["why"] for row in log if row["event"] == "inexact_data_found")
     assert why.startswith("persistent_workers=True")
     gc.collect()  # the workers live as long as the loader
 

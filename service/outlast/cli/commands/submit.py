@@ -1,0 +1,48 @@
+"""`outlast submit`: train under supervision, detached or in the queue of a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from outlast.cli.job_address import below
+from outlast.cli.new_job import ScriptVerb, command_argument, named, new_spec, prepare
+from outlast.cli.options import chosen, cluster_options, job_options, json_option
+from outlast.exit_codes import DONE
+
+
+@click.command("submit", cls=ScriptVerb)
+@job_options
+@cluster_options
+@click.option("--dry-run", is_flag=True, help="Print what would be handed over; submit nothing.")
+@json_option("Print JSON: job, url, pid, queued.")
+@command_argument
+@click.pass_context
+def submit(
+    ctx: click.Context,
+    /,
+    command: tuple[str, ...],
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    """Run SCRIPT under supervision, detached: it survives this terminal.
+
+    With --engine slurm in the queue of a cluster, where it is requeued until it is done: after
+    preemption, at the end of its time, after the death of its node.
+
+    Options as of `outlast run`. `outlast logs -f` follows it, `outlast stop` stops it.
+    """
+    from outlast.cli.handover import hand_over, plan, tell
+
+    options["engine_option"] = (*options["engine_option"], *chosen(options))
+    if dry_run:
+        name, what = named(ctx, command, options)
+        spec = new_spec(ctx, name, what, options)
+        click.echo(plan(below(options["root"], name).storage, spec), nl=False)
+        return DONE
+    place, finished = prepare(ctx, command, options)
+    queued = None if finished else hand_over(place)
+    tell(place, options["root"], queued, as_json=as_json)
+    return DONE
