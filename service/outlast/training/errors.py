@@ -13,6 +13,20 @@ class StateMismatch(OutlastError, ValueError):
     exit_code = 3
 
 
+class VersionMismatch(StateMismatch):
+    """Checkpoint {checkpoint} was written with {written} and this is {present}, which lay out the
+    state of this model differently: {what}: {problem}. Nothing was changed. Install the versions
+    that wrote it, or start a new job (another --name or job_dir)."""
+
+
+class VersionUnsupported(OutlastError, ImportError):
+    """{package} {found} is not supported: Outlast is tested with {package} {supported}. Install one
+    of these (pip install '{requirement}'), or set {variable}=1 to train with it at your own
+    risk."""
+
+    exit_code = 3
+
+
 class NotSupported(UsageError):
     """{field}: {problem}. {hint}"""
 

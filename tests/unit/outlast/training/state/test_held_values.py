@@ -16,9 +16,10 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 
+from outlast.training.keras_internals.variables import raw
 from outlast.training.state import held_values as holding
 from outlast.training.state import live_variables
-from outlast.training.state.held_values import Holder, hold, raw
+from outlast.training.state.held_values import Holder, hold
 from outlast.training.state.live_variables import LiveState
 from outlast.training.state.weights_layout import all_variables
 from outlast.training.step.compiled_steps import CompiledSteps
