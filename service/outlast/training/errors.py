@@ -14,9 +14,10 @@ class StateMismatch(OutlastError, ValueError):
 
 
 class VersionMismatch(StateMismatch):
-    """Checkpoint {checkpoint} was written with {written} and this is {present}, which lay out the
-    state of this model differently: {what}: {problem}. Nothing was changed. Install the versions
-    that wrote it, or start a new job (another --name or job_dir)."""
+    """The training in the script does not match checkpoint {checkpoint}, which was written with
+    {written}; this is {present}: {what}: {problem}. Nothing was changed. If the script is still the
+    same, install the versions that wrote the checkpoint; else start a new job (another --name or
+    job_dir)."""
 
 
 class VersionUnsupported(OutlastError, ImportError):

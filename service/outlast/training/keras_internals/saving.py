@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 from keras.src.saving import saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
-
-from outlast.training.keras_internals.versions import number
-
-# Since Keras 3.15 layers in a list of lists (or a dict of lists, …) stand in the weights file, as
-# "<attribute>/container/<layer>". Before, Keras left them out.
-NESTED = number(keras.__version__) >= (3, 15)
 
 
 def is_saveable(value: Any) -> bool:
@@ -28,17 +21,22 @@ def attributes(saveable: Any) -> Iterator[tuple[str, Any]]:
 
 
 def members(container: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the saveables and the containers in a list, tuple or dict, by their group's name."""
+    """Yield the saveables and the containers in a list, tuple or dict, by their group's name.
+
+    Keras leaves containers within containers out of its weights files before 3.15, and what is in
+    them is lost. Here the layout is that of 3.15 under every version: one Keras goes on from the
+    checkpoint of another, and an older `load_weights` passes over the groups that it does not know.
+    """
     used: dict[str, int] = {}
     for child in container.values() if isinstance(container, dict) else container:
         if is_saveable(child):
             yield _unique(to_snake_case(type(child).__name__), used), child
-        elif NESTED and isinstance(child, list | dict | tuple):
+        elif isinstance(child, list | dict | tuple):
             yield _unique("container", used), child
 
 
 def _unique(name: str, used: dict[str, int]) -> str:
-    """Return "dense", then "dense_1", …: a function of its own in some versions of Keras only."""
+    """Return "dense", then "dense_1", … Only some versions of Keras have a function for it."""
     if name in used:
         used[name] += 1
         return f"{name}_{used[name]}"
