@@ -18,13 +18,12 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from tensorflow.python.eager import context as tf_context
 
 from outlast import fit
 from outlast.attempt import bare, context
 from outlast.training import job as jobs
+from outlast.training.keras_internals.generators import keras_global as keras_global_generator
 from outlast.training.phase import Phase
 from outlast.training.step.compiled_steps import CompiledSteps, StepLogs
 from outlast_checkpoints.history import HistoryReader
@@ -102,7 +101,7 @@ def all_state(model: Any) -> dict[str, bytes]:
 
 def generators() -> dict[str, Any]:
     """Return the states of python's, numpy's, TensorFlow's and Keras' global generators."""
-    keras_global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+    keras_global = keras_global_generator()
     return {
         "python": random.getstate(),
         "numpy": repr(np.random.get_state()),

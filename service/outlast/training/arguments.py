@@ -9,6 +9,7 @@ import keras
 
 from outlast.job.save_schedule import SaveEvery
 from outlast.training.errors import NotSupported
+from outlast.training.keras_internals.models import require_compiled
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.retention import Keep
 
@@ -32,7 +33,7 @@ def check(**arguments: Any) -> None:
 
 def check_model(model: Any) -> None:
     """Raise for a model that is not compiled, or whose way of training would be passed over."""
-    model._assert_compile_called("fit")
+    require_compiled(model)
     if type(model).make_train_function is not keras.Model.make_train_function:
         raise NotSupported(
             field="model",

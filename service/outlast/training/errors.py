@@ -13,6 +13,21 @@ class StateMismatch(OutlastError, ValueError):
     exit_code = 3
 
 
+class VersionMismatch(StateMismatch):
+    """The training in the script does not match checkpoint {checkpoint}, which was written with
+    {written}; this is {present}: {what}: {problem}. Nothing was changed. If the script is still the
+    same, install the versions that wrote the checkpoint; else start a new job (another --name or
+    job_dir)."""
+
+
+class VersionUnsupported(OutlastError, ImportError):
+    """{package} {found} is not supported: Outlast is tested with {package} {supported}. Install one
+    of these (pip install '{requirement}'), or set {variable}=1 to train with it at your own
+    risk."""
+
+    exit_code = 3
+
+
 class NotSupported(UsageError):
     """{field}: {problem}. {hint}"""
 

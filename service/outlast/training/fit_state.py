@@ -90,10 +90,11 @@ class FitState:
         plain = stored.plain
         stored.check_data(phase, self._feed.describe())
         weights = stored.files[WEIGHTS_FILE]
-        if self._rehearse is not None and self._live.lacks(weights, plain["model"]):
-            self._rehearsed_check(self._rehearse, stored)
-        else:
-            self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
+        with stored.naming_versions():
+            if self._rehearse is not None and self._live.lacks(weights, plain["model"]):
+                self._rehearsed_check(self._rehearse, stored)
+            else:
+                self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
         self._live.assign(weights, stored.variables)
         rate, script = plain["model"]["learning_rate"], self._live.learning_rate
         if rate != script:

@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from outlast.attempt import bare as bare_script
@@ -18,6 +17,7 @@ from outlast.exit_codes import FAILED
 from outlast.job.log_events import LogEvent
 from outlast.job.spec import version
 from outlast.training.errors import StateMismatch
+from outlast.training.keras_internals import versions
 from outlast.training.state import random_state
 from outlast_checkpoints.errors import StorageError, UsageError
 from outlast_checkpoints.format.layout import CheckpointId
@@ -50,11 +50,7 @@ class TrainingJob:
             ctx.storage,
             attempt=ctx.attempt,
             fence=ctx.fence,
-            writer={
-                "outlast": version(),
-                "keras": keras.__version__,
-                "tensorflow": tf.__version__,
-            },
+            writer={"outlast": version(), **versions.installed()},
             # The processors train: what a save takes of them is taken from the steps.
             past_cache=not tf.config.list_physical_devices("GPU"),
             ahead=ctx.read_ahead,

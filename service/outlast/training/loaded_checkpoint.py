@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from outlast.job.log_events import LogEvent
-from outlast.training.errors import StateMismatch
+from outlast.training.errors import StateMismatch, VersionMismatch
 from outlast.training.job import TrainingJob
+from outlast.training.keras_internals import versions
 from outlast.training.phase import Phase
 from outlast.training.state import document, random_state
 from outlast_checkpoints.format.layout import STATE_FILE, CheckpointId
@@ -18,7 +20,8 @@ class Stored:
     """A phase's checkpoint in memory.
 
     checkpoint: its name. progress: the place it was taken at. files: arrays by file and path.
-    plain, variables: what `state.h5` holds (see `document`).
+    plain, variables: what `state.h5` holds (see `document`). written: the versions of Keras and
+    TensorFlow that wrote it, where they are others than the present ones.
     """
 
     def __init__(self, job: TrainingJob, checkpoint: CheckpointId) -> None:
@@ -26,6 +29,10 @@ class Stored:
         self.checkpoint = str(checkpoint)
         self.progress: Progress = loaded.manifest.progress
         self.files: Mapping[str, Mapping[str, Any]] = loaded.files
+        writer, here = loaded.manifest.writer, versions.installed()
+        self.written = {
+            name: writer[name] for name in here if name in writer and writer[name] != here[name]
+        }
         self.plain, self.variables = document.unpack(
             loaded.files[STATE_FILE], f"{checkpoint}/{STATE_FILE}"
         )
@@ -47,7 +54,29 @@ class Stored:
                 what=f"phase {phase}",
                 problem=f"it is of a {maker}, the script has a {by} there",
             )
+        if stored.written:
+            job.ctx.log.warning(
+                "versions_changed",
+                checkpoint=stored.checkpoint,
+                written_with=_named(stored.written),
+                here=_named(versions.installed()),
+                why="another version may round differently: the state is complete, but the numbers "
+                "to come may differ in their last digits",
+            )
         return stored
+
+    @contextmanager
+    def naming_versions(self) -> Iterator[None]:
+        """Raise `VersionMismatch` for `StateMismatch` where other versions wrote the checkpoint."""
+        try:
+            yield
+        except StateMismatch as error:
+            if not self.written:
+                raise
+            present = {name: versions.installed()[name] for name in self.written}
+            raise VersionMismatch(
+                **error.fields, written=_named(self.written), present=_named(present)
+            ) from error
 
     def release(self) -> None:
         """Let go of the arrays: they are in the model now."""
@@ -73,6 +102,10 @@ class Stored:
         if self.progress.batch > 0:
             raise StateMismatch(checkpoint=self.checkpoint, what=field, problem=problem)
         phase.log.warning(LogEvent.DATA_CHANGED, field=field, difference=problem)
+
+
+def _named(packages: Mapping[str, str]) -> str:
+    return " and ".join(f"{name} {version}" for name, version in packages.items())
 
 
 def choose_seed(stored: Stored | None, given: int | None) -> int:

@@ -252,7 +252,8 @@ class Loop:
         started = time.perf_counter()
         plain = stored.plain
         stored.check_data(self._phase, self._feed.describe())
-        self._state.restore(stored.checkpoint, stored.files, stored.variables, plain["state"])
+        with stored.naming_versions():
+            self._state.restore(stored.checkpoint, stored.files, stored.variables, plain["state"])
         if finished:
             self._feed.skip(plain["feed"])
         else:

@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 from keras.callbacks import CallbackList
-from keras.src.utils.python_utils import pythonify_logs
 
 from outlast.job.log_events import LogEvent
 from outlast.training.data import arrays, make_feed
@@ -19,6 +18,8 @@ from outlast.training.fit_arguments import Plan
 from outlast.training.fit_state import FitState, Logs
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
+from outlast.training.keras_internals import callbacks as keras_callbacks
+from outlast.training.keras_internals import models
 from outlast.training.live_plot import MetricsView
 from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
@@ -64,11 +65,11 @@ class Trainer:
         self._prepare_callbacks()
         over = self._is_over(stored)
         if over:
-            self.callbacks._history.on_train_begin()
+            keras_callbacks.history_of(self.callbacks).on_train_begin()
         else:
             self.model.stop_training = False
             self._begin(stored)
-        shown = (self.probe, self.callbacks._progbar)  # they belong to the process
+        shown = (self.probe, self.progress_bar)  # they belong to the process
         own = [c for c in self.callbacks.callbacks if c not in shown]
         states = CallbackStates(own)
         rehearse = self.steps.rehearse if self.steps.eager else None
@@ -190,10 +191,11 @@ class Trainer:
                 steps=self.feed.steps,
                 model=self.model,
             )
-        history = self.callbacks._history
+        history = keras_callbacks.history_of(self.callbacks)
+        self.progress_bar = keras_callbacks.progress_bar_of(self.callbacks)
         self.view = MetricsView(self.job.ctx, history) if plan.view_metrics else None
         # Keras may hand batch-end hooks to a thread pool; a snapshot must see them done.
-        self.callbacks._async_train = False
+        keras_callbacks.wait_for_hooks(self.callbacks)
         self.every_batch = any(wants_batches(c) for c in self.callbacks.callbacks)
         self.probe = self.validation.add_probe(self.callbacks, self.job.ctx)
 
@@ -205,7 +207,7 @@ class Trainer:
         self.feed.start()
         self.phase.record_start(self.feed.describe())
         # Keras' BackupAndRestore has its say here, in a job that is new.
-        epoch = self.model._initial_epoch or self.plan.initial_epoch
+        epoch = models.initial_epoch(self.model) or self.plan.initial_epoch
         # With this first save even the untrained weights are the same after any death.
         self.phase.commit(self.phase.hold(epoch, 0, Stage.STEP), "start")
         if any(appends_rows(c) for c in self.callbacks.callbacks):
@@ -243,11 +245,11 @@ class Trainer:
             self.callbacks.on_epoch_begin(epoch)
             self.feed.begin_epoch(epoch)
             self.state.epoch_begun = True
-        elif self.callbacks._progbar is not None:
+        elif self.progress_bar is not None:
             # Its begin was counted by the attempt that began it; only the progress bar, which
             # lives in this process, has to be begun again.
-            self.callbacks._progbar.on_epoch_begin(epoch)
-            self.callbacks._progbar.seen = batch
+            self.progress_bar.on_epoch_begin(epoch)
+            self.progress_bar.seen = batch
 
     def _train_epoch(self, epoch: int, batch: int) -> int:
         """Train the rest of an epoch from `batch` on; return how many batches it had."""
@@ -267,8 +269,8 @@ class Trainer:
             batch += done
             if group:
                 self.callbacks.on_train_batch_end(step + group - 1, self.state.logs)
-            elif self.callbacks._progbar is not None:
-                self.callbacks._progbar.on_train_batch_end(batch - 1, self.state.logs)
+            elif self.progress_bar is not None:
+                self.progress_bar.on_train_batch_end(batch - 1, self.state.logs)
         self.state.epoch_trained = True
         return batch
 
@@ -296,7 +298,7 @@ class Trainer:
 
     def _end_epoch(self, epoch: int, batch: int) -> None:
         self.phase.at_border(epoch, batch)
-        epoch_logs: Logs = dict(self.model._get_metrics_result_or_logs(self.state.logs))
+        epoch_logs: Logs = models.epoch_logs(self.model, self.state.logs)
         if self.validation.due(self.model, epoch):
             # The state before validation is held: a stop on the way saves it and leaves.
             held = self.phase.hold(epoch, batch, Stage.STEP)
@@ -307,7 +309,7 @@ class Trainer:
                 self.phase.leave(held)
             epoch_logs.update({f"val_{k}": v for k, v in results.items()})
         self.callbacks.on_epoch_end(epoch, epoch_logs)
-        self.state.training_logs = pythonify_logs(epoch_logs)
+        self.state.training_logs = models.pythonify_logs(epoch_logs)
         self.state.epoch_begun = self.state.epoch_trained = False
         self.phase.record_epoch(epoch, self.state.training_logs)
         if self.view is not None:

@@ -8,17 +8,13 @@ from typing import Any
 
 import keras
 from keras.callbacks import Callback, CallbackList
-from keras.src.backend.tensorflow.trainer import TFEpochIterator
-from keras.src.trainers import data_adapters
-from keras.src.trainers.data_adapters import data_adapter_utils
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
-from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
 
 from outlast.attempt.context import AttemptContext
 from outlast.training.data.loaders import Iterated, generators_of, set_generators
 from outlast.training.data.pydataset_workers import enqueue
 from outlast.training.data.source import Plain
 from outlast.training.data.tfdata_graph import Pipeline
+from outlast.training.keras_internals import data_adapters, evaluation
 
 
 class StopProbe(Callback):  # type: ignore[misc]
@@ -57,9 +53,9 @@ class Validation:
         self._given = data is not None
         self._steps = steps
         self._arguments: dict[str, Any] = {}
-        model._eval_epoch_iterator = None
+        evaluation.forget_iterator(model)
         if self._given:
-            x, y, sample_weight = data_adapter_utils.unpack_x_y_sample_weight(data)
+            x, y, sample_weight = data_adapters.unpack(data)
             self._arguments = {
                 "x": x,
                 "y": y,
@@ -68,7 +64,7 @@ class Validation:
             }
 
     def due(self, model: Any, epoch: int) -> bool:
-        return self._given and bool(model._should_eval(epoch, self.freq))
+        return self._given and evaluation.is_due(model, epoch, self.freq)
 
     def add_probe(self, callbacks: CallbackList, ctx: AttemptContext) -> StopProbe:
         probe = StopProbe(ctx)
@@ -79,13 +75,7 @@ class Validation:
     def run(self, callbacks: CallbackList) -> dict[str, Any]:
         """Evaluate as `Model.fit` does, with its iterator kept from epoch to epoch."""
         self._iterator()
-        results: dict[str, Any] = self.model.evaluate(
-            **self._arguments,
-            steps=self._steps,
-            callbacks=callbacks,
-            return_dict=True,
-            _use_cached_eval_dataset=True,
-        )
+        results = evaluation.evaluate(self.model, self._arguments, self._steps, callbacks)
         self.runs += 1
         return results
 
@@ -127,12 +117,7 @@ class Validation:
 
     def close(self) -> None:
         """Let go of the data; ends its workers, also where an evaluation was left early."""
-        iterator = getattr(self.model, "_eval_epoch_iterator", None)
-        if iterator is not None:
-            enqueuer = getattr(iterator.data_adapter, "enqueuer", None)
-            if enqueuer is not None:
-                enqueuer.stop()
-            del self.model._eval_epoch_iterator
+        evaluation.release_iterator(self.model)
 
     def _moves_on(self, x: Any) -> bool:
         """Whether evaluating changes what the next evaluation sees, torch's generators aside."""
@@ -152,28 +137,22 @@ class Validation:
         return x.workers > 0 and (self._steps is not None or x.num_batches is None)
 
     def _iterator(self) -> Any:
-        if getattr(self.model, "_eval_epoch_iterator", None) is None:
-            self.model._eval_epoch_iterator = TFEpochIterator(
-                **{**self._arguments, "x": self._with_our_workers()},
-                distribute_strategy=self.model.distribute_strategy,
-                steps_per_execution=self.model.steps_per_execution,
-                steps_per_epoch=self._steps,
-                shuffle=False,
-            )
-        return self.model._eval_epoch_iterator
+        kept = evaluation.iterator_of(self.model)
+        if kept is not None:
+            return kept
+        arguments = {**self._arguments, "x": self._with_our_workers()}
+        return evaluation.keep_iterator(self.model, arguments, self._steps)
 
     def _with_our_workers(self) -> Any:
         """Return the data, adapted as Keras does, where we start its worker processes."""
         x = self._arguments["x"]
         if self._arguments["y"] is None and self._arguments["sample_weight"] is None:
             if isinstance(x, keras.utils.PyDataset) and x.workers > 0 and x.use_multiprocessing:
-                adapter = PyDatasetAdapter(x)
+                adapter = data_adapters.PyDatasetAdapter(x)
                 adapter.enqueuer = enqueue(x, x)
                 return adapter
             if data_adapters.is_torch_dataloader(x) and x.num_workers > 0:
-                adapter = TorchDataLoaderAdapter(x)
-                adapter._dataloader = Iterated(x)
-                return adapter
+                return data_adapters.torch_adapter(x, Iterated(x))
         return x
 
 

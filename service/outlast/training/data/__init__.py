@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-from keras.src.trainers import data_adapters
-from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
 
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.arrays import ArraySource
 from outlast.training.data.epoch_batches import Feed
 from outlast.training.data.permutation import Shuffle
 from outlast.training.data.source import Source
+from outlast.training.keras_internals import data_adapters
 
 
 def make_feed(
@@ -41,7 +39,9 @@ def make_feed(
     if most and (not steps_per_epoch or most < steps_per_epoch):
         warnings.warn(f"Limiting steps_per_epoch to {most}", stacklevel=2)
         steps_per_epoch = most
-    if not isinstance(x, DataAdapter) and can_convert_arrays((x, y, sample_weight)):
+    if not isinstance(x, data_adapters.DataAdapter) and data_adapters.can_convert_arrays(
+        (x, y, sample_weight)
+    ):
         data = ArraySource(
             x,
             y,
@@ -66,7 +66,7 @@ def _source(
     seed: int,
     max_queue_size: int,
 ) -> Source:
-    if isinstance(x, DataAdapter):
+    if isinstance(x, data_adapters.DataAdapter):
         from outlast.training.data.tfdata import AdapterSource
 
         return AdapterSource(x)

@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from keras.src.trainers.data_adapters import array_slicing
-from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
 from outlast.training.data import gather
 from outlast.training.data.memory_mapped import Outsized, is_outsized
 from outlast.training.data.permutation import Shuffle, epoch_order
+from outlast.training.keras_internals import data_adapters
 from outlast_checkpoints.errors import UsageError
 
 
@@ -41,25 +40,25 @@ class ArraySource:
         seed: int,
         steps: int | None = None,
     ) -> None:
-        adapter = ArrayDataAdapter(
+        arrays = data_adapters.convert_arrays(
             x,
             y,
-            sample_weight=sample_weight,
+            sample_weight,
             batch_size=batch_size,
             class_weight=class_weight,
             shuffle=shuffle,
             steps=steps,
         )
-        self.samples: int = adapter._num_samples
+        self.samples: int = arrays.samples
         if self.samples == 0:
             raise UsageError(field="x", problem="it has no samples", hint="Give at least one.")
-        self.batch_size: int = adapter._batch_size
+        self.batch_size: int = arrays.batch_size
         self.batches: int = math.ceil(self.samples / self.batch_size)
         self.fixed_batch = self.batch_size if self.samples % self.batch_size == 0 else None
         self.shuffle = shuffle
         self.seed = seed
-        self.outsized = Outsized(adapter._inputs) if is_outsized(adapter._inputs) else None
-        self.tensors = None if self.outsized else gather.resident(adapter._inputs)
+        self.outsized = Outsized(arrays.inputs) if is_outsized(arrays.inputs) else None
+        self.tensors = None if self.outsized else gather.resident(arrays.inputs)
         self._epoch: int | None = None
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -95,7 +94,7 @@ def split_validation(
     x: Any, y: Any, sample_weight: Any, fraction: float
 ) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
     """Cut off the last samples for validation, before any shuffling, as Keras' fit does."""
-    train, validation = array_slicing.train_validation_split(
+    train, validation = data_adapters.split_validation(
         (x, y, sample_weight), validation_split=fraction
     )
     return train, validation

@@ -1,6 +1,6 @@
 """The batches of an epoch, by Keras' rules, with a cursor that can be stored.
 
-The rules are those of `keras.src.trainers.epoch_iterator.EpochIterator` (Keras 3): without
+The rules are those of Keras' `EpochIterator`: without
 `steps_per_epoch` each epoch is a new pass; with it one pass goes on over the epochs, and data that
 runs out ends the epoch with Keras' warning. Keras counts in executions of `steps_per_execution`
 batches, of which only the last one before the data ends may have fewer; an epoch of 5 steps at 2

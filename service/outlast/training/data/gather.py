@@ -6,15 +6,14 @@ from typing import Any
 
 import tensorflow as tf
 from keras import tree
-from keras.src.trainers.data_adapters import array_slicing
 
-# A sparse tensor has no rows to gather; Keras keeps it as ragged indices and values.
-_Sparse = array_slicing.TensorflowSparseWrapper
+from outlast.training.keras_internals import data_adapters
+from outlast.training.keras_internals.data_adapters import Sparse
 
 
 def resident(arrays: Any) -> Any:
     """Return a structure of whole arrays as tensors (None where a part is missing)."""
-    sliceable = array_slicing.convert_to_sliceable(arrays, target_backend="tensorflow")
+    sliceable = data_adapters.sliceable(arrays)
     return _map(_as_tensor, tree.lists_to_tuples(sliceable))
 
 
@@ -22,8 +21,8 @@ def gather(arrays: Any, indices: Any) -> Any:
     """Return the batch made of these rows, int64 of shape (size,), of what `resident` returned."""
 
     def rows(array: Any) -> Any:
-        if isinstance(array, _Sparse):
-            return array_slicing.slice_tensorflow_sparse_wrapper(array, indices)
+        if isinstance(array, Sparse):
+            return data_adapters.rows_of_sparse(array, indices)
         return tf.gather(array, indices)
 
     return _map(rows, arrays)
@@ -33,7 +32,7 @@ def spec_of_rows(arrays: Any, size: int | None = None) -> Any:
     """Return the tf.TypeSpec structure of a batch; size None: of any size."""
 
     def spec(array: Any) -> Any:
-        if isinstance(array, _Sparse):
+        if isinstance(array, Sparse):
             return tf.SparseTensorSpec([size, *array.sparse.shape[1:]], array.sparse.dtype)
         if isinstance(array, tf.RaggedTensor):
             return tf.RaggedTensorSpec(
@@ -46,7 +45,7 @@ def spec_of_rows(arrays: Any, size: int | None = None) -> Any:
 
 def _map(function: Any, arrays: Any) -> Any:
     def visit(array: Any) -> Any:
-        if array is None or (tree.is_nested(array) and not isinstance(array, _Sparse)):
+        if array is None or (tree.is_nested(array) and not isinstance(array, Sparse)):
             return None  # what `traverse` takes for "go on inside"
         return function(array)
 
@@ -54,5 +53,5 @@ def _map(function: Any, arrays: Any) -> Any:
 
 
 def _as_tensor(array: Any) -> Any:
-    composite = isinstance(array, _Sparse | tf.RaggedTensor)
+    composite = isinstance(array, Sparse | tf.RaggedTensor)
     return array if composite else tf.convert_to_tensor(array)

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from keras.src.trainers.data_adapters import data_adapter_utils
-
 from outlast.training.data.source import Source, as_tensors, spec_of, to_tuple
+from outlast.training.keras_internals.data_adapters import BATCHES_FOR_SPEC
 
 _END = object()
 
@@ -105,7 +104,7 @@ class StreamSource(Source):
             yield as_tensors(batch, self.spec)
 
     def _peek(self) -> list[tuple[Any, Any]]:
-        items = (self._read() for _ in range(data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC))
+        items = (self._read() for _ in range(BATCHES_FOR_SPEC))
         return [item for item in items if item is not None]
 
     def _read(self) -> tuple[Any, Any] | None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from keras import tree
-from keras.src.trainers.data_adapters import data_adapter_utils
 
 from outlast.attempt import loader_workers
 from outlast.training.data.source import Source, as_tensors, spec_of
+from outlast.training.keras_internals.data_adapters import BATCHES_FOR_SPEC
 
 
 class TorchSource(Source):
@@ -32,7 +32,7 @@ class TorchSource(Source):
         self._loader = loader
         self.num_batches = len(loader) if hasattr(loader.dataset, "__len__") else None
         # Keras looks at the first batches as well, which moves torch's generators on.
-        peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+        peek = BATCHES_FOR_SPEC
         first = list(itertools.islice(iterate(loader), peek))
         if not first or not isinstance(first[0], list | tuple):
             raise TypeError(
@@ -126,7 +126,7 @@ class GrainSource(Source):
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
-        peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+        peek = BATCHES_FOR_SPEC
         with loader_workers.hold_back():
             first = [_of_numpy(batch) for batch in itertools.islice(dataset, peek)]
         self.spec = spec_of(first)

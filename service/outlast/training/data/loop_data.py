@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras import tree
-from keras.src.trainers.data_adapters import data_adapter_utils
 
 from outlast.training.data import make_feed
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
 from outlast.training.data.source import Source
+from outlast.training.keras_internals import data_adapters
 
 
 def make_loop_feed(
@@ -22,9 +22,7 @@ def make_loop_feed(
     if data is None:
         return Feed(StepNumbers(), steps_per_epoch)
     x, y, weight = (
-        data_adapter_utils.unpack_x_y_sample_weight(data)
-        if isinstance(data, tuple | list)
-        else (data, None, None)
+        data_adapters.unpack(data) if isinstance(data, tuple | list) else (data, None, None)
     )
     options = {**options, "seed": seed, "steps_per_epoch": steps_per_epoch}
     return make_feed(x, y, weight, class_weight=None, **options)

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-from keras.src.trainers.data_adapters import data_adapter_utils
-from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 from outlast.training.data.permutation import epoch_order
 from outlast.training.data.pydataset_workers import enqueue
 from outlast.training.data.source import Source, as_tensors, spec_of
+from outlast.training.keras_internals import data_adapters
 from outlast.training.state.callback_state import CallbackStates
 
 
@@ -37,9 +36,9 @@ class PyDatasetSource(Source):
         self.shuffle = shuffle
         self.seed = seed
         self.num_batches = dataset.num_batches
-        self._adapter = PyDatasetAdapter(dataset, class_weight=class_weight)
+        self._adapter = data_adapters.PyDatasetAdapter(dataset, class_weight=class_weight)
         self._enqueuer: Any = None
-        peek = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+        peek = data_adapters.BATCHES_FOR_SPEC
         if self.num_batches is not None:
             peek = min(peek, self.num_batches)
         if peek == 0:
@@ -74,7 +73,7 @@ class PyDatasetSource(Source):
             self._enqueuer = None
 
     def _standard(self, batch: Any) -> Any:
-        return self._adapter._standardize_batch(batch)
+        return data_adapters.standard_batch(self._adapter, batch)
 
     def _batches(self, index: int, start: int) -> Iterator[Any]:
         # A generator: nothing is fetched (and no worker started) before the first batch is asked

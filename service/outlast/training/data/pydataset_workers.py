@@ -9,13 +9,13 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from keras.src.trainers.data_adapters.py_dataset_adapter import (
-    OrderedEnqueuer,
-    init_pool_generator,
-)
-
 from outlast.attempt import loader_workers
 from outlast.training.errors import DataWorkerDied
+from outlast.training.keras_internals.data_adapters import (
+    OrderedEnqueuer,
+    PoolEnqueuer,
+    init_pool_generator,
+)
 
 ENDING_S = 5.0  # for processes that were killed already
 
@@ -25,32 +25,22 @@ def enqueue(batches: Any, options: Any) -> OrderedEnqueuer:
 
     options: the PyDataset that tells `workers`, `use_multiprocessing` and `max_queue_size`.
     """
-    kind = _Enqueuer if options.use_multiprocessing else OrderedEnqueuer
-    return kind(
-        batches,
-        workers=options.workers,
-        use_multiprocessing=options.use_multiprocessing,
-        max_queue_size=options.max_queue_size,
-    )
+    settings = {
+        "workers": options.workers,
+        "use_multiprocessing": options.use_multiprocessing,
+        "max_queue_size": options.max_queue_size,
+    }
+    if not options.use_multiprocessing:
+        return OrderedEnqueuer(batches, **settings)
+    return PoolEnqueuer(batches, pool=_Pool, starting=loader_workers.hold_back, **settings)
 
 
-class _Enqueuer(OrderedEnqueuer):  # type: ignore[misc]
-    """Keras' enqueuer with a pool that can break.
+class _Pool:
+    """As much of a multiprocessing.Pool as Keras' enqueuer needs, and able to break.
 
     Keras' own pool puts another process in the place of one that has died, and waits for ever for
     the batch that was lost with it.
     """
-
-    def _get_executor_init(self, count: int) -> Callable[[Any], _Pool]:
-        return lambda datasets: _Pool(count, datasets)
-
-    def _run(self) -> None:
-        with loader_workers.hold_back():  # in this thread, from which the workers are started
-            super()._run()
-
-
-class _Pool:
-    """As much of a multiprocessing.Pool as Keras' enqueuer needs."""
 
     def __init__(self, count: int, datasets: Any) -> None:
         self._executor = ProcessPoolExecutor(count, initializer=_begin, initargs=(datasets,))

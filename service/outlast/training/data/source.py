@@ -8,7 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 from keras import tree
-from keras.src.trainers.data_adapters import data_adapter_utils
+
+from outlast.training.keras_internals import data_adapters
 
 Plain = dict[str, Any]
 
@@ -79,10 +80,7 @@ def as_tensors(batch: Any, spec: Any) -> Any:
     def convert(expected: Any, value: Any) -> Any:
         if value is None:
             return None
-        if data_adapter_utils.is_scipy_sparse(value):
-            value = data_adapter_utils.scipy_sparse_to_tf_sparse(value)
-        elif data_adapter_utils.is_jax_sparse(value):
-            value = data_adapter_utils.jax_sparse_to_tf_sparse(value)
+        value = data_adapters.dense_or_tf_sparse(value)
         if hasattr(value, "detach"):  # a torch tensor
             value = value.detach().cpu().numpy()
         composite = isinstance(value, tf.SparseTensor | tf.RaggedTensor)
@@ -129,4 +127,4 @@ def to_tuple(batch: Any) -> Any:
 
 def spec_of(batches: list[Any]) -> Any:
     """Return the common tf.TypeSpec structure of a few batches, as Keras finds it."""
-    return data_adapter_utils.get_tensor_spec(batches)
+    return data_adapters.spec_of(batches)

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter
-from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from outlast.training.data.source import Plain, Source
 from outlast.training.data.tfdata_graph import Pipeline
+from outlast.training.keras_internals.data_adapters import DataAdapter, TFDatasetAdapter
 
 SMALL_BYTES = 1 << 20
 QUICK_S = 0.02

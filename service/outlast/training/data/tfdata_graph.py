@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.data.ops.options import ExternalStatePolicy
-from tensorflow.python.data.ops.structured_function import StructuredFunctionWrapper
-from tensorflow.python.framework import config
-from tensorflow.python.ops import gen_dataset_ops
+
+from outlast.training.keras_internals import pipelines
 
 # Ops that draw their order from a seed, and at which of their inputs the two halves of it are.
 SEEDS = {
@@ -50,10 +48,10 @@ class Pipeline:
         loose = dataset.options().deterministic is False
         for part in _parts(dataset):
             buffers |= _buffer_in(type(part).__name__)
-            if _is_unseeded(getattr(part, "_seed", None), getattr(part, "_seed2", None)):
+            if _is_unseeded(*pipelines.seeds_of(part)):
                 unseeded.add(_kind(type(part).__name__))
-            loose = loose or getattr(part, "_deterministic", None) == "false"
-            for function in _functions(part):
+            loose = loose or pipelines.may_reorder(part)
+            for function in pipelines.functions_of(part):
                 state, graph = _look_into(function)
                 self.stateful = self.stateful or state
                 for nodes in [graph.node, *(f.node_def for f in graph.library.function)]:
@@ -66,7 +64,7 @@ class Pipeline:
         self.buffers = sorted(buffers)
         self.unseeded = sorted(unseeded)
         # With deterministic ops TensorFlow keeps the order whatever the pipeline says.
-        self.unordered = loose and not config.is_op_determinism_enabled()
+        self.unordered = loose and not pipelines.is_op_determinism_enabled()
 
     def doubts(self) -> list[str]:
         """Return reasons why the same batches may not come again, each with what to change."""
@@ -99,12 +97,7 @@ def _parts(dataset: Any) -> Iterator[Any]:
         if id(part) not in seen:
             seen.add(id(part))
             yield part
-            left.extend(part._inputs())
-
-
-def _functions(part: Any) -> list[Any]:
-    found = [v for v in vars(part).values() if isinstance(v, StructuredFunctionWrapper)]
-    return [wrapper.function for wrapper in found]
+            left.extend(pipelines.inputs_of(part))
 
 
 def _look_into(function: Any) -> tuple[str | None, Any]:
@@ -115,25 +108,13 @@ def _look_into(function: Any) -> tuple[str | None, Any]:
         t if t.dtype in (tf.resource, tf.variant) else tf.zeros([], t.dtype)
         for t in function.captured_inputs
     ]
-    probe = gen_dataset_ops.map_dataset(
-        tf.data.Dataset.range(0)._variant_tensor,
-        captured,
-        f=function,
-        output_types=[tf.int64],
-        output_shapes=[tf.TensorShape([])],
-    )
-    state = None
+    probe = pipelines.probe(function, captured)
     try:
-        graph = gen_dataset_ops.dataset_to_graph_v2(
-            probe, external_state_policy=ExternalStatePolicy.FAIL.value
-        )
+        return None, pipelines.graph_of(probe, refuse_state=True)
     except tf.errors.FailedPreconditionError as error:
         found = re.search(r"(\w+) is stateful", str(error.message))
         state = found[1] if found else str(error.message)
-        graph = gen_dataset_ops.dataset_to_graph_v2(
-            probe, external_state_policy=ExternalStatePolicy.IGNORE.value
-        )
-    return state, tf.compat.v1.GraphDef.FromString(graph.numpy())
+    return state, pipelines.graph_of(probe, refuse_state=False)
 
 
 def _buffer_in(name: str) -> set[str]:

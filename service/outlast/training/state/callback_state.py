@@ -18,19 +18,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import callbacks as keras_callbacks
-from keras.src.callbacks.monitor_callback import MonitorCallback
-from keras.src.utils.python_utils import is_default
 
 from outlast.training.errors import NotSupported
+from outlast.training.keras_internals.callbacks import is_hook_overridden, is_state
 from outlast.training.state import trees
 from outlast.training.state.callback_files import rows_written
-
-# Set anew in every process, by set_params and set_model.
-NOT_STATE = frozenset({"params", "_params", "model", "_model"})
-# TensorBoard's files and traces that are open in this process.
-OPEN_HERE = frozenset(
-    {"_writers", "_prev_summary_state", "_is_tracing", "_profiler_started", "_batch_trace_context"}
-)
 
 Plain = dict[str, Any]
 
@@ -103,7 +95,7 @@ def wants_batches(callback: Any) -> bool:
     if type(callback) is keras_callbacks.ModelCheckpoint and callback.save_freq == "epoch":
         return False
     hooks = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-    return not all(is_default(getattr(callback, hook)) for hook in hooks)
+    return any(is_hook_overridden(getattr(callback, hook)) for hook in hooks)
 
 
 def _put_back(callback: Any, name: str, value: Any) -> None:
@@ -162,12 +154,8 @@ def _plain_attributes(callback: Any) -> Iterator[tuple[str, Any, bytes]]:
     """Yield name, value and fingerprint of the attributes that are plain data."""
     for name, value in vars(callback).items():
         variable = _variable(value)
-        if name in NOT_STATE or (callable(value) and variable is None):
+        if not is_state(callback, name) or (callable(value) and variable is None):
             continue
-        if name in OPEN_HERE and isinstance(callback, keras_callbacks.TensorBoard):
-            continue
-        if name == "min_delta" and isinstance(callback, MonitorCallback):
-            continue  # turns its sign when the callback first learns the direction of its metric
         if variable is not None or tf.is_tensor(value):
             value = np.array(tf.convert_to_tensor(value if variable is None else variable))
         try:

@@ -15,11 +15,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.utils import naming
 
 from outlast.training.errors import StateMismatch
+from outlast.training.keras_internals.models import to_snake_case
+from outlast.training.keras_internals.variables import learning_rate, raw
 from outlast.training.state import weights_layout
-from outlast.training.state.held_values import Holder, raw
+from outlast.training.state.held_values import Holder
 from outlast_checkpoints.format.snapshot import ArrayFile
 
 _LARGE = 1 << 20  # bytes of an array, for which it is worth while not to copy it
@@ -195,13 +196,13 @@ def _loss_names(loss: Any) -> Any:
     found = keras.losses.get(loss)
     if found is None:
         return None
-    return naming.to_snake_case(getattr(found, "__name__", type(found).__name__))
+    return to_snake_case(getattr(found, "__name__", type(found).__name__))
 
 
 def _learning_rate(model: Any) -> float | None:
     """Return the learning rate that the script gives; None when it is a schedule."""
-    rate = getattr(getattr(model, "optimizer", None), "_learning_rate", None)
-    return float(raw(rate).numpy()) if isinstance(rate, keras.Variable) else None
+    rate = learning_rate(getattr(model, "optimizer", None))
+    return None if rate is None else float(raw(rate).numpy())
 
 
 def _path(variable: Any) -> str:

@@ -14,8 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from outlast.training.errors import NotSupported, StateMismatch
+from outlast.training.keras_internals.models import build_symbolically, metrics_are_built
+from outlast.training.keras_internals.variables import raw
 from outlast.training.state import trees
-from outlast.training.state.held_values import Holder, raw
+from outlast.training.state.held_values import Holder
 from outlast.training.state.in_place import can_hold, put_back
 from outlast.training.state.live_variables import LiveState, check_one
 from outlast_checkpoints.errors import UsageError
@@ -245,11 +247,10 @@ def _is_plain(value: Any) -> bool:
 
 def _build_with(model: Any, batch: Any) -> None:
     """Build a compiled model and its metrics with a batch, when it is the model's."""
-    metrics = getattr(model, "_compile_metrics", None)
-    if model.built and (metrics is None or metrics.built):
+    if model.built and metrics_are_built(model):
         return
     try:
-        model._symbolic_build(data_batch=batch)
+        build_symbolically(model, batch)
     except Exception:  # noqa: BLE001 - a batch of something else fails anyhow in the model's code
         return
 

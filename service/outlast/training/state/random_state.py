@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR, SeedGenerator
-from tensorflow.python.eager import context as tf_context
-from tensorflow.python.ops import stateful_random_ops
+
+from outlast.training.keras_internals import generators
 
 
 def enable_determinism() -> None:
@@ -19,7 +17,7 @@ def enable_determinism() -> None:
     With op determinism on, an unseeded random op raises; so the seed is drawn from python's
     generator without disturbing it.
     """
-    if tf_context.global_seed() is None:
+    if generators.tensorflow_seed() is None:
         tf.random.set_seed(derived_seed() % 2**31)
     tf.config.experimental.enable_op_determinism()
 
@@ -37,9 +35,9 @@ def capture() -> dict[str, Any]:
     Keras' global seed generator and TensorFlow's global generator come into being at their first
     use, which may be in the middle of a training; until then they are None here.
     """
-    eager = _eager()
-    keras_global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
-    tf_global = stateful_random_ops.global_generator
+    eager = generators.tensorflow_eager()
+    keras_global = generators.keras_global()
+    tf_global = generators.tensorflow_global()
     return {
         "python": _pack(random.getstate()),
         "numpy": np.random.get_state(legacy=False),
@@ -55,29 +53,22 @@ def restore(state: dict[str, Any]) -> None:
     """Put back what `capture` returned."""
     random.setstate(_unpack(state["python"]))
     np.random.set_state(state["numpy"])
-    eager = _eager()
+    eager = generators.tensorflow_eager()
     if state["tensorflow"] is not None and eager is not None:
         eager.setstate(_unpack(state["tensorflow"]))
     if state["keras"] is not None:
-        keras_global = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
+        keras_global = generators.keras_global()
         if keras_global is None:
-            keras_global = SeedGenerator(seed=0)
-            global_state.set_global_attribute(GLOBAL_SEED_GENERATOR, keras_global)
+            keras_global = generators.make_keras_global()
         keras_global.state.assign(state["keras"])
     if state["tensorflow_global"] is not None:
         stored = state["tensorflow_global"]
-        tf_global = stateful_random_ops.global_generator
+        tf_global = generators.tensorflow_global()
         if tf_global is not None and int(tf_global.algorithm) == stored["algorithm"]:
             tf_global.state.assign(stored["state"])
         else:
             made = tf.random.Generator.from_state(stored["state"], stored["algorithm"])
             tf.random.set_global_generator(made)
-
-
-def _eager() -> random.Random | None:
-    # The generator from which eager TensorFlow draws the op seeds that make a program with a
-    # global seed repeatable (tf.random.set_seed); it has no public accessor.
-    return getattr(tf_context.context(), "_rng", None)
 
 
 def _pack(state: tuple[Any, ...]) -> dict[str, Any]:

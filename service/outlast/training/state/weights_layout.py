@@ -1,6 +1,6 @@
 """Which variable stands where in Keras' own `.weights.h5` layout.
 
-Follows `keras.src.saving.saving_lib._save_state` (Keras 3): the layers of a Sequential or
+Follows Keras' own walk (`keras_internals.saving`): the layers of a Sequential or
 Functional model under "layers/<snake_class[_n]>", then every attribute that is a saveable or a
 container of saveables. Where Keras writes a value, this walk notes the live variable instead, so
 that a snapshot can hold it without a copy and a restore can assign to it.
@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keras import Variable, optimizers
-from keras.src.saving import saving_lib
-from keras.src.saving.keras_saveable import KerasSaveable
-from keras.src.utils import naming
+
+from outlast.training.keras_internals import saving
 
 
 @dataclass
@@ -62,9 +61,9 @@ def _visit(saveable: Any, path: str, layout: Layout, visited: set[int]) -> None:
         else:
             layout.computed[group] = saveable
     visited.add(id(saveable))
-    for attribute, child in saving_lib._walk_saveable(saveable):
+    for attribute, child in saving.attributes(saveable):
         child_path = f"{path}/{attribute}" if path else attribute
-        if isinstance(child, KerasSaveable):
+        if saving.is_saveable(child):
             _visit(child, child_path, layout, visited)
         elif isinstance(child, list | dict | tuple):
             _visit_container(child, child_path, layout, visited, set())
@@ -76,13 +75,10 @@ def _visit_container(
     if id(container) in containers:
         return
     containers.add(id(container))
-    used: dict[str, int] = {}
-    for child in container.values() if isinstance(container, dict) else container:
-        if isinstance(child, KerasSaveable):
-            name = saving_lib._get_unique_name(naming.to_snake_case(type(child).__name__), used)
+    for name, child in saving.members(container):
+        if saving.is_saveable(child):
             _visit(child, f"{path}/{name}", layout, visited)
-        elif isinstance(child, list | dict | tuple):
-            name = saving_lib._get_unique_name("container", used)
+        else:
             _visit_container(child, f"{path}/{name}", layout, visited, containers)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from outlast.training.keras_internals.variables import raw
+
 
 class OwnLoss:
     """Each batch's own loss, beside Keras' running mean.
@@ -60,7 +62,7 @@ class OwnLoss:
 
 
 def _value(variable: Any) -> Any:
-    return getattr(variable, "_value", variable).read_value()
+    return raw(variable).read_value()
 
 
 def _is_scalar(value: Any) -> bool:

@@ -20,6 +20,7 @@ from keras import tree
 
 from outlast.training.data import gather as rows
 from outlast.training.data.source import an_empty_batch, without_optionals
+from outlast.training.keras_internals.models import all_layers, build_symbolically
 from outlast.training.step.batch_loss import OwnLoss
 from outlast.training.step.intra_op import APART, OneThreadAnOp, only_computes
 from outlast.training.step.program import Program, graph_program, nodes_of, xla_program
@@ -105,12 +106,12 @@ class CompiledSteps:
     def trace(self) -> None:
         """Build and trace the step, so that every variable that it touches exists."""
         if self.eager:
-            self.model._symbolic_build(data_batch=self.spec)
+            build_symbolically(self.model, self.spec)
             self.own_loss = OwnLoss(self.model)
             return
         self._summaries = tf.summary.should_record_summaries()
         if self._makes_plain_variables():
-            self.model._symbolic_build(data_batch=self.spec)
+            build_symbolically(self.model, self.spec)
         self._inner = tf.function(self.model.train_step, autograph=False)
         concrete = self._inner.get_concrete_function(self.spec)
         self._graph = concrete.graph
@@ -131,7 +132,7 @@ class CompiledSteps:
             and not any(name in vars(model) for name in _STEP)
             and type(model.optimizer).__module__.startswith("keras.")
             and not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-            and all(layer.built for layer in model._flatten_layers())
+            and all(layer.built for layer in all_layers(model))
             and bool(model.trainable_weights)
             and all(type(part) is tf.TensorSpec for part in tree.flatten(self.spec))
         )
@@ -347,7 +348,7 @@ def _joined(parts: list[StepLogs]) -> StepLogs:
 
 
 def _flat(logs: Any) -> dict[str, Any]:
-    """Flatten nested logs as `keras.src.utils.python_utils.pythonify_logs` does."""
+    """Flatten nested logs as Keras' `pythonify_logs` does."""
     flat: dict[str, Any] = {}
     for key, value in sorted((logs or {}).items()):
         if isinstance(value, dict):

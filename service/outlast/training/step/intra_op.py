@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
 
+from outlast.training.keras_internals.pipelines import definition_of
 from outlast.training.step.program import nodes_of
 
 # The steps stay a function of their own in the pipeline, which TensorFlow then optimizes as it does
@@ -93,7 +93,7 @@ def only_computes(graph: Any) -> bool:
 def _only_computes(name: str) -> bool:
     if name in _PLAIN or name.startswith("Resource"):
         return True  # the latter gather from variables, scatter and apply to them
-    op = op_def_registry.get(name)
+    op = definition_of(name)
     return (
         op is not None
         and not op.is_stateful

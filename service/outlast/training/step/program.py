@@ -12,6 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from outlast.training.keras_internals.models import all_layers, was_compiled_for_xla
+
 _CONVOLUTIONS = frozenset(
     {
         "Conv2D",
@@ -56,14 +58,12 @@ def wants_xla(model: Any) -> bool:
     """
     if model.jit_compile:
         return True
-    config = getattr(model, "_compile_config", None)
-    asked = config is not None and config.config.get("jit_compile") is True
-    return asked and supports_xla(model)
+    return was_compiled_for_xla(model) and supports_xla(model)
 
 
 def supports_xla(model: Any) -> bool:
     """Whether XLA may be tried: no layer says that it cannot, and steps are compiled at all."""
-    layers = all(layer.supports_jit for layer in model._flatten_layers())
+    layers = all(layer.supports_jit for layer in all_layers(model))
     return layers and not model.run_eagerly
 
 

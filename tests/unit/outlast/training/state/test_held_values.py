@@ -16,9 +16,11 @@ import pytest
 import tensorflow as tf
 from keras import layers, optimizers
 
+from outlast.training.keras_internals import variables as internal_variables
+from outlast.training.keras_internals.variables import raw
 from outlast.training.state import held_values as holding
 from outlast.training.state import live_variables
-from outlast.training.state.held_values import Holder, hold, raw
+from outlast.training.state.held_values import Holder, hold
 from outlast.training.state.live_variables import LiveState
 from outlast.training.state.weights_layout import all_variables
 from outlast.training.step.compiled_steps import CompiledSteps
@@ -227,7 +229,7 @@ def test_holding_reads_every_type_exactly(dtype: str) -> None:
 @pytest.mark.parametrize("way", ["at once", "each", "on an accelerator"])
 def test_many_are_held_as_one_by_one(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "each":  # a TensorFlow without the op
-        monkeypatch.setattr(holding, "_OF_MANY", "_NoSuchOp")
+        monkeypatch.setattr(internal_variables, "_OF_MANY", "_NoSuchOp")
     elif way == "on an accelerator":
         monkeypatch.setattr(holding, "_all_is_here", lambda: False)
     kinds = ("float32", "float16", "bfloat16", "float64", "int64", "uint8", "bool", "float32")

@@ -1,0 +1,118 @@
+"""Keras' data adapters: how `fit` recognizes and converts what it is given as `x`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from keras.src.trainers.data_adapters import (
+    array_slicing,
+    data_adapter_utils,
+    is_grain_dataset,
+    is_tf_dataset,
+    is_torch_dataloader,
+    raise_unsupported_arg,
+)
+from keras.src.trainers.data_adapters.array_data_adapter import (
+    ArrayDataAdapter,
+    can_convert_arrays,
+)
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import (
+    OrderedEnqueuer,
+    PyDatasetAdapter,
+    init_pool_generator,
+)
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
+from keras.src.trainers.data_adapters.torch_data_loader_adapter import TorchDataLoaderAdapter
+
+__all__ = [
+    "DataAdapter",
+    "OrderedEnqueuer",
+    "PyDatasetAdapter",
+    "TFDatasetAdapter",
+    "can_convert_arrays",
+    "init_pool_generator",
+    "is_grain_dataset",
+    "is_tf_dataset",
+    "is_torch_dataloader",
+    "raise_unsupported_arg",
+]
+
+# So many batches Keras looks at to learn the shapes.
+BATCHES_FOR_SPEC: int = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
+
+Sparse = array_slicing.TensorflowSparseWrapper
+"""A sparse tensor has no rows to gather; Keras keeps it as ragged indices and values."""
+
+rows_of_sparse = array_slicing.slice_tensorflow_sparse_wrapper
+split_validation = array_slicing.train_validation_split
+spec_of = data_adapter_utils.get_tensor_spec
+unpack = data_adapter_utils.unpack_x_y_sample_weight
+
+
+class Arrays(NamedTuple):
+    """Arrays as Keras' fit converts them. inputs: the structure of them, None for missing parts."""
+
+    samples: int
+    batch_size: int
+    inputs: Any
+
+
+def convert_arrays(x: Any, y: Any, sample_weight: Any, **options: Any) -> Arrays:
+    """Convert and check arrays. options: of Keras' `ArrayDataAdapter`."""
+    adapter = ArrayDataAdapter(x, y, sample_weight=sample_weight, **options)
+    return Arrays(adapter._num_samples, adapter._batch_size, adapter._inputs)
+
+
+def sliceable(arrays: Any) -> Any:
+    """Return a structure of arrays in the form that rows can be taken from."""
+    return array_slicing.convert_to_sliceable(arrays, target_backend="tensorflow")
+
+
+def dense_or_tf_sparse(value: Any) -> Any:
+    """Return scipy's and jax' sparse arrays as tf.SparseTensor, and anything else as it is."""
+    if data_adapter_utils.is_scipy_sparse(value):
+        return data_adapter_utils.scipy_sparse_to_tf_sparse(value)
+    if data_adapter_utils.is_jax_sparse(value):
+        return data_adapter_utils.jax_sparse_to_tf_sparse(value)
+    return value
+
+
+def standard_batch(adapter: PyDatasetAdapter, batch: Any) -> Any:
+    """Return a batch of a PyDataset as a tuple, with class weights as sample weights."""
+    return adapter._standardize_batch(batch)
+
+
+def torch_adapter(loader: Any, iterated: Any) -> TorchDataLoaderAdapter:
+    """Return Keras' adapter of a torch DataLoader. iterated: what it iterates in its place."""
+    adapter = TorchDataLoaderAdapter(loader)
+    adapter._dataloader = iterated
+    return adapter
+
+
+class PoolEnqueuer(OrderedEnqueuer):  # type: ignore[misc]
+    """Keras' enqueuer over another kind of process pool.
+
+    pool: makes it of the number of workers and what `init_pool_generator` takes. starting: a
+    context in which the thread runs that starts the workers.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        pool: Callable[[int, Any], Any],
+        starting: Callable[[], AbstractContextManager[None]],
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self._pool = pool
+        self._starting = starting
+
+    def _get_executor_init(self, count: int) -> Callable[[Any], Any]:
+        return lambda datasets: self._pool(count, datasets)
+
+    def _run(self) -> None:
+        with self._starting():
+            super()._run()

@@ -1,0 +1,58 @@
+"""`Model.evaluate` as `Model.fit` calls it: with an iterator that is kept from epoch to epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+
+def is_due(model: Any, epoch: int, freq: int | list[int]) -> bool:
+    """Whether this epoch, counted from 0, ends with a validation."""
+    return bool(model._should_eval(epoch, freq))
+
+
+def iterator_of(model: Any) -> Any:
+    """Return the iterator that is kept, None where there is none."""
+    return getattr(model, "_eval_epoch_iterator", None)
+
+
+def keep_iterator(model: Any, arguments: dict[str, Any], steps: int | None) -> Any:
+    """Make the iterator over the validation data, keep it with the model and return it."""
+    model._eval_epoch_iterator = TFEpochIterator(
+        **arguments,
+        distribute_strategy=model.distribute_strategy,
+        steps_per_execution=model.steps_per_execution,
+        steps_per_epoch=steps,
+        shuffle=False,
+    )
+    return model._eval_epoch_iterator
+
+
+def forget_iterator(model: Any) -> None:
+    """Let the next evaluation make an iterator."""
+    model._eval_epoch_iterator = None
+
+
+def release_iterator(model: Any) -> None:
+    """Let go of the iterator and end its workers."""
+    iterator = iterator_of(model)
+    if iterator is not None:
+        enqueuer = getattr(iterator.data_adapter, "enqueuer", None)
+        if enqueuer is not None:
+            enqueuer.stop()
+        del model._eval_epoch_iterator
+
+
+def evaluate(
+    model: Any, arguments: dict[str, Any], steps: int | None, callbacks: Any
+) -> dict[str, Any]:
+    """Evaluate on the iterator that is kept; return the logs."""
+    logs: dict[str, Any] = model.evaluate(
+        **arguments,
+        steps=steps,
+        callbacks=callbacks,
+        return_dict=True,
+        _use_cached_eval_dataset=True,
+    )
+    return logs
