@@ -56,7 +56,7 @@ class Stored:
             )
         if stored.written:
             job.ctx.log.warning(
-                "versions_changed",
+                LogEvent.VERSIONS_CHANGED,
                 checkpoint=stored.checkpoint,
                 written_with=_named(stored.written),
                 here=_named(versions.installed()),

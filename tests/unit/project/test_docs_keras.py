@@ -11,6 +11,7 @@ from typing import NamedTuple
 import keras
 import pytest
 
+from outlast.job.log_events import LogEvent
 from tests.support.data_kinds import BEYOND_KERAS, KINDS
 
 TOP = Path(__file__).parents[3]
@@ -149,7 +150,7 @@ def test_what_is_said_to_be_in_the_log_is_what_is_logged() -> None:
     ]
     assert len(events) > 8
     for event in events:
-        assert f'"{event}"' in source, event
+        assert f"LogEvent.{LogEvent(event).name}" in source, event
 
 
 def test_the_contents_are_the_headings() -> None:
