@@ -169,7 +169,7 @@ def test_no_bucket_is_told_when_something_is_to_be_written(
     storage: FsspecStorage, server: Server
 ) -> None:
     server.statuses = [404]
-    with pytest.raises(StorageError, match="there is no such bucket") as caught:
+    with pytest.raises(StorageError, match="the bucket does not exist") as caught:
         storage.create("x", b"1")
     assert not isinstance(caught.value, NotFound)
     assert len(server.requests) == 1
