@@ -426,7 +426,7 @@ def test_a_second_writer_of_one_attempt_is_refused(local: Storage) -> None:
     attempt.history.close()
     other = HistoryWriter(local, 1)
     other.append(step(1, by=1))
-    with pytest.raises(StorageError, match="somebody else was first"):
+    with pytest.raises(StorageError, match="another process was first"):
         other.flush()
     assert read(local) == [(1, 1)]
 

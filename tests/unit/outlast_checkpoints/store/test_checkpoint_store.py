@@ -129,9 +129,9 @@ def test_an_attempt_begins_only_once(storage: Storage) -> None:
 def test_a_store_that_has_not_begun_or_only_reads_does_not_save(storage: Storage) -> None:
     with pytest.raises(UsageError, match="before begin"):
         CheckpointStore(storage, attempt=1).save(sample_snapshot(1), reason="step")
-    with pytest.raises(UsageError, match="read only"):
+    with pytest.raises(UsageError, match="read-only"):
         CheckpointStore(storage).save(sample_snapshot(1), reason="step")
-    with pytest.raises(UsageError, match="read only"):
+    with pytest.raises(UsageError, match="read-only"):
         CheckpointStore(storage).begin()
 
 
@@ -150,7 +150,7 @@ def test_bad_snapshots_leave_nothing(
 ) -> None:
     store = begun(storage)
     bad = Snapshot(Progress(phase=0, step=1, epoch=0, batch=0), files, documents)
-    with pytest.raises(ValueError, match=r"x\.h5|x'|manifest|a holds"):
+    with pytest.raises(ValueError, match=r"x\.h5|x'|manifest|a has dtype"):
         store.save(bad, reason="step")
     assert store.orphans() == []
     with pytest.raises(UsageError, match="reason"):

@@ -163,7 +163,7 @@ def test_a_place_that_has_something_else_is_left_alone(places: Callable[[str], S
     source, other = places("folder"), places("folder")
     make_job(source)
     other.create(layout.SPEC, b"another job")
-    with pytest.raises(PlaceTaken, match="another job is there"):
+    with pytest.raises(PlaceTaken, match="it holds another job"):
         copy_job(source, other)
     assert other.list("") == [layout.SPEC]
 
@@ -178,7 +178,7 @@ def test_a_place_that_has_something_else_is_left_alone(places: Callable[[str], S
         copy_job(source, FaultyStorage(half, "stage@2:die-before"), at_once=1)
     unlike = places("folder")
     unlike.create(layout.SPEC, b"of another job")
-    with pytest.raises(PlaceTaken, match="unfinished copy of another job"):
+    with pytest.raises(PlaceTaken, match="incomplete copy of another job"):
         copy_job(unlike, half)
 
 
@@ -188,11 +188,11 @@ def test_a_copy_that_went_on_by_itself_is_left_alone(places: Callable[[str], Sto
     copy_job(source, target)
     train(target, 2, range(5, 6))
     before = CheckpointStore(target).ids()
-    with pytest.raises(PlaceTaken, match="gone on by itself"):
+    with pytest.raises(PlaceTaken, match="has been run itself"):
         copy_job(source, target)
     train(source, 2, range(5, 6), backbone=9)
     source.replace(layout.journal_event(2), b"another attempt 2")
-    with pytest.raises(PlaceTaken, match="gone on by itself"):
+    with pytest.raises(PlaceTaken, match="has been run itself"):
         copy_job(source, target)
     assert CheckpointStore(target).ids() == before
     assert CheckpointStore(target).verify(before[-1]) == []

@@ -557,7 +557,7 @@ def test_a_limit_that_is_no_size_is_refused(
 
 def test_a_spool_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="make the spool"):
+    with pytest.raises(StorageError, match="create the spool"):
         Spool(tmp_path / "file" / "job" / "life", 0).make()
 
 
