@@ -315,7 +315,7 @@ def test_an_array_in_two_files_is_refused(storage: FaultyStorage) -> None:
     one, other = made.files
     part = msgspec.structs.replace(other, part_of=one.name)
     store._manifests[made.id] = msgspec.structs.replace(made, files=(one, part), format=2)
-    with pytest.raises(CheckpointDamaged, match="empty is in two files"):
+    with pytest.raises(CheckpointDamaged, match="is in two files"):
         store.load(made.id)
 
 
