@@ -1,4 +1,4 @@
-"""One small training for every kind of data that `fit` takes, made anew as a new process does."""
+"""One small training for every kind of data that `fit` accepts, built again for each process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Kind:
 
 
 def compiled(model: Any, **options: Any) -> Any:
-    """Compile as little as shows which samples came when: some hundred of these are traced."""
+    """Compile a minimal step that still shows the order of samples: hundreds are traced."""
     model.compile(keras.optimizers.SGD(0.05), **{"loss": "mse", **options})
     return model
 
@@ -66,7 +66,7 @@ def plain_model(dropout: bool = True) -> Any:
 
 
 def two_inputs(dropout: bool = True) -> Any:
-    """A model of inputs "a" and "b"."""
+    """A model with inputs "a" and "b"."""
     a, b = layers.Input((3,), name="a"), layers.Input((1,), name="b")
     joined = layers.Dropout(0.3)(layers.Concatenate()([a, b]))
     return compiled(keras.Model({"a": a, "b": b}, layers.Dense(1)(joined)))
@@ -79,7 +79,7 @@ def listed_inputs(dropout: bool = True) -> Any:
 
 
 def nested_inputs(dropout: bool = True) -> Any:
-    """A model of {"pair": [a, b], "one": c} with outputs "sum" and "mean"."""
+    """A model with inputs {"pair": [a, b], "one": c} and outputs "sum" and "mean"."""
     a, b, c = layers.Input((1,)), layers.Input((1,)), layers.Input((2,), name="one")
     joined = layers.Dropout(0.3)(layers.Concatenate()([a, b, c]))
     outputs = {"sum": layers.Dense(1, name="sum")(joined), "mean": layers.Dense(1)(joined)}
@@ -88,21 +88,21 @@ def nested_inputs(dropout: bool = True) -> Any:
 
 
 def without_targets(dropout: bool = True) -> Any:
-    """A model that has its loss in itself."""
+    """A model that adds its loss itself."""
     inputs = layers.Input((4,))
     outputs = layers.ActivityRegularization(l2=0.1)(layers.Dense(2)(layers.Dropout(0.3)(inputs)))
     return compiled(keras.Model(inputs, outputs), loss=None)
 
 
 def ragged_inputs(dropout: bool = True) -> Any:
-    """A model of the means of rows of any length."""
+    """A model on the means of rows of any length."""
     inputs = layers.Input((None,), ragged=True)
     means = layers.Lambda(lambda x: tf.reduce_mean(x, axis=1, keepdims=True), (1,))(inputs)
     return compiled(keras.Model(inputs, layers.Dense(1)(layers.Dropout(0.3)(means))))
 
 
 class WithOptional(layers.Layer):  # type: ignore[misc]
-    """Joins two inputs, of which the second may be missing."""
+    """Joins two inputs; the second may be missing."""
 
     def call(self, a: Any, b: Any = None) -> Any:
         return a if b is None else a + b
@@ -115,7 +115,7 @@ def optional_input(dropout: bool = True) -> Any:
 
 
 def classifier(dropout: bool = True) -> Any:
-    """Of two classes, by a loss that takes one-hot and sparse targets alike."""
+    """A two-class model whose loss accepts one-hot and sparse targets."""
     model = keras.Sequential([layers.Input((4,)), layers.Dropout(0.3), layers.Dense(2, "softmax")])
     return compiled(model, loss=crossed, weighted_metrics=[crossed], run_eagerly=True)
 
@@ -126,7 +126,7 @@ def crossed(y: Any, p: Any) -> Any:
 
 
 def temporal(dropout: bool = True) -> Any:
-    """Of a row of four numbers, each with a weight of its own."""
+    """A model with four outputs per sample, each with its weight."""
     drop = layers.Dropout(0.3)
     model = keras.Sequential([layers.Input((4,)), layers.Reshape((4, 1)), drop, layers.Dense(1)])
     return compiled(model, weighted_metrics=["mae"], run_eagerly=True)
@@ -162,7 +162,7 @@ def ragged() -> tf.RaggedTensor:
 
 
 LABELS = (X[:, 0] > 0).astype("int32")
-# Of rank 1, one-hot, and sparse of rank 2: what class_weight takes.
+# Rank 1, one-hot, and sparse of rank 2: all that class_weight accepts.
 TARGETS = {"1": LABELS, "one-hot": np.eye(2, dtype="float32")[LABELS], "2": LABELS[:, None]}
 CLASSES = {0: 0.5, 1: 2.0}
 TIMES = (X[:, :, None], X[:, :, None] ** 2, _RANDOM.uniform(0.5, 2.0, (SAMPLES, 4)))
@@ -252,7 +252,7 @@ class Reshuffled(Batches):
 
 
 class Endless(keras.utils.PyDataset):  # type: ignore[misc]
-    """Has no end: its batches are counted on over the epochs."""
+    """Has no end: batch indices continue over the epochs."""
 
     @property
     def num_batches(self) -> None:
@@ -280,7 +280,7 @@ def finite() -> Iterator[Any]:
 
 
 def passes() -> Iterator[Any]:
-    """The samples again and again, the last batch of each pass short."""
+    """The samples in endless passes; the last batch of each pass is short."""
     while True:
         yield from finite()
 
@@ -307,7 +307,7 @@ def of_parts(*arrays: Any) -> Iterator[Any]:
 
 
 class Cursor:
-    """An iterator that can tell where it is, by either of the two usual pairs of methods."""
+    """An iterator with a readable position, by either of the two usual pairs of methods."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(9)
@@ -353,7 +353,7 @@ def without_b() -> Iterator[Any]:
 
 
 class Adapter(DataAdapter):  # type: ignore[misc]
-    """A data adapter of the user's own."""
+    """A custom data adapter."""
 
     def get_tf_dataset(self) -> tf.data.Dataset:
         return slices().batch(BATCH)
@@ -367,7 +367,7 @@ class Adapter(DataAdapter):  # type: ignore[misc]
 
 
 def torch_loader(data: Any = None, **options: Any) -> Any:
-    """A DataLoader of the samples; seed: of a generator of its own."""
+    """A DataLoader of the samples. seed: seeds the loader's generator."""
     import torch
 
     if "seed" in options:
@@ -386,7 +386,7 @@ def torch_seeded(**options: Any) -> Any:
 
 
 def torch_noisy(**options: Any) -> Any:
-    """A DataLoader of a dataset that draws at random, from all that may be drawn from."""
+    """A DataLoader of a dataset that draws from every global generator."""
     import torch
 
     class Noisy(torch.utils.data.Dataset):  # type: ignore[misc]
@@ -422,7 +422,7 @@ def grain_dataset() -> Any:
 
 
 def grain_noisy() -> Any:
-    """Another order and other noise in each pass of an endless dataset, read by two threads."""
+    """An endless dataset with a new order and new noise in each pass, read by two threads."""
     import grain
 
     class Noise(grain.transforms.RandomMap):  # type: ignore[misc]
@@ -434,7 +434,7 @@ def grain_noisy() -> Any:
 
 
 def grain_windowed() -> Any:
-    """Shuffled through a window, as data without random access is."""
+    """Shuffled through a window, like data without random access."""
     import grain
 
     ds = grain_dataset().to_iter_dataset()
@@ -442,7 +442,7 @@ def grain_windowed() -> Any:
 
 
 class Pairs:
-    """The samples by their index; its repr is another one in every process."""
+    """The samples by index. Its repr differs in every process."""
 
     def __len__(self) -> int:
         return SAMPLES
@@ -463,7 +463,7 @@ def grain_loader(workers: int = 0) -> Any:
 
 
 def of(make: Callable[[], Any], way: str, **rest: Any) -> Kind:
-    """Return the kind of an `x`; what is no field of `Kind` is an argument of `fit`."""
+    """Return the kind of an `x`; options that are not fields of `Kind` are arguments of `fit`."""
     fields = {k: rest.pop(k) for k in list(rest) if k in Kind.__dataclass_fields__}
     return Kind(lambda: {"x": make(), **rest}, way, **fields)
 

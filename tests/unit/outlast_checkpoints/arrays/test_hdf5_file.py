@@ -1,4 +1,4 @@
-"""Arrays to HDF5 and back: every kind, read by h5py and Keras too, and nothing odd let in."""
+"""HDF5 round trips for every dtype, readable by h5py and Keras; odd files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What did not change is written once: which arrays that are, and what becomes of their file."""
+"""Unchanged arrays are written once: how they are found, and the life of their file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def at(step: int, attempt: int = 1, stage: Stage = Stage.STEP) -> CheckpointId:
 
 
 def tuning(step: int, *, base: int = 0, more: int = 0, stage: Stage = Stage.STEP) -> Snapshot:
-    """Two layers of a megabyte that follow from `base` and `more` alone, and a head that learns."""
+    """Two 1 MiB layers that depend only on `base` and `more`, and a head that learns."""
     arrays = {
         "layers/base/vars/0": np.full((512, 512), base, np.float32),
         "layers/base/vars/1": np.full(512, base, np.float32),  # small
@@ -320,7 +320,7 @@ def test_an_array_in_two_files_is_refused(storage: FaultyStorage) -> None:
 
 
 def test_names_that_leave_no_room_for_a_part(storage: FaultyStorage) -> None:
-    """A name too long for the part's, and one that the part's would be equal to."""
+    """A name too long to add a part, and one that equals the part's name."""
     store = begun(storage)
     base = ArrayFile({"a": np.zeros(MEGABYTE, np.float32)})
     for long in (f"{'x' * 86}.weights.h5", "a.h5"):

@@ -1,4 +1,4 @@
-"""Which checkpoints and rows count, by the origins alone."""
+"""The lineage decides from origins alone which checkpoints and rows count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""History: appended without waiting, healed after a full disk, read once over all attempts."""
+"""History: appending never waits, recovers from a full disk, and reads once over all attempts."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_long_histories_are_read_in_pieces(storage: Storage) -> None:
 
 
 class CountingStorage(FaultyStorage):
-    """Counts the bytes that are read."""
+    """A storage that counts the bytes read."""
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
@@ -205,7 +205,7 @@ class CountingStorage(FaultyStorage):
 
 
 def write_epochs(storage: Storage, attempt: int, epochs: list[int], first: int = 0) -> None:
-    """Write epochs of so many steps each; 0: an epoch with nothing but its end."""
+    """Write epochs with the given numbers of steps; 0 means only the epoch's row."""
     history = HistoryWriter(storage, attempt)
     at = 0
     if attempt == 1:

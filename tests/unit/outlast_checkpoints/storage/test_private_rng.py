@@ -1,4 +1,4 @@
-"""What a network does to a training: nothing that shows in its random numbers."""
+"""The network does not affect the training's random numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.object_stores import free_ports, package, s3_environment
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket at a port that nobody listens at."""
+    """A bucket at a port where nothing listens."""
     package("s3fs")
     for name, value in s3_environment(*free_ports(1)).items():
         monkeypatch.setenv(name, value)
@@ -43,7 +43,7 @@ def test_every_client_that_draws_draws_apart(nobody: str) -> None:
 
 
 def test_a_client_finds_all_that_the_module_has() -> None:
-    """Azure's makes a generator of its own for the pauses between parts."""
+    """Azure's client creates its own generator for the pauses between parts."""
     assert isinstance(chance.Random(1), random.Random)
     assert isinstance(chance.SystemRandom().random(), float)
     with pytest.raises(AttributeError):

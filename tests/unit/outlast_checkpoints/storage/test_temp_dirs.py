@@ -1,4 +1,4 @@
-"""What a killed process leaves of its uploads is cleared away; what is in use is not."""
+"""Temporary folders of killed processes are deleted; folders in use are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commit protocol and the way back: damage, lost answers, full disks, fences, zombies."""
+"""The commit protocol and loading: damage, lost answers, full disks, fences, zombies."""
 
 from __future__ import annotations
 
@@ -410,7 +410,7 @@ def test_a_large_checkpoint_is_the_same_however_it_is_written(
 
 
 def test_what_is_checked_at_the_begin_is_read_once(local: Storage) -> None:
-    """And what was checked is what is used, whatever becomes of the file."""
+    """The checked bytes are used, even if the file changes afterwards."""
     begun(local).save(sample_snapshot(1), reason="step")
     store = begun(local, attempt=2)
     Path(local.root, layout.checkpoint_file(at(1), layout.WEIGHTS_FILE)).unlink()
@@ -443,7 +443,7 @@ def test_what_was_read_ahead_and_is_no_longer_the_newest_is_let_go(local: Storag
 def test_what_was_committed_with_an_unknown_outcome_and_pruned_comes_back_whole(
     local: Storage, tmp_path: Path, elsewhere: bool
 ) -> None:
-    """Its manifest is not created a second time over files that are gone."""
+    """Its manifest is not created again for files that are gone."""
     spool = open_storage(tmp_path / "spool")
     made = begun(spool).save(sample_snapshot(1), reason="step")
     faulty = (Elsewhere if elsewhere else FaultyStorage)(local, "create@2:lost create@3:fail")
@@ -481,7 +481,7 @@ def test_death_at_any_call_leaves_a_good_job(storage: Storage, fault: str) -> No
 
 
 class Elsewhere(FaultyStorage):
-    """A storage behind a network: what was given up on may arrive later."""
+    """A remote storage: requests that were given up on may arrive later."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -489,7 +489,7 @@ class Elsewhere(FaultyStorage):
 
 
 def test_what_arrives_late_takes_nothing_from_the_next_try(storage: Storage) -> None:
-    """Two changes of a save are given up on, and happen after the next try has committed."""
+    """Two requests of a save are given up on and arrive after the next try has committed."""
     for call in range(2, 7):
         for other in range(call, call + 4):
             base = storage.sub(f"late{call}{other}")
@@ -507,7 +507,7 @@ def test_what_arrives_late_takes_nothing_from_the_next_try(storage: Storage) -> 
 
 
 class Mounted(FaultyStorage):
-    """A folder over a network that is gone for now."""
+    """A network folder that is unreachable for now."""
 
     def _error(self, operation: str, path: str, fault: str) -> StorageError:
         return StorageError(action=operation, path=path, reason="timed out", errno=errno.ETIMEDOUT)
@@ -515,7 +515,7 @@ class Mounted(FaultyStorage):
 
 @pytest.mark.parametrize("operation", ["read_range", "size", "fetch"])
 def test_what_is_out_of_reach_is_not_damaged(tmp_path: Path, operation: str) -> None:
-    """The next older one would be gone on from, or none: it is to be asked again."""
+    """Otherwise an older checkpoint, or none, would be resumed from."""
     storage = open_storage(tmp_path / "job")
     store = begun(storage)
     for step in (1, 2):
@@ -538,7 +538,7 @@ def test_what_is_out_of_reach_is_not_damaged(tmp_path: Path, operation: str) -> 
 
 
 def test_an_attempt_whose_successor_begins_while_it_looks_does_not_begin(storage: Storage) -> None:
-    """It would say that it goes on from what its successor has saved."""
+    """Otherwise it would claim to resume from its successor's checkpoint."""
 
     class Overtaken(FaultyStorage):
         looks = 0
@@ -559,7 +559,7 @@ def test_an_attempt_whose_successor_begins_while_it_looks_does_not_begin(storage
 def test_a_superseded_attempt_prunes_nothing_that_its_successor_is_about_to_resume_from(
     storage: Storage,
 ) -> None:
-    """Its last commit and its pruning fall between what the next one finds and says it found."""
+    """Its last commit and pruning happen between the next attempt's search and its origin."""
     claimed = [1]
 
     def fence() -> None:

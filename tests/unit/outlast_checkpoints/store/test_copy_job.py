@@ -1,4 +1,4 @@
-"""A job copied between storages: whole, checked, taken up again, never over something else."""
+"""Copying a job: complete, verified, resumable, and never over another job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKBONE = 3
 
 @pytest.fixture
 def places(tmp_path: Path) -> Iterator[Callable[[str], Storage]]:
-    """Return a function that opens a new empty folder, or a new empty place in memory."""
+    """Return a function that opens a new empty folder or in-memory storage."""
     made: list[Storage] = []
 
     def place(kind: str) -> Storage:
@@ -39,7 +39,7 @@ def places(tmp_path: Path) -> Iterator[Callable[[str], Storage]]:
 
 
 def train(storage: Storage, attempt: int, steps: range, backbone: int | None = BACKBONE) -> None:
-    """Add an attempt: rows and a checkpoint of each of these steps."""
+    """Add an attempt with rows and a checkpoint at each step."""
     store = CheckpointStore(storage, attempt=attempt)
     store.begin()
     history = HistoryWriter(storage, attempt)
@@ -65,7 +65,7 @@ def parts(storage: Storage) -> set[int]:
 
 
 def assert_same(one: Storage, other: Storage) -> None:
-    """Assert that two storages have the same job, whatever they are made of."""
+    """Assert that two storages hold the same job."""
     ids = CheckpointStore(one).ids()
     assert CheckpointStore(other).ids() == ids
     for checkpoint in ids:
@@ -101,7 +101,7 @@ def test_there_and_back_over_a_storage_without_links(places: Callable[[str], Sto
 def test_death_at_any_call_leaves_no_job_and_is_taken_up_again(
     places: Callable[[str], Storage], kind: str
 ) -> None:
-    """Until the last call there is no spec, and no manifest whose files are not all there."""
+    """Until the last call there is no spec, and every manifest's files exist."""
     source = places("folder")
     make_job(source)
     whole = places(kind)
@@ -203,7 +203,7 @@ def test_a_job_that_goes_on_meanwhile_is_no_copy(places: Callable[[str], Storage
     make_job(source)
 
     class Going(FaultyStorage):
-        """Somebody takes the job up while its checkpoints are copied."""
+        """The job is resumed while its checkpoints are copied."""
 
         def read_range(self, path: str, start: int, end: int | None) -> bytes:
             if path.endswith(layout.MANIFEST_FILE) and not source.exists(layout.journal_event(2)):
@@ -240,7 +240,7 @@ def test_damage_of_the_source_is_copied_and_named(places: Callable[[str], Storag
 def test_a_job_whose_checkpoints_cannot_be_read_is_no_copy(
     places: Callable[[str], Storage],
 ) -> None:
-    """It would start over there: there would be nothing to see that anything was lost."""
+    """Otherwise the copy would silently start over."""
     source, target = places("folder"), places("folder")
     source.create(layout.SPEC, b"{}")
     train(source, 1, range(1, 2))

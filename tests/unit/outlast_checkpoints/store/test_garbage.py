@@ -1,4 +1,4 @@
-"""What writers that are gone have left: told by age, by the storage's clock, never what counts."""
+"""Leftovers of dead writers: found by age, by the storage's clock, and never a file that counts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_what_counts_is_none(storage: Storage) -> None:
 
 
 def test_a_checkpoint_without_manifest_is_one_unless_somebody_is_at_work(storage: Storage) -> None:
-    """Of whichever attempt: a later one may be sending what an older one saved."""
+    """For every attempt: a later one may be sending what an older one saved."""
     for found in (at(9, 1), at(9, 2)):
         storage.create(layout.checkpoint_file(found, "state.h5"), b"half")
     wanted = [layout.checkpoint_dir(found) for found in (at(9, 1), at(9, 2))]
@@ -89,7 +89,7 @@ def test_a_probe_of_a_killed_process_is_one(storage: Storage) -> None:
 
 
 class OtherClock(FaultyStorage):
-    """A storage whose clock is a year ahead of this machine's."""
+    """A storage whose clock is a year ahead."""
 
     def modified(self, path: str) -> float:
         return super().modified(path) + YEAR

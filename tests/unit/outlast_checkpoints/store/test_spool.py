@@ -1,7 +1,7 @@
-"""Checkpoints on their way to a store elsewhere: kept, sent in order, never twice, never too many.
+"""The spool: checkpoints are kept, sent in order, never twice, and within the limit.
 
-The store is a folder behind a double that is away, hangs or dies on demand; everything else is what
-a training uses.
+The store is a folder behind a double that disappears, hangs or dies on demand. Everything else is
+what a training uses.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LARGE = 1 << 40
 
 
 class Machine:
-    """An attempt as its training sees it: begins, logs rows, saves, sends."""
+    """An attempt as its training uses it: it begins, logs rows, saves and sends."""
 
     def __init__(
         self,
@@ -79,13 +79,13 @@ class Machine:
             )
 
     def save(self, *, stage: int = Stage.STEP, **options: Any) -> None:
-        """Save where the training is, and wait until it is safe on this machine."""
+        """Save the current state, and wait until it is durable on this machine."""
         snapshot = sample_snapshot(self.step, stage=stage, **options)
         self.writer.submit(snapshot, "step", self.history.mark())
         self.writer.wait()
 
     def settled(self, within: float = 60.0) -> bool:
-        """Wait until all is sent; a store that is away only for so many seconds."""
+        """Wait until everything is sent; wait for an unreachable store at most `within` seconds."""
         until = time.monotonic() + within
         return self.sender.settle(lambda: until - time.monotonic())
 
@@ -96,7 +96,7 @@ class Machine:
         return [name for name, _ in self.events]
 
     def die(self) -> None:
-        """Be gone, as after SIGKILL: what was durable is all that stays."""
+        """Disappear as after SIGKILL: only durable files stay."""
         self.writer.wait()
         self.sender.close()
         if self.sender._thread is not None:
@@ -114,7 +114,7 @@ def make(tmp_path: Path, bucket: Bucket) -> Iterator[Callable[..., Machine]]:
 
 
 def machines(tmp_path: Path, bucket: Bucket) -> Iterator[Callable[..., Machine]]:
-    """Give a function that makes machines; their senders are closed at the end."""
+    """Yield a function that makes machines; their senders are closed at the end."""
     made: list[Machine] = []
 
     def make(*arguments: Any, **options: Any) -> Machine:
@@ -127,12 +127,12 @@ def machines(tmp_path: Path, bucket: Bucket) -> Iterator[Callable[..., Machine]]
 
 
 def steps_of(bucket: Bucket) -> list[int]:
-    """Return the steps of the history as anybody reads it."""
+    """Return the steps of the history, read from the store."""
     return [row["step"] for row in HistoryReader(open_storage(bucket.root)).rows()]
 
 
 def committed(bucket: Bucket) -> list[str]:
-    """Return the good checkpoints of the store, as anybody reads it."""
+    """Return the good checkpoints of the store."""
     store = CheckpointStore(open_storage(bucket.root))
     assert [store.verify(found) for found in store.ids()] == [[]] * len(store.ids())
     return [f"{found.step}.{int(found.stage)}" for found in store.ids()]
@@ -434,7 +434,7 @@ def test_a_death_at_any_change_of_the_spool_loses_nothing_that_was_saved(tmp_pat
 
 
 def _save_twice(machine: Machine) -> int:
-    """Return how many saves were told to have worked; one more may have, untold."""
+    """Return how many saves were reported as successful; one more may have succeeded."""
     saved = 0
     with suppress(Died):
         for _ in range(2):
@@ -449,7 +449,7 @@ def _save_twice(machine: Machine) -> int:
 
 
 def _fail_at(bucket: Bucket, call: int, fault: str) -> None:
-    """Let the k-th call from now on fail, whatever it is."""
+    """Make the k-th call from now fail, whatever it is."""
     left = [call]
 
     def count(operation: str, path: str) -> None:
@@ -461,7 +461,7 @@ def _fail_at(bucket: Bucket, call: int, fault: str) -> None:
 
 
 def _step_after(folder: Path) -> int:
-    """Do what the next attempt on this machine does first; return where it goes on.
+    """Run the first steps of the next attempt on this machine; return where it resumes.
 
     Its history has every step up to there once.
     """
