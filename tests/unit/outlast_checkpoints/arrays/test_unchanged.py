@@ -25,6 +25,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from tests.support.checkpoints import at, begun
 
 WEIGHTS, PART = layout.WEIGHTS_FILE, "model.weights.frozen.h5"
 MEGABYTE = 1 << 18  # of float32
@@ -32,10 +33,6 @@ MEGABYTE = 1 << 18  # of float32
 
 def progress(step: int, phase: int = 0, stage: Stage = Stage.STEP) -> Progress:
     return Progress(phase=phase, step=step, epoch=0, batch=step, stage=int(stage))
-
-
-def at(step: int, attempt: int = 1, stage: Stage = Stage.STEP) -> CheckpointId:
-    return CheckpointId(0, step, stage, attempt)
 
 
 def tuning(step: int, *, base: int = 0, more: int = 0, stage: Stage = Stage.STEP) -> Snapshot:
@@ -56,12 +53,6 @@ def tuning(step: int, *, base: int = 0, more: int = 0, stage: Stage = Stage.STEP
 @pytest.fixture
 def storage(tmp_path: Path) -> FaultyStorage:
     return FaultyStorage(open_storage(tmp_path / "job"))
-
-
-def begun(storage: Storage, attempt: int = 1) -> CheckpointStore:
-    store = CheckpointStore(storage, attempt=attempt)
-    store.begin()
-    return store
 
 
 def save(store: CheckpointStore, snapshot: Snapshot) -> Manifest:

@@ -33,6 +33,7 @@ from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.background_writer import Writer
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from tests.support.checkpoints import begun
 
 
 class Gated(FaultyStorage):
@@ -54,12 +55,6 @@ class Gated(FaultyStorage):
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return open_storage(tmp_path / "job")
-
-
-def begun(storage: Storage, attempt: int = 1, **options: Any) -> CheckpointStore:
-    store = CheckpointStore(storage, attempt=attempt, **options)
-    store.begin()
-    return store
 
 
 def tracked(step: int) -> tuple[Snapshot, weakref.ref[Any]]:

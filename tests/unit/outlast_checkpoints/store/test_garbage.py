@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from outlast_checkpoints.format import layout
-from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.garbage import clock, leftovers
 from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from tests.support.checkpoints import at
 
 DAY = 86400.0
 YEAR = 365 * DAY
@@ -39,10 +39,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]
 
 def paths(storage: Storage, older_than: float = 0.0, *, at_work: bool = False) -> list[str]:
     return [one.path for one in leftovers(storage, older_than=older_than, at_work=at_work)]
-
-
-def at(step: int, attempt: int) -> CheckpointId:
-    return CheckpointId(0, step, Stage.STEP, attempt)
 
 
 def test_what_counts_is_none(storage: Storage) -> None:
