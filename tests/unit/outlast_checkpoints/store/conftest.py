@@ -1,22 +1,21 @@
-"""Fixtures: an empty job folder, local or in memory."""
+"""Fixtures: a bucket, and trainings that save to it through a spool."""
 
 from __future__ import annotations
 
-import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.storage.base import Storage
-
-
-@pytest.fixture(params=["file", "memory"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    where = tmp_path / "job" if request.param == "file" else f"memory://{uuid.uuid4().hex}/job"
-    return open_storage(where)
+from tests.support.away import Bucket
+from tests.support.spooled_training import Machine, machines
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Storage:
-    return open_storage(tmp_path / "job")
+def bucket(tmp_path: Path) -> Bucket:
+    return Bucket.at(tmp_path / "bucket")
+
+
+@pytest.fixture
+def make(tmp_path: Path, bucket: Bucket) -> Iterator[Callable[..., Machine]]:
+    yield from machines(tmp_path, bucket)
