@@ -15,10 +15,10 @@ def begin_to_write(file: int, start: int, end: int) -> None:
 
     Linux starts writing dirty pages that it is advised to drop, and keeps them until then.
     """
-    _let_go(file, start, end - start)
+    _advise_drop(file, start, end - start)
 
 
-def let_go(path: Path) -> None:
+def release(path: Path) -> None:
     """Release the page cache of a large file that will probably not be read again.
 
     The next file of its size can reuse the memory at once. New memory costs page faults and, on a
@@ -31,12 +31,12 @@ def let_go(path: Path) -> None:
             return
         file = os.open(path, os.O_RDONLY)
         try:
-            _let_go(file, 0, 0)
+            _advise_drop(file, 0, 0)
         finally:
             os.close(file)
 
 
-def _let_go(file: int, start: int, length: int) -> None:
+def _advise_drop(file: int, start: int, length: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(file, start, length, os.POSIX_FADV_DONTNEED)

@@ -17,7 +17,7 @@ import fsspec
 
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.redaction import carries_credentials
-from outlast_checkpoints.storage.private_rng import keep_apart
+from outlast_checkpoints.storage.private_rng import use_private_rng
 
 _CONNECT: Final = 5.0  # seconds to connect to a server
 _ANSWER: Final = 20.0  # seconds without a byte of the answer
@@ -123,7 +123,7 @@ class Client:
         key = os.getpid(), patient
         if key not in self._opened:
             self._opened[key] = self._make(patient)
-            keep_apart()  # the client is imported now
+            use_private_rng()  # the client is imported now
         return self._opened[key]
 
     def _make(self, patient: bool) -> Any:

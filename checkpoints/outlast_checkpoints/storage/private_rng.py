@@ -30,18 +30,18 @@ _CLIENTS: Final = frozenset(
 )
 
 
-class _Chance(random.Random):
+class _PrivateRng(random.Random):
     """A generator that stands in for the module `random`, including the module's classes."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(random, name)
 
 
-chance: Final = _Chance()
+rng: Final = _PrivateRng()
 
 
-def keep_apart() -> None:
-    """Make the clients that are imported now draw from `chance`."""
+def use_private_rng() -> None:
+    """Make the clients that are imported now draw from `rng`."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _CLIENTS and getattr(module, "random", None) is random:
-            vars(module)["random"] = chance
+            vars(module)["random"] = rng

@@ -31,7 +31,7 @@ from outlast_checkpoints.storage.base import (
 )
 from outlast_checkpoints.storage.fsspec_clients import Client
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience, seconds
-from outlast_checkpoints.storage.temp_dirs import scratch
+from outlast_checkpoints.storage.temp_dirs import temp_dir
 
 T = TypeVar("T")
 
@@ -189,7 +189,7 @@ class FsspecStorage:
         self._for_writing("write", path)
         if not over and self.exists(path):
             raise AlreadyExists(path=path, root=self.root)
-        with scratch() as folder:
+        with temp_dir() as folder:
             local = folder / path.rpartition("/")[2]
             try:
                 yield local
@@ -212,7 +212,7 @@ class FsspecStorage:
     def fetch(self, path: str) -> Iterator[Path]:
         size = int(self._look(path)["size"] or 0)
         files, options = self._client.files_for(size), self._client.fetching()
-        with scratch() as folder:
+        with temp_dir() as folder:
             local = folder / path.rpartition("/")[2]
             self._try("download", path, lambda at: files.get_file(at, str(local), **options))
             yield local

@@ -19,7 +19,7 @@ from typing import Final
 
 from outlast_checkpoints.errors import StorageError, StorageFull
 
-_PREFIX: Final = "outlast-scratch-"
+_PREFIX: Final = "outlast-transfer-"
 _LOCK: Final = ".in-use"
 _SETTLED: Final = 60.0  # seconds; a younger folder may not be locked yet
 
@@ -27,7 +27,7 @@ _swept: set[str] = set()
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
+def temp_dir() -> Iterator[Path]:
     """Yield an empty folder below TMPDIR; delete it afterwards. Raises `StorageError`.
 
     The first call also deletes the folders that killed processes left behind.

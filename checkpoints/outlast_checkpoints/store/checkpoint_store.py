@@ -365,7 +365,7 @@ class CheckpointStore(CheckpointReader):
         for entry in self._manifests[found].files:
             path = self.storage.local_path(layout.checkpoint_file(found, entry.name))
             if path is not None:
-                page_cache.let_go(path)
+                page_cache.release(path)
 
     def _discard(self, checkpoint: CheckpointId) -> None:
         """Delete files that are certainly not committed: the next save may need the space."""

@@ -15,7 +15,7 @@ from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.manifest import HistoryMark, Manifest
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.history import SegmentWriter
-from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.storage.private_rng import rng
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.spool import Spool
@@ -280,7 +280,7 @@ class Sender:
             shortest, longest = self._pauses
             pause = shortest if self._hurry else min(longest, shortest * 2.0**self._tries)
             self._tries = min(self._tries + 1, 32)
-            self._try_at = self._clock() + pause * chance.uniform(0.75, 1.25)
+            self._try_at = self._clock() + pause * rng.uniform(0.75, 1.25)
         if first:
             self._tell(
                 "store_away",

@@ -10,7 +10,7 @@ import tenacity
 
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.storage.private_rng import rng
 from outlast_checkpoints.storage.retry_budget import patience
 from tests.support.object_stores import free_ports, package, s3_environment
 
@@ -26,25 +26,25 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_pauses_between_tries_are_not_drawn_from_the_trainings_generator(nobody: str) -> None:
     storage = open_storage(nobody)
-    before = random.getstate(), chance.getstate()
+    before = random.getstate(), rng.getstate()
     with patience(1.0), pytest.raises(StorageError):
         storage.read("spec.json")
     assert random.getstate() == before[0]
-    assert chance.getstate() != before[1]  # there was a pause
+    assert rng.getstate() != before[1]  # there was a pause
 
 
 def test_every_client_that_draws_draws_apart(nobody: str) -> None:
     open_storage(nobody).local_path("")
-    assert tenacity.wait.random is chance
+    assert tenacity.wait.random is rng
     import aiohttp.connector
 
-    assert aiohttp.connector.random is chance
+    assert aiohttp.connector.random is rng
     assert sys.modules["random"] is random
 
 
 def test_a_client_finds_all_that_the_module_has() -> None:
     """Azure's client creates its own generator for the pauses between parts."""
-    assert isinstance(chance.Random(1), random.Random)
-    assert isinstance(chance.SystemRandom().random(), float)
+    assert isinstance(rng.Random(1), random.Random)
+    assert isinstance(rng.SystemRandom().random(), float)
     with pytest.raises(AttributeError):
-        chance.no_such_thing()
+        rng.no_such_thing()
