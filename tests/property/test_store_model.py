@@ -1,8 +1,8 @@
-"""Random trainings, deaths, damage and zombies against a perfect model in memory.
+"""Random trainings, deaths, damage and zombies, compared with a perfect model in memory.
 
-The model knows the training as it really went: it keeps one line of checkpoints and of rows and
-cuts it where an attempt takes over. The store gets to the same by origins and manifests alone.
-A large array of the training changes only now and then, so that checkpoints share its file.
+The model records the training as it happened: one line of checkpoints and rows, cut where an
+attempt takes over. The store has to find the same line from origins and manifests alone. One large
+array changes only sometimes, so that checkpoints share its file.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PART = "model.weights.frozen.h5"
 
 
 def snapshot_at(checkpoint: CheckpointId) -> Snapshot:
-    """Return the training at a place; its large array is another one after every eighth step."""
+    """Return the training at a place. Its large array changes after every eighth step."""
     place, backbone = checkpoint.place, checkpoint.step // 8
     return sample_snapshot(
         place[1], stage=place[2], salt=checkpoint.attempt, numbers=4, backbone=backbone
@@ -241,7 +241,7 @@ class Job(RuleBasedStateMachine):
     @precondition(lambda self: any(self.part(found) for found in self.line))
     @rule(data=st.data(), byte=st.integers(0, 10**9))
     def damage_in_place(self, data: st.DataObject, byte: int) -> None:
-        """All that share the file have its damage."""
+        """All checkpoints that share the file are damaged."""
         parts = {found: part for found in self.line if (part := self.part(found))}
         hit = data.draw(st.sampled_from([*parts]))
         if hit in self.spoiled:
@@ -353,7 +353,7 @@ class Job(RuleBasedStateMachine):
         return attempt.number == self.numbers_begun()
 
     def part(self, checkpoint: CheckpointId) -> Path | None:
-        """Return where a checkpoint's frozen part is on this machine, if it has one."""
+        """Return the local path of a checkpoint's frozen part, if it has one."""
         path = self.storage.local_path(layout.checkpoint_file(checkpoint, PART))
         return path if path is not None and path.exists() else None
 
@@ -378,7 +378,7 @@ class Job(RuleBasedStateMachine):
             self.rows_at[checkpoint] = len(self.rows)
 
     def bury(self, attempt: Attempt) -> None:
-        """Take out an attempt that died in a save; its rows may have become visible or not."""
+        """Remove an attempt that died in a save; its rows may be visible or not."""
         self.attempts.remove(attempt)
         newest = self.is_training(attempt)
         if newest:

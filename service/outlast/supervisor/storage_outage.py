@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from outlast.job.log_events import LogEvent
 from outlast_checkpoints.errors import StorageError
-from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.storage.private_rng import rng
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
 _PAUSES: Final = (1.0, 15.0)  # seconds between two questions: at first, at most
@@ -94,7 +94,7 @@ class StorageOutage:
                 )
         pause = min(longest, first * 2.0**self._tries)
         self._tries = min(self._tries + 1, 16)
-        self._ask_at = self._clock() + pause * chance.uniform(0.75, 1.0)
+        self._ask_at = self._clock() + pause * rng.uniform(0.75, 1.0)
 
     def _worked(self) -> None:
         if self.since is not None:

@@ -274,4 +274,4 @@ def test_a_job_without_checkpoints_says_so(export: Call, job_root: Path, tmp_pat
     storage.create(layout.SPEC, specs.encode(JobSpec(job="digits", script="t.py")))
     code, _, err = export(str(tmp_path / "a.keras"))
     assert code == 66
-    assert "`outlast checkpoints` lists what there is" in err
+    assert "`outlast checkpoints` lists the existing ones" in err
