@@ -42,7 +42,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Listening:
-    """A watcher, and what it has told."""
+    """A listener, and what it has told."""
 
     def __init__(self, cloud: Cloud) -> None:
         self.notices: queue.Queue[Notice] = queue.Queue()
@@ -56,7 +56,7 @@ class Listening:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.watcher.stop()
+        self.listener.stop()
 
     def notice(self) -> Notice:
         return self.notices.get(timeout=PATIENCE)
@@ -284,7 +284,7 @@ def test_a_server_that_hangs_holds_up_nobody(serve: Serve[GceServer]) -> None:
         Metadata(server.url).ask("anything", timeout=0.1)
     with Listening(gce.Gce({"OUTLAST_METADATA_URL": server.url})) as listening:
         server.until(2)
-    assert listening.watcher._thread.is_alive()  # it is still waiting: to stop did not
+    assert listening.listener._thread.is_alive()  # it is still waiting: to stop did not
     assert listening.notices.empty()
 
 
