@@ -198,8 +198,8 @@ def _check_variable(name: str, value: str) -> None:
     if _SECRET.search(name):
         raise SpecInvalid(
             field="env",
-            problem=f"{name} looks like a secret, and {SPEC} would store it readable. Set it in the "
-            "environment of the supervisor instead; attempts inherit it",
+            problem=f"{name} looks like a secret, and {SPEC} would store it readable. Set it in "
+            "the environment of the supervisor instead; attempts inherit it",
         )
     if carries_credentials(value):
         raise SpecInvalid(
