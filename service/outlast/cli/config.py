@@ -101,7 +101,7 @@ def _option_value(
     try:
         option.type_cast_value(ctx, value)
     except click.BadParameter as error:
-        raise _wrong(path, f"{key!r}: {error.message}") from error
+        raise _wrong(path, f"{key!r}: {error.message.rstrip('.')}") from error
     return value
 
 

@@ -142,7 +142,7 @@ def _options(spec: JobSpec, storage: Storage) -> dict[str, str]:
     options = {name: str(value) for name, value in spec.engine_options.items()}
     for name in options:
         if name not in OPTIONS:
-            raise _invalid(name, f"unknown option; Kubernetes has {', '.join(OPTIONS)}")
+            raise _invalid(name, f"there is no such option. Use {', '.join(OPTIONS)}")
     if "image" not in options:
         raise _invalid("image", "it is missing. Use --engine-option image=registry/name:tag")
     for name in ("gpus", "user"):

@@ -124,7 +124,7 @@ def _options(spec: JobSpec) -> dict[str, Any]:
         if name not in (*_OPTIONS, "sbatch"):
             raise SpecInvalid(
                 field=f"engine_options.{name}",
-                problem=f"unknown option; use {', '.join(_OPTIONS)}, or --sbatch {name}=…",
+                problem=f"there is no such option. Use {', '.join(_OPTIONS)}, or --sbatch {name}=…",
             )
     if (nodes := str(options.get("nodes", "1"))) != "1":
         raise SpecInvalid(field="engine_options.nodes", problem=f"{nodes} nodes: {_SEVERAL}. Use 1")
@@ -180,7 +180,7 @@ def _seconds(limit: str) -> float:
     if match is None:
         raise SpecInvalid(
             field="engine_options.time",
-            problem=f"invalid time limit {limit!r}. Use for example 90 (minutes), 1:30:00 or 2-12",
+            problem=f"{limit!r} is not a time limit of Slurm. Use for example 90 (minutes), 1:30:00 or 2-12",
         )
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     if days is not None:

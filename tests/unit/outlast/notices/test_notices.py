@@ -138,7 +138,7 @@ def test_aws_needs_a_token_and_fetches_a_new_one_when_it_expires(serve: Serve[Aw
     assert notice is not None
     assert notice.within is not None
     assert 80 < notice.within <= 90
-    assert notice.why == "the spot instance is going to terminate"
+    assert notice.why == "the spot instance will terminate"
 
 
 def test_aws_tells_of_a_recommendation_and_a_hibernation_once_and_goes_on(
