@@ -11,6 +11,7 @@ from typing import NamedTuple
 import keras
 import pytest
 
+from outlast.job.log_events import LogEvent
 from tests.support.data_kinds import BEYOND_KERAS, KINDS
 
 TOP = Path(__file__).parents[3]
