@@ -180,8 +180,8 @@ def _seconds(limit: str) -> float:
     if match is None:
         raise SpecInvalid(
             field="engine_options.time",
-            problem=f"{limit!r} is not a time limit of Slurm. Use for example 90 (minutes), 1:30:00 "
-            "or 2-12",
+            problem=f"{limit!r} is not a time limit of Slurm. Use for example 90 (minutes), "
+            "1:30:00 or 2-12",
         )
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     if days is not None:
