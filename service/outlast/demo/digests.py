@@ -1,4 +1,4 @@
-"""What a training came to, as a few hashes over every byte of it."""
+"""Digests of the result of a training: hashes over every byte of it."""
 
 from __future__ import annotations
 
