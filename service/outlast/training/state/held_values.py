@@ -34,6 +34,8 @@ class Held:
         self._tensor = tensor
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if copy is None:  # numpy 1 does not take it
+            return np.asarray(_view(self._tensor), dtype=dtype)
         return np.array(_view(self._tensor), dtype=dtype, copy=copy)
 
     @property
