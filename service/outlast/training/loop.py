@@ -250,7 +250,7 @@ class Loop:
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         plain = stored.plain
-        stored.check_data(self._phase, self._feed.describe())
+        stored.check_data(self._phase.log, self._feed.describe())
         with stored.naming_versions():
             self._state.restore(stored.checkpoint, stored.files, stored.variables, plain["state"])
         if finished:

@@ -216,7 +216,7 @@ class Trainer:
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         self.job.ctx.status.activity = "restoring"
-        self.state.restore(stored, self.phase, finished=finished)
+        self.state.restore(stored, self.phase.log, finished=finished)
         stored.release()
         self.phase.resumed(
             stored.checkpoint,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,8 @@ def train(folder: Path, *callbacks: Any) -> None:
 
 
 def write(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier time
+    folder.mkdir(parents=True)
     code = subprocess.run([sys.executable, __file__, "die", str(folder)], check=False).returncode
     if code != DEAD:
         sys.exit(f"it exited with {code} before it was killed")
