@@ -13,11 +13,11 @@ import keras
 import numpy as np
 from keras.callbacks import ProgbarLogger
 
-from outlast.training import arguments
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
+from outlast.training.fit_arguments import check
 from outlast.training.fit_state import describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
@@ -86,7 +86,7 @@ class Loop:
         keep: str | int | None = None,
         name: str | None = None,
     ) -> None:
-        arguments.check(
+        check(
             batch_size=batch_size,
             epochs=epochs,
             initial_epoch=initial_epoch,
