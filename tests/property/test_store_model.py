@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -30,36 +27,13 @@ from outlast_checkpoints.errors import CheckpointDamaged, CommitUnknown, Storage
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.retention import Item, Keep, plan
-from outlast_checkpoints.format.snapshot import Snapshot
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
-from outlast_checkpoints.testing import Died, FaultyStorage, sample_snapshot
+from outlast_checkpoints.testing import Died, FaultyStorage
+from tests.support.store_model import Attempt, Row, in_a_folder, in_memory, snapshot_at
 
-Row = tuple[int, int]  # step, attempt
 PART = "model.weights.frozen.h5"
-
-
-def snapshot_at(checkpoint: CheckpointId) -> Snapshot:
-    """Return the training at a place. Its large array changes after every eighth step."""
-    place, backbone = checkpoint.place, checkpoint.step // 8
-    return sample_snapshot(
-        place[1], stage=place[2], salt=checkpoint.attempt, numbers=4, backbone=backbone
-    )
-
-
-@dataclass
-class Attempt:
-    """An attempt as its process sees itself, with the faulty storage that it writes to."""
-
-    number: int
-    storage: FaultyStorage
-    store: CheckpointStore
-    history: HistoryWriter
-    step: int
-    stage: Stage
-    waiting: list[Row] = field(default_factory=list)  # rows not yet visible to anybody else
 
 
 class Job(RuleBasedStateMachine):
@@ -406,16 +380,6 @@ def run(make_storage: object, examples: int) -> type[Job]:
         ),
     )
     return Concrete
-
-
-def in_memory() -> tuple[Storage, str]:
-    return open_storage(f"memory://{uuid.uuid4().hex}/job"), ""
-
-
-def in_a_folder() -> tuple[Storage, str]:
-    memory = "/dev/shm"  # a file system in memory, where there is one: syncing it costs nothing
-    folder = tempfile.mkdtemp(prefix="outlast-test-", dir=memory if Path(memory).is_dir() else None)
-    return open_storage(Path(folder) / "job"), folder
 
 
 def test_a_job_in_a_folder() -> None:
