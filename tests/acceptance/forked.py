@@ -42,7 +42,7 @@ class ForkedBackend(LocalBackend):
             code = 1
             try:
                 _become_attempt(spec, output, supervisor)
-                from outlast.attempt import main
+                from outlast.attempt.main import main
 
                 code = main([storage.root, str(attempt)])
             finally:
