@@ -37,7 +37,7 @@ class JobExists(OutlastError, FileExistsError):
 
 class JobBusy(OutlastError, BlockingIOError):
     """Job {job!r} is {state}: process {pid} on {host} has it (attempt {attempt}). Stop it with
-    `outlast stop`, or follow it with `outlast logs -f`."""
+    `outlast stop {job}`, or follow it with `outlast logs -f {job}`."""
 
     exit_code = exit_codes.JOB_BUSY
 
@@ -47,7 +47,7 @@ class InvalidTransition(OutlastError):
 
 
 class PluginUnknown(OutlastError, LookupError):
-    """There is no {kind} {name!r}. Known {kind}s: {known}."""
+    """There is no {kind} {name!r}. Use one of these: {known}."""
 
     exit_code = exit_codes.USAGE
 
@@ -57,7 +57,8 @@ class BackendFailed(OutlastError, RuntimeError):
 
 
 class EngineFailed(OutlastError, RuntimeError):
-    """Engine {engine} could not {action}: {reason}"""
+    """Engine {engine} could not {action}: {reason}. Correct the cause and try again. If
+    `outlast list` shows the job, use `outlast resume JOB`."""
 
 
 class DaemonFailed(OutlastError, RuntimeError):

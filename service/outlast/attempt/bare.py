@@ -40,6 +40,7 @@ from outlast_checkpoints.errors import (
     OutlastError,
     StorageError,
     Superseded,
+    UsageError,
 )
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.redaction import redact
@@ -80,8 +81,9 @@ def open_bare(
         JobBusy: another process has the job.
         SpecInvalid: a value is invalid.
         StorageError: the storage cannot be used.
+        UsageError: `job_dir` is not a folder or URL.
     """
-    storage = open_storage(job_dir)
+    storage = _storage_of(job_dir)
     bare = _bare.get(storage.root)
     if bare is None or bare.closed:
         given: dict[str, Any] = {} if seed is None else {"seed": seed}
@@ -108,6 +110,18 @@ def close_bare(context: AttemptContext, code: int = exit_codes.DONE) -> None:
     for bare in list(_bare.values()):
         if bare.context is context:
             bare.close(code)
+
+
+def _storage_of(job_dir: object) -> Storage:
+    text = os.fspath(job_dir) if isinstance(job_dir, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or ("://" not in text and Path(text).is_file()):
+        what = "is a file" if text else "is neither a folder nor a URL"
+        raise UsageError(
+            field="job_dir",
+            problem=f"{job_dir!r} {what}",
+            hint="Pass for example job_dir='my-job' or job_dir='s3://bucket/jobs/my-job'.",
+        )
+    return open_storage(text)
 
 
 def _spec_of(storage: Storage, name: str | None, given: dict[str, Any]) -> JobSpec:

@@ -51,7 +51,12 @@ def share(text: str) -> str:
     from outlast.job.save_schedule import SaveEvery
 
     spelled = f"{text.removesuffix('%').strip()}%"
-    _checked(f"auto:{spelled}", SaveEvery.parse)
+    try:
+        SaveEvery.parse(f"auto:{spelled}")
+    except OutlastError as error:
+        raise click.BadParameter(
+            f"Invalid percentage {text!r}. Use more than 0% and at most 100%, for example 1%."
+        ) from error
     return spelled
 
 
@@ -66,7 +71,8 @@ def _checked(text: str, parse: Callable[[str], object]) -> str:
     try:
         parse(text)
     except OutlastError as error:
-        raise click.BadParameter(str(error.fields.get("problem", error))) from error
+        told = [str(error.fields[key]) for key in ("problem", "hint") if key in error.fields]
+        raise click.BadParameter(". ".join(told) or str(error)) from error
     return text
 
 
@@ -137,19 +143,21 @@ def job_options(function: F) -> F:
     return function
 
 
+_SLURM = "Slurm (with --engine slurm)"
+
 _CLUSTER_OPTIONS: list[Callable[[Any], Any]] = [
-    option("--partition", section="Slurm", metavar="NAME", help="Slurm partition."),
-    option("--nodes", section="Slurm", metavar="N", help="Number of nodes; only 1 is supported."),
-    option("--gpus", section="Slurm", metavar="N|TYPE:N", help="GPUs to request."),
+    option("--partition", section=_SLURM, metavar="NAME", help="Partition to submit to."),
+    option("--nodes", section=_SLURM, metavar="N", help="Number of nodes; only 1 is supported."),
+    option("--gpus", section=_SLURM, metavar="N|TYPE:N", help="GPUs to request."),
     option(
         "--time",
-        section="Slurm",
+        section=_SLURM,
         metavar="LIMIT",
-        help="Time limit of one allocation, in sbatch's format. A longer training uses several.",
+        help="Time limit of one allocation (4:00:00). A longer training uses several.",
     ),
     option(
         "--sbatch",
-        section="Slurm",
+        section=_SLURM,
         multiple=True,
         in_environment=False,
         metavar="KEY=VALUE",
@@ -165,8 +173,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         section="Job",
         is_flag=True,
         help="If the job --name exists, resume it with its own options instead of failing. "
-        "SCRIPT and ARGS must be the same; a finished job counts as success. For clusters that "
-        "restart the command.",
+        "SCRIPT and ARGS must be the same; a finished job counts as success. Use it on clusters "
+        "that restart the command.",
     ),
     option(
         "--config",
@@ -175,8 +183,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         is_eager=True,
         expose_value=False,
         callback=_use_config,
-        help="TOML file with these options by name, and script (or module) and args; at the top "
-        "level or in [job]. The command line and OUTLAST_* variables override it.",
+        help="TOML file with these options by name, and with script (or module) and args, at the "
+        "top level or in [job]. The command line and OUTLAST_* variables override it.",
     ),
     option(
         "--module",
@@ -193,8 +201,9 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         default="auto",
         show_default=True,
         metavar="WHEN",
-        help="When to save: steps (100), a time (30s, 5m), 'epoch', several separated by commas, "
-        "'auto' (measured) or 'never'. A checkpoint is always written before a requested stop.",
+        help="When to save: every 100 steps (100), at an interval (30s, 5m), after each epoch "
+        "(epoch), several of these separated by commas, as often as it pays off (auto), or never. "
+        "A requested stop always saves.",
     ),
     option(
         "--max-overhead",
@@ -219,7 +228,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         type=click.Choice(["continue", "stop"]),
         default="continue",
         show_default=True,
-        help="Whether the training continues or stops after a failed save.",
+        help="Continue the training after a failed save, or stop it.",
     ),
     option(
         "--seed",
@@ -234,7 +243,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         section="Exactness",
         default=True,
         show_default=True,
-        help="Enable TensorFlow's op determinism.",
+        help="Enable TensorFlow's op determinism: the same input gives the same bits.",
     ),
     option(
         "--on-nan",
@@ -242,7 +251,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         type=click.Choice(["ignore", "stop"]),
         default="ignore",
         show_default=True,
-        help="Whether the training ignores or stops at a loss that is NaN or infinite.",
+        help="Ignore a loss that is NaN or infinite, or stop at it.",
     ),
     option(
         "--max-retries",
@@ -251,7 +260,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="N",
         default=3,
         show_default=True,
-        help="Retries after consecutive failed attempts without a new checkpoint.",
+        help="Restarts after consecutive failed attempts without a new checkpoint. An attempt is "
+        "one run of the script's process.",
     ),
     option(
         "--backoff",
@@ -260,7 +270,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="1s",
         show_default=True,
-        help="Delay before the first retry. It doubles with each further one, with jitter.",
+        help="Delay before the first retry. It doubles with each retry and varies at random.",
     ),
     option(
         "--backoff-max",
@@ -289,7 +299,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         default="30s",
         show_default=True,
         help="Time that an attempt has to save and leave before it is killed. An explicit value "
-        "caps the time that a cloud's preemption notice allows.",
+        "is also an upper limit for the time that a cloud's preemption notice allows.",
     ),
     option(
         "--preemption",
@@ -297,8 +307,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         type=click.Choice(["auto", "gce", "aws", "azure", "none"]),
         default="auto",
         show_default=True,
-        help="Cloud whose preemption notices to watch for; auto detects it from the "
-        "firmware (DMI).",
+        help="Cloud whose preemption notices to watch for. 'auto' reads the cloud's name from "
+        "the firmware of the machine (DMI).",
     ),
     option(
         "--warm-spare/--no-warm-spare",
@@ -341,7 +351,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         multiple=True,
         in_environment=False,
         metavar="NAME=VALUE",
-        help="Option of the engine; repeatable.",
+        help="Option of the engine; repeatable. docs/operations.md lists those of kubernetes.",
     ),
     option(
         "--backend",

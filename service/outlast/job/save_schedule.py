@@ -15,8 +15,8 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 _AUTO: Final = re.compile(r"auto(?::(\d+(?:\.\d+)?)%)?")
 OVERHEAD: Final = 0.01
 _HINT: Final = (
-    "Use steps (100), a time (30s, 5m, 1h), 'epoch', 'auto' or 'auto:2%', several separated by "
-    "commas, or 'never'."
+    "Use steps (100), an interval (30s, 5m, 1h), 'epoch', 'auto' or 'auto:2%', several separated "
+    "by commas, or 'never'."
 )
 
 
@@ -45,7 +45,7 @@ class SaveEvery(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(text, SaveEvery):
             return text
         if isinstance(text, bool) or not isinstance(text, int | str):
-            raise UsageError(field="save_every", problem=f"invalid cadence {text!r}", hint=_HINT)
+            raise UsageError(field="save_every", problem=f"{text!r} is not understood", hint=_HINT)
         steps: int | None = None
         seconds: float | None = None
         epoch = False
@@ -65,8 +65,9 @@ class SaveEvery(msgspec.Struct, frozen=True, kw_only=True):
             elif auto and overhead is None and 0 < float(auto[1] or 1) <= 100:
                 overhead = OVERHEAD if auto[1] is None else float(auto[1]) / 100
             else:
+                where = "" if len(parts) == 1 else f" in {text!r}"
                 raise UsageError(
-                    field="save_every", problem=f"invalid cadence {part!r} in {text!r}", hint=_HINT
+                    field="save_every", problem=f"{part!r}{where} is not understood", hint=_HINT
                 )
         return cls(steps=steps, seconds=seconds, epoch=epoch, overhead=overhead)
 

@@ -114,5 +114,5 @@ def _print_copied(url: str, copied: Copied) -> None:
     click.echo(
         f"{url}: {units.count(len(copied.checkpoints), 'checkpoint')}, "
         f"{units.count(copied.tally.files, 'file')}, {', '.join(told)}; every byte verified. "
-        "Resume the copy with `outlast resume`."
+        f"To continue the copy, run `outlast resume {url}`."
     )

@@ -32,7 +32,13 @@ _WEIGHTS, _WHOLE = ".weights.h5", ".keras"
 @click.command("export", cls=Verb)
 @job_argument
 @click.argument("dest", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--checkpoint", default="latest", show_default=True, help=checkpoint_choice.HELP)
+@click.option(
+    "--checkpoint",
+    metavar="WHICH",
+    default="latest",
+    show_default=True,
+    help=checkpoint_choice.HELP,
+)
 @json_option()
 def export(root: str, job: str, dest: Path, checkpoint: str, as_json: bool) -> None:
     """Export a verified checkpoint of JOB to the file DEST.

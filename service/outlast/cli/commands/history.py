@@ -30,7 +30,9 @@ _CSV_FIRST = ("kind", "phase", "epoch", "step", "batch", "time", "batch_loss")
 @click.option("-f", "--follow", is_flag=True, help="Keep printing until the job has ended.")
 @click.option("--epochs", "kind", flag_value="epoch", help="Show only the rows of epochs.")
 @click.option("--steps", "kind", flag_value="step", help="Show only the rows of steps.")
-@click.option("--tail", "-n", type=click.IntRange(min=0), help="Show only the last N rows.")
+@click.option(
+    "--tail", "-n", type=click.IntRange(min=0), metavar="N", help="Show only the last N rows."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with one column for each metric.")
 @json_option("Print the rows as JSON lines.")
 @click.option(
@@ -40,7 +42,11 @@ _CSV_FIRST = ("kind", "phase", "epoch", "step", "batch", "time", "batch_loss")
     help="Draw the learning curves with restarts marked (pip install 'outlast[plot]').",
 )
 @click.option(
-    "--metric", "metrics", multiple=True, help="With --plot: draw only this metric; repeatable."
+    "--metric",
+    "metrics",
+    metavar="NAME",
+    multiple=True,
+    help="With --plot: draw only this metric; repeatable.",
 )
 def history(
     root: str,
@@ -55,8 +61,8 @@ def history(
 ) -> None:
     """Show the metrics of JOB over all its attempts; each step counts once.
 
-    The table has the rows of epochs unless you give --steps. --csv and --json print all rows
-    unless you give --epochs or --steps.
+    By default the table shows epochs, and --csv and --json print epochs and steps. --epochs and
+    --steps select one kind.
     """
     from outlast_checkpoints.history import HistoryReader
 

@@ -33,8 +33,10 @@ Sleep = Callable[[float], None]
     show_default=True,
     help="Hide entries below this level.",
 )
-@click.option("--lines", "-n", type=click.IntRange(min=0), help="Show only the last N lines.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Show only this attempt.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(min=0), metavar="N", help="Show only the last N lines."
+)
+@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Show only attempt N.")
 @click.option("--output", is_flag=True, help="Show the output of the script instead of the log.")
 @json_option("Print the stored entries as JSON lines.")
 def logs(

@@ -46,8 +46,8 @@ def prune(
     checkpoint that a running attempt resumed from, and files that a manifest names or that a
     commit in progress may name.
 
-    Leftovers are uncommitted checkpoints, temporary files and unfinished uploads to S3. Their age
-    is measured by the clock of the storage.
+    Leftovers are uncommitted checkpoints, temporary files and unfinished uploads to S3. The clock
+    of the storage measures their age.
     """
     from outlast.job import spec as specs
     from outlast_checkpoints.format.retention import Keep

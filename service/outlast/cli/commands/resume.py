@@ -18,7 +18,8 @@ from outlast.exit_codes import DONE
     "--all",
     "everything",
     is_flag=True,
-    help="Resume all unfinished jobs of the root, detached. Use it after a reboot.",
+    help="Resume all unfinished jobs of the root, detached. Use it after a reboot, or on the next "
+    "spot machine.",
 )
 @click.option(
     "--detach", is_flag=True, help="Run the supervisor detached, as `outlast submit` does."
@@ -29,13 +30,14 @@ def resume(
 ) -> int:
     """Resume JOB from its last checkpoint, under supervision in the foreground.
 
-    Any machine that can read the job's storage and script can resume it. A job of a cluster goes
-    back into the queue. The job keeps its options, and its retry budget starts anew. A job that is
-    being supervised is refused (exit code 5), and a job that has succeeded stays as it is.
+    Any machine that can read the job's storage and script can resume it. A cluster's job returns
+    to the queue. The job keeps its options, and --max-retries counts from zero again. A job that
+    somebody supervises is refused (exit code 5). A job that has succeeded stays as it is.
 
-    --latest and --all take only jobs that have not ended and that nobody supervises. Resume a
-    stopped or failed job by its name. The exit code is 0 when there is nothing to do, and 1 when
-    --all could not resume some of the jobs; the others are resumed.
+    --latest and --all take unfinished jobs: those that neither succeeded, failed nor were stopped,
+    and that nobody supervises. Resume a stopped or failed job by its name. The exit code is 0 when
+    there is nothing to do. It is 1 when --all could not resume some of the jobs; the others are
+    resumed.
     """
     if (job is not None) + latest + everything != 1:
         raise click.UsageError("Give exactly one of JOB, --latest and --all.")

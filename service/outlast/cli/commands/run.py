@@ -24,8 +24,8 @@ def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> int:
     command line overrides the environment, and the environment overrides the file.
 
     After a crash or a preemption, the script restarts and resumes from its last checkpoint. The
-    first Ctrl-C saves and stops the job, the second one kills it. If the job --name exists, the
-    command fails unless you give --resume-if-exists; `outlast resume` resumes such a job.
+    first Ctrl-C saves and stops the job, the second one kills it. If a job of this --name exists,
+    the command fails. `outlast resume` resumes such a job, and so does --resume-if-exists.
     """
     from outlast import engines
     from outlast.cli.summary import supervise

@@ -30,7 +30,7 @@ LOOK_EVERY = 0.2  # seconds between two looks
 def stop(root: str, job: str, now: bool, wait: float | None, as_json: bool) -> int:
     """Save and stop JOB. Its supervisor may run on any machine.
 
-    `outlast resume` resumes a stopped job.
+    Without --wait, the command only asks the job to stop. `outlast resume` resumes a stopped job.
     """
     from outlast.engines import take_back
     from outlast.job.journal import Journal

@@ -16,7 +16,7 @@ from outlast.exit_codes import DONE
 @job_options
 @cluster_options
 @click.option("--dry-run", is_flag=True, help="Print what would be submitted, and submit nothing.")
-@json_option("Print JSON: job, url, pid, queued.")
+@json_option("Print JSON with job, url, pid and queued.")
 @command_argument
 @click.pass_context
 def submit(
@@ -29,11 +29,11 @@ def submit(
 ) -> int:
     """Run SCRIPT under supervision, detached from this terminal.
 
-    With --engine slurm or kubernetes, the job runs on a cluster. It is requeued until it is done:
-    after a preemption, at the end of its time limit, and after the loss of its node.
+    With --engine slurm or kubernetes, the job runs on a cluster. The cluster runs it again until
+    it is done: after a preemption, at the end of its time limit, and after the loss of its node.
 
-    The options are those of `outlast run`. `outlast logs -f` follows the job, and `outlast stop`
-    stops it.
+    `outlast submit` takes the options of `outlast run`, --dry-run, --json and those of Slurm.
+    `outlast logs -f JOB` follows the job, and `outlast stop JOB` stops it.
     """
     from outlast.cli.handover import hand_over, plan, tell
 

@@ -38,8 +38,8 @@ _COUNTED = {"history": "rows", "journal": "events"}
 def verify(root: str, job: str | None, deep: bool, as_json: bool) -> int:
     """Verify everything that JOB has stored: checkpoints, history, journal and spec.
 
-    With a ROOT, or without an argument, verify all jobs below it. Several files are read at a
-    time, and a file that checkpoints share is read once.
+    With ROOT, a folder or URL that holds jobs, verify all of them. Without an argument, verify all
+    jobs below --root. Files are read in parallel, and a file that checkpoints share is read once.
 
     The exit code is 65 when something is damaged. A resume uses the newest good checkpoint.
     """
