@@ -59,7 +59,7 @@ def test_it_ends_as_untouched(heading: str, tmp_path: Path) -> None:
 
 
 def test_the_names_that_the_page_explains_are_those_of_the_loop() -> None:
-    table = PAGE[PAGE.index("| `state` |") : PAGE.index("A loop that was finished")]
+    table = PAGE[PAGE.index("| `state` |") : PAGE.index("If an earlier run has finished")]
     first = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
     told = {name for cell in first for name in re.findall(r"`(\w+)`", cell)}
     assert told == set(inspect.signature(Loop).parameters)
