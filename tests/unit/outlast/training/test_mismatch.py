@@ -124,7 +124,7 @@ COMPLETE = net(metrics=("mae", "mse"))
         (COMPLETE, PLAIN, "mean_squared_error", "the checkpoint has it"),
         (PLAIN, net(metrics=("mse",)), "mean_squared_error", "the script has it"),
         (COMPLETE, net(metrics=("mse", "mae")), "mean_squared_error", "has mean_absolute_error"),
-        (PLAIN, net(loss="mae"), "loss", "mean_squared_error, the script mean_absolute_error"),
+        (PLAIN, net(loss="mae"), "loss", "mean_squared_error, the script has mean_absolute_error"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

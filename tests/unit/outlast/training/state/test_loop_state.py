@@ -188,7 +188,7 @@ def frozen() -> Any:
         (lambda: {"top": layers.Dense(1)}, "'top' is not built"),
         (lambda: {"epsilon": 0.5}, "'epsilon' is the float 0.5, which never changes"),
         (lambda: {"pair": (1, [2])}, "'pair.0' is the int 1"),
-        (lambda: {"env": object()}, "'env' is of type object, which is no state"),
+        (lambda: {"env": object()}, "'env' is of type object, which has no known state"),
         (lambda: {"envs": [np.zeros(2), object()]}, "'envs.1' is of type object"),
         (lambda: {"words": np.array(["a"])}, "state of 'words' cannot be stored"),
         (lambda: {"env": Unstorable()}, "state of 'env' cannot be stored"),
@@ -253,7 +253,7 @@ MADE: dict[str, Callable[[], Any]] = {
         ({"more": list}, "more: the script's state has it, the checkpoint does not"),
         ({"list": None}, "list: the checkpoint has it, the script's state does not"),
         ({"list": dict}, "list: it is list in the checkpoint, dict in the script"),
-        ({"net": lambda: net(3)}, r"layers/dense/vars/0 .*shape \(3, 2\), the script \(3, 3\)"),
+        ({"net": lambda: net(3)}, r"layers/dense/vars/0 .*shape \(3, 2\), the script has \(3, 3\)"),
         ({"net": lambda: net(optimizer="adam")}, "optimizer"),
         ({"net": lambda: net(loss="mae")}, "loss"),
         (
