@@ -1,4 +1,4 @@
-"""Using a `Loop`: its data, its ends, what it logs and shows, and its mistakes by name."""
+"""Use of a `Loop`: its data, its ends, its logs and output, and mistakes refused by name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def logged(folder: Path, event: str) -> list[dict[str, Any]]:
 
 
 def adding(body: Callable[[Any, Any, dict[str, Any]], None], **options: Any) -> Program:
-    """A training of no model: `body(loop, batch, state)` is what it does with a batch."""
+    """A training without a model. `body(loop, batch, state)` is one step."""
 
     def program(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
         state = {"w": np.zeros(2), "notes": []}
@@ -87,7 +87,7 @@ def of_kind(name: str) -> Program:
 
 
 def by_hand(name: str) -> list[str]:
-    """Return the digests of three epochs' batches, taken from the data itself."""
+    """Return the digests of the batches of three epochs, computed from the data directly."""
     options = KINDS[name].make()
     data = tuple(options.pop(n) for n in ("x", "y", "sample_weight") if n in options)
     steps = options.get("steps_per_epoch")
@@ -180,7 +180,7 @@ def test_without_data_it_hands_out_the_numbers_of_the_steps(tmp_path: Path) -> N
 
 
 def nested(loop: Any, batch: Any, state: dict[str, Any]) -> None:
-    """Loops within the loop, `try`, and an end of the epoch that notes that it was there."""
+    """A body with nested loops, `try`, and an end of the epoch that leaves a note."""
     if loop.batch == 0:
         state["notes"].append(f"begin {loop.epoch}")
     for _ in range(2):
@@ -409,7 +409,7 @@ def test_more_epochs_than_last_time_go_on(tmp_path: Path) -> None:
 
 
 def phases(order: str) -> Program:
-    """Phases by their letters, all of one model: f for `fit`, l for `Loop`."""
+    """Phases of one model, by letters: f for `fit`, l for `Loop`."""
 
     def program(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
         model = keras.Sequential([layers.Input((1,)), layers.Dropout(0.5), layers.Dense(1)])
