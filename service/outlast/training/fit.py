@@ -90,7 +90,8 @@ def fit(
             list names the epochs, counted from 1. Defaults to 1.
         seed: Integer from 0 to 2**63 - 1, or `None`. Seeds the order of samples. With `None`, the
             seed is derived from Python's `random` generator without consuming from it, so
-            `keras.utils.set_random_seed` decides it. A resume keeps the seed in the checkpoint.
+            `keras.utils.set_random_seed` decides it. A resume keeps the seed in the checkpoint,
+            and refuses a different one.
         max_queue_size: Integer. Batches of a generator or iterator to read ahead. Defaults to 10.
         jit_compile: Boolean, `"auto"` or `None`. `True` trains with XLA, `False` without.
             `"auto"` times both before the first step and keeps the faster one, also over
@@ -111,7 +112,8 @@ def fit(
 
     Returns:
         An `outlast.training.history.History`, a `keras.callbacks.History` with `plot()` and
-        `to_frame()`. It contains the epochs of all attempts.
+        `to_frame()`. It contains the epochs of all attempts. If `callbacks` has a
+        `keras.callbacks.History`, that one is returned.
 
     Raises:
         UsageError: an argument is invalid. The message names it.
@@ -123,6 +125,8 @@ def fit(
         ExtraMissing: `view_metrics` needs matplotlib, which is not installed.
         StateSaved: a stop was requested, and the state is saved. This is a `SystemExit` with
             code 75.
+        KeyboardInterrupt: you pressed Ctrl-C in a script that runs without `outlast run`. The
+            state is saved first.
 
     Example:
 

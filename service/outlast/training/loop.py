@@ -85,6 +85,8 @@ class Loop:
         Diverged: the logged "loss" became NaN or infinite, and the job's `on_nan` is "stop".
         StateSaved: a stop was requested, and the state is saved. This is a `SystemExit` with
             code 75.
+        KeyboardInterrupt: you pressed Ctrl-C in a script that runs without `outlast run`. The
+            state is saved first.
 
     Example:
 

@@ -365,7 +365,7 @@ class Phase:
         self.log.warning(
             LogEvent.SAVE_FAILED,
             error=str(error),
-            hint="training continues; the next save is tried",
+            hint="training continues; the next save tries again",
         )
 
     def _flush_history(self) -> None:
