@@ -1,4 +1,4 @@
-"""Errors of the training room, in the one tree."""
+"""Errors that training raises, all in the tree of `OutlastError`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ from outlast_checkpoints.errors import OutlastError, UsageError
 
 
 class StateMismatch(OutlastError, ValueError):
-    """The training in the script does not match checkpoint {checkpoint}: {what}: {problem}.
-    Nothing was changed. Go on with the script that made the checkpoint, or start a new job (another
-    --name or job_dir) for the new one."""
+    """The script does not match checkpoint {checkpoint}: {what}: {problem}. Nothing was changed.
+    Resume with the script that wrote the checkpoint, or start a new job (another --name or
+    job_dir)."""
 
     exit_code = 3
 
 
 class VersionMismatch(StateMismatch):
-    """The training in the script does not match checkpoint {checkpoint}, which was written with
-    {written}; this is {present}: {what}: {problem}. Nothing was changed. If the script is still the
-    same, install the versions that wrote the checkpoint; else start a new job (another --name or
-    job_dir)."""
+    """The script does not match checkpoint {checkpoint}, which was written with {written}; this is
+    {present}: {what}: {problem}. Nothing was changed. If the script is unchanged, install the
+    versions that wrote the checkpoint. Otherwise start a new job (another --name or job_dir)."""
 
 
 class VersionUnsupported(OutlastError, ImportError):
-    """{package} {found} is not supported: Outlast is tested with {package} {supported}. Install one
-    of these (pip install '{requirement}'), or set {variable}=1 to train with it at your own
-    risk."""
+    """{package} {found} is not supported: Outlast is tested with {package} {supported}. Install a
+    supported version (pip install '{requirement}'), or set {variable}=1 to train with {found} at
+    your own risk."""
 
     exit_code = 3
 
@@ -33,21 +32,25 @@ class NotSupported(UsageError):
 
 
 class Diverged(OutlastError, ArithmeticError):
-    """The loss became {value} at step {step} (epoch {epoch}) and on_nan is "stop". Resume from an
+    """The loss became {value} at step {step} (epoch {epoch}), and on_nan is "stop". Resume from an
     older checkpoint with a smaller learning rate, or clip the gradients."""
 
     exit_code = 65
 
 
 class DataWorkerDied(OutlastError, RuntimeError):
-    """A worker process of the {kind}, {who}, {ended}, and a batch was lost with it. SIGKILL mostly
-    means that the machine had no memory left: use fewer workers, or a smaller max_queue_size."""
+    """A worker of the {kind} died: {who} {ended}, and its batch is lost. SIGKILL usually means that
+    the machine ran out of memory: use fewer workers or a smaller max_queue_size."""
 
 
 class StateSaved(SystemExit):
-    """Raised out of `fit` after a stop was asked for and the state is safe; exits with 75.
+    """Ends the script with exit code 75 after a requested stop, once the state is saved.
 
-    It is a SystemExit, so that `except Exception` in a script does not swallow it.
+    It is a `SystemExit`, so that `except Exception` in a script does not catch it.
+
+    Attributes:
+        reason: Why the training stops: a signal's name, for example "SIGTERM", or a word like
+            "superseded".
     """
 
     def __init__(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""The arguments of `fit`, checked: what means nothing is refused by name before a job is opened."""
+"""The arguments of `fit` and `Loop`, checked by name before a job is opened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outlast.training.keras_internals.models import require_compiled
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.retention import Keep
 
-SEEDS = 2**63  # what a job's spec can hold
+SEEDS = 2**63  # a job's spec holds 64-bit signed integers
 
 _COUNTS = {
     "epochs": 0,
@@ -28,9 +28,9 @@ _OPTIONAL = {"batch_size", "seed", "steps_per_epoch", "name", "save_every", "kee
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The arguments of one `fit` call beside the model and the job's folder.
+    """The arguments of one `fit` call, except the model and the job's folder.
 
-    Raises `UsageError` for the first one that is wrong. Integers of any kind become python's.
+    Raises `UsageError` for the first invalid one. Integers of any kind become Python integers.
     """
 
     x: Any
@@ -65,28 +65,28 @@ class Plan:
 
 
 def check(**arguments: Any) -> None:
-    """Raise `UsageError` for the first of these arguments of `fit` or `Loop` that is wrong."""
+    """Raise `UsageError` for the first invalid argument of `fit` or `Loop`."""
     for field, value in arguments.items():
         if value is not None or field not in _OPTIONAL:
             _check_one(field, value)
 
 
 def check_model(model: Any) -> None:
-    """Raise for a model that is not compiled, or whose way of training would be passed over."""
+    """Raise for a model that is not compiled, or whose custom training would be bypassed."""
     require_compiled(model)
     if type(model).make_train_function is not keras.Model.make_train_function:
         raise NotSupported(
             field="model",
-            problem=f"{type(model).__name__} has a make_train_function of its own, which a job "
-            "does not call",
+            problem=f"{type(model).__name__} overrides make_train_function, which `fit` does not "
+            "call",
             hint="Override train_step instead.",
         )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:
         raise NotSupported(
             field="model",
-            problem=f"it was made under a strategy of {replicas} replicas",
-            hint="Make it outside of strategy.scope(): a job trains on one device.",
+            problem=f"it was made under a strategy with {replicas} replicas",
+            hint="Make it outside of strategy.scope(); a job trains on one device.",
         )
 
 
@@ -94,31 +94,31 @@ def _check_one(field: str, value: Any) -> None:
     match field:
         case "epochs" | "initial_epoch" | "batch_size" | "max_queue_size":
             least = _COUNTS[field]
-            _require(_is_count(value, least), field, value, f"Give an integer, {least} or more.")
+            _require(_is_count(value, least), field, value, f"Use an integer of at least {least}.")
         case "steps_per_epoch":
             good = _is_count(value, -1)
-            _require(good, field, value, "Give an integer, or -1 to go on until the data ends.")
+            _require(good, field, value, "Use an integer, or -1 to train until the data ends.")
         case "seed":
             good = _is_count(value, 0) and int(value) < SEEDS
-            _require(good, field, value, "Give an integer from 0 to 2**63 - 1.")
+            _require(good, field, value, "Use an integer from 0 to 2**63 - 1.")
         case "validation_split":
             good = isinstance(value, Real) and 0 <= float(value) < 1
-            _require(good, field, value, "Give a share, 0 or more and less than 1.")
+            _require(good, field, value, "Use a number that is at least 0 and less than 1.")
         case "validation_freq":
             good = _is_count(value, 1) or isinstance(value, list)
-            _require(good, field, value, "Give an integer or a list of epochs.")
+            _require(good, field, value, "Use a positive integer, or a list of epochs.")
         case "shuffle":
             good = isinstance(value, bool) or (isinstance(value, str) and value == "batch")
-            _require(good, field, value, 'Give True, False or "batch".')
+            _require(good, field, value, 'Use True, False or "batch".')
         case "verbose":
             good = _is_count(value, 0, 2) or isinstance(value, bool) or str(value) == "auto"
-            _require(good, field, value, 'Give "auto", 0, 1 or 2.')
+            _require(good, field, value, 'Use "auto", 0, 1 or 2.')
         case "jit_compile":
             good = isinstance(value, bool) or value == "auto"
-            _require(good, field, value, 'Give True, False, "auto", or None: as compiled.')
+            _require(good, field, value, 'Use True, False, "auto", or None (as compiled).')
         case "name":
             good = isinstance(value, str) and value != ""
-            _require(good, field, value, "Give a text.")
+            _require(good, field, value, "Use a non-empty string.")
         case "save_every":
             SaveEvery.parse(value)
         case "keep":
@@ -133,4 +133,4 @@ def _is_count(value: Any, least: int, most: int | None = None) -> bool:
 
 def _require(good: bool, field: str, value: Any, hint: str) -> None:
     if not good:
-        raise UsageError(field=field, problem=f"{value!r} cannot be used", hint=hint)
+        raise UsageError(field=field, problem=f"invalid value {value!r}", hint=hint)

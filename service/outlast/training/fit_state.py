@@ -1,4 +1,4 @@
-"""What a checkpoint of a fit holds: taken into snapshots, checked and put back."""
+"""`FitState`: the state of a `fit` call, taken into snapshots and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ Logs = dict[str, Any]
 
 
 class FitState:
-    """The state of a fit outside the model's variables, and the way of both into a checkpoint.
+    """The state of a `fit` call: the model's variables, and everything besides them.
 
-    logs: of the last step. training_logs: of the last epoch. epoch_begun: the present epoch's
-    begin is over. epoch_trained: so are its batches; what is left is its end. rehearse: takes a
-    step where no trace has made every variable (run_eagerly).
+    `rehearse` takes one step. It is given for eager training, where no trace creates every
+    variable.
+
+    Attributes:
+        logs: Logs of the last step.
+        training_logs: Logs of the last epoch.
+        epoch_begun: Whether the current epoch has begun.
+        epoch_trained: Whether all batches of the current epoch are trained, so that only its end
+            is left.
     """
 
     def __init__(
@@ -55,7 +61,7 @@ class FitState:
         self._documents = describe_model(model)
 
     def take(self, progress: Progress) -> Snapshot:
-        """Hold everything at this place; the variables without a copy."""
+        """Hold the complete state at this progress, without copying variables."""
         if self._rehearse is not None:
             self._live.refresh()
         plain = {
@@ -82,9 +88,9 @@ class FitState:
         )
 
     def restore(self, stored: Stored, log: Any, *, finished: bool) -> None:
-        """Put everything back. Raises `StateMismatch` before anything is changed.
+        """Restore the complete state. Raises `StateMismatch` before anything is changed.
 
-        finished: the phase takes no more data; what it took counts as taken all the same.
+        With `finished`, the phase reads no more data; its batches still count as taken.
         """
         plain = stored.plain
         stored.check_data(log, self._feed.describe())
@@ -99,8 +105,8 @@ class FitState:
         if rate != script:
             log.warning(
                 LogEvent.LEARNING_RATE_KEPT,
-                why=f"the script says {_short(script)}, but the training began with {_short(rate)} "
-                "and its present value goes on",
+                why=f"the script sets {_short(script)}, but the training began with "
+                f"{_short(rate)}; the value in the checkpoint stays in effect",
                 instead="set model.optimizer.learning_rate in a callback",
             )
         lost = self._callbacks.restore(plain["callbacks"])
@@ -108,7 +114,7 @@ class FitState:
             log.warning(
                 LogEvent.CALLBACK_STATE_IGNORED,
                 callbacks=lost,
-                why="the script has no such callback there",
+                why="the script has no matching callback",
             )
         self.logs, self.training_logs = plain["logs"], plain["training_logs"]
         self.epoch_begun, self.epoch_trained = plain["epoch_begun"], plain["epoch_trained"]
@@ -123,7 +129,7 @@ class FitState:
         random_state.restore(plain["generators"])
 
     def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:
-        # What the checkpoint has too much may be what the first step makes: an optimizer's slots.
+        # The checkpoint's extra variables may be optimizer slots, which the first step creates.
         before, drawn = self._live.values(), random_state.capture()
         try:
             rehearse()
@@ -142,12 +148,12 @@ def _short(rate: float | None) -> str:
 
 
 def describe_model(model: Any) -> dict[str, bytes]:
-    """Return `model.json`, from which `export` makes a `.keras` file; nothing if Keras cannot."""
+    """Return `model.json`, from which `export` makes a `.keras` file; {} if Keras cannot."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that a lambda is no safe thing to load
+            warnings.simplefilter("ignore")  # Keras warns that loading a lambda is unsafe
             config = keras.saving.serialize_keras_object(model)
         text = json.dumps({"config": config, "keras_version": keras.__version__})
-    except Exception:  # noqa: BLE001 - a user's get_config may raise anything; export tells
+    except Exception:  # noqa: BLE001 - get_config may raise anything; `export` reports it
         return {}
     return {MODEL_FILE: text.encode()}

@@ -1,4 +1,4 @@
-"""The History that `fit` and `Loop` return: Keras' own, that also shows itself."""
+"""`History`, the result of `fit` and `Loop`: Keras' History with plots and data frames."""
 
 from __future__ import annotations
 
@@ -13,11 +13,24 @@ from outlast.plotting.plot import draw
 
 
 class History(callbacks.History):  # type: ignore[misc]
-    """`keras.callbacks.History`, complete over all attempts of the job.
+    """A `keras.callbacks.History` that contains the epochs of all attempts of a job.
 
-    history: lists of values by metric, one an epoch. epoch: the epochs' numbers, from 0.
-    params: verbose, epochs and steps as in Keras. epochs_of: the epochs of each metric's values,
-    where they are known: with `validation_freq=2` every other epoch has a `val_loss`.
+    `fit` returns one, and `Loop.history` is one. A notebook shows it as a picture.
+
+    Attributes:
+        history: Dict from metric names to lists of values, one per epoch.
+        epoch: List of integers. Numbers of the epochs, from 0.
+        params: Dict with "verbose", "epochs" and "steps", as in Keras.
+        epochs_of: Dict from metric names to the epochs of their values, from 0. A metric may lack
+            some epochs: with `validation_freq=2`, every other epoch has a `val_loss`.
+
+    Example:
+
+    ```python
+    history = fit(model, x, y, epochs=10, job_dir="my-job")
+    history.plot("curves.png")
+    best = history.to_frame()["val_loss"].idxmin()
+    ```
     """
 
     def __init__(self) -> None:
@@ -25,12 +38,18 @@ class History(callbacks.History):  # type: ignore[misc]
         self.epochs_of: dict[str, list[int]] = {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Append the logs of an epoch, as Keras does, and note which epoch they belong to."""
         super().on_epoch_end(epoch, logs)
         for name in logs or {}:
             self.epochs_of.setdefault(name, []).append(epoch)
 
     def by_epoch(self) -> dict[str, list[Any]]:
-        """Return each metric's values, one for each of `epoch`: None in those without it."""
+        """Return the values of each metric, aligned with `epoch`.
+
+        Returns:
+            Dict from metric names to lists as long as `epoch`. An epoch without the metric
+            has `None`.
+        """
         aligned = {}
         for name, values in self.history.items():
             epochs = self.epochs_of.get(name) or self.epoch[: len(values)]
@@ -39,13 +58,21 @@ class History(callbacks.History):  # type: ignore[misc]
         return aligned
 
     def curves(self) -> Curves:
-        """Return the metrics by epoch (counted from 1), ready to draw."""
+        """Return the metrics by epoch, counted from 1, as `Curves` to draw."""
         return of_epochs(self.by_epoch(), self.epoch)
 
     def plot(self, path: str | Path | None = None, *, title: str = "history") -> bytes:
-        """Draw the metrics by epoch; return the PNG, and write it to `path` when one is given.
+        """Draw the metrics by epoch.
 
-        Raises `ExtraMissing` when matplotlib is not installed.
+        Args:
+            path: File to write the PNG to. By default no file is written.
+            title: Title of the picture. Defaults to "history".
+
+        Returns:
+            The PNG, as bytes.
+
+        Raises:
+            ExtraMissing: matplotlib is not installed.
         """
         png = draw(self.curves(), title=title, unit="epoch")
         if path is not None:
@@ -53,9 +80,14 @@ class History(callbacks.History):  # type: ignore[misc]
         return png
 
     def to_frame(self) -> Any:
-        """Return a pandas DataFrame, one row an epoch, NaN where an epoch lacks a metric.
+        """Return the metrics as a `pandas.DataFrame`.
 
-        Raises `ExtraMissing` without pandas.
+        Returns:
+            One row per epoch, one column per metric, NaN where an epoch lacks a metric. The index
+            is the epoch, from 0.
+
+        Raises:
+            ExtraMissing: pandas is not installed.
         """
         try:
             import pandas as pd
@@ -64,7 +96,7 @@ class History(callbacks.History):  # type: ignore[misc]
         return pd.DataFrame(self.by_epoch(), index=pd.Index(self.epoch, name="epoch"))
 
     def _repr_png_(self) -> bytes | None:
-        """What a notebook shows for it."""
+        """Return the picture that a notebook shows, or None if there is nothing to draw."""
         try:
             return self.plot() if self.epoch else None
         except ExtraMissing:
@@ -85,7 +117,7 @@ class History(callbacks.History):  # type: ignore[misc]
 
 
 def curves_of(history: callbacks.History) -> Curves:
-    """Return the curves of a History, which may be Keras' own."""
+    """Return the curves of a `History`, or of a plain `keras.callbacks.History`."""
     if isinstance(history, History):
         return history.curves()
     return of_epochs(history.history, history.epoch)

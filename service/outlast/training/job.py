@@ -1,4 +1,4 @@
-"""A job as seen from inside its attempt: the checkpoint to go on from, and the phases in order."""
+"""`TrainingJob`: a job inside its attempt, with its store, its writer and its phases in order."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _jobs: dict[int, TrainingJob] = {}
 
 
 class TrainingJob:
-    """One for each attempt context: store, writer and history, shared by all phases.
+    """The store, writer and history of an attempt, shared by all its phases.
 
-    Making it finds the newest good checkpoint and names what was found damaged on the way.
+    The constructor finds the newest intact checkpoint and logs the damaged ones.
     """
 
     def __init__(self, ctx: AttemptContext) -> None:
         if ctx.rank.of > 1:
             raise UsageError(
                 field="fit, Loop",
-                problem=f"this is one of {ctx.rank.of} processes of its attempt, and they would "
-                "each train alone",
-                hint="Training in several processes is not supported yet.",
+                problem=f"this is one of {ctx.rank.of} processes of an attempt, and each would "
+                "train alone",
+                hint="Start the attempt with one process; training in several is not supported.",
             )
         ctx.before_training()
         self.ctx = ctx
@@ -51,7 +51,7 @@ class TrainingJob:
             attempt=ctx.attempt,
             fence=ctx.fence,
             writer={"outlast": version(), **versions.installed()},
-            # The processors train: what a save takes of them is taken from the steps.
+            # Without a GPU the CPU trains, so a save must leave it to the steps.
             past_cache=not tf.config.list_physical_devices("GPU"),
             ahead=ctx.read_ahead,
         )
@@ -86,8 +86,8 @@ class TrainingJob:
             on_event=self._on_event,
             sender=sender,
         )
-        self.written_in: float | None = None  # seconds, of the newest save until it was durable
-        self.save_takes: float | None = None  # seconds, until it is on the job's own storage
+        self.written_in: float | None = None  # seconds until the newest save was durable
+        self.save_takes: float | None = None  # seconds until a save is on the job's storage
         self._entered: list[str | None] = []
         self._failed = False
         self._left: tuple[int, Any] | None = None
@@ -106,17 +106,17 @@ class TrainingJob:
         keep: Any = None,
         seed: int | None = None,
     ) -> TrainingJob:
-        """Return the job of this process: the supervised one, or that of `job_dir`.
+        """Return the job of this process: the supervised one, or the one in `job_dir`.
 
-        Raises `UsageError` (field job_dir) when there is neither, `JobBusy` when another process
-        runs it.
+        Raises `UsageError` (field job_dir) if there is neither, and `JobBusy` if another process
+        runs the job.
         """
         ctx = context.current()
         if ctx is None or (not ctx.supervised and job_dir is not None):
             if job_dir is None:
                 raise UsageError(
                     field="job_dir",
-                    problem="it says where the job's checkpoints live, and none is given",
+                    problem="it names the folder of the checkpoints, and is missing",
                     hint="Pass job_dir='my-job', or start the script with `outlast run`.",
                 )
             ctx = bare_script.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
@@ -139,24 +139,23 @@ class TrainingJob:
         return job
 
     def enter_phase(self, name: str | None) -> int:
-        """Return the index of the phase that starts now: by its name, else by its turn.
+        """Return the index of the phase that starts now, found by its name or else its order.
 
-        Raises `UsageError` when the one before was left unfinished: a later attempt could go on
-        with neither.
+        Raises `UsageError` if the previous phase was left unfinished, because a later attempt could
+        resume neither of them.
         """
         if self._left is not None:
             raise UsageError(
                 field="Loop",
                 problem=f"phase {self._left[0]} was left by `break`, or by an error in the loop's "
-                "body, and is not finished",
-                hint="End it with loop.stop() in place of `break`; after an error, start the "
-                "script again.",
+                "body, and is unfinished",
+                hint="Use loop.stop() instead of `break`. After an error, start the script again.",
             )
         if name is not None and name in self._entered:
             raise UsageError(
                 field="name",
                 problem=f"{name!r} names an earlier phase of this script",
-                hint="Give each fit a name of its own.",
+                hint="Use a different name for each phase.",
             )
         known = [p for p, n in self._names.items() if name is not None and n == name]
         index = known[0] if known else len(self._entered)
@@ -165,15 +164,15 @@ class TrainingJob:
             raise StateMismatch(
                 checkpoint=f"of phase {index}",
                 what="name",
-                problem=f"the checkpoint's phase is named {stored!r}, the script's {name!r}",
+                problem=f"the checkpoint has {stored!r}, the script has {name!r}",
             )
         self._entered.append(name)
         return index
 
     def fail_phase(self, error: BaseException) -> None:
-        """Note that the phase entered last ended by an error, which the script may catch.
+        """Note that the current phase ended with an error, which the script may catch.
 
-        In a bare script, or a notebook, the next call is then a new attempt at the same phase.
+        In a bare script or a notebook, the next call is then a new attempt at the same phase.
         """
         self.writer.wait()
         if not self.ctx.supervised and self._entered:
@@ -182,19 +181,19 @@ class TrainingJob:
             self.ctx.status.error = f"{type(error).__name__}: {error}"
 
     def leave_phase(self, phase: int) -> None:
-        """Note that a loop was left before its end, by `break` or by an error in its body."""
+        """Note that the script left a loop early, by `break` or by an error in its body."""
         self.writer.wait()
         self._left = phase, getattr(sys, "last_value", None)
         self.ctx.log.warning(
             LogEvent.PHASE_ABANDONED,
             phase=phase,
-            why="`break`, or an error in the body of the loop",
-            hint="the phase stays unfinished and keeps its checkpoints",
+            why="`break`, or an error in the loop's body",
+            hint="the phase keeps its checkpoints; run the script again to resume it",
         )
 
     def _judge_what_was_left(self) -> None:
-        # A notebook and a prompt show the error that ended the cell, and go on: as after an error
-        # in `fit`, the cell is run again. `break` shows none.
+        # A notebook or prompt shows the error that ended the cell and stays alive. The user then
+        # runs the cell again, as after an error in `fit`. `break` shows no error.
         if self._left is None or self.ctx.supervised:
             return
         shown = getattr(sys, "last_value", None)
@@ -209,19 +208,19 @@ class TrainingJob:
         bare_script.close_bare(self.ctx, FAILED if code is None else code)
 
     def make_deterministic(self) -> None:
-        """Turn on TensorFlow's op determinism, unless the job says not to; the log tells which."""
+        """Enable TensorFlow's op determinism, unless the job disables it, and log which."""
         deterministic = self.ctx.spec.deterministic
         if deterministic:
             random_state.enable_determinism()
         self.ctx.log.info(
             LogEvent.OP_DETERMINISM_ENABLED if deterministic else LogEvent.OP_DETERMINISM_DISABLED,
-            why="a resume repeats every step to the bit"
+            why="a resume repeats every step bit by bit"
             if deterministic
             else "a resume may differ in the last bits",
         )
 
     def checkpoint_of(self, phase: int) -> CheckpointId | None:
-        """Return the checkpoint that the phase goes on from, None when it starts anew."""
+        """Return the checkpoint from which the phase resumes, or None if it starts anew."""
         if self.newest is None:
             return None
         if self.newest.progress.phase == phase:
@@ -231,12 +230,13 @@ class TrainingJob:
                 raise StateMismatch(
                     checkpoint=self.newest.checkpoint,
                     what=f"phase {phase}",
-                    problem="a later phase has begun, but this one has no final checkpoint",
+                    problem="it has no final checkpoint, although a later phase has begun",
                 )
             return self.finished[phase]
         return None
 
     def load(self, checkpoint: CheckpointId) -> Loaded:
+        """Read and verify a checkpoint."""
         return self.store.load(checkpoint)
 
     def _say_what_the_job_decides(self, job_dir: Any, save_every: Any, keep: Any) -> None:
@@ -247,7 +247,7 @@ class TrainingJob:
                     LogEvent.ARGUMENT_IGNORED,
                     field=field,
                     value=str(value),
-                    why="the job decides it",
+                    why="the job's setting applies",
                 )
 
     def _tell_backlog(self) -> None:
@@ -257,9 +257,9 @@ class TrainingJob:
             status.spooled, status.spooled_bytes = left.count, left.size
 
     def _on_event(self, event: str, fields: dict[str, Any]) -> None:
-        """Log what the writer did; runs on the writing thread."""
+        """Log an event of the writer. Runs on the writing thread."""
         status = self.ctx.status
-        with suppress(StorageError):  # of this machine's disk: told at the next event
+        with suppress(StorageError):  # of this machine's disk; the next event reports it
             self._tell_backlog()
         if event in ("saved", "spooled"):
             saved = CheckpointId.parse(fields["checkpoint"])
@@ -275,7 +275,7 @@ class TrainingJob:
         if "error" in fields:
             self.ctx.log.warning(event, **{**fields, "error": str(fields["error"])})
         elif event == "spooled":
-            # One that only waits for the one before it to be sent is nothing to worry about.
+            # Warn only while the storage is away, not if a checkpoint just waits its turn.
             say = self.ctx.log.info if status.away_since is None else self.ctx.log.warning
             say(event, **fields, path=status.spool)
         else:

@@ -1,4 +1,4 @@
-"""`view_metrics`: the curves of a training while it runs, in the notebook or as a PNG."""
+"""`view_metrics`: the curves of a running training, in the notebook or as a PNG."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from outlast_checkpoints.format import layout
 
 
 class MetricsView:
-    """Draws the metrics by epoch in the background, at most one picture at a time.
+    """Draws the metrics by epoch in the background, one picture at a time.
 
-    In a notebook the picture stands below the cell and changes in place; elsewhere it is
-    `metrics.png` in the job's folder. Raises `ExtraMissing` at once when matplotlib is missing.
+    In a notebook, the picture appears below the cell and is updated in place. Elsewhere it is
+    `metrics.png` in the job's folder. The constructor raises `ExtraMissing` without matplotlib.
     """
 
     def __init__(self, ctx: AttemptContext, history: callbacks.History) -> None:
@@ -34,7 +34,7 @@ class MetricsView:
         self._display: Any = None
 
     def update(self) -> None:
-        """Draw the epochs so far, unless the last picture is still being drawn."""
+        """Draw the epochs so far, unless the previous picture is still being drawn."""
         if self._thread is None or not self._thread.is_alive():
             curves = curves_of(self._history)
             self._thread = threading.Thread(

@@ -1,4 +1,4 @@
-"""The checkpoint that a phase goes on from, read and checked, not yet put back."""
+"""`Stored`: the checkpoint from which a phase resumes, read and verified but not yet restored."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from outlast_checkpoints.format.snapshot import Progress
 class Stored:
     """A phase's checkpoint in memory.
 
-    checkpoint: its name. progress: the place it was taken at. files: arrays by file and path.
-    plain, variables: what `state.h5` holds (see `document`). written: the versions of Keras and
-    TensorFlow that wrote it, where they are others than the present ones.
+    Attributes:
+        checkpoint: Name of the checkpoint.
+        progress: Progress of the training when it was taken.
+        files: Arrays by file name and path.
+        plain: Plain data in `state.h5`; see `document`.
+        variables: Arrays of variables in `state.h5`, by name.
+        written: Versions of Keras and TensorFlow that wrote it, by package, if they differ from
+            the installed ones.
     """
 
     def __init__(self, job: TrainingJob, checkpoint: CheckpointId) -> None:
@@ -38,9 +43,9 @@ class Stored:
 
     @classmethod
     def of(cls, job: TrainingJob, phase: int, by: str) -> Stored | None:
-        """Return what the phase goes on from, None when it starts anew.
+        """Return the checkpoint from which the phase resumes, or None if it starts anew.
 
-        by: who asks, "fit" or "Loop". Raises `StateMismatch` when the other one made it.
+        `by` is the caller, "fit" or "Loop". Raises `StateMismatch` if the other one wrote it.
         """
         checkpoint = job.checkpoint_of(phase)
         if checkpoint is None:
@@ -51,7 +56,7 @@ class Stored:
             raise StateMismatch(
                 checkpoint=stored.checkpoint,
                 what=f"phase {phase}",
-                problem=f"it is of a {maker}, the script has a {by} there",
+                problem=f"{maker} wrote the checkpoint, but the script calls {by}",
             )
         if stored.written:
             job.ctx.log.warning(
@@ -59,14 +64,14 @@ class Stored:
                 checkpoint=stored.checkpoint,
                 written_with=_named(stored.written),
                 here=_named(versions.installed()),
-                why="another version may round differently: the state is complete, but the numbers "
-                "to come may differ in their last digits",
+                why="another version may round differently; the state is complete, but further "
+                "results may differ in their last digits",
             )
         return stored
 
     @contextmanager
     def naming_versions(self) -> Iterator[None]:
-        """Raise `VersionMismatch` for `StateMismatch` where other versions wrote the checkpoint."""
+        """Turn `StateMismatch` into `VersionMismatch` if other versions wrote the checkpoint."""
         try:
             yield
         except StateMismatch as error:
@@ -78,13 +83,13 @@ class Stored:
             ) from error
 
     def release(self) -> None:
-        """Let go of the arrays: they are in the model now."""
+        """Release the arrays, which are in the model now."""
         self.files, self.variables, self.plain = {}, {}, {}
 
     def is_over(self, job: TrainingJob, epochs: int, *, stopped: bool) -> bool:
-        """Whether the phase has nothing left to train.
+        """Return whether the phase has nothing left to train.
 
-        With more epochs than last time, and no phase after it, a finished phase goes on.
+        A finished phase continues if `epochs` is higher than before and no later phase has begun.
         """
         if not self.progress.finished:
             return False
@@ -92,12 +97,12 @@ class Stored:
         return later or stopped or self.progress.epoch >= epochs
 
     def check_data(self, log: Any, facts: Mapping[str, Any]) -> None:
-        """Raise `StateMismatch` when other data would be trained in the middle of an epoch."""
+        """Raise `StateMismatch` if the data changed in the middle of an epoch."""
         stored = self.plain["data"]
         if stored == facts:
             return
         field = next((k for k in facts if stored.get(k) != facts[k]), "kind")
-        problem = f"the checkpoint has {stored.get(field)!r}, the script {facts.get(field)!r}"
+        problem = f"the checkpoint has {stored.get(field)!r}, the script has {facts.get(field)!r}"
         if self.progress.batch > 0:
             raise StateMismatch(checkpoint=self.checkpoint, what=field, problem=problem)
         log.warning(LogEvent.DATA_CHANGED, field=field, difference=problem)
@@ -108,14 +113,14 @@ def _named(packages: Mapping[str, str]) -> str:
 
 
 def choose_seed(stored: Stored | None, given: int | None) -> int:
-    """Return the phase's data seed: the stored one, the given one, or one derived from python's.
+    """Return the phase's data seed: the stored one, the given one, or one derived from Python's.
 
-    Raises `StateMismatch` when another one is given than the one stored.
+    Raises `StateMismatch` if the given seed differs from the stored one.
     """
     known = stored.progress.seed if stored is not None else None
     if stored is None or known is None:
         return random_state.derived_seed() if given is None else given
     if given is not None and given != known:
-        problem = f"the checkpoint's is {known}, the script's {given}"
+        problem = f"the checkpoint has {known}, the script has {given}"
         raise StateMismatch(checkpoint=stored.checkpoint, what="seed", problem=problem)
     return known

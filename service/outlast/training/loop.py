@@ -1,4 +1,4 @@
-"""`Loop`: a hand-written training loop with a job behind it."""
+"""`Loop`: checkpoints, resume and preemption handling for a hand-written training loop."""
 
 from __future__ import annotations
 
@@ -34,39 +34,69 @@ from outlast_checkpoints.format.snapshot import Progress, Snapshot
 
 
 class Loop:
-    """Hands out the batches that are not trained yet; saves, stops and resumes as `fit` does.
+    """Yields the batches that are not trained yet. It saves, stops and resumes as `fit` does.
 
-    ::
+    The loop's body is one step. A checkpoint contains all of a step or nothing of it, so a resume
+    repeats an unfinished step as a whole. If the phase has finished before, the loop restores the
+    state and the history, and does not run the body.
 
-        loop = Loop({"model": model}, (x, y), batch_size=64, epochs=5, job_dir="job")
-        for x_batch, y_batch in loop:
-            loss, accuracy = model.train_on_batch(x_batch, y_batch)
-            loop.log(loss=loss, accuracy=accuracy)
-        print(loop.history.history["loss"])
-
-    The body is one step: what it does and logs is saved as a whole or done again. When the phase
-    was finished before, the state and the history are put back and the body is not run.
+    `stop` ends a phase early. A `break`, or an error in the body, leaves the phase unfinished: it
+    keeps its checkpoints and can be resumed.
 
     Args:
-        state: everything that the step changes, by name: models, optimizers, metrics, layers,
-            variables, random generators, numpy arrays, lists and dicts of plain data or of parts,
-            objects with get_state/set_state or state_dict/load_state_dict; or one model. Models
-            and optimizers have to be built, arrays and containers to be changed in place.
-        data: x, (x,), (x, y) or (x, y, sample_weight) of arrays, or any other data that `fit`
-            takes; batches come as tensors, in the structure that was given. None for a loop
-            without data, which hands out the numbers of the steps, from 0 (needs
-            steps_per_epoch; -1 goes on until `stop`).
-        batch_size, epochs, initial_epoch, steps_per_epoch, shuffle, seed, max_queue_size, job_dir,
-            save_every, keep, name: as in `fit`.
-        verbose: 0 for silence, 1 for a progress bar, 2 for a line an epoch. Default "auto": a bar
-            on a terminal, else a line.
+        state: Everything that a step changes: one model, or a dict from names to parts. A part is
+            a model, optimizer, metric, layer, variable, random generator or numpy array, a list
+            or dict of plain data or of parts, or an object with `get_state`/`set_state` or
+            `state_dict`/`load_state_dict`. Models and optimizers must be built. Change arrays
+            and containers in place.
+        data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)` of arrays of shape
+            `(samples, ...)`, or any other data that `fit` accepts. The loop yields batches of
+            tensors in the same structure. With `None`, the default, it yields the number of the
+            step, from 0, and `steps_per_epoch` is required.
+        batch_size: Integer or `None`. Samples per step, for arrays, as in `fit`.
+        epochs: Integer. Number of the epoch at which training ends, counted over all attempts.
+            Defaults to 1.
+        initial_epoch: Integer. Epoch at which a new training begins, from 0. Defaults to 0.
+        steps_per_epoch: Integer or `None`. Batches per epoch. Defaults to one pass over the data.
+            -1 continues until the data ends, or without data until `stop`.
+        shuffle: Boolean or `"batch"`, as in `fit`. Defaults to `True`.
+        seed: Integer from 0 to 2**63 - 1, or `None`. Seeds the order of samples, as in `fit`.
+        max_queue_size: Integer. Batches of a generator or iterator to read ahead. Defaults to 10.
+        verbose: `"auto"`, 0, 1 or 2. 0 is silent, 1 a progress bar, 2 one line per epoch.
+            `"auto"`, the default, is 1 on a terminal and 2 elsewhere.
+        job_dir: Folder or URL of the job, as in `fit`.
+        save_every: When to save a checkpoint, as in `fit`. Defaults to `"auto"`.
+        keep: Checkpoints to keep, as in `fit`. Defaults to `"last:3"`.
+        name: Name of the phase, as in `fit`.
 
     Attributes:
-        epochs: as given. epoch, batch: of the batch handed out, from 0. step: steps done before.
-        history: a `keras.callbacks.History` of the epochs' means, complete over all attempts.
+        epochs: Integer, as given.
+        epoch: Integer. Epoch of the current batch, from 0.
+        batch: Integer. Index of the current batch in its epoch, from 0.
+        history: `outlast.training.history.History` of the epochs of all attempts. A value is the
+            mean of what `log` recorded, or what `log_epoch` recorded.
 
-    Raises: as `fit`. Leaving the loop by `break`, or by an error, leaves the phase unfinished, with
-    the checkpoints that it has; `stop` ends it.
+    Raises:
+        UsageError: an argument is invalid, or a part of the state is not built.
+        NotSupported: a part of the state cannot be stored.
+        StateMismatch: the checkpoint does not match the state or the data. The message names the
+            first difference; the state is unchanged.
+        JobBusy: another process runs this job.
+        Diverged: the logged "loss" became NaN or infinite, and the job's `on_nan` is "stop".
+        StateSaved: a stop was requested, and the state is saved. This is a `SystemExit` with
+            code 75.
+        KeyboardInterrupt: you pressed Ctrl-C in a script that runs without `outlast run`. The
+            state is saved first.
+
+    Example:
+
+    ```python
+    loop = Loop({"model": model}, (x, y), batch_size=64, epochs=5, job_dir="my-job")
+    for x_batch, y_batch in loop:
+        loss, accuracy = model.train_on_batch(x_batch, y_batch)
+        loop.log(loss=loss, accuracy=accuracy)
+    print(loop.history.history["loss"])
+    ```
     """
 
     def __init__(
@@ -103,8 +133,8 @@ class Loop:
         if data is None and not steps_per_epoch:
             raise UsageError(
                 field="steps_per_epoch",
-                problem="a loop without data has no end of its own",
-                hint="Say how many steps an epoch has, or -1 to go on until loop.stop().",
+                problem="a loop without data needs it, to know where an epoch ends",
+                hint="Give the number of steps per epoch, or -1 to continue until loop.stop().",
             )
         most = keras.config.max_epochs()
         self.epochs = min(int(epochs), most) if most else int(epochs)
@@ -125,25 +155,28 @@ class Loop:
         }
         self._seed = None if seed is None else int(seed)
         self._means = Means()
-        self._logs: dict[str, float] = {}  # of the step
+        self._logs: dict[str, float] = {}  # of the current step
         self._iterated = False
         self._in_body = False
         self._stopped = False
-        self._begun = False  # the epoch
-        self._trained = False  # the epoch's batches
+        self._begun = False  # whether the epoch has begun
+        self._trained = False  # whether the epoch's batches are trained
         self._job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=self._seed)
 
     # -- for the body ----------------------------------------------------------------------
 
     @property
     def step(self) -> int:
+        """Number of steps done before the current one, over all epochs and attempts."""
         return self._phase.step if self._iterated else 0
 
     @property
     def last_batch(self) -> bool:
-        """Whether the epoch ends after this batch.
+        """Whether the epoch ends after the current batch.
 
-        Raises `UsageError` when that is not known: data of unknown size without steps_per_epoch.
+        Raises:
+            UsageError: the loop cannot know that, because the data has no known size and
+                `steps_per_epoch` is not given; or this was read outside of the loop's body.
         """
         self._require_body("last_batch")
         if self._stopped:
@@ -151,39 +184,71 @@ class Loop:
         if not knows_its_end(self._feed, self._steps_per_epoch):
             raise UsageError(
                 field="last_batch",
-                problem="nobody knows how many batches the data has",
+                problem="the data does not say how many batches it has",
                 hint="Give steps_per_epoch.",
             )
         return not self._feed.within(self.batch + 1)
 
     def log(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        """Record numbers of this step; an epoch's means are weighted by batch size."""
+        """Record values of the current step.
+
+        An epoch's value is the mean over its steps, weighted by the samples in each batch.
+
+        Args:
+            values: Dict from names to numbers, or to arrays and tensors with one element.
+            **more: The same as keyword arguments.
+
+        Raises:
+            UsageError: a value is not a number, or this was called outside of the loop's body.
+
+        Example:
+
+        ```python
+        loop.log(loss=loss, accuracy=accuracy)
+        ```
+        """
         self._require_body("log")
         self._logs.update(_numbers({**(values or {}), **more}))
 
     def log_epoch(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        """Record numbers of this epoch as they are (a validation loss, say)."""
+        """Record values of the current epoch, for example a validation loss, without averaging.
+
+        Args:
+            values: Dict from names to numbers, or to arrays and tensors with one element.
+            **more: The same as keyword arguments.
+
+        Raises:
+            UsageError: a value is not a number, or this was called outside of the loop's body.
+
+        Example:
+
+        ```python
+        if loop.last_batch:
+            loop.log_epoch(val_loss=model.evaluate(x_val, y_val, verbose=0))
+        ```
+        """
         self._require_body("log_epoch")
         self._means.fix(_numbers({**(values or {}), **more}))
 
     def stop(self) -> None:
-        """End the training after this step; the epoch ends with it."""
+        """End the epoch and the training after the current step; the phase counts as finished."""
         self._stopped = True
 
     def _require_body(self, field: str) -> None:
         if not self._in_body:
             raise UsageError(
                 field=field,
-                problem="it was used outside of the loop's body",
-                hint="Use it between `for batch in loop:` and the next batch.",
+                problem="it is only available inside the loop's body",
+                hint="Move it into the body of `for batch in loop:`.",
             )
 
-    # -- from top to bottom ----------------------------------------------------------------
+    # -- running a phase -------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
+        """Yield the batches that are not trained yet. A loop can be iterated once."""
         if self._iterated:
             raise UsageError(
-                field="Loop", problem="it was begun before", hint="Make a new one for each phase."
+                field="Loop", problem="it was iterated before", hint="Create one Loop per phase."
             )
         index = self._job.enter_phase(self._name)
         stop = self._job.ctx.stop
@@ -317,7 +382,7 @@ class Loop:
             return self._phase.step
         batch = self._feed.batch_of(lot)
         alone = isinstance(self._data, tuple | list) and len(self._data) == 1
-        # Keras knows (x,) and x as the same; whoever gave a tuple of one unpacks one.
+        # Keras treats (x,) and x alike; a caller who passed a 1-tuple expects 1-tuples.
         return (batch,) if alone and isinstance(self._feed, ArrayFeed) else batch
 
     def _end_epoch(self) -> None:
@@ -355,8 +420,8 @@ class Loop:
         except NotPlain as error:
             raise NotSupported(
                 field="state",
-                problem=f"it has become what cannot be stored: {error}",
-                hint="Keep numbers, strings, arrays, lists and dicts of them.",
+                problem=f"it now contains a value that cannot be stored: {error}",
+                hint="Keep only numbers, strings, arrays, and lists and dicts of them.",
             ) from None
         ended = progress.stage != Stage.STEP
         newest = {k: v[-1] for k, v in self.history.history.items()} if ended else self._logs
@@ -377,6 +442,6 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
             raise UsageError(
                 field="log",
                 problem=f"{name!r} is {value!r}, not a number",
-                hint="Log numbers, arrays and tensors of one element.",
+                hint="Log numbers, or arrays and tensors with one element.",
             ) from None
     return found

@@ -1,4 +1,4 @@
-"""One phase in progress: when to save, what to tell, when to leave. Knows nothing of models."""
+"""`Phase`: a running phase. It decides when to save and when to leave, and knows no model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from outlast_checkpoints.format.manifest import HistoryMark
 from outlast_checkpoints.format.snapshot import Progress, Snapshot
 
 HISTORY_FLUSH_S = 1.0
-CALL_TARGET_S = 0.1  # a stop request waits at most about one call
-MOMENT_S = 1.0  # a save that takes less is made however late it is
-MARGIN = 1.25  # a save may take so many times as long as the last one
+CALL_TARGET_S = 0.1  # target duration of a call, since a stop request waits for its end
+MOMENT_S = 1.0  # a faster save is made even if no time is left
+MARGIN = 1.25  # assumed ratio of a save's duration to that of the last one
 
 
 @dataclass(frozen=True)
 class HeldSnapshot:
-    """A snapshot with the history's length at that very place."""
+    """A snapshot, and the length of the history when it was taken."""
 
     snapshot: Snapshot
     mark: HistoryMark
@@ -37,7 +37,7 @@ class HeldSnapshot:
 
 
 class Phase:
-    """The running phase; `take` makes a snapshot of the training at a given progress."""
+    """The running phase. `take` takes a snapshot of the training at a given progress."""
 
     def __init__(
         self,
@@ -63,21 +63,21 @@ class Phase:
         self._last_step_saved = -1
         self._pace: float | None = None
         self._cost = SaveCost()
-        self._interval = first(job.ctx.failures)  # seconds, where the cadence is automatic
+        self._interval = first(job.ctx.failures)  # seconds, for an automatic cadence
         self._writing = self._postponed = False
         self.log = job.ctx.log.bind(phase=index)
         status = job.ctx.status
         status.phase, status.phase_name = index, name
         status.epochs, status.steps_per_epoch = epochs, steps_per_epoch
 
-    # -- how far the next call may go ------------------------------------------------------
+    # -- the length of the next call -------------------------------------------------------
 
     def steps_allowed(self, limit: int) -> int:
-        """Return how many steps the next call may take: to the next save, and about 0.1 s."""
+        """Return the steps of the next call: up to the next save, and for about 0.1 s."""
         fitting = 1 if self._pace is None else max(1, int(CALL_TARGET_S / self._pace))
         return self._cadence.steps_until_due(self.step, min(limit, fitting))
 
-    # -- what happened ---------------------------------------------------------------------
+    # -- recording -------------------------------------------------------------------------
 
     def record_steps(
         self,
@@ -87,7 +87,7 @@ class Phase:
         own: list[float | None],
         seconds: float,
     ) -> None:
-        """Write the rows of the steps just done; `batch` is the first one's index in its epoch."""
+        """Write the history rows of new steps. `batch` is the first one's index in its epoch."""
         now = time.time()
         for i, (logs, own_loss) in enumerate(zip(rows, own, strict=True)):
             self.step += 1
@@ -111,7 +111,7 @@ class Phase:
         self._show(epoch, batch + len(rows), rows[-1])
 
     def record_epoch(self, epoch: int, logs: dict[str, float]) -> None:
-        """Write the row of an epoch's end, with val_*."""
+        """Write the history row of a finished epoch, including `val_*`."""
         self.job.history.append(
             {
                 "kind": "epoch",
@@ -127,7 +127,7 @@ class Phase:
         self.job.ctx.status.tick()
 
     def record_start(self, data: dict[str, Any]) -> None:
-        """Write the row of a phase's start; data: what there is to say of it."""
+        """Write the history row of the phase's start. `data` describes the training data."""
         params = {
             "epochs": self.epochs,
             "steps": self.steps_per_epoch,
@@ -165,7 +165,7 @@ class Phase:
         status.tick()
 
     def resumed(self, checkpoint: str, progress: Progress, *, seconds: float, data: str) -> None:
-        """Note that the state is that of `checkpoint`: it needs no save."""
+        """Note that the state is that of `checkpoint`, so it needs no save."""
         self.step = self._last_step_saved = progress.step
         self._last_save = time.monotonic()
         status = self.job.ctx.status
@@ -184,10 +184,10 @@ class Phase:
     # -- saving and leaving ----------------------------------------------------------------
 
     def hold(self, epoch: int, batch: int, stage: Stage, *, let_go: bool = False) -> HeldSnapshot:
-        """Hold the complete state at this place; costs no copy of the variables.
+        """Hold the complete state at this progress, without copying variables.
 
-        let_go: it is tried to be saved once, while training goes on (see `Snapshot`); not where
-        a save that fails ends the attempt.
+        With `let_go`, the writer releases each array once it is written, so the save is tried only
+        once; see `Snapshot`. It has no effect if a failed save ends the attempt.
         """
         started = time.perf_counter()
         progress = Progress(
@@ -207,11 +207,11 @@ class Phase:
         return HeldSnapshot(snapshot, mark, (time.perf_counter() - started) * 1e3)
 
     def at_border(self, epoch: int, batch: int) -> None:
-        """Between two calls: save when due, or save and leave when asked to."""
+        """Handle the border between two calls: save if due, or save and leave if requested."""
         self._raise_pending()
         stop = self.job.ctx.stop
-        # Before an epoch's first step the one before is worked through: a resume repeats neither
-        # its validation nor its callbacks.
+        # Before the first step of an epoch, the previous epoch is complete, so a resume repeats
+        # neither its validation nor its callbacks.
         stage = Stage.EPOCH if batch == 0 and self.step > 0 else Stage.STEP
         if stop.reason is not None:
             self.leave(self.hold(epoch, batch, stage))
@@ -228,8 +228,8 @@ class Phase:
         self._writing = self.job.writer.busy
         since = time.monotonic() - self._last_save
         timed = self._cadence.time_due(since) or self._chosen_time_due(since)
-        # A save that falls due while one is being written waits for the first step border at
-        # which the writer is free: the loop never stands still for it and writes never pile up.
+        # A save that falls due during a write waits for the first border at which the writer is
+        # free. So the loop never blocks for it, and writes never pile up.
         if not (due or late or timed):
             return
         if not self._writing:
@@ -240,21 +240,24 @@ class Phase:
             self.job.ctx.status.saves_postponed += 1
             count = self.job.ctx.status.saves_postponed
             self.log.info(
-                LogEvent.SAVE_POSTPONED, step=self.step, why="one is being written", count=count
+                LogEvent.SAVE_POSTPONED,
+                step=self.step,
+                why="an earlier save is being written",
+                count=count,
             )
 
     def at_epoch_end(self, epoch: int) -> None:
-        """After validation and the epoch-end callbacks; the next epoch has not begun."""
+        """Handle an epoch's end, after validation and callbacks, before the next epoch begins."""
         if self.job.ctx.stop.reason is not None:
             self.leave(self.hold(epoch + 1, 0, Stage.EPOCH))
         since = time.monotonic() - self._last_save
-        # A resume from here has no validation to repeat: worth to be early for.
+        # A resume from here repeats no validation, so it pays to save early.
         early = self._chosen_time_due(2 * since) and not self.job.writer.busy
         if self._cadence.epoch or early:
             self.commit(self.hold(epoch + 1, 0, Stage.EPOCH, let_go=True), "epoch")
 
     def commit(self, held: HeldSnapshot, reason: str) -> None:
-        """Hand the held state to the writer; waits only while an earlier write is in flight."""
+        """Hand the held state to the writer. Waits only for an earlier write to finish."""
         self._last_save = time.monotonic()
         self._last_step_saved = held.snapshot.progress.step
         self._cost.held(held.held_ms / 1e3)
@@ -271,7 +274,7 @@ class Phase:
             self.job.writer.submit(held.snapshot, reason, held.mark, held_ms=held.held_ms)
 
     def _chosen_time_due(self, since: float) -> bool:
-        """Whether an automatic cadence wants a save `since` seconds after the last one."""
+        """Return whether an automatic cadence is due `since` seconds after the last save."""
         if self._cadence.overhead is None:
             return False
         if self.job.written_in is not None:
@@ -299,7 +302,7 @@ class Phase:
             self._interval = chosen
 
     def commit_now(self, held: HeldSnapshot, reason: str) -> None:
-        """Save and wait until it is durable; a failure is raised, after one more try."""
+        """Save, and wait until the checkpoint is durable. Raises after a second failure."""
         self.job.ctx.status.activity = "saving"
         self.commit(held, reason)
         self.job.writer.wait()
@@ -313,7 +316,7 @@ class Phase:
             raise error
 
     def leave(self, held: HeldSnapshot) -> None:
-        """Save what is held and leave the script: always raises."""
+        """Save the held state and leave the script. Always raises."""
         reason = self.job.ctx.stop.reason or "stop"
         if reason == "superseded":
             self.job.ctx.fence()
@@ -326,10 +329,10 @@ class Phase:
         raise StateSaved(reason)
 
     def _fits(self) -> bool:
-        """Whether there is time for one more save before this machine is taken.
+        """Return whether there is time for one more save before this machine is preempted.
 
-        One that is being written is finished first. A save that would be cut short helps nobody,
-        and an attempt that is cut short with it is not free of charge.
+        It first waits for a write in progress. An interrupted save is useless, and an attempt that
+        is killed during it counts as a failure.
         """
         if self.job.ctx.time_left() is None:
             return True
@@ -353,8 +356,8 @@ class Phase:
             self._save_failed(error)
 
     def _save_failed(self, error: BaseException) -> None:
-        # Superseded and bugs end the attempt; storage errors do so only when that is the policy:
-        # the older checkpoints stay good, and the next save tries again.
+        # Superseded and bugs end the attempt. Storage errors do so only if that is the policy,
+        # because the older checkpoints stay valid and the next save tries again.
         if isinstance(error, Superseded) or not isinstance(error, StorageError):
             raise error
         if self.job.ctx.spec.on_save_error == "stop":
@@ -362,7 +365,7 @@ class Phase:
         self.log.warning(
             LogEvent.SAVE_FAILED,
             error=str(error),
-            hint="training continues; the next save is tried",
+            hint="training continues; the next save tries again",
         )
 
     def _flush_history(self) -> None:
@@ -376,5 +379,5 @@ class Phase:
 
 
 def _storable(logs: dict[str, Any]) -> dict[str, Any]:
-    """Return logs as a history row holds them: a metric with many values as a list."""
+    """Convert logs for a history row: a metric with several values becomes a list."""
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in logs.items()}

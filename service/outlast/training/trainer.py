@@ -1,4 +1,4 @@
-"""The batch loop behind `fit`: Keras' order of events, our own cursor, saves and restores."""
+"""`Trainer`: the batch loop of `fit`, with Keras' order of events, plus saves and restores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from outlast_checkpoints.format.layout import Stage
 
 
 class Trainer:
-    """One `fit` call; `run` is the way through it, top to bottom."""
+    """One `fit` call. `run` performs it from start to end."""
 
     def __init__(self, model: Any, plan: Plan, job: TrainingJob) -> None:
         self.model = model
@@ -41,12 +41,13 @@ class Trainer:
         self.job = job
 
     def run(self) -> History:
+        """Train or resume the phase, and return its complete history."""
         index = self.job.enter_phase(self.plan.name)
         stop = self.job.ctx.stop
         watched, stop.watched = stop.watched, True
         try:
-            # What is made on the way is closed also when an error, which the script may catch,
-            # ends the training.
+            # The script may catch an error that ends the training, so everything is closed then
+            # too.
             with ExitStack() as made:
                 return self._run(index, made)
         except BaseException as error:
@@ -68,7 +69,7 @@ class Trainer:
         else:
             self.model.stop_training = False
             self._begin(stored)
-        shown = (self.probe, self.progress_bar)  # they belong to the process
+        shown = (self.probe, self.progress_bar)  # these belong to the process, not to the state
         own = [c for c in self.callbacks.callbacks if c not in shown]
         states = CallbackStates(own)
         rehearse = self.steps.rehearse if self.steps.eager else None
@@ -136,7 +137,7 @@ class Trainer:
         made.callback(self.validation.close)
 
     def _compile(self, stored: Stored | None) -> LiveState:
-        """Trace the step, so that every variable exists, and find where each one is kept."""
+        """Trace the step, so that every variable exists, and return them all as a `LiveState`."""
         self.job.ctx.status.activity = "compiling"
         if isinstance(self.feed, ArrayFeed):
             data = self.feed.data
@@ -151,8 +152,8 @@ class Trainer:
             self.job.ctx.log.warning(
                 LogEvent.INEXACT_OPS_FOUND,
                 ops=stateful,
-                why="these random ops keep their state inside TensorFlow, where no checkpoint "
-                "reaches: after a resume they draw other numbers",
+                why="these random ops keep their state inside TensorFlow, and no checkpoint "
+                "contains it; after a resume they draw different numbers",
                 instead="use keras.random with a SeedGenerator, or tf.random.stateless_*",
             )
         if not self.steps.eager:
@@ -185,22 +186,22 @@ class Trainer:
         history = keras_callbacks.history_of(self.callbacks)
         self.progress_bar = keras_callbacks.progress_bar_of(self.callbacks)
         self.view = MetricsView(self.job.ctx, history) if plan.view_metrics else None
-        # Keras may hand batch-end hooks to a thread pool; a snapshot must see them done.
+        # Keras may run batch-end hooks in a thread pool, but a snapshot must see them finished.
         keras_callbacks.wait_for_hooks(self.callbacks)
         self.every_batch = any(wants_batches(c) for c in self.callbacks.callbacks)
         self.probe = self.validation.add_probe(self.callbacks, self.job.ctx)
         made.callback(self._remove_probe)
 
     def _start(self, stored: Stored | None) -> tuple[int, int]:
-        """Begin anew or go back; return the epoch and batch to go on with."""
+        """Start or restore the training, and return the epoch and batch to continue with."""
         if stored is not None:
             self._restore(stored, finished=False)
             return stored.progress.epoch, stored.progress.batch
         self.feed.start()
         self.phase.record_start(self.feed.describe())
-        # Keras' BackupAndRestore has its say here, in a job that is new.
+        # In a new job, Keras' BackupAndRestore may choose the first epoch.
         epoch = models.initial_epoch(self.model) or self.plan.initial_epoch
-        # With this first save even the untrained weights are the same after any death.
+        # This first save preserves the untrained weights over a crash.
         self.phase.commit(self.phase.hold(epoch, 0, Stage.STEP), "start")
         if any(appends_rows(c) for c in self.callbacks.callbacks):
             self.job.writer.wait()
@@ -238,14 +239,14 @@ class Trainer:
             self.feed.begin_epoch(epoch)
             self.state.epoch_begun = True
         elif self.progress_bar is not None:
-            # Its begin was counted by the attempt that began it; only the progress bar, which
-            # lives in this process, has to be begun again.
+            # An earlier attempt began this epoch. Only the progress bar begins again, because it
+            # belongs to this process.
             self.progress_bar.on_epoch_begin(epoch)
             self.progress_bar.seen = batch
 
     def _train_epoch(self, epoch: int, batch: int) -> int:
-        """Train the rest of an epoch from `batch` on; return how many batches it had."""
-        # A stop_training set before an epoch's first batch ends it after that, as in Keras.
+        """Train the rest of an epoch from `batch` on, and return its number of batches."""
+        # If stop_training is set before the first batch, the epoch ends after it, as in Keras.
         one_by_one = self.every_batch or self.model.stop_training
         group = self.model.steps_per_execution if one_by_one else 0
         while not self.state.epoch_trained and not (batch and self.model.stop_training):
@@ -267,9 +268,9 @@ class Trainer:
         return batch
 
     def _call(self, epoch: int, batch: int, group: int) -> int:
-        """Train a lot of batches, note their logs, return how many; 0 when the data ran out.
+        """Train some batches and record their logs. Return their number, 0 if the data ran out.
 
-        group: how many batches the callbacks want between two of their hooks; 0 for any number.
+        `group` is the number of batches between two calls of the callbacks' hooks, or 0 for any.
         """
         done = 0
         while True:
@@ -292,7 +293,7 @@ class Trainer:
         self.phase.at_border(epoch, batch)
         epoch_logs: Logs = models.epoch_logs(self.model, self.state.logs)
         if self.validation.due(self.model, epoch):
-            # The state before validation is held: a stop on the way saves it and leaves.
+            # Hold the state before validation. A stop during validation saves it and leaves.
             held = self.phase.hold(epoch, batch, Stage.STEP)
             self.job.ctx.status.activity = "validating"
             self.job.ctx.status.tick()

@@ -1,4 +1,4 @@
-"""Validation inside fit: Keras' own evaluate, with an eye on the stop flag between batches."""
+"""`Validation`: validation during `fit` with Keras' evaluate, which a stop request interrupts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outlast.training.keras_internals import data_adapters, evaluation
 
 
 class StopProbe(Callback):  # type: ignore[misc]
-    """Ends evaluate early when a stop was asked for, and shows that validation moves."""
+    """Ends evaluate early after a stop request, and reports progress to the heartbeat."""
 
     async_safe = True
 
@@ -33,9 +33,9 @@ class StopProbe(Callback):  # type: ignore[misc]
 
 
 class Validation:
-    """The validation data of one fit, in any form that `Model.evaluate` takes.
+    """The validation data of one `fit` call, of any kind that `Model.evaluate` accepts.
 
-    freq: every so many epochs, or the list of epochs (counted from 1), as in Keras.
+    `freq` is Keras' `validation_freq`: every n epochs, or a list of epochs, counted from 1.
     """
 
     def __init__(
@@ -64,33 +64,36 @@ class Validation:
             }
 
     def due(self, model: Any, epoch: int) -> bool:
+        """Return whether an epoch, counted from 0, ends with a validation."""
         return self._given and evaluation.is_due(model, epoch, self.freq)
 
     def add_probe(self, callbacks: CallbackList, ctx: AttemptContext) -> StopProbe:
+        """Append a `StopProbe` to the callbacks and return it."""
         probe = StopProbe(ctx)
         probe.set_model(self.model)
         callbacks.callbacks.append(probe)
         return probe
 
     def run(self, callbacks: CallbackList) -> dict[str, Any]:
-        """Evaluate as `Model.fit` does, with its iterator kept from epoch to epoch."""
+        """Evaluate as `Model.fit` does, with one iterator for all epochs, and return the logs."""
         self._iterator()
         results = evaluation.evaluate(self.model, self._arguments, self._steps, callbacks)
         self.runs += 1
         return results
 
     def state(self) -> Plain:
-        """Return, as plain data, what `restore` needs to find the data as it is now."""
+        """Return the state of the data as plain data, for `restore`."""
         x = self._arguments.get("x")
         generators = generators_of(x) if data_adapters.is_torch_dataloader(x) else None
         return {"runs": self.runs, "torch": generators}
 
     def restore(self, state: Plain) -> float | None:
-        """Bring the validation data to where the evaluations of `state` have left it.
+        """Bring the validation data to its state after the evaluations so far.
 
-        Arrays need nothing, a torch DataLoader torch's generators. A tf.data pipeline is opened as
-        often as before (a shuffle draws a seed each time); one with hidden state, and a generator,
-        is run through again. Returns the seconds that took, None where nothing had to be done.
+        Arrays need nothing. A torch DataLoader needs torch's generators. A tf.data pipeline is
+        opened as often as before, because a shuffle draws a seed each time. A pipeline with hidden
+        state, and a generator, are replayed. Returns the seconds of the replay, or None without
+        one.
         """
         self.runs = state["runs"]
         x = self._arguments.get("x")
@@ -100,7 +103,7 @@ class Validation:
             self._replay(consume=self._is_consumed(x))
         if state["torch"] is not None:
             if self.runs:
-                self._iterator()  # takes its look at the first batches now, not later
+                self._iterator()  # reads its first batches now, before the generators are restored
             set_generators(x, state["torch"])
         return time.perf_counter() - started if replayed else None
 
@@ -116,24 +119,24 @@ class Validation:
                         break
 
     def close(self) -> None:
-        """Let go of the data; ends its workers, also where an evaluation was left early."""
+        """Release the data and end its workers, even after an interrupted evaluation."""
         evaluation.release_iterator(self.model)
 
     def _moves_on(self, x: Any) -> bool:
-        """Whether evaluating changes what the next evaluation sees, torch's generators aside."""
+        """Return whether an evaluation changes the next one, apart from torch's generators."""
         if isinstance(x, keras.utils.PyDataset):
             return _has_hooks(x) or self._leaves_batches(x)
         return data_adapters.is_tf_dataset(x) or isinstance(x, Iterator)
 
     def _is_consumed(self, x: Any) -> bool:
-        """Whether the batches themselves have to be taken again, not only the passes opened."""
+        """Return whether a replay must read the batches, and not only open the passes."""
         if data_adapters.is_tf_dataset(x):
             return Pipeline(x).stateful is not None
-        # What Keras' workers have fetched ahead is what an evaluation begins with.
+        # An evaluation begins with the batches that Keras' workers fetched ahead.
         return isinstance(x, Iterator) or x.workers > 0
 
     def _leaves_batches(self, x: Any) -> bool:
-        """Whether an evaluation ends before the batches that workers have fetched ahead."""
+        """Return whether an evaluation leaves batches that workers fetched ahead."""
         return x.workers > 0 and (self._steps is not None or x.num_batches is None)
 
     def _iterator(self) -> Any:
@@ -144,7 +147,7 @@ class Validation:
         return evaluation.keep_iterator(self.model, arguments, self._steps)
 
     def _with_our_workers(self) -> Any:
-        """Return the data, adapted as Keras does, where we start its worker processes."""
+        """Return the data, in Keras' adapter over our workers if it has worker processes."""
         x = self._arguments["x"]
         if self._arguments["y"] is None and self._arguments["sample_weight"] is None:
             if isinstance(x, keras.utils.PyDataset) and x.workers > 0 and x.use_multiprocessing:

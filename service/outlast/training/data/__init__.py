@@ -1,4 +1,4 @@
-"""From what the user passes as `x` to a feed of batches: one kind of data, one source."""
+"""Training data: a source for each kind of `x`, and feeds that cut it into epochs."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def make_feed(
     max_queue_size: int,
     steps_per_execution: int = 1,
 ) -> ArrayFeed | Feed:
-    """Return the feed for data of any kind that Keras' fit takes.
+    """Return the feed for any kind of data that Keras' fit accepts.
 
-    An epoch is cut off at `keras.config.max_steps_per_epoch()`, as in Keras.
-    Raises `ValueError` as Keras does when `y`, `sample_weight` or `class_weight` is given beside
-    data that contains them; `NotSupported` for data that cannot be resumed.
+    `keras.config.max_steps_per_epoch()` limits an epoch, as in Keras. Raises `ValueError`, as Keras
+    does, for an unknown kind, and for `y`, `sample_weight` or `class_weight` besides data that
+    contains them.
     """
     most = keras.config.max_steps_per_epoch()
     if most and (not steps_per_epoch or most < steps_per_epoch):

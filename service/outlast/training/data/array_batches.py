@@ -1,4 +1,4 @@
-"""Batches of arrays by Keras' rules of epochs: the cursor is a number, however far in."""
+"""`ArrayFeed`: batches of arrays by Keras' rules for epochs. A resume costs no replay."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from outlast.training.data.source import Plain
 
 
 class ArrayFeed:
-    """Hands out indices into the arrays, several batches at a time.
+    """Returns indices into the arrays, several batches at a time.
 
-    steps_per_epoch: as in fit. With None or -1 an epoch is one pass, ordered by seed and epoch;
-    else a pass goes on over the epochs, ordered by seed and the pass' number. With -1 Keras takes
-    every epoch's end for data that ran out. group: Keras' steps_per_execution.
+    With `steps_per_epoch` None or -1, an epoch is one pass, and seed and epoch decide its order.
+    Otherwise a pass continues over several epochs, and seed and pass number decide its order. With
+    -1, Keras warns at each epoch's end that the data ran out. `group` is Keras'
+    steps_per_execution.
     """
 
     def __init__(self, data: ArraySource, steps_per_epoch: int | None, group: int = 1) -> None:
@@ -25,24 +26,25 @@ class ArrayFeed:
         self.steps: int = self.steps_per_epoch or data.batches
         self.group = group
         self._limit = executed(self.steps, group)
-        self._key = -1  # the epoch, or the number of the pass
+        self._key = -1  # number of the epoch or of the pass
         self._seen = 0
-        self._short = False  # the data ended within an execution, which Keras does not notice
+        self._short = False  # the data ended within an execution; Keras does not notice that
         self._ran_out = False
 
     @property
     def spec(self) -> Any:
-        """The tf.TypeSpec structure of a batch of any size."""
+        """The `tf.TypeSpec` structure of a batch with any number of samples."""
         return self.data.spec()
 
     def batch_of(self, lot: Any) -> Any:
-        """Return the first batch of the lot that `take` handed out."""
+        """Return the first batch of a lot that `take` returned."""
         return self.data.batch(lot[0]) if self.data.outsized is None else lot[0]
 
     def start(self) -> None:
-        """Nothing to do."""
+        """Do nothing: arrays have no iterator to reset."""
 
     def begin_epoch(self, epoch: int) -> None:
+        """Begin an epoch, with a new pass unless `steps_per_epoch` continues the last one."""
         self._short = self._ran_out = False
         if self.steps_per_epoch is None:
             self._key, self._seen = epoch, 0
@@ -50,13 +52,13 @@ class ArrayFeed:
             self._key, self._seen = self._key + 1, 0
 
     def within(self, batch: int) -> bool:
-        """Whether the epoch has a batch number `batch`."""
+        """Return whether the epoch has a batch with this index."""
         if self.to_the_end:
             return not self._ran_out
         return batch < self._limit and self._seen < self.data.batches
 
     def more(self, batch: int) -> bool:
-        """The same, with Keras' warning when the data ran out before the epoch's end."""
+        """Return the same as `within`; warn as Keras does if the data ran out early."""
         if self.within(batch):
             return True
         if executed(batch, self.group) < self.steps and not self.to_the_end:
@@ -64,10 +66,10 @@ class ArrayFeed:
         return False
 
     def take(self, batch: int, limit: int) -> Any:
-        """Return the indices of up to `limit` batches from `batch` on, shape (k, size).
+        """Return the indices of up to `limit` batches, starting at `batch`, of shape (k, size).
 
-        Of arrays that are not resident, a list of the batches themselves. None when there are
-        none: ask `more` whether to go on.
+        For arrays that are not resident, return a list of batches instead. Return None if no batch
+        is left in the pass; then `more` says whether the epoch continues.
         """
         if self._seen >= self.data.batches:
             if self._seen % self.group and not self._short:
@@ -89,7 +91,7 @@ class ArrayFeed:
         return batches
 
     def _following(self, at: int, indices: Any) -> Any:
-        """Return the indices of the batch after number `at` of these; None at the pass' end."""
+        """Return the indices of the batch after `indices[at]`, or None at the end of the pass."""
         if at + 1 < len(indices):
             return indices[at + 1]
         if self._seen >= self.data.batches:
@@ -97,17 +99,20 @@ class ArrayFeed:
         return self.data.indices(self._key, self._seen, 1)[0]
 
     def state(self) -> Plain:
+        """Return the cursor as plain data."""
         ends = {"short": self._short, "ran_out": self._ran_out}
         return {"key": self._key, "seen": self._seen, **ends}
 
     def restore(self, state: Plain) -> None:
+        """Restore a cursor that `state` returned."""
         self._key, self._seen = state["key"], state["seen"]
         self._short, self._ran_out = state["short"], state["ran_out"]
 
     def skip(self, state: Plain) -> None:
-        """Nothing is taken from arrays."""
+        """Do nothing: reading arrays does not change them."""
 
     def describe(self) -> Plain:
+        """Return the facts that must be equal for a resume within an epoch."""
         return {
             "kind": "arrays",
             "samples": self.data.samples,
@@ -116,11 +121,14 @@ class ArrayFeed:
         }
 
     def how_resumed(self) -> str:
+        """Return how a resume finds its batch, as a text for the log."""
         return "by cursor"
 
     def doubts(self) -> list[str]:
+        """Return no reasons: a resume on arrays is exact."""
         return []
 
     def close(self) -> None:
+        """Stop the thread that gathers batches ahead."""
         if self.data.outsized is not None:
             self.data.outsized.close()

@@ -1,8 +1,8 @@
-"""In-memory arrays as training data: Keras' own conversion, our own order.
+"""`ArraySource`: arrays as training data, converted by Keras and ordered by `permutation`.
 
-Conversion, class weights, cardinality checks and the validation split are Keras' (the same code
-that `Model.fit` runs); the order of samples comes from `permutation`, so that any batch of any
-epoch can be named without replaying the ones before.
+Keras' own code converts arrays, checks cardinality, applies class weights and splits off the
+validation data. The order of samples comes from `permutation`, so a resume finds any batch of any
+epoch without a replay.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from outlast_checkpoints.errors import UsageError
 
 
 class ArraySource:
-    """Batches of resident arrays, by index.
+    """Batches of arrays, by index.
 
-    tensors: the structure that the model's train_step receives, whole, as `rows` keeps it; None
-    for arrays that are too large, whose batches `outsized` gathers.
-    samples, batch_size, batches: counts; the last batch of an epoch may be shorter.
+    Attributes:
+        tensors: All samples, in the structure that train_step receives; see `gather.resident`.
+            None if the arrays are too large to copy; then `outsized` gathers the batches.
+        samples: Number of samples.
+        batch_size: Samples per batch. The last batch of an epoch may be shorter.
+        batches: Batches per pass.
+        fixed_batch: `batch_size` if all batches have that size, else None.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class ArraySource:
         )
         self.samples: int = arrays.samples
         if self.samples == 0:
-            raise UsageError(field="x", problem="it has no samples", hint="Give at least one.")
+            raise UsageError(field="x", problem="it has no samples", hint="Pass at least one.")
         self.batch_size: int = arrays.batch_size
         self.batches: int = math.ceil(self.samples / self.batch_size)
         self.fixed_batch = self.batch_size if self.samples % self.batch_size == 0 else None
@@ -63,21 +67,21 @@ class ArraySource:
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
     def spec(self, size: int | None = None) -> Any:
-        """Return the tf.TypeSpec structure of a batch; size None: of any size."""
+        """Return the `tf.TypeSpec` structure of a batch of `size` samples; None is any number."""
         if self.outsized is not None:
             return self.outsized.spec(size)
         return gather.spec_of_rows(self.tensors, size)
 
     def batch(self, indices: Any) -> Any:
-        """Return the batch of these samples, int64 of shape (size,)."""
+        """Return the batch of these samples. `indices` is int64 of shape (size,)."""
         if self.outsized is not None:
             return self.outsized.batch(indices)
         return gather.gather(self.tensors, indices)
 
     def indices(self, epoch: int, batch: int, count: int) -> npt.NDArray[np.int64]:
-        """Return the sample indices of up to `count` batches from `batch` on, shape (k, size).
+        """Return the sample indices of up to `count` batches from `batch` on, of shape (k, size).
 
-        k may be smaller than count: a shorter last batch comes in a call of its own.
+        k may be smaller than `count`: a shorter last batch needs a separate call.
         """
         if epoch != self._epoch:
             self._order = epoch_order(self.samples, self.batch_size, self.shuffle, self.seed, epoch)
@@ -93,7 +97,7 @@ class ArraySource:
 def split_validation(
     x: Any, y: Any, sample_weight: Any, fraction: float
 ) -> tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]:
-    """Cut off the last samples for validation, before any shuffling, as Keras' fit does."""
+    """Split off the last samples for validation, before any shuffling, as Keras' fit does."""
     train, validation = data_adapters.split_validation(
         (x, y, sample_weight), validation_split=fraction
     )

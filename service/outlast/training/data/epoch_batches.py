@@ -1,10 +1,10 @@
-"""The batches of an epoch, by Keras' rules, with a cursor that can be stored.
+"""`Feed`: the batches of each epoch by Keras' rules, with a cursor that can be stored.
 
-The rules are those of Keras' `EpochIterator`: without
-`steps_per_epoch` each epoch is a new pass; with it one pass goes on over the epochs, and data that
-runs out ends the epoch with Keras' warning. Keras counts in executions of `steps_per_execution`
-batches, of which only the last one before the data ends may have fewer; an epoch of 5 steps at 2
-an execution has 6 batches.
+The rules are those of Keras' `EpochIterator`. Without `steps_per_epoch`, each epoch is a new pass.
+With it, one pass continues over several epochs, and if the data runs out, the epoch ends with
+Keras' warning. Keras counts in executions of `steps_per_execution` batches. Only the last
+execution before the data ends may be smaller, so an epoch of 5 steps with 2 per execution has
+6 batches.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ RAN_OUT = (
     "`.repeat()` function when building your dataset."
 )
 
-PATIENCE_S = 0.1  # a stop request waits at most this long for batches to be gathered
+PATIENCE_S = 0.1  # longest wait of a stop request for slow batches
 _NOTHING = object()
 
 
 class Feed:
-    """Hands out the batches of the epochs in order, several at a time.
+    """Returns the batches of each epoch in order, several at a time.
 
-    steps_per_epoch: as in fit; None: a pass is an epoch; -1: until the data ends. group: Keras'
-    steps_per_execution.
+    With `steps_per_epoch` None, a pass is an epoch; with -1, an epoch lasts until the data ends.
+    `group` is Keras' steps_per_execution.
     """
 
     def __init__(self, source: Source, steps_per_epoch: int | None, group: int = 1) -> None:
@@ -38,40 +38,40 @@ class Feed:
         self.steps_per_epoch = steps_per_epoch
         self.group = group
         self.num_batches = source.num_batches
-        self._taken: list[int] = []  # batches taken of each pass opened
+        self._taken: list[int] = []  # batches taken from each pass
         self._iterator: Iterator[Any] | None = None
         self._limit: int | None = None
-        self._short = False  # the data ended within an execution, which Keras does not notice
-        self._ended = False  # the iterator has said that it has no more
+        self._short = False  # the data ended within an execution; Keras does not notice that
+        self._ended = False  # the iterator is exhausted
 
     @property
     def steps(self) -> int | None:
-        """Steps of an epoch, None while that is not known."""
+        """Steps per epoch, or None while the number is unknown."""
         steps = self.steps_per_epoch or self.num_batches
         return steps if steps is not None and steps > 0 else None
 
     @property
     def spec(self) -> Any:
-        """The tf.TypeSpec structure of a batch."""
+        """The `tf.TypeSpec` structure of a batch."""
         return self.source.spec
 
     def batch_of(self, lot: Any) -> Any:
-        """Return the first batch of the lot that `take` handed out."""
+        """Return the first batch of a lot that `take` returned."""
         return lot[0]
 
     def start(self) -> None:
-        """Begin a training anew: Keras resets its iterator, which tells the data adapter so."""
+        """Begin a new training. Keras resets its iterator here, and so calls the adapter's hook."""
         self.source.on_epoch_end()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Begin an epoch anew (not one that a restore put us in the middle of)."""
+        """Begin an epoch from its first batch. A resume within an epoch does not call this."""
         self.source.on_epoch_begin()
         self._limit = self.steps
         if self._limit is None or self._iterator is None or self.steps_per_epoch is None:
             self._open()
 
     def within(self, batch: int) -> bool:
-        """Whether the epoch has, or may have, a batch number `batch`."""
+        """Return whether the epoch has, or may have, a batch with this index."""
         if self._iterator is None or self.steps_per_epoch == -1:
             return self._iterator is not None
         if self._used_up:
@@ -81,25 +81,25 @@ class Feed:
         return self._limit is None or batch < executed(self._limit, self.group)
 
     def more(self, batch: int) -> bool:
-        """The same, and when it has none: end the epoch's data as Keras does."""
+        """Return the same as `within`; without a batch, end the epoch's data as Keras does."""
         if self.within(batch):
             return True
         if self._iterator is None:
-            return False  # the data ran out, and `take` has ended the epoch
+            return False  # the data ran out, and `take` ended the epoch
         reached = executed(batch, self.group)
         if self._limit is not None and reached < self._limit and self.steps_per_epoch:
             warnings.warn(RAN_OUT, stacklevel=2)
         if self._used_up:
-            # Keras opens the next pass here already (and another one when the epoch begins), so
-            # data that counts its passes, as a seeded shuffle does, has to see the same count.
+            # Keras already opens the next pass here, and another one when the epoch begins. Data
+            # that counts its passes, such as a seeded shuffle, must see the same count.
             self._open()
         self.source.on_epoch_end()
         return False
 
     def take(self, batch: int, limit: int) -> list[Any] | None:
-        """Return up to `limit` batches from number `batch` on, fewer where they come slowly.
+        """Return up to `limit` batches from `batch` on; fewer if the data is slow.
 
-        None when there are none: ask `more` whether to go on.
+        Return None if no batch is left in the pass; then `more` says whether the epoch continues.
         """
         first = self._next()
         if first is _NOTHING:
@@ -113,7 +113,7 @@ class Feed:
         ):
             data = self._next()
             if data is _NOTHING:
-                self._ended = True  # dealt with when the next one is asked for, as with limit 1
+                self._ended = True  # the next call handles the end, as it does with limit 1
                 break
             lot.append(data)
         return lot
@@ -128,12 +128,12 @@ class Feed:
         return data
 
     def _end(self) -> None:
-        """The data ended before the epoch did."""
+        """Handle data that ended before the epoch."""
         self._ended = False
         if self._seen % self.group and not self._short:
             self._short = True
             return
-        if self.num_batches is None:  # Keras counts the execution that found nothing
+        if self.num_batches is None:  # Keras counts the execution that found no data
             self.num_batches = executed(self._seen, self.group) + self.group
         warnings.warn(RAN_OUT, stacklevel=3)
         self._iterator = None
@@ -152,7 +152,7 @@ class Feed:
         }
 
     def restore(self, state: Plain) -> None:
-        """Go to where `state` was taken."""
+        """Restore a cursor that `state` returned."""
         self._taken = list(state["taken"])
         self._limit = state["limit"]
         self.num_batches = state["num_batches"]
@@ -164,20 +164,24 @@ class Feed:
             self.source.skip_passes(self._taken)
 
     def skip(self, state: Plain) -> None:
-        """Count what a finished training took as taken, for whoever uses the same data next."""
+        """Skip the batches of a finished training, for the next phase that uses the same data."""
         self.source.restore(state["own"])
         self.source.skip_passes(list(state["taken"]))
 
     def describe(self) -> Plain:
+        """Return the facts that must be equal for a resume within an epoch."""
         return {"kind": self.source.kind}
 
     def how_resumed(self) -> str:
+        """Return how a resume finds its batch, as a text for the log."""
         return self.source.how_resumed()
 
     def doubts(self) -> list[str]:
+        """Return the reasons why a resume may be inexact, each with a remedy."""
         return self.source.doubts()
 
     def close(self) -> None:
+        """Stop the threads and processes of the source."""
         self._iterator = None
         self.source.close()
 
@@ -197,5 +201,5 @@ class Feed:
 
 
 def executed(batches: int, group: int) -> int:
-    """Return how many steps Keras counts for so many batches: whole executions."""
+    """Round a number of batches up to whole executions, as Keras counts steps."""
     return -(-batches // group) * group

@@ -1,4 +1,4 @@
-"""Resident arrays, dense, ragged or sparse, and the batches that are gathered from their rows."""
+"""Batches gathered from the rows of resident arrays, which are dense, ragged or sparse."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from outlast.training.keras_internals.data_adapters import Sparse
 
 
 def resident(arrays: Any) -> Any:
-    """Return a structure of whole arrays as tensors (None where a part is missing)."""
+    """Convert a structure of arrays to tensors. A missing part stays None."""
     sliceable = data_adapters.sliceable(arrays)
     return _map(_as_tensor, tree.lists_to_tuples(sliceable))
 
 
 def gather(arrays: Any, indices: Any) -> Any:
-    """Return the batch made of these rows, int64 of shape (size,), of what `resident` returned."""
+    """Return the batch of these rows of a `resident` structure. `indices` is int64, (size,)."""
 
     def rows(array: Any) -> Any:
         if isinstance(array, Sparse):
@@ -29,7 +29,7 @@ def gather(arrays: Any, indices: Any) -> Any:
 
 
 def spec_of_rows(arrays: Any, size: int | None = None) -> Any:
-    """Return the tf.TypeSpec structure of a batch; size None: of any size."""
+    """Return the `tf.TypeSpec` structure of a batch of `size` samples; None is any number."""
 
     def spec(array: Any) -> Any:
         if isinstance(array, Sparse):
@@ -46,7 +46,7 @@ def spec_of_rows(arrays: Any, size: int | None = None) -> Any:
 def _map(function: Any, arrays: Any) -> Any:
     def visit(array: Any) -> Any:
         if array is None or (tree.is_nested(array) and not isinstance(array, Sparse)):
-            return None  # what `traverse` takes for "go on inside"
+            return None  # makes `traverse` descend
         return function(array)
 
     return tree.traverse(visit, arrays)

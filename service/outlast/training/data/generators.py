@@ -1,4 +1,4 @@
-"""Python generators and iterators as training data, read ahead in a thread."""
+"""`StreamSource`: Python generators and iterators as training data, read ahead in a thread."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _END = object()
 class StreamSource(Source):
     """A generator or iterator of (x,), (x, y) or (x, y, sample_weight).
 
-    Where it has `state_dict`/`load_state_dict` or `get_state`/`set_state`, its state after each
-    batch is kept with the batch; else a resume runs it again from its start. When it is exhausted,
-    each further pass has its first two batches again and no more, as in Keras, which keeps them.
-    max_queue_size: batches that are read ahead while the model trains.
+    If it has `state_dict`/`load_state_dict` or `get_state`/`set_state`, the source keeps its state
+    after each batch. Otherwise a resume replays it from its start. Once it is exhausted, every
+    further pass consists of its first two batches, as in Keras, which keeps those.
+    `max_queue_size` is the number of batches to read ahead.
     """
 
     kind = "generator"
@@ -59,14 +59,14 @@ class StreamSource(Source):
         if position is not None and self._methods is not None:
             self._methods[1](position)
             self._position = position
-            # In the first pass the generator itself goes on right after the batch of `position`.
+            # In the first pass, the generator continues right after the batch of `position`.
             skip = skip if again else len(self._first)
         else:
             for _ in range(sum(max(0, count - len(self._first)) for count in taken)):
                 if self._read() is None:
                     raise RuntimeError(
-                        f"the generator ended before batch {sum(taken)}, to which the training "
-                        "has to go back: it must yield the same batches when the script runs again"
+                        f"the generator ended before batch {sum(taken)}, where the training "
+                        "resumes. Make it yield the same batches each time the script runs"
                     )
         self._cost = f"{time.perf_counter() - started:.2f} s this time"
         return self._batches(skip, again=again)
@@ -116,7 +116,7 @@ class StreamSource(Source):
 
 
 class _ReadAhead:
-    """A bounded queue filled by a thread; an error in the reader comes out at the taker."""
+    """A bounded queue that a thread fills. An error in `read` is raised from the iterator."""
 
     def __init__(self, read: Any, size: int) -> None:
         self._queue: queue.Queue[Any] = queue.Queue(max(1, size))
@@ -145,7 +145,7 @@ class _ReadAhead:
                 item = read()
                 if not self._offer(_END if item is None else item) or item is None:
                     return
-        except BaseException as error:  # noqa: BLE001 - raised again where the batch is taken
+        except BaseException as error:  # noqa: BLE001 - `__iter__` raises it
             self._offer(error)
 
     def _offer(self, item: Any) -> bool:

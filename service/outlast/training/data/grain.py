@@ -1,4 +1,4 @@
-"""Grain datasets as training data: resumed by their iterator's own state."""
+"""`GrainSource`: Grain datasets as training data, resumed from the state of their iterator."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from outlast.training.keras_internals.data_adapters import BATCHES_FOR_SPEC
 
 
 class GrainSource(Source):
-    """A grain DataLoader, MapDataset or IterDataset, resumed by its iterator's own state.
+    """A Grain DataLoader, MapDataset or IterDataset, resumed from the state of its iterator.
 
-    Its worker processes hold signals back for good: Grain has no place where each could be asked to
-    `go_on`. It ends them itself, with SIGKILL if it has to.
+    Its worker processes block signals until they end, because Grain has no hook in which they could
+    call `go_on`. Grain ends them itself, if necessary with SIGKILL.
     """
 
     kind = "Grain"
@@ -30,8 +30,8 @@ class GrainSource(Source):
             first = [of_numpy(batch) for batch in itertools.islice(dataset, peek)]
         self.spec = spec_of(first)
         self._pass: Any = None
-        self._iterator: Any = None  # Grain's, of the pass in progress
-        self._position: Any = None  # where that is to begin
+        self._iterator: Any = None  # Grain's iterator of the current pass
+        self._position: Any = None  # where the current pass begins
 
     def open(self, index: int) -> Iterator[Any]:
         return self._open(None)
@@ -40,7 +40,7 @@ class GrainSource(Source):
         return self._open(position)
 
     def skip_passes(self, taken: list[int]) -> None:
-        """Nothing to do: a pass does not depend on those before."""
+        """Do nothing: a pass does not depend on earlier ones."""
 
     def position(self) -> Any:
         return self._position if self._iterator is None else self._iterator.get_state()
@@ -60,7 +60,7 @@ class GrainSource(Source):
         return self._pass  # type: ignore[no-any-return]
 
     def _batches(self) -> Iterator[Any]:
-        # A generator: Keras' rules open passes that are never used, which must start no worker.
+        # A generator, because Keras' rules open passes that are never used. Those start no worker.
         with loader_workers.hold_back():
             iterator = self._iterator = iter(self._dataset)
             if self._position is not None:
@@ -74,10 +74,10 @@ class GrainSource(Source):
 
 
 def _of_this_process(stored: Any, present: Any) -> Any:
-    """Return the stored state of a Grain iterator as one of this process has it.
+    """Adapt the stored state of a Grain iterator to this process.
 
-    A DataLoader's state names its sampler and its data source by their repr and is refused when
-    that differs, as the address in python's own repr always does.
+    A DataLoader's state contains the repr of its sampler and data source, and Grain refuses a state
+    whose repr differs. Python's default repr contains an address, which differs in each process.
     """
     if not isinstance(stored, bytes):
         return stored

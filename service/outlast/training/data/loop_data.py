@@ -1,4 +1,4 @@
-"""The data of a hand-written loop: what `fit` takes, or none at all."""
+"""The data of a hand-written loop: any kind that `fit` accepts, or none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outlast.training.keras_internals import data_adapters
 def make_loop_feed(
     data: Any, *, seed: int, steps_per_epoch: int | None, **options: Any
 ) -> ArrayFeed | Feed:
-    """Return the feed of `data`: x, (x,), (x, y), (x, y, sample_weight), or None for no data."""
+    """Return the feed for x, (x,), (x, y), (x, y, sample_weight), or None (no data)."""
     if data is None:
         return Feed(StepNumbers(), steps_per_epoch)
     x, y, weight = (
@@ -29,14 +29,14 @@ def make_loop_feed(
 
 
 def knows_its_end(feed: ArrayFeed | Feed, steps_per_epoch: int | None) -> bool:
-    """Whether it is known at a batch that it is its epoch's last one."""
+    """Return whether the feed knows, at a batch, whether it is the last one of the epoch."""
     if steps_per_epoch is not None:
         return steps_per_epoch > 0
     return isinstance(feed, ArrayFeed) or feed.source.num_batches is not None
 
 
 def samples_of(batch: Any) -> float:
-    """Return how many samples a batch has: what it weighs in an epoch's means."""
+    """Return the number of samples in a batch, which is its weight in an epoch's means."""
     for leaf in tree.flatten(batch):
         shape = getattr(leaf, "shape", None)
         if shape is not None and len(shape) > 0 and shape[0] is not None:
@@ -45,7 +45,7 @@ def samples_of(batch: Any) -> float:
 
 
 class StepNumbers(Source):
-    """No data: the number of a step is all there is to it."""
+    """The source of a loop without data, which yields the number of each step."""
 
     kind = "none"
     num_batches = None

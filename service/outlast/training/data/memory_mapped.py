@@ -1,4 +1,4 @@
-"""Arrays too large to be copied: batches are gathered from them, ahead of the model."""
+"""`Outsized`: arrays too large to copy, whose batches are gathered ahead of the model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from keras import tree
 
 from outlast.training.data import gather
 
-SHARE: Final = 0.25  # of the memory: more is not copied
-_OF_ACCELERATOR: Final = 2**31  # bytes, whose memory no API tells before it is used
+SHARE: Final = 0.25  # fraction of the memory that resident arrays may use
+_OF_ACCELERATOR: Final = 2**31  # bytes; no API reports an accelerator's free memory before use
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
 
 def is_outsized(arrays: Any) -> bool:
-    """Whether a structure of arrays is better left where it is.
+    """Return whether a structure of arrays is too large to copy to resident tensors.
 
-    Resident tensors are a copy of what the user holds. NumPy arrays of more than a quarter of the
-    machine's (or the container's) memory, memory-mapped files for the most part, are not copied.
+    Resident tensors are a copy of the user's arrays. NumPy arrays that exceed `limit`, usually
+    memory-mapped files, are not copied.
     """
     parts = [part for part in tree.flatten(arrays) if part is not None]
     if not all(isinstance(part, np.ndarray) and part.dtype != object for part in parts):
@@ -32,19 +32,19 @@ def is_outsized(arrays: Any) -> bool:
 
 
 def limit() -> float:
-    """Return how many bytes of arrays are made resident at most."""
+    """Return the largest size of resident arrays, in bytes."""
     if tf.config.list_physical_devices("GPU"):
         return _OF_ACCELERATOR
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # "max": as much as there is
+    with suppress(OSError, ValueError):  # "max" means no limit
         memory = min(memory, int(_CGROUP.read_text()))
     return SHARE * memory
 
 
 class Outsized:
-    """Batches of rows of NumPy arrays. arrays: a structure of them, None where a part is missing.
+    """Batches of rows of NumPy arrays, equal to the bit to those of resident arrays.
 
-    What it gives are the tensors that resident arrays would give, to the bit.
+    `arrays` is a structure of arrays. A missing part is None.
     """
 
     def __init__(self, arrays: Any) -> None:
@@ -53,21 +53,22 @@ class Outsized:
         self._ahead: tuple[bytes, Future[Any]] | None = None
 
     def spec(self, size: int | None = None) -> Any:
-        """Return the tf.TypeSpec structure of a batch; size None: of any size."""
+        """Return the `tf.TypeSpec` structure of a batch of `size` samples; None is any number."""
         return gather.spec_of_rows(self._gather(np.arange(1)), size)
 
     def batch(self, indices: Any) -> Any:
-        """Return the batch of these rows."""
+        """Return the batch of these rows. `indices` is int64 of shape (size,)."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == indices.tobytes():
             return ahead[1].result()
         return self._gather(indices)
 
     def prepare(self, indices: Any) -> None:
-        """Gather this batch, which is probably the next one, while the model trains."""
+        """Gather the batch that probably comes next, while the model trains."""
         self._ahead = indices.tobytes(), self._reader.submit(self._gather, indices)
 
     def close(self) -> None:
+        """Stop the gathering thread."""
         self._reader.shutdown(cancel_futures=True)
 
     def _gather(self, indices: Any) -> Any:

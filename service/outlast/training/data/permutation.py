@@ -1,4 +1,4 @@
-"""The order of samples in an epoch, a pure function of seed and epoch: resuming costs nothing."""
+"""The order of samples in an epoch, a pure function of seed and epoch. A resume needs no state."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Shuffle = bool | Literal["batch"]
 def epoch_order(
     samples: int, batch_size: int, shuffle: Shuffle, seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
-    """Return the sample indices of an epoch in training order, shape (samples,), int64.
+    """Return the sample indices of an epoch in training order, int64 of shape (samples,).
 
-    shuffle: False keeps the order; True permutes all samples; "batch" permutes the samples inside
-    each batch and keeps the batches in order, which is what Keras' ArrayDataAdapter does.
-    The generator is Philox (Salmon et al., 2011), keyed by seed and epoch: counter-based, so no
-    state has to be carried from one epoch to the next.
+    `shuffle` False keeps the order, and True permutes all samples. "batch" permutes the samples
+    within each batch and keeps the order of the batches, as Keras' ArrayDataAdapter does. The
+    generator is Philox (Salmon et al., 2011), keyed by seed and epoch. It is counter-based, so no
+    state passes from one epoch to the next.
     """
     order = np.arange(samples, dtype=np.int64)
     if not shuffle:
         return order
-    # As uint64 explicitly: of a list with a large seed numpy would make floats.
+    # An explicit uint64: numpy would convert a list with a large seed to floats.
     key = np.array([seed % 2**64, epoch], np.uint64)
     generator = np.random.Generator(np.random.Philox(key=key))
     if shuffle == "batch":

@@ -1,4 +1,4 @@
-"""keras.utils.PyDataset as training data: any batch by its index, fetched by Keras' own workers."""
+"""`PyDatasetSource`: `keras.utils.PyDataset` as training data, fetched by Keras' workers."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from outlast.training.state.callback_state import CallbackStates
 
 
 class PyDatasetSource(Source):
-    """A PyDataset, finite or endless.
+    """A PyDataset, finite or infinite.
 
-    The order of batches under shuffle=True is ours (by seed and pass); `on_epoch_end` and the
-    attributes that it changes belong to the state, as a callback's do.
+    With shuffle=True, seed and pass decide the order of batches. The attributes that its
+    `on_epoch_end` changes are part of the state, like those of a callback.
     """
 
     kind = "PyDataset"
@@ -42,7 +42,7 @@ class PyDatasetSource(Source):
         if self.num_batches is not None:
             peek = min(peek, self.num_batches)
         if peek == 0:
-            raise ValueError("The PyDataset has length 0")
+            raise ValueError("The PyDataset has no batches: its length is 0")
         self.spec = spec_of([self._standard(dataset[i]) for i in range(peek)])
         self._own = CallbackStates([dataset])
 
@@ -76,8 +76,8 @@ class PyDatasetSource(Source):
         return data_adapters.standard_batch(self._adapter, batch)
 
     def _batches(self, index: int, start: int) -> Iterator[Any]:
-        # A generator: nothing is fetched (and no worker started) before the first batch is asked
-        # for, since Keras' rules open passes that are never used.
+        # A generator, because Keras' rules open passes that are never used. Those fetch nothing and
+        # start no worker.
         order = self._order(index, start)
         for batch in self._fetch(order):
             yield as_tensors(self._standard(batch), self.spec)
@@ -103,14 +103,14 @@ class PyDatasetSource(Source):
             for batch in enqueuer.get():
                 start += 1
                 yield batch
-                # An epoch's end stops the workers. What they had fetched ahead is fetched again,
-                # so that no batch depends on how far ahead of `on_epoch_end` they were.
+                # The end of an epoch stops the workers. Batches that they fetched ahead are fetched
+                # again, so that no batch depends on how far ahead of `on_epoch_end` they were.
                 if self._enqueuer is not enqueuer or start == len(indices or ()):
                     break
 
 
 class _InOrder(keras.utils.PyDataset):  # type: ignore[misc]
-    """The user's dataset from `start` on: through an order of its batches, None when endless."""
+    """The user's dataset from `start` on, in the order `indices`, which is None if infinite."""
 
     def __init__(self, dataset: Any, indices: list[int] | None, start: int) -> None:
         super().__init__()

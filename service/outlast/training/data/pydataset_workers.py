@@ -1,4 +1,4 @@
-"""The workers of a PyDataset: Keras' own enqueuer, over processes whose end is noticed."""
+"""The workers of a PyDataset: Keras' enqueuer over a process pool that detects dead workers."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from outlast.training.keras_internals.data_adapters import (
     init_pool_generator,
 )
 
-ENDING_S = 5.0  # for processes that were killed already
+ENDING_S = 5.0  # longest wait for the exit codes of killed processes
 
 
 def enqueue(batches: Any, options: Any) -> OrderedEnqueuer:
-    """Return an enqueuer of the batches of a PyDataset, with workers as another one wants them.
+    """Return an enqueuer for the batches of the PyDataset `batches`.
 
-    options: the PyDataset that tells `workers`, `use_multiprocessing` and `max_queue_size`.
+    `options` is the PyDataset whose `workers`, `use_multiprocessing` and `max_queue_size` apply.
     """
     settings = {
         "workers": options.workers,
@@ -36,10 +36,9 @@ def enqueue(batches: Any, options: Any) -> OrderedEnqueuer:
 
 
 class _Pool:
-    """As much of a multiprocessing.Pool as Keras' enqueuer needs, and able to break.
+    """The part of `multiprocessing.Pool` that Keras' enqueuer uses. It fails if a worker dies.
 
-    Keras' own pool puts another process in the place of one that has died, and waits for ever for
-    the batch that was lost with it.
+    Keras' own pool replaces a dead process, and then waits forever for the lost batch.
     """
 
     def __init__(self, count: int, datasets: Any) -> None:
@@ -51,7 +50,7 @@ class _Pool:
             future = self._executor.submit(function, *arguments)
         except BrokenProcessPool as error:
             raise _died(self._crew) from error
-        # The executor starts its processes when it is given something to do.
+        # The executor starts its processes at the first `submit`.
         self._crew.add(list((self._executor._processes or {}).values()))
         return _Result(future, self._crew)
 
@@ -60,14 +59,14 @@ class _Pool:
 
 
 class _Result:
-    """A batch to come."""
+    """A batch that a worker is fetching."""
 
     def __init__(self, future: Future[Any], crew: loader_workers.Crew) -> None:
         self._future = future
         self._crew = crew
 
     def get(self) -> Any:
-        """Wait for the batch. Raises what the worker raised, `DataWorkerDied` if it is gone."""
+        """Wait for the batch. Raises the worker's error, or `DataWorkerDied` if a worker died."""
         try:
             return self._future.result()
         except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""What a kind of training data has to offer: passes over it, and a way back to any batch."""
+"""The protocol of data sources: passes over one kind of data, and a way back to any batch."""
 
 from __future__ import annotations
 
@@ -16,11 +16,35 @@ Plain = dict[str, Any]
 
 
 class Source(ABC):
-    """One kind of data. A pass is one iterator over it; Keras makes one an epoch, or goes on with
-    the same one when `steps_per_epoch` is given.
+    """One kind of training data.
 
-    kind: for logs and errors. num_batches: batches of a pass, None when it is not known or
-    endless. spec: structure of tf.TypeSpec of one batch.
+    A pass is one iterator over the data. Keras opens one pass per epoch; with `steps_per_epoch`,
+    one pass continues over several epochs. A resume calls `restore`, and then `reopen` if a pass
+    was open, or else `skip_passes`.
+
+    Attributes:
+        kind: Name of the kind, for logs and errors.
+        num_batches: Integer or `None`. Batches per pass. `None` if the number is unknown or
+            infinite.
+        spec: Structure of `tf.TypeSpec` of one batch.
+
+    Example:
+
+    ```python
+    class Squares(Source):
+        kind = "squares"
+        num_batches = 100
+        spec = (tf.TensorSpec([], tf.float32),)
+
+        def open(self, index):
+            return self._from(0)
+
+        def reopen(self, taken, position):
+            return self._from(taken[-1])
+
+        def _from(self, first):
+            return ((tf.constant(float(i * i)),) for i in range(first, 100))
+    ```
     """
 
     kind: str
@@ -29,53 +53,80 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, index: int) -> Iterator[Any]:
-        """Begin pass `index` (they are opened in order, from 0) and return its batches."""
+        """Open a pass.
+
+        Args:
+            index: Integer. Number of the pass. Passes are opened in order, from 0.
+
+        Returns:
+            An iterator over the batches of the pass, as tensors that match `spec`.
+        """
 
     @abstractmethod
     def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
-        """Return the rest of the last pass opened, in a new process.
+        """Reopen the last pass in a new process.
 
-        taken: batches taken of each pass so far. position: what `position` returned there, None
-        if it had nothing to say.
+        Args:
+            taken: List of integers. Batches taken from each pass so far.
+            position: Return value of `position` when the checkpoint was taken, or `None`.
+
+        Returns:
+            An iterator over the remaining batches of the last pass.
         """
 
     def skip_passes(self, taken: list[int]) -> None:
-        """Go past the passes used up so far, in a new process, with none open."""
+        """Skip the passes taken so far, in a new process, when no pass was open.
+
+        Args:
+            taken: List of integers. Batches taken from each pass so far.
+        """
         self.reopen(taken, None)
 
     def position(self) -> Any:
-        """Return plain data that `reopen` needs beside the count of batches, None for nothing."""
+        """Return the position in the open pass.
+
+        Returns:
+            Plain data that `reopen` needs besides the number of batches, or `None`.
+        """
         return None
 
     def state(self) -> Any:
-        """Return plain data of the data object's own state, None for nothing."""
+        """Return the state of the data object that outlives a pass.
+
+        Returns:
+            Plain data for `restore`, or `None`.
+        """
         return None
 
     def restore(self, state: Any) -> None:
-        """Put back what `state` returned, before `reopen`."""
+        """Restore the state of the data object. A resume calls it before `reopen`.
+
+        Args:
+            state: Return value of `state`.
+        """
 
     def on_epoch_begin(self) -> None:
-        """Keras' hook of data adapters, before an epoch's first batch."""
+        """Run the hook that Keras' data adapters have before the first batch of an epoch."""
 
     def on_epoch_end(self) -> None:
-        """Keras' hook of data adapters, after an epoch's last batch."""
+        """Run the hook that Keras' data adapters have after the last batch of an epoch."""
 
     def close(self) -> None:
-        """Stop threads and processes."""
+        """Stop the threads and processes of the source."""
 
     def how_resumed(self) -> str:
-        """Say, for the log, how a resume finds its batch."""
+        """Return how a resume finds its batch, as a text for the log."""
         return "by cursor"
 
     def doubts(self) -> list[str]:
-        """Return reasons why a resume may not be exact, each with what to change; mostly none."""
+        """Return the reasons why a resume may be inexact, each with a remedy; usually none."""
         return []
 
 
 def as_tensors(batch: Any, spec: Any) -> Any:
-    """Return a batch of arrays as tensors of the spec's dtypes; None stays None.
+    """Convert a batch of arrays to tensors with the dtypes of `spec`. None stays None.
 
-    Raises `TypeError` when a shape does not fit, as Keras' GeneratorDataAdapter does.
+    Raises `TypeError` if a shape does not match, as Keras' GeneratorDataAdapter does.
     """
 
     def convert(expected: Any, value: Any) -> Any:
@@ -90,7 +141,7 @@ def as_tensors(batch: Any, spec: Any) -> Any:
             raise TypeError(
                 f"The data yielded an element of shape {tensor.shape} where an element of shape "
                 f"{expected.shape} was expected. Keras takes the shape from the first two "
-                "batches: make sure that they do not have the same size wherever it varies."
+                "batches: if a size varies, make sure that it differs between these two."
             )
         return tensor
 
@@ -100,13 +151,13 @@ def as_tensors(batch: Any, spec: Any) -> Any:
 
 
 def without_optionals(structure: Any) -> Any:
-    """Return a batch or its spec with None for what tf.data calls an Optional, as Keras does."""
+    """Replace the Optionals of tf.data in a batch or spec with None, as Keras does."""
     kinds = tf.OptionalSpec | tf.experimental.Optional
     return tree.map_structure(lambda v: None if isinstance(v, kinds) else v, structure)
 
 
 def an_empty_batch(spec: Any, size: int = 1) -> Any:
-    """Return a batch of zeros; `size` stands where the spec leaves a dimension open."""
+    """Return a batch of zeros. `size` replaces the dimensions that the spec leaves open."""
 
     def zeros(spec: Any) -> Any:
         if spec is None:
@@ -123,16 +174,17 @@ def an_empty_batch(spec: Any, size: int = 1) -> Any:
 
 
 def to_tuple(batch: Any) -> Any:
+    """Convert a list to a tuple, and return anything else unchanged."""
     return tuple(batch) if isinstance(batch, list) else batch
 
 
 def spec_of(batches: list[Any]) -> Any:
-    """Return the common tf.TypeSpec structure of a few batches, as Keras finds it."""
+    """Return the common `tf.TypeSpec` structure of a few batches, computed as in Keras."""
     return data_adapters.spec_of(batches)
 
 
 def of_numpy(batch: Any) -> Any:
-    """Return a batch with arrays in place of tensors, and tuples in place of lists, as Keras."""
+    """Convert the tensors of a batch to arrays and its lists to tuples, as Keras does."""
 
     def convert(value: Any) -> Any:
         if hasattr(value, "detach"):  # a torch tensor

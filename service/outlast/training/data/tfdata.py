@@ -1,4 +1,4 @@
-"""tf.data as training data: resumed by the iterator's own checkpoint, by skipping, or by replay."""
+"""`DatasetSource`: tf.data as training data, resumed by iterator checkpoint, skip or replay."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ QUICK_S = 0.02
 class DatasetSource(Source):
     """A tf.data.Dataset, batched by the user.
 
-    How a resume finds its batch is chosen by what the pipeline is made of:
-    - "iterator": the iterator's own checkpoint, where there is no shuffle or cache buffer in it:
-      exact however far in; the first save measures it, and gives it up when it is slow or large;
-    - "skip": a pipeline without hidden state is opened as often as before and skipped ahead;
-    - "replay": a pipeline with stateful ops (random maps, py_function, generators) is run again
-      from its first pass.
+    The parts of the pipeline decide how a resume finds its batch:
+    - "iterator": a pipeline without hidden state, shuffle or cache restores the iterator's
+      checkpoint. If the first save finds that checkpoint slow or large, the mode becomes "skip".
+    - "skip": a pipeline without hidden state is opened as often as before and skipped ahead.
+    - "replay": a pipeline with stateful ops (random maps, py_function, generators) runs again from
+      its first pass.
     """
 
     kind = "tf.data"
@@ -39,7 +39,7 @@ class DatasetSource(Source):
         self.spec = self.dataset.element_spec
         self.pipeline = Pipeline(self.dataset)
         if self.pipeline.stateful:
-            self.mode, self.cost = "replay", f"{self.pipeline.stateful} has a state of its own"
+            self.mode, self.cost = "replay", f"{self.pipeline.stateful} keeps state"
         elif self.pipeline.buffers:
             self.mode, self.cost = "skip", f"it has a {' and a '.join(self.pipeline.buffers)}"
         else:
@@ -74,18 +74,18 @@ class DatasetSource(Source):
         try:
             written = _write_iterator(self._iterator)
         except tf.errors.OpError as error:
-            self.mode, self.cost = "skip", f"its iterator cannot be written: {error.message[:80]}"
+            self.mode, self.cost = "skip", f"its iterator has no checkpoint: {error.message[:80]}"
             return None
         seconds = time.perf_counter() - started
         size = sum(part.nbytes for part in written.values())
-        self.cost = f"{size} bytes, {seconds * 1e3:.1f} ms a save"
+        self.cost = f"{size} bytes, {seconds * 1e3:.1f} ms per save"
         if size > SMALL_BYTES or seconds > QUICK_S:
             self.mode = "skip"
         return written
 
     def _pass_over(self, count: int) -> None:
-        # A reshuffling shuffle draws its next seed when an iterator is made; a stateful op moves
-        # on only when the pass is run.
+        # A reshuffling shuffle draws its next seed when an iterator is made. A stateful op advances
+        # only when the pass runs.
         earlier = iter(self.dataset)
         for _ in range(count if self.pipeline.stateful else 0):
             next(earlier)
@@ -98,7 +98,7 @@ class DatasetSource(Source):
 
 
 class AdapterSource(DatasetSource):
-    """A `DataAdapter` of the user's own, which Keras' fit takes as it is."""
+    """A custom Keras `DataAdapter`, which Keras' fit accepts as `x`."""
 
     kind = "data adapter"
 
@@ -115,7 +115,7 @@ class AdapterSource(DatasetSource):
 
 
 def _write_iterator(iterator: Any) -> Plain:
-    """Return the files of the iterator's own checkpoint, as arrays of bytes by name."""
+    """Return the files of the iterator's checkpoint, as uint8 arrays by file name."""
     with tempfile.TemporaryDirectory(prefix="outlast-iterator-") as folder:
         tf.train.Checkpoint(iterator=iterator).write(f"{folder}/it")
         return {

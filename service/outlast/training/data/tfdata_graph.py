@@ -1,6 +1,6 @@
-"""What a tf.data pipeline is made of: buffers, hidden state, missing seeds.
+"""`Pipeline`: the buffers, the hidden state and the missing seeds of a tf.data pipeline.
 
-Looked at part by part, since serializing the whole pipeline would copy the data in it twice.
+It inspects the pipeline part by part, because serializing the whole would copy its data twice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from outlast.training.keras_internals import pipelines
 
-# Ops that draw their order from a seed, and at which of their inputs the two halves of it are.
+# Ops that draw their order from a seed, and the index of the input with its first half.
 SEEDS = {
     "RandomDataset": 0,
     "RandomDatasetV2": 0,
@@ -24,21 +24,24 @@ SEEDS = {
 }
 
 
-# What makes the ops that are found most.
+# What users write to get the most common stateful ops.
 MAKERS = {
     "DummySeedGenerator": "a shuffle within a function",
     "EagerPyFunc": "tf.py_function",
     "PyFunc": "from_generator or numpy_function",
-    "ReadVariableOp": "a variable, as a Keras layer for augmentation has",
+    "ReadVariableOp": "a variable, for example of a Keras augmentation layer",
 }
 
 
 class Pipeline:
     """The parts of a dataset, and of the datasets that its functions make.
 
-    stateful: the first op whose state no checkpoint holds, None for none; a seeded shuffle is none.
-    buffers: kinds of parts that hold many elements at a time. unseeded: kinds of parts that draw
-    another order in every process. unordered: whether batches may come in any order.
+    Attributes:
+        stateful: First op whose state no checkpoint contains, or None. A seeded shuffle is not
+            stateful.
+        buffers: Kinds of parts that hold many elements at a time.
+        unseeded: Kinds of parts that draw a different order in every process.
+        unordered: Whether batches may arrive in any order.
     """
 
     def __init__(self, dataset: tf.data.Dataset) -> None:
@@ -63,29 +66,29 @@ class Pipeline:
                             unseeded.add(_kind(node.op))
         self.buffers = sorted(buffers)
         self.unseeded = sorted(unseeded)
-        # With deterministic ops TensorFlow keeps the order whatever the pipeline says.
+        # With op determinism, TensorFlow keeps the order regardless of the pipeline's options.
         self.unordered = loose and not pipelines.is_op_determinism_enabled()
 
     def doubts(self) -> list[str]:
-        """Return reasons why the same batches may not come again, each with what to change."""
+        """Return the reasons why a resume may see different batches, each with a remedy."""
         doubts = []
         if self.unordered:
             doubts.append(
-                "deterministic=False in the pipeline lets batches come in any order: leave it out"
+                "deterministic=False in the pipeline lets batches arrive in any order; remove it"
             )
         if self.unseeded:
             doubts.append(
-                f"{' and '.join(self.unseeded)} in the pipeline without a seed: another process "
-                "gets another order; give it one (.shuffle(size, seed=7)), or call "
-                "keras.utils.set_random_seed before the pipeline is made"
+                f"{' and '.join(self.unseeded)} in the pipeline without a seed: the order differs "
+                "in every process; pass a seed (.shuffle(size, seed=7)), or call "
+                "keras.utils.set_random_seed before you make the pipeline"
             )
         if self.stateful:
             maker = f" ({MAKERS[self.stateful]})" if self.stateful in MAKERS else ""
             doubts.append(
-                f"{self.stateful}{maker} in the pipeline keeps state that no checkpoint holds; a "
-                "resume runs the pipeline again from its start, which is exact only if it then "
-                "does the same: better use stateless ops (tf.random.stateless_* seeded by the "
-                "element's index) and plain TensorFlow in place of python functions"
+                f"{self.stateful}{maker} in the pipeline keeps state that no checkpoint contains; "
+                "a resume replays the pipeline from its start, which is exact only if the replay "
+                "yields the same batches; use stateless ops (tf.random.stateless_* seeded with the "
+                "element's index) and TensorFlow ops instead of Python functions"
             )
         return doubts
 
@@ -101,9 +104,9 @@ def _parts(dataset: Any) -> Iterator[Any]:
 
 
 def _look_into(function: Any) -> tuple[str | None, Any]:
-    """Return the stateful op in a function, if any, and its graph; nothing of it is run."""
-    # TensorFlow's own check is one of datasets. So the function becomes part of an empty one,
-    # without the tensors that it closes over, which may be the data.
+    """Return the first stateful op of a function, or None, and its graph, without running it."""
+    # TensorFlow only checks datasets, so the function becomes part of an empty dataset. Zeros
+    # replace the tensors that it closes over, because those may be the data.
     captured = [
         t if t.dtype in (tf.resource, tf.variant) else tf.zeros([], t.dtype)
         for t in function.captured_inputs
@@ -122,7 +125,7 @@ def _buffer_in(name: str) -> set[str]:
 
 
 def _kind(name: str) -> str:
-    """Return "shuffle" of "_ShuffleDataset" and of "ShuffleDatasetV3"."""
+    """Return the kind of a part: "shuffle" for "_ShuffleDataset" and "ShuffleDatasetV3"."""
     return re.sub(r"Dataset(V\d+)?$", "", name).strip("_").lower()
 
 

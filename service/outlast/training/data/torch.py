@@ -1,4 +1,4 @@
-"""torch DataLoaders as training data: a pass is made again from torch's generators."""
+"""`TorchSource`: torch DataLoaders as training data, resumed from torch's random generators."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from outlast.training.keras_internals.data_adapters import BATCHES_FOR_SPEC
 class TorchSource(Source):
     """A torch.utils.data.DataLoader.
 
-    A pass is made again from torch's generators as they were when the pass began (samplers and
-    workers draw their seeds from there) and skipped to its batch. The workers are torch's own: on
-    Linux forks of the training, in which TensorFlow's threads are missing. numpy and torch work
-    there, TensorFlow and Keras may wait for ever; `multiprocessing_context="spawn"` is for those.
+    A resume restores torch's generators as they were when the pass began, because samplers and
+    workers draw their seeds from them, and skips ahead to its batch. Torch starts the workers. On
+    Linux they are forks of the training process and lack TensorFlow's threads, so TensorFlow and
+    Keras may hang in them, while numpy and torch work. A dataset that uses TensorFlow needs
+    `multiprocessing_context="spawn"`.
     """
 
     kind = "torch DataLoader"
@@ -28,18 +29,18 @@ class TorchSource(Source):
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self.num_batches = len(loader) if hasattr(loader.dataset, "__len__") else None
-        # Keras looks at the first batches as well, which moves torch's generators on.
+        # Keras reads the first batches as well, and that advances torch's generators.
         peek = BATCHES_FOR_SPEC
         first = list(itertools.islice(iterate(loader), peek))
         if not first or not isinstance(first[0], list | tuple):
             raise TypeError(
                 "A torch DataLoader must yield (inputs,), (inputs, targets) or (inputs, targets, "
-                f"sample_weights). Received: {type(first[0]) if first else 'no batch at all'}"
+                f"sample_weights). Received: {type(first[0]) if first else 'no batch'}"
             )
         self.spec = spec_of([tuple(of_numpy(batch)) for batch in first])
-        self._pass: Any = None  # the one in progress
-        self._place = "before"  # of it; or "within" or "after"
-        self._generators: dict[str, Any] = {}  # at the begin of the pass that we are within
+        self._pass: Any = None  # the current pass
+        self._place = "before"  # before, within or after the current pass
+        self._generators: dict[str, Any] = {}  # when the current pass began
         self._cost = "not needed yet"
 
     def open(self, index: int) -> Iterator[Any]:
@@ -68,7 +69,7 @@ class TorchSource(Source):
 
     def close(self) -> None:
         if self._pass is not None:
-            self._pass.close()  # drops torch's iterator, which ends its workers
+            self._pass.close()  # releases torch's iterator, which ends its workers
             self._pass = None
 
     def how_resumed(self) -> str:
@@ -78,15 +79,15 @@ class TorchSource(Source):
         doubts = []
         if self._loader.num_workers and self._loader.persistent_workers:
             doubts.append(
-                "persistent_workers=True: what the workers' random generators have drawn in "
-                "earlier passes is lost with them; leave it out if the dataset draws at random"
+                "persistent_workers=True: the workers' random generators carry state from pass to "
+                "pass, which a resume loses; remove it if the dataset draws random numbers"
             )
         if self._loader.num_workers and not getattr(self._loader, "in_order", True):
-            doubts.append("in_order=False lets batches come in any order: leave it out")
+            doubts.append("in_order=False lets batches arrive in any order; remove it")
         return doubts
 
     def _whole(self) -> Iterator[Any]:
-        # A generator: Keras' rules open passes that are never used, which must draw no seed.
+        # A generator, because Keras' rules open passes that are never used. Those draw no seed.
         self._place, self._generators = "within", generators_of(self._loader)
         yield from self._rest(iterate(self._loader))
 
@@ -96,7 +97,7 @@ class TorchSource(Source):
         self._place = "after"
 
     def _go_to(self, count: int) -> Iterator[Any]:
-        """Return what is left of the pass of which `count` batches are taken."""
+        """Return the rest of the current pass after its first `count` batches."""
         if self._place != "within":
             return iter(())
         started = time.perf_counter()
@@ -104,21 +105,21 @@ class TorchSource(Source):
         for _ in range(count):
             if next(batches, None) is None:
                 raise RuntimeError(
-                    f"the torch DataLoader ended before batch {count}, to which the training has "
-                    "to go back: it must yield the same batches when the script runs again"
+                    f"the torch DataLoader ended before batch {count}, where the training "
+                    "resumes. Make it yield the same batches each time the script runs"
                 )
         self._cost = f"{time.perf_counter() - started:.2f} s this time"
         return batches
 
 
 def iterate(loader: Any) -> Iterator[Any]:
-    """Return a DataLoader's iterator; its worker processes leave signals to the training."""
+    """Return an iterator of a DataLoader whose worker processes leave signals to the training."""
     iterator: Iterator[Any]
     if not loader.num_workers:
         iterator = iter(loader)
         return iterator
     own = loader.worker_init_fn
-    # Torch gives SIGTERM a handler of its own in a worker, before this is called.
+    # Torch installs its SIGTERM handler in a worker before it calls this.
     loader.worker_init_fn = loader_workers.going_on(own)
     try:
         with loader_workers.hold_back():
@@ -130,7 +131,7 @@ def iterate(loader: Any) -> Iterator[Any]:
 
 
 class Iterated:
-    """A DataLoader as Keras' adapter uses it: iterated by `iterate`."""
+    """Stands in for a DataLoader in Keras' adapter, and iterates it with `iterate`."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -140,7 +141,7 @@ class Iterated:
 
 
 def generators_of(loader: Any) -> dict[str, Any]:
-    """Return the states of torch's global generator and of a DataLoader's own."""
+    """Return the states of torch's global generator and of the DataLoader's generator."""
     import torch
 
     own = loader.generator
@@ -151,7 +152,7 @@ def generators_of(loader: Any) -> dict[str, Any]:
 
 
 def set_generators(loader: Any, states: dict[str, Any]) -> None:
-    """Put back what `generators_of` returned."""
+    """Restore generator states that `generators_of` returned."""
     import torch
 
     torch.set_rng_state(torch.from_numpy(np.array(states["torch"])))

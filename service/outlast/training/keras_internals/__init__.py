@@ -1,1 +1,1 @@
-"""Private parts of Keras and TensorFlow that training uses. No other room may reach for any."""
+"""The private parts of Keras and TensorFlow that training uses, and no other room may use."""

@@ -1,4 +1,4 @@
-"""What a `CallbackList` and Keras' own callbacks keep to themselves."""
+"""Private attributes of `CallbackList` and of Keras' callbacks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from keras import callbacks as keras_callbacks
 from keras.src.callbacks.monitor_callback import MonitorCallback
 from keras.src.utils.python_utils import is_default
 
-# Attributes that set_params and set_model set anew in every process.
+# set_params and set_model set these attributes in every process.
 _SET_ANEW = frozenset({"params", "_params", "model", "_model"})
-# TensorBoard's files and traces that are open in this process.
+# Files and traces that TensorBoard has open in this process.
 _OPEN_HERE = frozenset(
     {"_writers", "_prev_summary_state", "_is_tracing", "_profiler_started", "_batch_trace_context"}
 )
@@ -22,20 +22,20 @@ def history_of(callbacks: Any) -> Any:
 
 
 def progress_bar_of(callbacks: Any) -> Any:
-    """Return the ProgbarLogger of a CallbackList, None where it has none."""
+    """Return the ProgbarLogger of a CallbackList, or None."""
     return callbacks._progbar
 
 
 def wait_for_hooks(callbacks: Any) -> None:
-    """Make a CallbackList call batch-end hooks itself, not hand them to a thread pool."""
+    """Make a CallbackList run batch-end hooks in its thread instead of a thread pool."""
     callbacks._async_train = False
 
 
 def flush_events(callback: Any) -> None:
-    """Write out what TensorBoard has recorded; other callbacks are left alone.
+    """Flush the events that TensorBoard has recorded. Other callbacks are unchanged.
 
-    A death would take it along, and a resume does not record again what a checkpoint counts as
-    done. Keras does so by itself since 3.15.
+    A crash would lose them, and a resume does not record steps before the checkpoint again. Keras
+    3.15 and later flushes by itself.
     """
     if isinstance(callback, keras_callbacks.TensorBoard):
         for writer in getattr(callback, "_writers", {}).values():
@@ -43,15 +43,15 @@ def flush_events(callback: Any) -> None:
 
 
 def is_hook_overridden(hook: Any) -> bool:
-    """Whether a bound hook does anything beyond Keras' empty one."""
+    """Return whether a bound hook differs from Keras' empty one."""
     return not is_default(hook)
 
 
 def is_state(callback: Any, name: str) -> bool:
-    """Whether the attribute belongs to the training, not to this process or to Keras' set-up."""
+    """Return whether an attribute is training state, not set-up by Keras or this process."""
     if name in _SET_ANEW:
         return False
     if name in _OPEN_HERE and isinstance(callback, keras_callbacks.TensorBoard):
         return False
-    # min_delta turns its sign when the callback first learns the direction of its metric.
+    # Keras flips the sign of min_delta when it first learns the direction of the metric.
     return not (name == "min_delta" and isinstance(callback, MonitorCallback))

@@ -1,4 +1,4 @@
-"""Keras' data adapters: how `fit` recognizes and converts what it is given as `x`."""
+"""Keras' data adapters, which recognize and convert the `x` of `fit`."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ __all__ = [
     "raise_unsupported_arg",
 ]
 
-# So many batches Keras looks at to learn the shapes.
+# The number of batches from which Keras learns the shapes.
 BATCHES_FOR_SPEC: int = data_adapter_utils.NUM_BATCHES_FOR_TENSOR_SPEC
 
 Sparse = array_slicing.TensorflowSparseWrapper
-"""A sparse tensor has no rows to gather; Keras keeps it as ragged indices and values."""
+"""A sparse tensor as ragged indices and values, whose rows can be gathered."""
 
 rows_of_sparse = array_slicing.slice_tensorflow_sparse_wrapper
 split_validation = array_slicing.train_validation_split
@@ -53,7 +53,7 @@ unpack = data_adapter_utils.unpack_x_y_sample_weight
 
 
 class Arrays(NamedTuple):
-    """Arrays as Keras' fit converts them. inputs: the structure of them, None for missing parts."""
+    """Arrays as Keras' fit converts them. `inputs` is their structure; a missing part is None."""
 
     samples: int
     batch_size: int
@@ -61,18 +61,18 @@ class Arrays(NamedTuple):
 
 
 def convert_arrays(x: Any, y: Any, sample_weight: Any, **options: Any) -> Arrays:
-    """Convert and check arrays. options: of Keras' `ArrayDataAdapter`."""
+    """Convert and check arrays. `options` are arguments of Keras' `ArrayDataAdapter`."""
     adapter = ArrayDataAdapter(x, y, sample_weight=sample_weight, **options)
     return Arrays(adapter._num_samples, adapter._batch_size, adapter._inputs)
 
 
 def sliceable(arrays: Any) -> Any:
-    """Return a structure of arrays in the form that rows can be taken from."""
+    """Convert a structure of arrays so that rows can be gathered from it."""
     return array_slicing.convert_to_sliceable(arrays, target_backend="tensorflow")
 
 
 def dense_or_tf_sparse(value: Any) -> Any:
-    """Return scipy's and jax' sparse arrays as tf.SparseTensor, and anything else as it is."""
+    """Convert sparse arrays of scipy and jax to tf.SparseTensor; return other values unchanged."""
     if data_adapter_utils.is_scipy_sparse(value):
         return data_adapter_utils.scipy_sparse_to_tf_sparse(value)
     if data_adapter_utils.is_jax_sparse(value):
@@ -81,22 +81,22 @@ def dense_or_tf_sparse(value: Any) -> Any:
 
 
 def standard_batch(adapter: PyDatasetAdapter, batch: Any) -> Any:
-    """Return a batch of a PyDataset as a tuple, with class weights as sample weights."""
+    """Convert a batch of a PyDataset to a tuple, with class weights as sample weights."""
     return adapter._standardize_batch(batch)
 
 
 def torch_adapter(loader: Any, iterated: Any) -> TorchDataLoaderAdapter:
-    """Return Keras' adapter of a torch DataLoader. iterated: what it iterates in its place."""
+    """Return Keras' adapter for a torch DataLoader, which iterates `iterated` instead of it."""
     adapter = TorchDataLoaderAdapter(loader)
     adapter._dataloader = iterated
     return adapter
 
 
 class PoolEnqueuer(OrderedEnqueuer):  # type: ignore[misc]
-    """Keras' enqueuer over another kind of process pool.
+    """Keras' enqueuer over a custom process pool.
 
-    pool: makes it of the number of workers and what `init_pool_generator` takes. starting: a
-    context in which the thread runs that starts the workers.
+    `pool` makes the pool from the number of workers and the arguments of `init_pool_generator`.
+    `starting` returns the context in which the thread that starts the workers runs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`Model.evaluate` as `Model.fit` calls it: with an iterator that is kept from epoch to epoch."""
+"""`Model.evaluate` as `Model.fit` calls it, with one iterator for all epochs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from keras.src.backend.tensorflow.trainer import TFEpochIterator
 
 
 def is_due(model: Any, epoch: int, freq: int | list[int]) -> bool:
-    """Whether this epoch, counted from 0, ends with a validation."""
+    """Return whether an epoch, counted from 0, ends with a validation."""
     return bool(model._should_eval(epoch, freq))
 
 
 def iterator_of(model: Any) -> Any:
-    """Return the iterator that is kept, None where there is none."""
+    """Return the model's validation iterator, or None."""
     return getattr(model, "_eval_epoch_iterator", None)
 
 
 def keep_iterator(model: Any, arguments: dict[str, Any], steps: int | None) -> Any:
-    """Make the iterator over the validation data, keep it with the model and return it."""
+    """Make the model's validation iterator, store it in the model and return it."""
     model._eval_epoch_iterator = TFEpochIterator(
         **arguments,
         distribute_strategy=model.distribute_strategy,
@@ -30,12 +30,12 @@ def keep_iterator(model: Any, arguments: dict[str, Any], steps: int | None) -> A
 
 
 def forget_iterator(model: Any) -> None:
-    """Let the next evaluation make an iterator."""
+    """Make the next evaluation create a new iterator."""
     model._eval_epoch_iterator = None
 
 
 def release_iterator(model: Any) -> None:
-    """Let go of the iterator and end its workers."""
+    """Release the iterator and end its workers."""
     iterator = iterator_of(model)
     if iterator is not None:
         enqueuer = getattr(iterator.data_adapter, "enqueuer", None)
@@ -47,7 +47,7 @@ def release_iterator(model: Any) -> None:
 def evaluate(
     model: Any, arguments: dict[str, Any], steps: int | None, callbacks: Any
 ) -> dict[str, Any]:
-    """Evaluate on the iterator that is kept; return the logs."""
+    """Evaluate with the model's validation iterator and return the logs."""
     logs: dict[str, Any] = model.evaluate(
         **arguments,
         steps=steps,

@@ -1,4 +1,4 @@
-"""Random generators that Keras and TensorFlow keep for a whole process."""
+"""The process-wide random generators of Keras and TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from keras.src.backend.common import global_state
 from tensorflow.python.eager import context
 from tensorflow.python.ops import stateful_random_ops
 
-# Keras 3.13 gave this name a constant; the name is older.
+# Keras has a constant for this name since 3.13; the name itself is older.
 _KERAS_GLOBAL = "global_seed_generator"
 
 
 def keras_global() -> Any:
-    """Return Keras' global SeedGenerator, None before its first use."""
+    """Return Keras' global SeedGenerator, or None before its first use."""
     return global_state.get_global_attribute(_KERAS_GLOBAL)
 
 
 def make_keras_global() -> Any:
-    """Make Keras' global SeedGenerator and return it; the caller sets its state."""
+    """Create and return Keras' global SeedGenerator. The caller sets its state."""
     made = keras.random.SeedGenerator(seed=0)
     global_state.set_global_attribute(_KERAS_GLOBAL, made)
     return made
 
 
 def tensorflow_global() -> tf.random.Generator | None:
-    """Return TensorFlow's global generator, None before its first use."""
+    """Return TensorFlow's global generator, or None before its first use."""
     return stateful_random_ops.global_generator
 
 
 def tensorflow_seed() -> int | None:
-    """Return what `tf.random.set_seed` was given, None where it was not called."""
+    """Return the seed that `tf.random.set_seed` set, or None."""
     seed: int | None = context.global_seed()
     return seed
 
@@ -41,7 +41,6 @@ def tensorflow_seed() -> int | None:
 def tensorflow_eager() -> random.Random | None:
     """Return the generator from which eager TensorFlow draws op seeds.
 
-    It makes a program with a global seed repeatable (tf.random.set_seed); it has no public
-    accessor.
+    It makes a program repeatable after `tf.random.set_seed`, and has no public accessor.
     """
     return getattr(context.context(), "_rng", None)

@@ -14,28 +14,28 @@ is_op_determinism_enabled = config.is_op_determinism_enabled
 
 
 def inputs_of(part: Any) -> list[Any]:
-    """Return the datasets that this one is made of."""
+    """Return the input datasets of a dataset."""
     return list(part._inputs())
 
 
 def functions_of(part: Any) -> list[Any]:
-    """Return the concrete functions that this dataset calls."""
+    """Return the concrete functions that a dataset calls."""
     found = [v for v in vars(part).values() if isinstance(v, StructuredFunctionWrapper)]
     return [wrapper.function for wrapper in found]
 
 
 def seeds_of(part: Any) -> tuple[Any, Any]:
-    """Return the two halves of a dataset's seed, None where it has none."""
+    """Return the two halves of a dataset's seed, each None if it has none."""
     return getattr(part, "_seed", None), getattr(part, "_seed2", None)
 
 
 def may_reorder(part: Any) -> bool:
-    """Whether a parallel part was made with `deterministic=False`."""
+    """Return whether a parallel dataset was made with `deterministic=False`."""
     return getattr(part, "_deterministic", None) == "false"
 
 
 def probe(function: Any, captured: list[Any]) -> Any:
-    """Return an empty dataset that calls `function`; captured: what the function closes over."""
+    """Return an empty dataset that calls `function`, with `captured` as its captured inputs."""
     return gen_dataset_ops.map_dataset(
         tf.data.Dataset.range(0)._variant_tensor,
         captured,
@@ -48,7 +48,7 @@ def probe(function: Any, captured: list[Any]) -> Any:
 def graph_of(dataset: Any, *, refuse_state: bool) -> Any:
     """Return the GraphDef of a probe.
 
-    refuse_state: raise `tf.errors.FailedPreconditionError` for the first stateful op.
+    With `refuse_state`, raise `tf.errors.FailedPreconditionError` for the first stateful op.
     """
     policy = ExternalStatePolicy.FAIL if refuse_state else ExternalStatePolicy.IGNORE
     graph = gen_dataset_ops.dataset_to_graph_v2(dataset, external_state_policy=policy.value)
@@ -56,5 +56,5 @@ def graph_of(dataset: Any, *, refuse_state: bool) -> Any:
 
 
 def definition_of(op: str) -> Any:
-    """Return the OpDef of an op by its name, None for an unknown one."""
+    """Return the OpDef of an op by its name, or None if it is unknown."""
     return op_def_registry.get(op)

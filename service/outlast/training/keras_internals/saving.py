@@ -1,4 +1,4 @@
-"""How Keras walks through a model when it saves its weights."""
+"""Keras' walk through a model when it saves the weights."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from keras.src.utils.naming import to_snake_case
 
 
 def is_saveable(value: Any) -> bool:
-    """Whether Keras saves this object by its attributes: a layer, optimizer, metric, …"""
+    """Return whether Keras saves this object by its attributes, as it does a layer or optimizer."""
     return isinstance(value, KerasSaveable)
 
 
 def attributes(saveable: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that Keras looks at, in its order."""
+    """Yield the attributes that Keras visits, in Keras' order."""
     yield from saving_lib._walk_saveable(saveable)
 
 
 def members(container: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the saveables and the containers in a list, tuple or dict, by their group's name.
+    """Yield the saveables and containers in a list, tuple or dict, with their group names.
 
-    Keras leaves containers within containers out of its weights files before 3.15, and what is in
-    them is lost. Here the layout is that of 3.15 under every version: one Keras goes on from the
-    checkpoint of another, and an older `load_weights` passes over the groups that it does not know.
+    Before 3.15, Keras leaves nested containers out of its weights files, and their content is lost.
+    Here every version has the layout of 3.15. So each version of Keras resumes from the checkpoints
+    of the others, and an older `load_weights` skips the groups that it does not know.
     """
     used: dict[str, int] = {}
     for child in container.values() if isinstance(container, dict) else container:
@@ -36,7 +36,7 @@ def members(container: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _unique(name: str, used: dict[str, int]) -> str:
-    """Return "dense", then "dense_1", … Only some versions of Keras have a function for it."""
+    """Return "dense", then "dense_1", … Only some versions of Keras have such a function."""
     if name in used:
         used[name] += 1
         return f"{name}_{used[name]}"

@@ -1,1 +1,1 @@
-"""The state of a training: what is saved, and how it is put back."""
+"""The state of a training: taking it for a checkpoint, and restoring it."""

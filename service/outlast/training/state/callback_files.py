@@ -1,8 +1,8 @@
-"""Files of Keras' own callbacks over a resume: as the checkpoint counts them.
+"""The files of Keras' callbacks over a resume, brought to their length at the checkpoint.
 
-CSVLogger opens its file anew when a training begins, and would lose the rows of the epochs before;
-appending, it would repeat those that a death left behind the last checkpoint. BackupAndRestore
-would load its own backup, older than the checkpoint and perhaps torn by the very death.
+CSVLogger truncates its file when a training begins, and would lose the rows of earlier epochs. If
+it appended, it would repeat the rows written after the last checkpoint. BackupAndRestore would load
+its backup, which is older than the checkpoint and may be incomplete after a crash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outlast.job.log_events import LogEvent
 
 
 def rows_written(callback: Any) -> int | None:
-    """Return how many bytes a CSVLogger's file has, None for other callbacks and no plain file."""
+    """Return the size of a CSVLogger's file in bytes, or None for other callbacks or no file."""
     if not isinstance(callback, CSVLogger):
         return None
     if callback.csv_file is not None and not callback.csv_file.closed:
@@ -29,7 +29,7 @@ def rows_written(callback: Any) -> int | None:
 
 
 def appends_rows(callback: Any) -> bool:
-    """Whether what the callback writes before the first checkpoint would be there twice."""
+    """Return whether a restart before the first checkpoint would duplicate the callback's rows."""
     return isinstance(callback, CSVLogger) and bool(callback.append)
 
 
@@ -37,10 +37,10 @@ def appends_rows(callback: Any) -> bool:
 def going_on(
     callbacks: CallbackList, written: list[tuple[Any, int | None]], log: Any
 ) -> Iterator[None]:
-    """Let the `on_train_begin` of a resume leave what the epochs before have written.
+    """Keep the rows of earlier epochs during the `on_train_begin` of a resume.
 
-    written: the callbacks that the checkpoint has a state of, each with its `rows_written` then.
-    log: a file that has fewer rows than that is told as a warning.
+    `written` lists the callbacks with a state in the checkpoint, and their `rows_written` at the
+    checkpoint. A file that is shorter now is logged as a warning.
     """
     loggers = [(c, size) for c, size in written if isinstance(c, CSVLogger)]
     given = list(callbacks.callbacks)
@@ -68,8 +68,8 @@ def _cut(path: Path, size: int, log: Any) -> None:
             file=str(path),
             bytes=len(whole),
             bytes_at_checkpoint=size,
-            why="the file was changed, or the machine went down before its rows were on disk",
-            instead="`outlast history --csv` has them",
+            why="the file was changed, or the machine failed before its rows were on disk",
+            instead="get the rows from `outlast history --csv`",
         )
     if len(whole) < len(content):
         os.truncate(path, len(whole))

@@ -1,10 +1,10 @@
-"""Callbacks over a resume: their state, and which of them want every batch.
+"""The state of callbacks over a resume, and which callbacks need every batch.
 
-State is what training changed: a callback with `get_state`/`set_state` speaks for itself; of any
-other, the plain attributes (numbers, strings, arrays, lists, dicts of them) that differ from what
-they were right after `on_train_begin` are kept. So configuration is never overwritten by an old
-value, functions and open files are left alone, and EarlyStopping's patience, ModelCheckpoint's best
-or a list that a user's callback appends to are all there after a resume.
+A callback with `get_state` and `set_state` defines its state. For any other callback, the state
+consists of the plain attributes (numbers, strings, arrays, and lists and dicts of them) that
+changed since `on_train_begin`. So a resume restores EarlyStopping's patience, ModelCheckpoint's
+best value, or a list to which a callback appends. It does not overwrite configuration with old
+values, and does not touch functions and open files.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ Plain = dict[str, Any]
 
 
 class CallbackStates:
-    """The states of the callbacks of one fit, told apart by class and order.
+    """The states of the callbacks of one `fit` call, identified by class and order.
 
-    Create it right after `on_train_begin`, which marks what is configuration.
+    Create it right after `on_train_begin`. Attributes that keep the values they have then are
+    configuration.
     """
 
     def __init__(self, callbacks: list[Any]) -> None:
@@ -41,7 +42,7 @@ class CallbackStates:
         ]
 
     def capture(self) -> list[Plain]:
-        """Return each callback's class name and state, whose arrays are still its own."""
+        """Return the class name and state of each callback. The arrays are not copied."""
         states = []
         for i, callback in enumerate(self.callbacks):
             state: Plain = {"class": type(callback).__name__}
@@ -61,7 +62,7 @@ class CallbackStates:
         return states
 
     def restore(self, states: list[Plain]) -> list[str]:
-        """Put back what `capture` returned; return the names of states that found no callback."""
+        """Restore states that `capture` returned. Return the class names without a callback."""
         lost = []
         for state, callback in matched(states, self.callbacks):
             if callback is None:
@@ -75,7 +76,7 @@ class CallbackStates:
 
 
 def matched(states: list[Plain], callbacks: list[Any]) -> Iterator[tuple[Plain, Any]]:
-    """Yield each state with its callback, by class and order; with None where there is none."""
+    """Yield each state with its callback, found by class and order, or with None."""
     left: dict[str, deque[Any]] = {}
     for callback in callbacks:
         left.setdefault(type(callback).__name__, deque()).append(callback)
@@ -85,12 +86,12 @@ def matched(states: list[Plain], callbacks: list[Any]) -> Iterator[tuple[Plain, 
 
 
 def files_before(states: list[Plain], callbacks: list[Any]) -> list[tuple[Any, int | None]]:
-    """Return the callbacks that have a state, each with how much of its file the state counts."""
+    """Return the callbacks with a state, each with its file size in bytes at the checkpoint."""
     return [(c, state.get("rows")) for state, c in matched(states, callbacks) if c is not None]
 
 
 def wants_batches(callback: Any) -> bool:
-    """Whether the callback does something at every batch, so that no batch may be skipped over."""
+    """Return whether a callback has hooks for batches, so that it must be called at each one."""
     if type(callback) in (keras_callbacks.History, keras_callbacks.ProgbarLogger):
         return False
     if type(callback) is keras_callbacks.ModelCheckpoint and callback.save_freq == "epoch":
@@ -100,7 +101,7 @@ def wants_batches(callback: Any) -> bool:
 
 
 def _put_back(callback: Any, name: str, value: Any) -> None:
-    # Containers are filled in place, since the script may hold the same list or dict itself.
+    # Fill containers in place, because the script may hold the same list or dict.
     present: Any = getattr(callback, name, None)
     if _variable(present) is not None:
         _variable(present).assign(value)
@@ -125,14 +126,14 @@ def _put_back(callback: Any, name: str, value: Any) -> None:
 
 
 def _variable(value: Any) -> Any:
-    """Return the variable that `value` is or keeps its state in, None when it is none."""
+    """Return a variable itself, or the state variable of a SeedGenerator, or None."""
     if isinstance(value, keras.random.SeedGenerator):
         return value.state
     return value if isinstance(value, keras.Variable | tf.Variable) else None
 
 
 def _spoken(callback: Any) -> Any:
-    """Return what a callback says of its state. Raises `NotSupported` for what cannot be stored."""
+    """Return a callback's `get_state()`. Raises `NotSupported` if it cannot be stored."""
     state = callback.get_state()
     try:
         trees.encode(state, {}, "get_state()")
@@ -140,7 +141,7 @@ def _spoken(callback: Any) -> Any:
         raise NotSupported(
             field="callbacks",
             problem=f"the state of {type(callback).__name__} cannot be stored: {error}",
-            hint="Return plain data: numbers, strings, arrays, lists and dicts of them.",
+            hint="Return numbers, strings, arrays, and lists and dicts of them from get_state().",
         ) from None
     return state
 
@@ -152,7 +153,7 @@ def _speaks(callback: Any) -> bool:
 
 
 def _plain_attributes(callback: Any) -> Iterator[tuple[str, Any, bytes]]:
-    """Yield name, value and fingerprint of the attributes that are plain data."""
+    """Yield the name, value and fingerprint of each attribute that is plain data."""
     for name, value in vars(callback).items():
         variable = _variable(value)
         if not is_state(callback, name) or (callable(value) and variable is None):

@@ -1,7 +1,7 @@
-"""`state.h5`: a JSON document of plain state beside the arrays that it and the model need.
+"""`state.h5`: a JSON document of plain state, with its arrays and further variables.
 
-The dataset "document" holds the JSON as bytes (uint8); "variables/<i>" the variables that Keras'
-weights file lacks; "tree/…" the arrays named by the document.
+The dataset "document" contains the JSON as bytes (uint8). "variables/<i>" are the variables that
+Keras' weights file lacks. "tree/…" are the arrays that the document names.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _ROOM = 1024  # bytes
 
 
 def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
-    """Return the array file that holds `plain` (see `trees.encode`) and the variables.
+    """Return the array file of `plain` (see `trees.encode`) and the variables.
 
-    Arrays in `plain` are copied, since whoever owns them may go on changing them.
+    Arrays in `plain` are copied, because their owner may change them during the write.
     """
     arrays: dict[str, Any] = {}
     document = trees.encode(dict(plain), arrays, "tree")
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    # Filled up with blanks, so that a number with one digit more is no other layout of the file.
+    # Pad with blanks, so that a number with one more digit does not change the file's layout.
     text = text.ljust(-(-len(text) // _ROOM) * _ROOM)
     arrays = {name: np.array(array) for name, array in arrays.items()}
     arrays[DOCUMENT] = np.frombuffer(text, np.uint8)
@@ -36,11 +36,11 @@ def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
 
 
 def unpack(arrays: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (plain state, variables by name); `path` names the file in errors."""
+    """Return the plain state, and the variables by name. `path` names the file in errors."""
     try:
         document = json.loads(bytes(arrays[DOCUMENT]))
         plain = trees.decode(document, arrays)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise FormatError(path=path, reason=f"its document cannot be read ({error})") from error
+        raise FormatError(path=path, reason=f"cannot read its document ({error})") from error
     variables = {n: a for n, a in arrays.items() if n.startswith("variables/")}
     return plain, variables

@@ -1,8 +1,8 @@
-"""The present values of variables, held without a copy while training goes on.
+"""Holding the current values of variables without a copy, while training continues.
 
-Reading gives a tensor that shares the variable's buffer; the next in-place update writes to a new
-buffer and leaves the held one intact (copy-on-write). TensorFlow documents no such guarantee, so
-tests/unit/outlast/training/state/test_held_values.py keeps watching it.
+Reading a variable returns a tensor that shares its buffer. The next in-place update writes to a new
+buffer and leaves the held one intact (copy-on-write). TensorFlow does not document this guarantee,
+so tests/unit/outlast/training/state/test_held_values.py checks it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from outlast.training.keras_internals.variables import can_read_many, raw, read_
 
 
 def hold(variable: Any) -> Any:
-    """Return the variable's present value without a copy, as a numpy view where the CPU allows."""
+    """Return a variable's current value as a numpy array, without a copy if the CPU holds it."""
     return np.asarray(Holder([variable]).hold()[0])
 
 
 class HeldValue:
-    """A variable's value at some moment, which `numpy.asarray` makes a view of, or an array.
+    """A variable's value at one moment. `numpy.asarray` turns it into a view or an array.
 
-    That is left to whoever writes it, for the loop waits while it is held.
+    The writer does that later, because the training waits while values are held.
     """
 
     __slots__ = ("_tensor",)
@@ -34,19 +34,19 @@ class HeldValue:
         self._tensor = tensor
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        if copy is None:  # numpy 1 does not take it
+        if copy is None:  # numpy 1 does not accept copy=None
             return np.asarray(_view(self._tensor), dtype=dtype)
         return np.array(_view(self._tensor), dtype=dtype, copy=copy)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
+        """Size of the array in bytes."""
         size: int = self._tensor.dtype.size * self._tensor.shape.num_elements()
         return size
 
 
 class Holder:
-    """Variables whose values are held together, at one moment and often."""
+    """Variables whose values are held together, repeatedly."""
 
     def __init__(self, variables: Iterable[Any]) -> None:
         self._sources = [raw(variable) for variable in variables]
@@ -54,9 +54,9 @@ class Holder:
         self._types = tuple(source.dtype.as_datatype_enum for source in self._sources)
 
     def hold(self) -> list[Any]:
-        """Return the present value of each, for `numpy.asarray`."""
+        """Return the current value of each variable, for `numpy.asarray`."""
         if not _all_is_here():
-            # In an accelerator's memory there may be no room for what is held.
+            # An accelerator's memory may have no room for held values.
             return [_view(tensor) for tensor in self._read_each()]
         at_once = len(self._sources) > 1 and can_read_many()
         return [
@@ -65,14 +65,14 @@ class Holder:
         ]
 
     def _read_each(self) -> list[Any]:
-        # As `read_value`, which takes four times as long.
+        # The same as `read_value`, in a quarter of the time.
         pairs = zip(self._sources, self._handles, strict=True)
         return [tf.raw_ops.ReadVariableOp(resource=h, dtype=s.dtype) for s, h in pairs]
 
 
 @functools.cache
 def _all_is_here() -> bool:
-    """Whether every variable is in the memory of this machine."""
+    """Return whether every variable is in main memory."""
     return {device.device_type for device in tf.config.list_physical_devices()} == {"CPU"}
 
 

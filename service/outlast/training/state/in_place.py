@@ -1,4 +1,4 @@
-"""Plain data put back into the very objects that a script holds."""
+"""Restoring plain data into the same objects that the script holds."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def put_back(present: Any, value: Any) -> Any:
-    """Return `value`, in `present` itself where that can be filled, at any depth.
+    """Fill `present` with `value` in place, at any depth, and return the object to keep.
 
-    A script may hold the list, the dict, the array or the generator by another name as well. What
-    cannot be changed (numbers, strings, tuples), or is of another type or shape, is replaced.
+    A script may refer to the same list, dict, array or generator by another name. If `present`
+    cannot be filled (a number, string or tuple, or a different type or shape), return `value`.
     """
     if type(present) is not type(value):
         return value
@@ -46,7 +46,7 @@ def put_back(present: Any, value: Any) -> Any:
 
 
 def can_hold(array: Any, value: Any) -> bool:
-    """Whether an array can be filled with another one's values."""
+    """Return whether an array can be filled with the values of another."""
     alike = array.shape == value.shape and array.dtype == value.dtype
     return bool(alike and array.flags.writeable)
 

@@ -1,7 +1,7 @@
-"""The complete state of a model in training: held for a snapshot, checked and put back.
+"""`LiveState`: all variables of a model in training, to hold, check and restore.
 
-Weights and optimizer stand in `model.weights.h5` in Keras' layout; what Keras does not save there
-(seed generators, metrics, variables that only the train step touches) stands in `state.h5`.
+Weights and optimizer go to `model.weights.h5`, in Keras' layout. Variables that Keras does not save
+there (seed generators, metrics, variables that only the train step uses) go to `state.h5`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from outlast.training.state import weights_layout
 from outlast.training.state.held_values import Holder
 from outlast_checkpoints.format.snapshot import ArrayFile
 
-_LARGE = 1 << 20  # bytes of an array, for which it is worth while not to copy it
-_ALIGNED = 64  # bytes: TensorFlow's kernels take memory that begins at a multiple
+_LARGE = 1 << 20  # bytes; a larger array is assigned without a copy
+_ALIGNED = 64  # bytes; TensorFlow's kernels need memory that starts at a multiple
 _NUMBERED = re.compile(r"_\d+(?=[/:]|$)")
 
 
 class LiveState:
-    """A model's variables by their place in the checkpoint's two array files.
+    """A model's variables, by their path in the checkpoint's two array files.
 
-    model: a built Keras model with a built optimizer. extra: further variables that training
-    changes (seed generators in closures, say). Variables already in the layout are not repeated.
+    `model` is a built Keras model with a built optimizer. `extra` are further variables that
+    training changes, for example seed generators in closures. Variables in both count once.
     """
 
     def __init__(self, model: Any, extra: Iterable[Any] = (), *, prefix: str = "variables") -> None:
@@ -44,7 +44,7 @@ class LiveState:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look for the model's variables again: an eager step may have made some."""
+        """Collect the model's variables again, because an eager step may have created some."""
         model, extra = self._of
         self.layout = weights_layout.weights_layout(model)
         known = {id(raw(v)) for v in self.layout.variables.values()}
@@ -57,7 +57,7 @@ class LiveState:
         self._others = Holder(self.rest)
 
     def weights(self) -> ArrayFile:
-        """Hold everything that `model.weights.h5` contains."""
+        """Hold the content of `model.weights.h5`."""
         arrays = dict(zip(self.layout.variables, self._weights.hold(), strict=True))
         for group, saveable in self.layout.computed.items():
             for key, value in weights_layout.stored_values(saveable).items():
@@ -65,11 +65,11 @@ class LiveState:
         return ArrayFile(arrays, self.layout.group_attributes)
 
     def others(self) -> dict[str, Any]:
-        """Hold the variables that stand in `state.h5`, by "<prefix>/<index>"."""
+        """Hold the variables for `state.h5`, by "<prefix>/<index>"."""
         return {f"{self.prefix}/{i:06d}": held for i, held in enumerate(self._others.hold())}
 
     def describe(self) -> dict[str, Any]:
-        """Return what a restore compares beyond names and shapes: classes and variable paths."""
+        """Return the facts that a restore compares besides names and shapes: classes and paths."""
         return {
             "names": {
                 group: re.sub(r"_\d+$", "", attributes["name"])
@@ -88,7 +88,7 @@ class LiveState:
         others: Mapping[str, Any],
         description: Mapping[str, Any],
     ) -> None:
-        """Raise `StateMismatch` naming the first difference; change nothing."""
+        """Raise `StateMismatch` with the first difference. Changes nothing."""
 
         def fail(what: str, problem: str) -> None:
             raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
@@ -103,10 +103,10 @@ class LiveState:
         for i, variable in enumerate(self.rest):
             check_one(paths[i], others[f"{self.prefix}/{i:06d}"], variable, fail)
         if description["loss"] != self.loss:
-            fail("loss", f"the checkpoint has {description['loss']}, the script {self.loss}")
+            fail("loss", f"the checkpoint has {description['loss']}, the script has {self.loss}")
 
     def _check_paths(self, paths: list[str], stored: list[str], fail: Any) -> None:
-        # Without the numbers that Keras adds to make names unique in a process.
+        # Compare without the numbers that make Keras' names unique in a process.
         mine, theirs = ([_NUMBERED.sub("", path) for path in each] for each in (paths, stored))
         for i, (one, other) in enumerate(zip_longest(mine, theirs)):
             if one == other:
@@ -129,19 +129,19 @@ class LiveState:
                 check_one(name, weights[name], self.layout.variables[name], fail)
 
     def lacks(self, weights: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
-        """Whether the checkpoint has more variables than there are here."""
+        """Return whether the checkpoint has variables that the model lacks."""
         more = {name for name in weights if name.rsplit("/", 1)[0] not in self.layout.computed}
         return not more <= set(self.layout.variables) or len(description["rest"]) > len(self.rest)
 
     def values(self) -> list[tuple[Any, Any]]:
-        """Return copies of all variables' values, to be put back one by one."""
+        """Return all variables with copies of their values, for a later `assign` of each."""
         variables = [*self.layout.variables.values(), *self.rest]
         return [(raw(v), raw(v).numpy()) for v in variables]
 
     def assign(self, weights: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-        """Put checked values into the live variables.
+        """Assign checked values to the variables.
 
-        The memory of large ones becomes the variables' own: they are not to be used any more.
+        The variables take over the memory of large arrays, so do not use the arrays afterwards.
         """
         for path, variable in self.layout.variables.items():
             raw(variable).assign(_as_it_lies(weights[path]))
@@ -152,47 +152,47 @@ class LiveState:
             )
         for i, variable in enumerate(self.rest):
             raw(variable).assign(others[f"{self.prefix}/{i:06d}"])
-        # TensorFlow makes what reads them now, and not when the first save stops the loop for it.
+        # TensorFlow prepares the reading ops now, not while the first save stops the loop.
         self._weights.hold()
         self._others.hold()
 
 
 def _as_it_lies(array: Any) -> Any:
-    """Return a large array as a tensor of the same memory, where that can be one's.
+    """Return a large array as a tensor that shares its memory, if the memory allows that.
 
-    A variable keeps the memory of the tensor that is assigned to it, so that nothing is copied and
-    no more memory is needed; training then writes there.
+    A variable takes over the memory of a tensor that is assigned to it. So nothing is copied, no
+    further memory is needed, and training then writes to that memory.
     """
     fits = array.nbytes >= _LARGE and array.ctypes.data % _ALIGNED == 0
     if fits and array.flags.c_contiguous and array.flags.writeable:
-        with suppress(Exception):  # what TensorFlow does not take in this way is copied
+        with suppress(Exception):  # if TensorFlow refuses the array, it is copied
             return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
     return array
 
 
 def check_one(name: str, stored: Any, variable: Any, fail: Any) -> None:
-    """Call `fail(what, problem)` when a stored array does not fit a live variable."""
+    """Call `fail(what, problem)` if a stored array does not match a variable."""
     live = raw(variable)
     if tuple(stored.shape) != tuple(live.shape):
         fail(
             f"{name} ({_path(variable)})",
-            f"the checkpoint has shape {tuple(stored.shape)}, the script {tuple(live.shape)}",
+            f"the checkpoint has shape {tuple(stored.shape)}, the script has {tuple(live.shape)}",
         )
     if stored.dtype != live.dtype.as_numpy_dtype:
         fail(
             f"{name} ({_path(variable)})",
-            f"the checkpoint has {stored.dtype}, the script {live.dtype.name}",
+            f"the checkpoint has {stored.dtype}, the script has {live.dtype.name}",
         )
 
 
 def _loss_names(loss: Any) -> Any:
-    """Return the names of a compiled model's losses, in the structure that they were given in."""
+    """Return the names of a compiled model's losses, in the structure passed to `compile`."""
     if isinstance(loss, dict):
         return {str(key): _loss_names(value) for key, value in loss.items()}
     if isinstance(loss, list | tuple):
         return [_loss_names(value) for value in loss]
     if isinstance(loss, str) and loss.lower() in ("crossentropy", "ce"):
-        return "crossentropy"  # Keras picks the kind by the shape of the targets
+        return "crossentropy"  # Keras chooses the kind from the shape of the targets
     found = keras.losses.get(loss)
     if found is None:
         return None
@@ -200,7 +200,7 @@ def _loss_names(loss: Any) -> Any:
 
 
 def _learning_rate(model: Any) -> float | None:
-    """Return the learning rate that the script gives; None when it is a schedule."""
+    """Return the learning rate in the script, or None if it is a schedule."""
     rate = learning_rate(getattr(model, "optimizer", None))
     return None if rate is None else float(raw(rate).numpy())
 
@@ -210,12 +210,12 @@ def _path(variable: Any) -> str:
 
 
 def _plain_name(name: str) -> str:
-    """Return a name as all versions of Keras have it: AdamW is "adamw" or "adam_w", SGD "SGD"."""
+    """Normalize a name across versions of Keras, where AdamW is "adamw" or "adam_w"."""
     return name.replace("_", "").lower()
 
 
 def _natural(name: str) -> list[Any]:
-    # Model before optimizer, and vars/10 after vars/9: the first difference a person would name.
+    # Model before optimizer, and vars/10 after vars/9, so that the reported difference is helpful.
     parts = re.split(r"(\d+)", name)
     numbered = [int(p) if i % 2 else p for i, p in enumerate(parts)]
     return [name.startswith("optimizer"), *numbered]

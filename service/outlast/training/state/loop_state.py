@@ -1,4 +1,4 @@
-"""The state of a hand-written loop: what the user names, held and put back as a whole."""
+"""`LoopState`: the state that the user passes to a hand-written loop, held and restored."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _HINT = (
 
 
 class LoopState:
-    """Models (each in a weights file of its own), loose variables, and what is plain data.
+    """Models, each with its weights file, loose variables, and plain data.
 
-    state: a dict from names to parts, or one model. A list, tuple or dict of parts is taken apart:
-    its parts are named "<name>.<index or key>". `require_built` has to be called before any save
-    or restore, so that all variables exist.
+    `state` is a dict from names to parts, or one model. The parts in a list, tuple or dict are
+    named "<name>.<index or key>". Call `require_built` before any save or restore, so that all
+    variables exist.
     """
 
     def __init__(self, state: Any) -> None:
@@ -48,7 +48,7 @@ class LoopState:
         self.objects: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {}
         self._live: dict[str, LiveState] = {}
         self._holders: dict[str, Any] = {}  # of the variables in `loose`
-        self._arrays: dict[str, Any] = {}  # whose place in memory the script holds
+        self._arrays: dict[str, Any] = {}  # filled in place, because the script holds them
         parts = state if isinstance(state, Mapping) else {"model": state}
         for name, part in parts.items():
             self._sort(check_name("state", str(name)), part)
@@ -88,34 +88,36 @@ class LoopState:
             raise UsageError(
                 field="state",
                 problem=f"{name!r} is the {type(held).__name__} {held!r}, which never changes",
-                hint="Keep it in a dict or an array, name that, and change it there.",
+                hint="Put it into a dict or an array, pass that, and change it there.",
             )
         else:
-            problem = f"{name!r} is of type {type(part).__name__}, which is no state"
+            problem = f"{name!r} is of type {type(part).__name__}, which has no known state"
             raise UsageError(field="state", problem=problem, hint=_HINT)
 
     # -- before the first step -------------------------------------------------------------
 
     def require_built(self, batch: Any) -> None:
-        """Build what can be built, find every variable, and see that what is plain can be stored.
+        """Build the models, find every variable, and check that plain data can be stored.
 
-        batch: spec of a batch, None when there is none. Raises `UsageError` by name.
+        `batch` is the spec of a batch, or None. Raises `UsageError` with the name of the part.
         """
         compiled = [model for model in self.models.values() if model.compiled]
         if len(compiled) == 1 and batch is not None:
-            _build_with(compiled[0], batch)  # of several nobody knows which one takes the batch
+            _build_with(compiled[0], batch)  # with several, it is unknown which takes the batch
         for name, model in self.models.items():
-            _require(model.built, name, "Call it on a batch, or its build(), first.")
+            _require(model.built, name, "Call it on a batch, or call its build(), first.")
             optimizer = getattr(model, "optimizer", None)
             if model.compiled and optimizer is not None and not optimizer.built:
-                # None are trainable while a discriminator is frozen, say.
+                # No variable is trainable while, for example, a discriminator is frozen.
                 way = "Call model.optimizer.build(model.trainable_variables) first."
                 _require(bool(model.trainable_variables), f"{name}.optimizer", way)
                 optimizer.build(model.trainable_variables)
             self._live[name] = LiveState(model, prefix=f"variables/{name}")
         for name, holder in self._holders.items():
             built = getattr(holder, "built", True)
-            _require(built, name, "Call a layer on a batch; an optimizer's build(variables).")
+            _require(
+                built, name, "Call a layer on a batch, or an optimizer's build(variables), first."
+            )
             for i, variable in enumerate(_variables_of(holder)):
                 self.loose[f"variables/{name}/{i}"] = variable
         for name, (get, _) in self.objects.items():
@@ -123,27 +125,28 @@ class LoopState:
 
     @property
     def alone(self) -> Any:
-        """The only model, None when there are several or none."""
+        """The only model, or None if there are several or none."""
         return next(iter(self.models.values())) if len(self.models) == 1 else None
 
     # -- into a checkpoint -----------------------------------------------------------------
 
     def files(self) -> dict[str, ArrayFile]:
-        """Hold the models, by file name."""
+        """Hold the models' weights, by file name."""
         return {self.file_of(name): live.weights() for name, live in self._live.items()}
 
     def file_of(self, name: str) -> str:
+        """Return the name of a model's weights file."""
         return WEIGHTS_FILE if self.alone is not None else f"{name}.weights.h5"
 
     def others(self) -> dict[str, Any]:
-        """Hold the variables that stand in `state.h5`."""
+        """Hold the variables for `state.h5`."""
         held = dict(zip(self.loose, Holder(self.loose.values()).hold(), strict=True))
         for live in self._live.values():
             held |= live.others()
         return held
 
     def plain(self) -> Plain:
-        """Return what else belongs to the state, as plain data."""
+        """Return the rest of the state, as plain data."""
         return {
             "kinds": self.kinds,
             "models": {name: live.describe() for name, live in self._live.items()},
@@ -157,7 +160,7 @@ class LoopState:
             raise NotSupported(
                 field="state",
                 problem=f"the state of {name!r} cannot be stored: {error}",
-                hint="Keep numbers, strings, arrays, lists and dicts of them.",
+                hint="Keep only numbers, strings, arrays, and lists and dicts of them.",
             ) from None
 
     # -- out of a checkpoint ---------------------------------------------------------------
@@ -165,7 +168,7 @@ class LoopState:
     def restore(
         self, checkpoint: str, files: Mapping[str, Any], others: Mapping[str, Any], plain: Plain
     ) -> None:
-        """Put everything back. Raises `StateMismatch` before anything is changed."""
+        """Restore everything. Raises `StateMismatch` before anything is changed."""
 
         def fail(what: str, problem: str) -> None:
             raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
@@ -178,7 +181,8 @@ class LoopState:
             stored = plain["objects"][name]
             if not can_hold(array, stored):
                 was = f"shape {stored.shape} of {stored.dtype}"
-                fail(name, f"the checkpoint has {was}, the script {array.shape} of {array.dtype}")
+                now = f"shape {array.shape} of {array.dtype}"
+                fail(name, f"the checkpoint has {was}, the script has {now}")
         for name, live in self._live.items():
             live.assign(files[self.file_of(name)], others)
         for path, variable in self.loose.items():
@@ -246,12 +250,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def _build_with(model: Any, batch: Any) -> None:
-    """Build a compiled model and its metrics with a batch, when it is the model's."""
+    """Build a compiled model and its metrics with a batch, if the model accepts it."""
     if model.built and metrics_are_built(model):
         return
     try:
         build_symbolically(model, batch)
-    except Exception:  # noqa: BLE001 - a batch of something else fails anyhow in the model's code
+    except Exception:  # noqa: BLE001 - the model's code may raise anything for a foreign batch
         return
 
 

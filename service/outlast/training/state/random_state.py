@@ -1,4 +1,4 @@
-"""The random generators outside the model: python, numpy, TensorFlow's and Keras' global ones."""
+"""The global random generators of Python, numpy, TensorFlow and Keras."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from outlast.training.keras_internals import generators
 
 
 def enable_determinism() -> None:
-    """Make TensorFlow's ops deterministic, seeding its global generator first when nobody has.
+    """Enable op determinism, and seed TensorFlow's global generator if it has no seed.
 
-    With op determinism on, an unseeded random op raises; so the seed is drawn from python's
-    generator without disturbing it.
+    With op determinism, an unseeded random op raises. The seed is derived from Python's generator
+    without consuming from it.
     """
     if generators.tensorflow_seed() is None:
         tf.random.set_seed(derived_seed() % 2**31)
@@ -23,17 +23,17 @@ def enable_determinism() -> None:
 
 
 def derived_seed() -> int:
-    """Return a seed drawn from python's generator, which is left as it was."""
+    """Derive a seed from Python's generator without consuming from it."""
     twin = random.Random()
     twin.setstate(random.getstate())
     return twin.getrandbits(53)
 
 
 def capture() -> dict[str, Any]:
-    """Return the state of python's, numpy's, TensorFlow's and Keras' generators as plain data.
+    """Return the states of the generators as plain data.
 
-    Keras' global seed generator and TensorFlow's global generator come into being at their first
-    use, which may be in the middle of a training; until then they are None here.
+    Keras' global seed generator and TensorFlow's global generator are created at their first use,
+    possibly in the middle of a training. Until then their state is None.
     """
     eager = generators.tensorflow_eager()
     keras_global = generators.keras_global()
@@ -50,7 +50,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: dict[str, Any]) -> None:
-    """Put back what `capture` returned."""
+    """Restore states that `capture` returned."""
     random.setstate(_unpack(state["python"]))
     np.random.set_state(state["numpy"])
     eager = generators.tensorflow_eager()

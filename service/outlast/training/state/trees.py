@@ -1,7 +1,7 @@
-"""Plain Python data ↔ a JSON document plus arrays by name; nothing is ever pickled.
+"""Conversion of plain Python data to a JSON document plus arrays by name, without pickle.
 
-Callback state and generator state are trees of plain values with arrays in them. The document
-keeps what JSON cannot say (tuples, sets, NaN, arrays) as objects with one key starting with "$".
+Callback state and generator state are trees of plain values and arrays. Values that JSON lacks
+(tuples, sets, NaN, arrays) become objects with one key that starts with "$".
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ FACTORIES = {kind.__name__: kind for kind in (bool, dict, float, int, list, set,
 
 
 class NotPlain(TypeError):
-    """The value is no plain data, so it cannot be stored without pickle."""
+    """The value is not plain data, so it cannot be stored without pickle."""
 
 
 def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int = 0) -> Any:
-    """Return `value` as JSON data; the arrays in it, not copied, go numbered into `arrays`, under
-    the root of `name`.
+    """Convert `value` to JSON data.
 
-    Raises `NotPlain` (which says where) for anything but None, bool, int, float, str, bytes, list,
-    tuple, dict, OrderedDict, Counter, defaultdict of a plain type, set, frozenset, deque, numpy
-    scalars and numeric arrays, and the random generators of python and numpy.
+    Its arrays are added to `arrays` without a copy, under numbered keys that start with the root of
+    `name`.
+
+    Supported types are None, bool, int, float, str, bytes, list, tuple, dict, OrderedDict, Counter,
+    defaultdict of a plain type, set, frozenset, deque, numpy scalars, numeric arrays, and the
+    random generators of Python and numpy. Raises `NotPlain`, which names the place, for others.
     """
     if depth > MAX_DEPTH:
         raise NotPlain("nested too deeply")
@@ -51,7 +53,7 @@ def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int =
         return [encode(item, arrays, f"{name}/{i}", depth + 1) for i, item in enumerate(items)]
 
     if type(value) is list:
-        if len(value) >= MANY and set(map(type, value)) == {float}:  # what a callback collects
+        if len(value) >= MANY and set(map(type, value)) == {float}:  # such as losses
             return {"$floats": _encode_array(np.array(value), arrays, name)["$array"]}
         return each(value)
     if type(value) is tuple:
@@ -90,20 +92,20 @@ def _is_numpys(bit_generator: Any) -> bool:
 
 
 def _encode_array(value: Any, arrays: MutableMapping[str, Any], name: str) -> Any:
-    # numbers, and the number types of other packages (bfloat16), which have no kind of their own
+    # Numbers, and number types of other packages such as bfloat16, whose kind is V.
     kind = value.dtype.kind
     is_number = kind in "biufc" or (kind == "V" and value.dtype.type is not np.void)
     is_masked = isinstance(value, np.ndarray) and type(value) is not np.ndarray
     if not is_number or is_masked or value.dtype in (np.longdouble, np.clongdouble):
         raise NotPlain(f"{type(value).__name__} of {value.dtype} at {name}")
-    # Numbered, since a key of a dict may be anything, and a dataset's path may not.
+    # Use numbers, because not every dict key is a valid path of a dataset.
     key = f"{name.partition('/')[0]}/{len(arrays):06d}"
     arrays[key] = value
     return {"$array": key, "scalar": isinstance(value, np.generic)}
 
 
 def decode(document: Any, arrays: Mapping[str, Any]) -> Any:
-    """Return what `encode` was given."""
+    """Convert a document that `encode` returned back to plain data."""
     if isinstance(document, list):
         return [decode(item, arrays) for item in document]
     if not isinstance(document, dict):
@@ -161,7 +163,7 @@ def _pairs(pairs: list[Any], arrays: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def fingerprint(value: Any) -> bytes:
-    """Return what tells a plain value from any other; equal values have equal ones.
+    """Return a hash of a plain value. Equal values have equal hashes.
 
     Arrays are read, not copied. Raises `NotPlain`.
     """

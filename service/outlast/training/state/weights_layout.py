@@ -1,9 +1,9 @@
-"""Which variable stands where in Keras' own `.weights.h5` layout.
+"""`Layout`: the path of each variable in Keras' `.weights.h5` layout.
 
-Follows Keras' own walk (`keras_internals.saving`): the layers of a Sequential or
+It follows Keras' walk through a model (`keras_internals.saving`): the layers of a Sequential or
 Functional model under "layers/<snake_class[_n]>", then every attribute that is a saveable or a
-container of saveables. Where Keras writes a value, this walk notes the live variable instead, so
-that a snapshot can hold it without a copy and a restore can assign to it.
+container of saveables. Where Keras writes a value, this walk records the variable. So a snapshot
+holds it without a copy, and a restore assigns to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outlast.training.keras_internals import saving
 
 @dataclass
 class Layout:
-    """Variables by dataset path, groups' attributes, and saveables that compute what they store."""
+    """Variables by dataset path, attributes by group, and saveables that compute their values."""
 
     variables: dict[str, Any] = field(default_factory=dict)
     group_attributes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -34,12 +34,12 @@ def weights_layout(model: Any) -> Layout:
 
 
 def stored_values(saveable: Any) -> dict[str, Any]:
-    """Return what the saveable's own `save_own_variables` stores, by key."""
+    """Return the values that the saveable's `save_own_variables` stores, by key."""
     if (
         isinstance(saveable, optimizers.Optimizer)
         and type(saveable).save_own_variables is optimizers.Optimizer.save_own_variables
     ):
-        # Keras' own method copies every slot with .numpy(); the variables are the same ones.
+        # Keras' method stores the same variables, but copies every slot with .numpy().
         return {str(i): variable for i, variable in enumerate(saveable.variables)}
     store: dict[str, Any] = {}
     saveable.save_own_variables(store)
@@ -83,7 +83,7 @@ def _visit_container(
 
 
 def all_variables(model: Any) -> Iterator[Any]:
-    """Yield the model's, its metrics' and its optimizer's variables; some may come twice."""
+    """Yield the variables of the model, its metrics and its optimizer, some of them twice."""
     yield from model.variables
     yield from model.metrics_variables
     optimizer = getattr(model, "optimizer", None)

@@ -1,1 +1,1 @@
-"""The compiled training step: K steps a call, and how that call is compiled."""
+"""The compiled training step: calls of K steps, and the program that runs them."""

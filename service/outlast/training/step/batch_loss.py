@@ -1,4 +1,4 @@
-"""Each batch's own loss, found beside the running mean that Keras' logs give."""
+"""`OwnLoss`: the loss of each batch, besides the running mean in Keras' logs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from outlast.training.keras_internals.variables import raw
 
 
 class OwnLoss:
-    """Each batch's own loss, beside Keras' running mean.
+    """Computes the loss of each batch, besides Keras' running mean.
 
-    With Keras' own train_step the loss tracker is emptied before the step and the sums are put
-    back afterwards: exact, and state and logs stay equal to the bit. With a custom train_step,
-    which may read its tracker, nothing is touched: the loss is the difference of the totals, which
-    rounds (float32 totals). Where no mean named "loss" exists, the step's own "loss" log is it.
+    With Keras' train_step, it resets the loss tracker before the step and restores the sums
+    afterwards. That is exact, and state and logs stay equal to the bit. A custom train_step may
+    read its tracker, so nothing is changed: the loss is the difference of the float32 totals, with
+    their rounding. Without a mean named "loss", it is the "loss" in the step's logs.
     """
 
     def __init__(self, model: Any) -> None:
@@ -32,6 +32,7 @@ class OwnLoss:
         self.exact = stock and self.tracker is not None
 
     def before(self) -> tuple[Any, Any] | None:
+        """Return the tracker's total and count before a step; reset them if `exact`."""
         if self.tracker is None:
             return None
         sums = (
@@ -44,6 +45,7 @@ class OwnLoss:
         return sums
 
     def after(self, sums: tuple[Any, Any] | None, logs: dict[str, Any]) -> Any | None:
+        """Return the step's loss, or None if there is none. `sums` is what `before` returned."""
         if self.tracker is None or sums is None:
             return tf.cast(logs["loss"], tf.float64) if _is_scalar(logs.get("loss")) else None
         total = _value(self.tracker.total)

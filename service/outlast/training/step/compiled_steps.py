@@ -1,10 +1,10 @@
-"""K training steps in one compiled call.
+"""`CompiledSteps`: K training steps in one compiled call.
 
-One `tf.function` holds a `tf.while_loop` over K steps; each step gathers its batch from resident
-tensors and calls the model's own `train_step`, which is compiled apart, just as Keras' fit compiles
-it. Batches that come from elsewhere are stacked, and the loop goes over the stack. The loop form is
-the same for K = 1 and for K = 100, so the results are equal to the bit whatever K is. Every step's
-logs come back stacked.
+One `tf.function` contains a `tf.while_loop` over K steps. Each step gathers its batch from resident
+tensors and calls the model's `train_step`, which is compiled separately, as in Keras' fit. Other
+batches are stacked, and the loop iterates over the stack. The loop is the same for K = 1 and
+K = 100, so the results are equal to the bit for every K. The call returns the stacked logs of all
+steps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from outlast.training.step.batch_loss import OwnLoss
 from outlast.training.step.intra_op import APART, OneThreadAnOp, only_computes
 from outlast.training.step.program import Program, graph_program, nodes_of, xla_program
 
-STREAMED_STEPS = 32  # so many batches lie in memory at a time
-XLA_STEPS = 128  # the room for logs in one XLA program of several steps
-# What decides which variables a step has besides the weights.
+STREAMED_STEPS = 32  # largest number of streamed batches in memory
+XLA_STEPS = 128  # steps for which one XLA program has room for logs
+# The methods that decide which variables a step has besides the weights.
 _STEP = ("train_step", "compute_loss", "compute_metrics", "metrics")
 
 STATEFUL_RANDOM = frozenset(
@@ -48,9 +48,12 @@ STATEFUL_RANDOM = frozenset(
 
 @dataclass(frozen=True)
 class StepLogs:
-    """The logs of K steps: names in order, values of shape (K, …), and each step's own loss.
+    """The logs of K steps.
 
-    own_loss: float64 of shape (K,), or None when the model reports no loss.
+    Attributes:
+        values: Dict from names, in order, to arrays of shape (K, …).
+        own_loss: Loss of each step's batch, float64 of shape (K,), or None if the model reports
+            no loss.
     """
 
     values: dict[str, Any]
@@ -60,7 +63,7 @@ class StepLogs:
         return len(next(iter(self.values.values()))) if self.values else 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one dict of python values a step, as `pythonify_logs` makes them."""
+        """Return one dict of Python values per step, as `pythonify_logs` makes them."""
         columns = [
             [float(v) for v in values]
             if values.ndim == 1 and values.dtype.kind in "fiub"
@@ -70,7 +73,7 @@ class StepLogs:
         return [dict(zip(self.values, row, strict=True)) for row in zip(*columns, strict=True)]
 
     def own_losses(self) -> list[float | None]:
-        """Return each step's own loss, None where the model reports none."""
+        """Return the loss of each step's batch, or None per step if the model reports no loss."""
         if self.own_loss is None:
             return [None] * len(self)
         losses: list[float | None] = self.own_loss.tolist()
@@ -78,13 +81,17 @@ class StepLogs:
 
 
 class CompiledSteps:
-    """Calls of K steps on resident arrays, or on batches that are handed in.
+    """Runs K steps per call, on resident arrays or on given batches.
 
-    model: compiled. arrays: a structure of tensors (None where a part is missing), all with the
-    same first dimension; None when batches come from elsewhere. size: samples in every batch of
-    them, None when the last one is shorter (train_step sees a static shape where Keras' fit shows
-    it one). spec: without arrays, the structure of tf.TypeSpec of a batch. Raises whatever the
-    model's train_step raises.
+    Its methods raise the errors of the model's train_step.
+
+    Args:
+        model: Compiled model.
+        arrays: Structure of tensors with the same first dimension, a missing part being None. Leave
+            it out to pass batches to `run`.
+        size: Samples in every batch of `arrays`, or None if the last batch is shorter. With it,
+            train_step sees a static shape, as it does in Keras' fit.
+        spec: Structure of `tf.TypeSpec` of a batch, if there are no `arrays`.
     """
 
     def __init__(
@@ -104,7 +111,7 @@ class CompiledSteps:
         self._summaries = False
 
     def trace(self) -> None:
-        """Build and trace the step, so that every variable that it touches exists."""
+        """Build and trace the step, so that every variable that it uses exists."""
         if self.eager:
             build_symbolically(self.model, self.spec)
             self.own_loss = OwnLoss(self.model)
@@ -120,11 +127,11 @@ class CompiledSteps:
         self.use(self.program)
 
     def _makes_plain_variables(self) -> bool:
-        """Whether the metrics' and the optimizer's variables can be made ahead of the trace.
+        """Return whether the variables of metrics and optimizer can be created before the trace.
 
-        A trace that makes variables is done twice by TensorFlow, which is most of the time that a
-        process needs to its first step. Where somebody else's code has a say in which variables
-        there are, in what order or by what names, the trace makes them, as it does in Keras.
+        TensorFlow repeats a trace that creates variables, which is most of the time until a
+        process's first step. If custom code may decide on the variables, their order or their
+        names, the trace creates them, as it does in Keras.
         """
         model, own = self.model, type(self.model)
         return (
@@ -138,7 +145,7 @@ class CompiledSteps:
         )
 
     def use(self, program: Program) -> None:
-        """Compile the calls to come in this way; after `trace`."""
+        """Compile further calls as this program. Call it after `trace`."""
         self.program = program
         inner, whole = self._inner, program == Program.XLA_CALL
         if program in (Program.XLA_STEP, Program.XLA_CALL):
@@ -151,8 +158,8 @@ class CompiledSteps:
             lots = tree.map_structure(_stacked_spec, self.spec)
         else:
             lots = tf.TensorSpec([None, self.size], tf.int64)
-        # XLA needs the size of a batch when it compiles a loop in a loop (an LSTM's): for a short
-        # last batch the whole is traced once more.
+        # XLA needs the batch size to compile nested loops, such as an LSTM's. A shorter last batch
+        # takes another trace.
         signature = None if whole else [lots, tf.TensorSpec([], tf.int32)]
         self._call = tf.function(
             self._looped(inner),
@@ -165,16 +172,16 @@ class CompiledSteps:
             self._call = OneThreadAnOp(self._call, self.size)
 
     def xla_program(self) -> Program:
-        """Return XLA's program for this step; after `trace`."""
+        """Return the program with XLA for this step. Call it after `trace`."""
         return xla_program(self._definition(), streamed=self.arrays is None)
 
     def may_take_one_thread(self) -> bool:
-        """Whether `use` can make a program of one thread an op; after `trace`."""
+        """Return whether `use` accepts `Program.ONE_THREAD`. Call it after `trace`."""
         resident = self.arrays is not None and not tf.config.list_physical_devices("GPU")
         return resident and only_computes(self._definition())
 
     def graph_program(self, batch: int) -> Program:
-        """Return the program without XLA for this step on so many samples; after `trace`."""
+        """Return the program without XLA for batches of `batch` samples. Call it after `trace`."""
         if not self.may_take_one_thread():
             return Program.GRAPH
         sizes = [variable.value.shape.num_elements() for variable in self.model.trainable_variables]
@@ -185,13 +192,13 @@ class CompiledSteps:
 
     @property
     def most(self) -> int:
-        """How many steps a call may take."""
+        """Largest number of steps in a call."""
         if self.arrays is None:
             return STREAMED_STEPS
         return XLA_STEPS if self.program == Program.XLA_CALL else 1000
 
     def rehearse(self) -> None:
-        """Take an eager step for the sake of the variables that it makes; the caller undoes it."""
+        """Run an eager step to create its variables. The caller restores their values."""
         if self.arrays is None:
             batch = an_empty_batch(self.spec)
         else:
@@ -199,7 +206,7 @@ class CompiledSteps:
         self.model.train_step(batch)
 
     def touched_variables(self) -> list[Any]:
-        """The variables that the traced step reads or writes, in the order it captured them."""
+        """Return the variables that the traced step reads or writes, in the order of capture."""
         if self._graph is None:
             return []
         by_handle = {id(v.handle): v for v in self._graph.variables}
@@ -207,21 +214,24 @@ class CompiledSteps:
         return [by_handle[key] for key in captures if key in by_handle]
 
     def stateful_random_ops(self) -> list[str]:
-        """Names of random ops whose hidden state no checkpoint can hold."""
+        """Return the names of random ops whose hidden state no checkpoint contains."""
         if self._graph is None:
             return []
         nodes = nodes_of(self._definition())
         return sorted({f"{n.op} ({n.name})" for n in nodes if n.op in STATEFUL_RANDOM})
 
     def run(self, lot: Any) -> StepLogs:
-        """Train K batches: `lot` are int64 indices into the arrays, of shape (K, batch); or,
-        where there are no arrays, a list of batches."""
+        """Train K batches and return their logs.
+
+        `lot` contains int64 indices into the arrays, of shape (K, batch). Without arrays, it is a
+        list of K batches.
+        """
         if self._optionals:
             lot = [without_optionals(batch) for batch in lot]
         if self.eager:
             return self._run_eagerly(lot)
         if tf.summary.should_record_summaries() and not self._summaries:
-            self.trace()  # a callback has set a writer since: the model's own summaries go there
+            self.trace()  # a callback has set a writer since, and the model writes summaries to it
         if self.arrays is not None:
             return self._run(tf.constant(self._padded(lot), tf.int64), len(lot))
         if self._stacked:
@@ -231,7 +241,7 @@ class CompiledSteps:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _padded(self, indices: Any) -> Any:
-        """XLA compiles anew for every shape, so its whole calls have one for every K."""
+        """Pad the indices for XLA, which compiles again for each shape, to one shape for all K."""
         if self.program != Program.XLA_CALL:
             return indices
         padded = np.zeros((XLA_STEPS, indices.shape[1]), np.int64)
@@ -311,7 +321,7 @@ class CompiledSteps:
 
 
 def _can_be_stacked(spec: Any) -> bool:
-    """Whether batches of this spec can be laid one on the other: dense tensors, none missing."""
+    """Return whether batches of this spec can be stacked: all parts are dense tensors."""
     return all(isinstance(part, tf.TensorSpec) for part in tree.flatten(spec))
 
 
@@ -320,7 +330,7 @@ def _stacked_spec(part: Any) -> Any:
 
 
 def _alike(lot: list[Any]) -> list[list[Any]]:
-    """Split batches, in order, where their shapes change: a last one may be shorter."""
+    """Group consecutive batches of equal shapes. The last batch may be shorter."""
     parts: list[list[Any]] = []
     before: Any = None
     for batch in lot:

@@ -1,8 +1,8 @@
-"""K training steps in which every op takes one thread, however many processors there are.
+"""`OneThreadAnOp`: K training steps in which each op uses one thread.
 
-How many threads an op may take is set for a whole process before it starts, with one exception:
-what a tf.data pipeline calls follows its own `tf.data.ThreadingOptions.max_intra_op_parallelism`.
-So the call is made by a pipeline, without end, whose every element is the logs of K steps.
+The number of threads per op is fixed for a process before it starts, with one exception: functions
+that a tf.data pipeline calls obey `tf.data.ThreadingOptions.max_intra_op_parallelism`. So an
+infinite pipeline makes the calls, and each of its elements is the logs of K steps.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import tensorflow as tf
 from outlast.training.keras_internals.pipelines import definition_of
 from outlast.training.step.program import nodes_of
 
-# The steps stay a function of their own in the pipeline, which TensorFlow then optimizes as it does
-# where nobody else calls it. Inlined, they would not be, and would round otherwise.
+# The steps stay a separate function in the pipeline, so TensorFlow optimizes them as usual. If
+# inlined, they would not be optimized, and would round differently.
 APART = {"_noinline": True}
 
-# Stateful ops that change variables or call others. All others leave something behind, print or
-# draw from hidden state, and are left to be called as ever.
+# Stateful ops that change variables or call functions. All other stateful ops have side effects,
+# print, or draw from hidden state; a step with one of them does not run in a pipeline.
 _PLAIN = frozenset(
     {
         "Assert",
@@ -42,11 +42,14 @@ _ITS_WORDS = "Function invocation produced OutOfRangeError"
 
 
 class OneThreadAnOp:
-    """Calls of K steps in which an op takes one thread.
+    """Runs K steps per call, with one thread per op.
 
-    call: a `tf.function` with the attributes `APART`, which takes lots, int64 of shape (K, size),
-    and how many of them to train; it returns logs and own losses. size: None for any. Raises what
-    the steps raise; TensorFlow puts the name of the pipeline's iterator before it.
+    Calls raise the errors of the steps. TensorFlow prepends the name of the pipeline's iterator.
+
+    Args:
+        call: `tf.function` with the attributes `APART`. It takes indices, int64 of shape (K, size),
+            and the number of rows to train, and returns logs and own losses.
+        size: Samples per batch, or None for any number.
     """
 
     def __init__(self, call: Callable[[Any, Any], Any], size: int | None) -> None:
@@ -70,13 +73,13 @@ class OneThreadAnOp:
         self._calls = iter(calls)
 
     def __call__(self, lots: Any, count: Any) -> tuple[list[Any], Any]:
-        """Train `count` of the `lots`; return logs and own losses as the `tf.function` does."""
+        """Train the first `count` of the `lots`; return logs and own losses as `call` does."""
         self._lots.assign(lots)
         self._count.assign(count)
         try:
             results = list(next(self._calls))
         except tf.errors.InvalidArgumentError as error:
-            # A pipeline says so, for it ends by that error itself.
+            # A pipeline ends with OutOfRangeError itself, so it converts that of a step.
             if _ITS_WORDS not in error.message:
                 raise
             raise tf.errors.OutOfRangeError(error.node_def, error.op, error.message) from error
@@ -85,14 +88,14 @@ class OneThreadAnOp:
 
 
 def only_computes(graph: Any) -> bool:
-    """Whether the steps of this `GraphDef` do nothing but compute and change variables."""
+    """Return whether the steps of this `GraphDef` only compute and change variables."""
     functions = {f.signature.name for f in graph.library.function}
     return all(_only_computes(name) for name in {node.op for node in nodes_of(graph)} - functions)
 
 
 def _only_computes(name: str) -> bool:
     if name in _PLAIN or name.startswith("Resource"):
-        return True  # the latter gather from variables, scatter and apply to them
+        return True  # "Resource…" ops gather from variables and update them
     op = definition_of(name)
     return (
         op is not None

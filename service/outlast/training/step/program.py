@@ -1,8 +1,7 @@
-"""How a call of K steps is done: as TensorFlow's graph, with all threads or one thread an op, or by
-XLA, per step or as a whole.
+"""`Program`: the ways to run K steps, as a TensorFlow graph or with XLA, and the choice of one.
 
-Within one training the program never changes, for each rounds in its own way; across the number
-of steps a call none does.
+Programs round differently, so the program never changes within a training. The number of steps per
+call does not affect rounding.
 """
 
 from __future__ import annotations
@@ -27,34 +26,36 @@ _CONVOLUTIONS = frozenset(
 )
 _LOOPS = frozenset({"While", "StatelessWhile"})
 
-# Where one thread an op is faster. TensorFlow splits an op on some 50,000 numbers or more between
-# threads, and waking them takes some 10 to 100 us; a larger op, or many samples, are worth that.
-# Dense models by their largest variable and by variables times batch, ms a step with all threads
-# of two processors and with one: 50,176 and 1.6 million 0.35 and 0.34, 100,352 and 3.3 million 0.74
-# and 0.52, 200,704 and 6.5 million 1.04 and 0.79, 401,408 and 13 million 1.38 and 1.28.
+# The range in which one thread per op is faster. TensorFlow splits ops on about 50,000 numbers or
+# more between threads, and waking threads takes 10 to 100 us. That pays off for larger ops and for
+# many samples. Measured on dense models, in ms per step on two CPUs:
+#   largest variable   variables x batch   all threads   one thread
+#             50,176         1.6 million          0.35         0.34
+#            100,352         3.3 million          0.74         0.52
+#            200,704         6.5 million          1.04         0.79
+#            401,408          13 million          1.38         1.28
 _SPLIT_FROM, _SPLIT_WELL_FROM = 1 << 16, 1 << 18  # numbers in the largest variable
-_SMALL_STEP = 1 << 24  # numbers in all variables, times samples
+_SMALL_STEP = 1 << 24  # numbers in all variables, times samples in a batch
 
 
 class Program(StrEnum):
-    """The ways to compile K steps.
-
-    GRAPH: no XLA. ONE_THREAD: the same, but no op is split between threads. XLA_STEP: each step is
-    one XLA program, as Keras' fit has it, called from TensorFlow's loop. XLA_CALL: the loop over
-    the K steps is one XLA program: several times faster where a step is short.
-    """
+    """The ways to compile K steps."""
 
     GRAPH = "graph"
+    """Without XLA."""
     ONE_THREAD = "one-thread"
+    """Without XLA, and with one thread per op."""
     XLA_STEP = "xla-step"
+    """Each step is one XLA program, as in Keras' fit, called from TensorFlow's loop."""
     XLA_CALL = "xla-call"
+    """The loop over K steps is one XLA program, several times faster for short steps."""
 
 
 def wants_xla(model: Any) -> bool:
-    """Whether the model was compiled with `jit_compile=True`.
+    """Return whether the model was compiled with `jit_compile=True` and supports XLA.
 
-    Keras takes it back where op determinism is on, which a job turns on by itself; a model that
-    says so by its layers (`supports_jit`) stays without.
+    A job enables op determinism, with which Keras resets `jit_compile`, so the argument of
+    `compile` counts.
     """
     if model.jit_compile:
         return True
@@ -62,7 +63,7 @@ def wants_xla(model: Any) -> bool:
 
 
 def supports_xla(model: Any) -> bool:
-    """Whether XLA may be tried: no layer says that it cannot, and steps are compiled at all."""
+    """Return whether all layers support XLA and the model does not run eagerly."""
     layers = all(layer.supports_jit for layer in all_layers(model))
     return layers and not model.run_eagerly
 
@@ -70,8 +71,9 @@ def supports_xla(model: Any) -> bool:
 def graph_program(graph: Any, variables: list[int | None], batch: int) -> Program:
     """Return the program without XLA for the step traced as `graph`.
 
-    variables: how many numbers each trained variable has, None where that is not fixed. batch: in
-    samples. By the model alone, whatever the machine and its pace: the same script gets the same.
+    `variables` are the sizes of the trained variables, each None if it is not fixed; `batch` is the
+    number of samples. Only the model decides, not the machine or its speed, so a script always gets
+    the same program.
     """
     sizes = [size for size in variables if size is not None]
     if not sizes or len(sizes) < len(variables):
@@ -84,11 +86,11 @@ def graph_program(graph: Any, variables: list[int | None], batch: int) -> Progra
 
 
 def xla_program(graph: Any, *, streamed: bool) -> Program:
-    """Return XLA's program for the step traced as `graph`, by what is known before it runs.
+    """Return the program with XLA for the step traced as `graph`.
 
-    XLA's CPU compiler runs convolutions within a loop on one thread without its fast kernels (the
-    whole call was measured at a sixth of the speed of Keras' fit), so there each step is a
-    program, as it is for data that is not resident.
+    In a loop, XLA's CPU compiler runs convolutions on one thread without its fast kernels; a whole
+    call was measured at a sixth of the speed of Keras' fit. So there each step is one program, and
+    likewise for streamed data.
     """
     if streamed:
         return Program.XLA_STEP
@@ -97,7 +99,7 @@ def xla_program(graph: Any, *, streamed: bool) -> Program:
 
 
 def nodes_of(graph: Any) -> list[Any]:
-    """Return all nodes of a `GraphDef`, those of its functions as well."""
+    """Return all nodes of a `GraphDef`, including those of its functions."""
     return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
 
 

@@ -1,4 +1,4 @@
-"""Which program a training gets: the script's, its checkpoint's, or the faster one."""
+"""`ProgramChoice`: chooses the program of the script, of the checkpoint, or the faster one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from outlast.training.state.live_variables import LiveState
 from outlast.training.step.compiled_steps import CompiledSteps
 from outlast.training.step.program import Program, supports_xla, wants_xla
 
-TRIAL_STEPS = 64  # at most, in a call that is timed
-TRIAL_S = 0.1
-TRIAL_BATCH = 32  # samples, where the data does not say
+TRIAL_STEPS = 64  # most steps in a timed call
+TRIAL_S = 0.1  # target duration of a timed call
+TRIAL_BATCH = 32  # samples per batch, if the data does not fix it
 
 
 class ProgramChoice:
-    """Chooses once, at a phase's start; steps: traced, live: its variables, feed: its data."""
+    """Chooses the program once, at the start of a phase. `steps` must be traced."""
 
     def __init__(
         self, model: Any, steps: CompiledSteps, live: LiveState, feed: ArrayFeed | Feed, log: Any
@@ -36,8 +36,8 @@ class ProgramChoice:
     def choose(self, asked: bool | str | None, stored: str | None) -> Program:
         """Return the program to train with.
 
-        asked: `jit_compile` as `fit` got it: None leaves it to the model's, "auto" measures.
-        stored: the checkpoint's program, None at a training's start.
+        `asked` is the `jit_compile` of `fit`. `stored` is the checkpoint's program, or None for a
+        new training.
         """
         if asked == "auto" and stored is None:
             return self._measured()
@@ -48,13 +48,13 @@ class ProgramChoice:
         if stored is not None and stored != program:
             self._log.warning(
                 LogEvent.PROGRAM_CHANGED,
-                why=f"the checkpoint was trained as {stored}, the script says {program}: "
-                "they round differently",
+                why=f"the checkpoint was trained as {stored}, but the script selects {program}; "
+                "the two round differently",
             )
         return program
 
     def _without_xla(self, stored: str | None = None) -> Program:
-        """Return the checkpoint's program, where it is one of these two and can be had here."""
+        """Return the checkpoint's program if it is without XLA and available, else the model's."""
         if stored == Program.GRAPH:
             return Program.GRAPH
         if stored == Program.ONE_THREAD and self._steps.may_take_one_thread():
@@ -64,7 +64,7 @@ class ProgramChoice:
         return Program.GRAPH
 
     def _measured(self) -> Program:
-        """Train some steps each way, put the state back, and take the faster."""
+        """Time some steps of each program, restore the state, and return the faster program."""
         without = self._without_xla()
         if not supports_xla(self._model):
             return without
@@ -92,7 +92,7 @@ class ProgramChoice:
         return min(self._train(steps) for _ in range(3))
 
     def _train(self, steps: int) -> float:
-        """Train so many steps, or as many as a pass has; return the seconds of each."""
+        """Train `steps` steps, or a pass if it is shorter, and return the seconds per step."""
         if isinstance(self._feed, ArrayFeed) and self._steps.arrays is not None:
             lot: Any = self._feed.data.indices(0, 0, steps)
         else:

@@ -1,4 +1,4 @@
-"""Wrong arguments and data are refused by name, before anything is trained or written over."""
+"""Invalid arguments and data are refused by name, before anything is trained or overwritten."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ STREAMS: dict[str, Callable[[], Any]] = {
 def test_what_belongs_to_arrays_is_refused_elsewhere_in_keras_words(
     tmp_path: Path, kind: str
 ) -> None:
-    """Keras refuses some of them and passes over others, such as a batch_size."""
+    """Keras refuses some of these arguments and ignores others, such as batch_size."""
     weights = {0: 1.0, 1: 2.0, 2: 0.5}
     given: dict[str, Any] = {
         "y": Y,

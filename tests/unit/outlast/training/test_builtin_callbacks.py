@@ -1,4 +1,4 @@
-"""Keras' built-in callbacks: over deaths they write, decide and stop as in Keras' untouched fit."""
+"""Over crashes, built-in callbacks write, decide and stop as in an uninterrupted Keras fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PLAIN: dict[str, Any] = {**ARRAYS, "epochs": 3, "validation_data": (X[:9], Y[:9]
 
 @dataclass
 class Case:
-    """A built-in callback: made for the folder that it writes to, if it writes."""
+    """A built-in callback, made for a folder if it writes files."""
 
     make: Callable[[Path], Any]
     build: Callable[[], Any] = field(default_factory=quick)
@@ -63,7 +63,7 @@ MADE: list[Any] = []
 
 @pytest.fixture(autouse=True)
 def files_of_the_dead() -> Iterator[None]:
-    """Close what a process that ends would close."""
+    """Close the files that the end of a process would close."""
     MADE.clear()
     yield
     for made in MADE:
@@ -160,7 +160,7 @@ def test_every_built_in_callback_is_here() -> None:
 
 
 def events(folder: Path) -> dict[tuple[str, str, int], set[bytes]]:
-    """Return what TensorBoard shows of a folder: all values by run, tag and step."""
+    """Return all values that TensorBoard shows for a folder, by run, tag and step."""
     found: dict[tuple[str, str, int], set[bytes]] = {}
     for path in sorted(folder.rglob("events.*")):
         for record in tf.data.TFRecordDataset(str(path)):
@@ -173,7 +173,7 @@ def events(folder: Path) -> dict[tuple[str, str, int], set[bytes]]:
 
 
 def left_in(folder: Path) -> dict[str, Any]:
-    """Return all that a callback wrote, as it can be compared."""
+    """Return everything that a callback wrote, in a comparable form."""
     found: dict[str, Any] = {"events": events(folder)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -194,7 +194,7 @@ def left_in(folder: Path) -> dict[str, Any]:
 
 
 class Dying(callbacks.Callback):
-    """Dies in the first call of a hook, after all that the callback before it did there."""
+    """Dies in the first call of a hook, after the previous callback has finished there."""
 
     def __init__(self, hook: str) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def die_in(hook: str, script: Script, folder: Path) -> None:
 
 
 def die_and_resume(script: Script, folder: Path, steps: int) -> End:
-    """Train with deaths and a stop on the way, as far as it gets in so many steps."""
+    """Train with crashes and one stop, up to the given number of steps."""
     for step in range(1, steps, 2):
         with pytest.raises(Death), dying_at(step):
             train(script, folder)
@@ -331,7 +331,7 @@ def test_a_backup_that_a_death_tore_stops_no_resume(tmp_path: Path) -> None:
 
 @contextmanager
 def listening() -> Iterator[tuple[str, list[Any]]]:
-    """A server of this machine, and what is sent to it."""
+    """A local server, and the requests that it received."""
     heard: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -371,9 +371,9 @@ def test_a_remote_monitor_hears_of_each_epoch(tmp_path: Path) -> None:
 
 
 def told(printed: str) -> list[str]:
-    """Return each epoch's heading and last line, without colours and times.
+    """Return the heading and last line of each epoch, without colours and times.
 
-    How often a bar is drawn anew on the way is a matter of time.
+    How often the bar is redrawn in between depends on timing.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     plain = re.sub(r"\b\d+(s|ms|us)\b", "T", plain)
@@ -388,7 +388,7 @@ def told(printed: str) -> list[str]:
 
 
 class Pipe:
-    """Standard output that is no terminal, and what was written to it."""
+    """Standard output that is not a terminal, and the text written to it."""
 
     def __enter__(self) -> Pipe:
         self._stdout, sys.stdout = sys.stdout, io.StringIO()
@@ -400,7 +400,7 @@ class Pipe:
 
 
 class Terminal:
-    """A terminal as standard output, and what it was shown."""
+    """A terminal as standard output, and the text shown on it."""
 
     def __enter__(self) -> Terminal:
         self.shown = ""

@@ -1,4 +1,4 @@
-"""Callbacks over a death: their state, their order, and what they draw and collect."""
+"""Callbacks over a crash: their state, their order, their random draws and their lists."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BATCHES = 3  # an epoch: two of 8 and one of 6
 class Line(keras.Model):
     """The smallest model with an optimizer, a seed generator and metrics.
 
-    Run eagerly, its steps take a fraction of what a trace would.
+    It runs eagerly, because its steps take a fraction of the time of a trace.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ VALIDATED = PLAIN.but(validation_data=(X[:10], Y[:10]))
 
 
 def die_and_resume(script: Script, folder: Path, *deaths: int) -> Any:
-    """Train with a death at each of the given steps of the phase; return the end."""
+    """Train with a crash at each of the given steps of the phase, and return the end."""
     for step in deaths:
         with pytest.raises(Death), dying_at(step):
             train(script, folder)
@@ -96,7 +96,7 @@ def die_and_resume(script: Script, folder: Path, *deaths: int) -> Any:
 
 
 def assert_survives(script: Script, tmp_path: Path, *deaths: int) -> tuple[Any, Any]:
-    """Assert that deaths change nothing; return the untouched end and the resumed one."""
+    """Assert that crashes change nothing. Return the uninterrupted end and the resumed one."""
     untouched = train(script, tmp_path / "untouched")
     resumed = die_and_resume(script, tmp_path / "resumed", *deaths)
     assert_same_end(untouched, resumed)
@@ -104,7 +104,7 @@ def assert_survives(script: Script, tmp_path: Path, *deaths: int) -> tuple[Any, 
 
 
 class Calls(keras.callbacks.Callback):
-    """Writes down every hook that is called, with its arguments."""
+    """Records every hook call with its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def test_a_resume_calls_each_hook_as_often_as_an_untouched_training(
 
 
 class Asking(Calls):
-    """Evaluates and predicts on its own account, and hears of it."""
+    """Calls evaluate and predict itself, which calls its hooks."""
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -197,7 +197,7 @@ EXTERNAL: list[Any] = []
 
 
 class External(Calls):
-    """Writes its calls where no checkpoint reaches: what the world outside would see."""
+    """Records its calls outside of any checkpoint, as the outside world would see them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ def test_a_stop_replays_no_hook_of_a_counted_step(tmp_path: Path, save_every: st
 
 
 class Stopping(keras.callbacks.Callback):
-    """Asks the job to stop in a hook of its own."""
+    """Requests a stop of the job in one of its hooks."""
 
     def __init__(self, hook: str, at: int) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class Stopping(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory: pytest.TempPathFactory) -> End:
-    """The end of VALIDATED with a recording callback, untouched."""
+    """The end of an uninterrupted VALIDATED with a recording callback."""
     script = VALIDATED.with_callbacks(lambda: [Quiet(), Calls()])
     return train(script, tmp_path_factory.mktemp("untouched"))
 
@@ -284,7 +284,7 @@ def test_a_stop_in_the_last_epochs_end_finishes(tmp_path: Path, validated: End) 
 
 
 class Quiet(keras.callbacks.Callback):
-    """Stands where Stopping stood."""
+    """Takes the place of Stopping and does nothing."""
 
 
 def early(**options: Any) -> Callable[[], list[Any]]:
@@ -406,7 +406,7 @@ def test_configuration_is_the_scripts_not_the_checkpoints(tmp_path: Path) -> Non
 
 
 class Speaking(keras.callbacks.Callback):
-    """Speaks for itself, with state that no attribute shows."""
+    """Has get_state and set_state, for state that is in no attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -454,7 +454,7 @@ def test_another_callback_in_front_takes_no_state_away(tmp_path: Path) -> None:
 
 
 class Adapting(keras.callbacks.Callback):
-    """A user's callback whose own state happens to be named like Keras' configuration."""
+    """A custom callback whose state has the name of a Keras configuration attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -470,7 +470,7 @@ def test_an_attribute_named_min_delta_of_a_users_own_is_state(tmp_path: Path) ->
 
 
 class Drawing(keras.callbacks.Callback):
-    """Draws from every global generator, and steers the training by it."""
+    """Draws from every global generator, and changes the training with the numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -501,7 +501,7 @@ def test_generators_used_in_callbacks_go_on(tmp_path: Path) -> None:
 
 
 class Own(keras.callbacks.Callback):
-    """Has generators of its own."""
+    """Has private random generators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -519,7 +519,7 @@ def test_generators_of_a_callbacks_own_go_on(tmp_path: Path) -> None:
 
 
 class Weighing(keras.callbacks.Callback):
-    """Changes a variable of its own that the training reads (as KL annealing does)."""
+    """Changes its own variable, which the training reads, as KL annealing does."""
 
     def __init__(self, weight: Any) -> None:
         super().__init__()
@@ -577,7 +577,7 @@ def test_stop_training_ends_where_keras_ends(tmp_path: Path, hook: str, at: int)
 
 
 class Keeping(keras.callbacks.Callback):
-    """Keeps tensors, variables and a seed generator of its own."""
+    """Keeps tensors, variables and a seed generator in its attributes."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An error out of a training, which a script may catch, leaves nothing running behind."""
+"""An error from a training, which a script may catch, leaves nothing running."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.training_harness import Script, assert_same_end, begin_proces
 
 
 class Failing(Callback):
-    """Raises after so many batches of its life; a resumed one has that behind it."""
+    """Raises after a number of batches. A resumed one has passed that point."""
 
     def __init__(self, after: int) -> None:
         super().__init__()

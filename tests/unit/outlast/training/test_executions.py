@@ -1,4 +1,4 @@
-"""Epochs, hooks and warnings with several steps an execution are as in Keras, whatever the data."""
+"""With several steps per execution, epochs, hooks and warnings are as in Keras for all data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ assert -(-SAMPLES // SIZE) == BATCHES
 
 
 class Calls(keras.callbacks.Callback):
-    """Notes which training hook is called with which number."""
+    """Records the name and index of each training hook call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def unknown() -> Any:
 
 
 def growing() -> Any:
-    """The first pass has 7 batches, each later one 10."""
+    """A dataset whose first pass has 7 batches, and each later one 10."""
     passes = [0]
 
     def batches() -> Iterator[Any]:
@@ -84,7 +84,7 @@ class Sequence(keras.utils.PyDataset):
 
 
 class Endless(keras.utils.PyDataset):
-    """Without an end, fetched by two threads; every epoch's end changes what is fetched next."""
+    """Infinite data, fetched by two threads. The end of each epoch changes what is fetched next."""
 
     def __init__(self) -> None:
         super().__init__(workers=2)

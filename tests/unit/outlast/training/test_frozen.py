@@ -1,4 +1,4 @@
-"""Fine-tuning: a frozen backbone is saved once, and a death changes nothing by that."""
+"""Fine-tuning: a frozen backbone is saved once, and resumes stay exact."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PART = "model.weights.frozen.h5"
 
 
 def tuned() -> Any:
-    """A backbone of 1.2 MB that is frozen, and a head of some KiB."""
+    """A frozen backbone of 1.2 MB, and a head of some KiB."""
     backbone = layers.Dense(512, activation="tanh", name="backbone", trainable=False)
     model = keras.Sequential([layers.Input((600,)), backbone, layers.Dense(2, name="head")])
     model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
@@ -50,7 +50,7 @@ SCRIPT = Script(
 
 
 def written(folder: Path) -> dict[str, int]:
-    """Return the bytes that each checkpoint brought to the disk, in order."""
+    """Return the number of bytes that each checkpoint wrote to disk, in order."""
     known: set[int] = set()
     brought: dict[str, int] = {}
     for checkpoint in CheckpointStore(open_storage(folder)).ids():

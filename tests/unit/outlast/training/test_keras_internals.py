@@ -1,4 +1,4 @@
-"""Private parts of Keras and TensorFlow are used in one folder; untested versions are refused."""
+"""Only one folder uses private parts of Keras and TensorFlow; untested versions are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOT_THEIRS = {"_processes", "_workers", "_entered", "_failed", "_close", "_judge
 
 
 def private_uses(source: str) -> Iterator[str]:
-    """Yield what a module takes of others' private parts: imports, chains, underscored names."""
+    """Yield private parts of other packages in a module: imports, chains, underscored names."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module}.{alias.name}" for alias in node.names]

@@ -1,4 +1,4 @@
-"""What a training shows of its metrics: a picture kept current, and the History at its end."""
+"""The metrics that a training shows: a picture during it, and the History at its end."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SCRIPT = Script(tiny(), ARGUMENTS)
 
 
 def drawn() -> None:
-    """Wait for the picture that is being drawn."""
+    """Wait until the current picture is drawn."""
     for thread in threading.enumerate():
         if thread.name == "outlast-view":
             thread.join()
 
 
 class Look(keras.callbacks.Callback):
-    """Looks at the picture when an epoch begins, and at every batch, while it is being drawn."""
+    """Looks at the picture at the start of each epoch and at every batch, while it is drawn."""
 
     def __init__(self, picture: Path) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def test_after_a_resume_the_picture_is_of_all_epochs(tmp_path: Path) -> None:
 
 
 class Notebook(types.ModuleType):
-    """Stands in for IPython, which is not installed: what a cell would display."""
+    """Replaces IPython, which is not installed, and records what a cell would display."""
 
     def __init__(self) -> None:
         super().__init__("IPython")
@@ -139,7 +139,7 @@ def test_a_picture_that_cannot_be_written_ends_no_training(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> History:
-    """Of a training that died: four epochs, of which every other was validated."""
+    """The History of a training that crashed: four epochs, every other one validated."""
     folder = tmp_path_factory.mktemp("history")
     script = SCRIPT.but(view_metrics=False)
     with pytest.raises(Death), dying_at(8):
@@ -194,7 +194,7 @@ def test_it_prints_a_line_a_metric(history: History) -> None:
 
 def test_restarts_are_marked_in_a_plot(history: History) -> None:
     def red(png: bytes) -> list[int]:
-        """Return the columns of pixels with a dashed line in red, which no curve has."""
+        """Return the pixel columns with a dashed red line, which no curve has."""
         with Image.open(io.BytesIO(png)) as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)
         reds, greens, blues = np.moveaxis(pixels, 2, 0)

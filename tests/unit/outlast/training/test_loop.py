@@ -1,4 +1,4 @@
-"""`Loop`: hand-written trainings come to what they come to without it, and survive."""
+"""`Loop`: hand-written trainings survive and end as they do without it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _untouched: dict[str, LoopEnd] = {}
 
 @pytest.fixture
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoopEnd]:
-    """Return a function that gives a program's training as it is when nobody touches it."""
+    """Return a function that runs a program's training without interruption."""
 
     def untouched(name: str) -> LoopEnd:
         if name not in _untouched:
@@ -40,7 +40,7 @@ def test_it_comes_to_what_the_plain_loop_comes_to(
 
 
 def test_a_death_at_each_step_in_turn(of_batches: LoopEnd, tmp_path: Path) -> None:
-    """Saved at every second step, so that one step is done again, or none."""
+    """It saves at every second step, so a resume repeats one step or none."""
     for step in range(1, of_batches.steps + 1):
         with pytest.raises(Death), dying_at(step):
             run(on_batches, tmp_path, save_every="2,epoch")
@@ -61,7 +61,7 @@ def test_a_stop_at_each_step_in_turn_loses_none(of_batches: LoopEnd, tmp_path: P
 def test_deaths_and_stops_in_every_kind_of_loop(
     name: str, untouched: Callable[[str], LoopEnd], tmp_path: Path
 ) -> None:
-    """In an epoch's midst, after its last step, in the next one; with steps done again."""
+    """Within an epoch, after its last step, and in the next epoch, with repeated steps."""
     program, whole = PROGRAMS[name], untouched(name)
     epoch = whole.steps // 3
     for how, step in ((stopping_at, 2), (dying_at, epoch), (dying_at, epoch + 2)):

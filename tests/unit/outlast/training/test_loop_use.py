@@ -1,4 +1,4 @@
-"""Using a `Loop`: its data, its ends, what it logs and shows, and its mistakes by name."""
+"""Use of a `Loop`: its data, its ends, its logs and output, and mistakes refused by name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def logged(folder: Path, event: str) -> list[dict[str, Any]]:
 
 
 def adding(body: Callable[[Any, Any, dict[str, Any]], None], **options: Any) -> Program:
-    """A training of no model: `body(loop, batch, state)` is what it does with a batch."""
+    """A training without a model. `body(loop, batch, state)` is one step."""
 
     def program(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
         state = {"w": np.zeros(2), "notes": []}
@@ -87,7 +87,7 @@ def of_kind(name: str) -> Program:
 
 
 def by_hand(name: str) -> list[str]:
-    """Return the digests of three epochs' batches, taken from the data itself."""
+    """Return the digests of the batches of three epochs, computed from the data directly."""
     options = KINDS[name].make()
     data = tuple(options.pop(n) for n in ("x", "y", "sample_weight") if n in options)
     steps = options.get("steps_per_epoch")
@@ -180,7 +180,7 @@ def test_without_data_it_hands_out_the_numbers_of_the_steps(tmp_path: Path) -> N
 
 
 def nested(loop: Any, batch: Any, state: dict[str, Any]) -> None:
-    """Loops within the loop, `try`, and an end of the epoch that notes that it was there."""
+    """A body with nested loops, `try`, and an end of the epoch that leaves a note."""
     if loop.batch == 0:
         state["notes"].append(f"begin {loop.epoch}")
     for _ in range(2):
@@ -409,7 +409,7 @@ def test_more_epochs_than_last_time_go_on(tmp_path: Path) -> None:
 
 
 def phases(order: str) -> Program:
-    """Phases by their letters, all of one model: f for `fit`, l for `Loop`."""
+    """Phases of one model, by letters: f for `fit`, l for `Loop`."""
 
     def program(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
         model = keras.Sequential([layers.Input((1,)), layers.Dropout(0.5), layers.Dense(1)])
@@ -486,7 +486,9 @@ def test_a_fit_that_is_refused_takes_none_either(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("first", "second"), [("l", "fl"), ("fl", "ll")])
 def test_a_phase_of_the_other_kind_is_named(first: str, second: str, tmp_path: Path) -> None:
     run(phases(first), tmp_path)
-    with pytest.raises(StateMismatch, match=r"phase 0: it is of a (Loop|fit), the script has a"):
+    with pytest.raises(
+        StateMismatch, match=r"phase 0: (Loop|fit) wrote the checkpoint, but the script"
+    ):
         run(phases(second), tmp_path)
 
 
@@ -642,18 +644,18 @@ def test_what_belongs_into_the_body_is_refused_elsewhere(tmp_path: Path) -> None
     with process(tmp_path):
         loop = Loop({"w": []}, X, job_dir=tmp_path, verbose=0)
         assert loop.step == 0
-        with pytest.raises(UsageError, match="log: it was used outside"):
+        with pytest.raises(UsageError, match="log: it is only available inside"):
             loop.log(x=1)
         for _ in loop:
             assert loop.last_batch
             for value in ("one", [1, 2], np.ones(2), None):
                 with pytest.raises(UsageError, match=r"log: 'x' is .*, not a number"):
                     loop.log(x=value)
-        with pytest.raises(UsageError, match="log_epoch: it was used outside"):
+        with pytest.raises(UsageError, match="log_epoch: it is only available inside"):
             loop.log_epoch(x=1)
-        with pytest.raises(UsageError, match="last_batch: it was used outside"):
+        with pytest.raises(UsageError, match="last_batch: it is only available inside"):
             assert loop.last_batch
-        with pytest.raises(UsageError, match="Loop: it was begun before"):
+        with pytest.raises(UsageError, match="Loop: it was iterated before"):
             next(iter(loop))
 
 
@@ -671,7 +673,7 @@ def test_the_last_batch_of_who_knows_how_many_is_not_guessed(tmp_path: Path) -> 
 def test_other_data_in_the_middle_of_an_epoch_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit), stopping_at(2):
         run(adding(note), tmp_path)
-    with pytest.raises(StateMismatch, match="batch_size: the checkpoint has 4, the script 5"):
+    with pytest.raises(StateMismatch, match="batch_size: the checkpoint has 4, the script has 5"):
         run(adding(note, batch_size=5), tmp_path)
     with pytest.raises(StateMismatch, match="seed"):
         run(adding(note, seed=2), tmp_path)

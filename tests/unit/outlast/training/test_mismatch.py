@@ -1,4 +1,4 @@
-"""A script that differs from its checkpoint is told the first difference; nothing is changed."""
+"""A script that differs from its checkpoint fails with the first difference; nothing changes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ADAM = keras.optimizers.Adam
 
 @pytest.fixture(scope="module")
 def died(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Callable[[], Any]], Path]:
-    """Return a function that gives the folder of a job that died after a save at step 2."""
+    """Return a function that returns the folder of a job that crashed after a save at step 2."""
     jobs: dict[Callable[[], Any], Path] = {}
 
     def job_of(build: Callable[[], Any]) -> Path:
@@ -124,7 +124,7 @@ COMPLETE = net(metrics=("mae", "mse"))
         (COMPLETE, PLAIN, "mean_squared_error", "the checkpoint has it"),
         (PLAIN, net(metrics=("mse",)), "mean_squared_error", "the script has it"),
         (COMPLETE, net(metrics=("mse", "mae")), "mean_squared_error", "has mean_absolute_error"),
-        (PLAIN, net(loss="mae"), "loss", "mean_squared_error, the script mean_absolute_error"),
+        (PLAIN, net(loss="mae"), "loss", "mean_squared_error, the script has mean_absolute_error"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,6 +1,6 @@
-"""A checkpoint goes on under other versions of Keras and TensorFlow, or is refused by their names.
+"""Other versions of Keras and TensorFlow resume a checkpoint, or an error names the versions.
 
-Here the versions are only said to differ. tests/testbeds/versions resumes under others for real.
+Here the versions are only faked. tests/testbeds/versions resumes with other versions for real.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SCRIPT = Script(net, DATA)
 
 @pytest.fixture
 def died_elsewhere(tmp_path: Path) -> Path:
-    """A job that died under Keras 3.12.9 and TensorFlow 2.18.9."""
+    """A job that crashed under Keras 3.12.9 and TensorFlow 2.18.9."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras, "__version__", "3.12.9")
         patch.setattr(tf, "__version__", "2.18.9")

@@ -1,7 +1,7 @@
-"""`fit` against Keras' own `Model.fit` with the samples in the same order: every byte is equal,
-at the end of an untouched training and of one that died in its midst.
+"""`fit` equals Keras' `Model.fit` on samples in the same order: every byte at the end of an
+uninterrupted training, and of one that crashed on the way.
 
-Where a float differs for a reason, the reason is stated and the tolerance is float32 rounding.
+If floats differ for a reason, the test states it and the tolerance is float32 rounding.
 """
 
 from __future__ import annotations
@@ -144,13 +144,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def trained_by_keras(script: Script) -> tuple[End, int]:
-    """Return Keras' end of a training and how many steps it took."""
+    """Return the end of a training by Keras, and its number of steps."""
     end = keras_fit(script)
     return end, int(end.model.optimizer.iterations)
 
 
 def died_and_resumed(script: Script, folder: Path, steps: int) -> End:
-    """Train with a death in the midst, after a step that was not saved."""
+    """Train with a crash on the way, after a step that was not saved."""
     if steps:
         with pytest.raises(Death), dying_at(min(3, steps)):
             train(script.but(save_every=2), folder)
@@ -159,7 +159,7 @@ def died_and_resumed(script: Script, folder: Path, steps: int) -> End:
 
 @pytest.mark.parametrize("name", [*TRACED, *MORE_TRACED])
 def test_compiled_training_ends_as_keras_does(tmp_path: Path, name: str) -> None:
-    """Over a death; how an untouched one compares with that, test_training_steps shows."""
+    """With a crash; test_training_steps compares an uninterrupted one."""
     script = (TRACED | MORE_TRACED)[name]
     theirs, steps = trained_by_keras(script)
     assert len(theirs.epoch) == 2
@@ -180,7 +180,7 @@ def test_arguments_mean_what_they_mean_in_keras(tmp_path: Path, name: str) -> No
 
 
 def test_the_loss_scale_falls_and_grows_on_the_way(tmp_path: Path) -> None:
-    """So "loss scaling" has steps that change no weight, and deaths between two growths."""
+    """So "loss scaling" has steps that change no weight, and crashes between two growths."""
     scales: list[float] = []
 
     class Watch(keras.callbacks.Callback):
@@ -192,7 +192,7 @@ def test_the_loss_scale_falls_and_grows_on_the_way(tmp_path: Path) -> None:
 
 
 class Permuted(keras.utils.PyDataset):
-    """The samples of each epoch in the order that `fit` gives them."""
+    """The samples of each epoch, in the order of `fit`."""
 
     def __init__(self, shuffle: Any) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ class Permuted(keras.utils.PyDataset):
 def test_shuffled_samples_are_trained_as_keras_trains_them_in_that_order(
     tmp_path: Path, shuffle: Any
 ) -> None:
-    """The order is another one than Keras', which no seed of its own reproduces after a death."""
+    """The order differs from that of Keras, which no seed reproduces after a crash."""
     ordered = {"x": Permuted(shuffle), "y": None, "batch_size": None, "epochs": 3}
     theirs = keras_fit(Script(tiny(), {**ARRAYS, **ordered}))
     script = Script(tiny(), {**ARRAYS, "epochs": 3, "shuffle": shuffle, "seed": 5, "save_every": 2})

@@ -1,4 +1,4 @@
-"""A cloud's notice, and SIGTERM, at the worst moments of a training: its end is the same."""
+"""A preemption notice or SIGTERM at the worst moments of a training does not change its end."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ PATIENCE = 60.0
 
 
 def _at(moment: str) -> None:
-    """Do what a test wants at that moment."""
+    """Run a test's action at that moment."""
 
 
 class Compiling(keras.layers.Layer):
-    """Passes everything on; called by Python when a step is traced, and never again."""
+    """Forwards all calls. Python calls it while a step is traced, and never again."""
 
     def call(self, x: Any) -> Any:
         _at("compiling")
@@ -57,7 +57,7 @@ SCRIPT = Script(
 
 @contextmanager
 def striking(moment: str, strike: Callable[[], None]) -> Iterator[None]:
-    """Strike at the first such moment, and go on only when the training knows of it."""
+    """Strike at the first such moment, and continue once the training knows of it."""
     left = [moment]
     save = CheckpointStore.save
 
@@ -132,7 +132,7 @@ def test_no_moment_costs_a_step_or_is_charged(
 
 
 def assert_left(folder: Path, attempt: int, step: int | None, *, noticed: bool) -> None:
-    """Assert that an attempt has left with the state of `step` saved, free of charge."""
+    """Assert that an attempt saved the state of `step` and left without a counted failure."""
     storage = open_storage(folder)
     journal = Journal(storage)
     events = [entry.event for entry in journal.read()]

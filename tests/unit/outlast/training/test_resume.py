@@ -1,4 +1,4 @@
-"""A training that died at any step, and went on, ends as one that was never touched."""
+"""A training that crashed at any step and resumed ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ids(folder: Path) -> list[CheckpointId]:
 
 @pytest.mark.parametrize("save_every", ["1", "2", "never"])
 def test_a_death_at_each_step_in_turn(tmp_path: Path, untouched: End, save_every: str) -> None:
-    """Saved at every step, each attempt gets one step further; else some start over."""
+    """Saving at every step, each attempt advances by one step; otherwise some start over."""
     script = PLAIN.but(save_every=save_every)
     for step in range(1, STEPS + 1):
         with pytest.raises(Death), dying_at(step):
@@ -154,7 +154,7 @@ def test_two_trainings_with_one_seed_are_equal_and_with_another_are_not(
 
 
 def test_the_seed_of_samples_is_its_own(tmp_path: Path) -> None:
-    """`seed=` decides the order of samples and leaves all generators alone."""
+    """`seed=` decides the order of samples and does not affect any generator."""
     seeded = train(PLAIN, tmp_path / "a", seed=5)
     with pytest.raises(Death), dying_at(4):
         train(PLAIN, tmp_path / "b", seed=5, save_every=2)
@@ -165,7 +165,7 @@ def test_the_seed_of_samples_is_its_own(tmp_path: Path) -> None:
 
 
 def test_eager_steps_that_make_variables_late_survive(tmp_path: Path) -> None:
-    """Two optimizers, the second built by its own first step, which nothing traces beforehand."""
+    """Two optimizers, the second one built in its first step, which no trace runs beforehand."""
     script = Script(own(Pair, run_eagerly=True), {**ARRAYS, "save_every": 1})
     whole = train(script, tmp_path / "whole")
     for step in (1, 2, 4):
@@ -255,7 +255,7 @@ print(hashlib.sha256(repr(sorted(end.state.items())).encode()).hexdigest(), end.
 
 
 def test_processes_of_their_own_agree_with_this_one(tmp_path: Path) -> None:
-    """What this file calls a process behaves as one does."""
+    """The simulated processes of this file behave like real ones."""
     for argument, code in (("die", 9), ("finish", 0)):
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(tmp_path / "there"), argument],
@@ -273,7 +273,7 @@ def test_processes_of_their_own_agree_with_this_one(tmp_path: Path) -> None:
 
 
 class Failing(keras.callbacks.Callback):
-    """Fails, or interrupts as Ctrl-C does, once."""
+    """Fails once, or interrupts once as Ctrl-C does."""
 
     def __init__(self, error: type[BaseException] | None = ValueError) -> None:
         super().__init__()
@@ -326,7 +326,7 @@ def test_an_error_in_the_second_phase_repeats_the_second(tmp_path: Path) -> None
 
 
 def logged(folder: Path, event: str) -> list[dict[str, Any]]:
-    """Return the log records of an event, over all attempts."""
+    """Return the log records of an event, from all attempts."""
     found = []
     for path in sorted(folder.glob("attempts/*/log.jsonl")):
         found += [json.loads(line) for line in path.read_text().splitlines()]
@@ -361,7 +361,7 @@ def test_it_is_saved_when_it_is_due(tmp_path: Path, save_every: str, steps: list
 
 def test_a_save_that_is_due_while_one_is_written_comes_after_it(tmp_path: Path) -> None:
     class Slowly(keras.callbacks.Callback):
-        """Lets the save of step 2 take until step 7: what is due at 4 and 6 has to wait."""
+        """Delays the save of step 2 until step 7, so the saves due at 4 and 6 must wait."""
 
         def on_train_begin(self, logs: Any = None) -> None:
             self.step = 0

@@ -1,7 +1,7 @@
-"""Validation data of every kind: seen as Keras sees it, and again as before after any death.
+"""Every kind of validation data is read as in Keras, also after a crash.
 
-What an evaluation leaves behind (a shuffle's next order, a generator's place) decides about the
-next one, so the validation of a resumed epoch has to find the data as the untouched one does.
+An evaluation leaves state behind (a shuffle's next order, a generator's position) that decides
+the next one, so a resume must restore it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def script_of(name: str) -> Script:
 
 @contextmanager
 def during(validation: int, act: Callable[[StopProbe], None]) -> Iterator[None]:
-    """Act after the first batch of the validation with this number in the process, from 1."""
+    """Act after the first batch of the n-th validation in the process, counted from 1."""
     begun = [0]
     told = StopProbe.on_test_batch_end
 

@@ -1,4 +1,4 @@
-"""Every kind of data: trained as Keras trains it, and resumed exactly wherever it died."""
+"""Every kind of data trains as in Keras, and resumes exactly after a crash at any step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def kind(name: str) -> Kind:
 
 @pytest.fixture
 def untouched(name: str, tmp_path_factory: pytest.TempPathFactory) -> End:
-    """The training of this kind that nobody touches."""
+    """An uninterrupted training of this kind."""
     if name not in _untouched:
         folder = tmp_path_factory.mktemp("untouched")
         _untouched[name] = train(KINDS[name].script(), folder)
@@ -94,7 +94,7 @@ def test_it_resumes_exactly(name: str, kind: Kind, untouched: End, tmp_path: Pat
 
 
 def assert_resumed(kind: Kind, folder: Path, at: int) -> list[dict[str, Any]]:
-    """Stop a training of this kind once, compare its end, return the log of what was resumed."""
+    """Stop a training of this kind once, compare its end, and return the log of the resume."""
     script = kind.script()
     untouched = train(script, folder / "untouched")
     with stopping_at(at), pytest.raises(SystemExit):
@@ -106,7 +106,7 @@ def assert_resumed(kind: Kind, folder: Path, at: int) -> list[dict[str, Any]]:
 def test_torch_workers_that_outlive_a_pass(
     tmp_path: Path, require_package: Callable[[str], None]
 ) -> None:
-    """What they have drawn at random is lost with them, which is said; the order is not."""
+    """The workers' random state is lost, which the log says. The order of samples is not lost."""
     require_package("torch")
     kind = of(
         lambda: torch_loader(shuffle=True, seed=4, num_workers=2, persistent_workers=True),
@@ -120,7 +120,7 @@ def test_torch_workers_that_outlive_a_pass(
 
 
 def test_grains_worker_processes(tmp_path: Path, require_package: Callable[[str], None]) -> None:
-    """With them, Keras itself fails on a grain.DataLoader: its own part of it cannot be pickled."""
+    """With worker processes, Keras fails on a grain.DataLoader: its adapter is not picklable."""
     require_package("grain")
     assert_resumed(of(lambda: grain_loader(workers=2), GRAINS_WAY, epochs=1), tmp_path, 3)
 
@@ -129,7 +129,7 @@ def test_grains_worker_processes(tmp_path: Path, require_package: Callable[[str]
 def test_what_a_torch_loader_yields_is_checked(
     tmp_path: Path, require_package: Callable[[str], None], yielded: str
 ) -> None:
-    """Keras takes neither of them, with an error from deep within."""
+    """Keras rejects both kinds, with an obscure error."""
     require_package("torch")
     samples = [{"x": x} for x in X] if yielded == "dict" else X
     kind = of(lambda: torch_loader(samples), "")

@@ -1,4 +1,4 @@
-"""Arrays that are too large to be copied train as others do, to the bit."""
+"""Arrays that are too large to copy train as resident ones do, equal to the bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.training_zoo import ARRAYS, MLP, SAMPLES, X, Y, model_of
 
 
 def mapped(folder: Path) -> Any:
-    """Return the samples as a file that is mapped into memory, in float64 as files often are."""
+    """Return the samples as a memory-mapped file, in float64 as files often are."""
     folder.mkdir(exist_ok=True)
     np.save(folder / "x.npy", X.astype("float64"))
     return np.load(folder / "x.npy", mmap_mode="r")
@@ -32,7 +32,7 @@ def mapped(folder: Path) -> Any:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this machine be one on which these arrays are too large."""
+    """Lower the limit, so that these arrays are too large to copy."""
     monkeypatch.setattr(memory_mapped, "limit", lambda: 100)
 
 

@@ -1,4 +1,4 @@
-"""What a tf.data pipeline is made of is found without serializing the data in it."""
+"""`Pipeline` finds the parts of a tf.data pipeline without serializing its data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUMBERS = tf.range(20)
 
 @pytest.fixture(params=[True, False], ids=["deterministic", "not deterministic"], autouse=True)
 def deterministic(request: pytest.FixtureRequest) -> Iterator[bool]:
-    """TensorFlow's ops as in fit, and as where a job does without that."""
+    """Op determinism on, as in fit, and off, as in a job that disables it."""
     was = config.is_op_determinism_enabled()
     keras.utils.set_random_seed(7)
     (config.enable_op_determinism if request.param else config.disable_op_determinism)()
@@ -170,7 +170,7 @@ def test_an_order_that_is_left_open_is_named(name: str, deterministic: bool) -> 
 
 @pytest.mark.parametrize("deterministic", [True], indirect=True)
 def test_deterministic_ops_keep_the_order_that_is_left_open() -> None:
-    """That is why nothing is said then. Without that, TensorFlow mixes them up soon."""
+    """So there is no warning then. Without op determinism, TensorFlow soon changes the order."""
 
     def work(w: Any) -> Any:
         return np.sum(np.ones(3000 * (5 - int(w) % 5)))

@@ -1,7 +1,7 @@
-"""What iterator-like data yields is taken apart into x, y and sample_weight as Keras does it.
+"""Iterator-like data is unpacked into x, y and sample_weight as in Keras.
 
-Keras' documentation of `Model.fit`: a tuple of one to three parts is (x, y, sample_weight), and
-anything else is x. Lists and namedtuples it leaves open: here they mean what they mean there.
+Keras documents for `Model.fit` that a tuple of one to three parts is (x, y, sample_weight), and
+anything else is x. It does not specify lists and namedtuples; here they mean the same as in Keras.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ MAKERS: dict[str, Callable[[Callable[[slice], Any]], Any]] = {
 
 
 class Telling(keras.Model):
-    """Notes the structure of what it gets, and has a sum over all of it as its loss."""
+    """Records the structure of its input. Its loss is a sum over all of it."""
 
     def __init__(self) -> None:
         super().__init__()

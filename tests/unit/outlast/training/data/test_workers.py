@@ -1,4 +1,4 @@
-"""Data is made ready while the model trains: read ahead, and by as many workers as asked for."""
+"""Data is prepared while the model trains: it is read ahead, by the requested number of workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PEEKED = 2  # batches that Keras looks at before a training
 
 
 class Counted:
-    """A stream that tells how many batches have been asked for."""
+    """A stream that counts the batches requested from it."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -58,7 +58,7 @@ def test_a_generator_is_read_ahead_by_max_queue_size(tmp_path: Path, size: int) 
 
 
 class Meeting(Batches):
-    """Hands out a batch only when another worker is there to hand out one as well."""
+    """Returns a batch only while another worker is returning one too."""
 
     def __init__(self, barrier: Any, **options: Any) -> None:
         super().__init__(max_queue_size=4, **options)

@@ -1,7 +1,7 @@
-"""The copy-on-write that snapshots stand on: what is held stays as it was while training goes on.
+"""The copy-on-write on which snapshots rely: held values do not change while training continues.
 
-`Variable.read_value` shares the variable's buffer and the next in-place update writes elsewhere.
-TensorFlow promises this nowhere, so it is watched here for all updates that trainings make.
+`Variable.read_value` shares the variable's buffer, and the next in-place update writes elsewhere.
+TensorFlow does not document that, so these tests check it for all updates that trainings make.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def embedding(optimizer: Any, **options: Any) -> Any:
 
 
 def watch(model: Any, x: Any, calls: int = 3) -> None:
-    """Hold everything after each call of 3 steps, train on, and compare with copies made then."""
+    """Hold all values after each call of 3 steps, train on, and compare with copies made then."""
     steps = CompiledSteps(model, (tf.constant(x), tf.constant(Y)), None)
     steps.trace()
     live = LiveState(model, steps.touched_variables())
@@ -78,7 +78,7 @@ def watch(model: Any, x: Any, calls: int = 3) -> None:
 
 
 def aligned(array: Any) -> Any:
-    """Return a copy in memory that begins where TensorFlow needs it."""
+    """Return a copy in memory with the alignment that TensorFlow needs."""
     memory = np.empty(array.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
@@ -87,9 +87,9 @@ def aligned(array: Any) -> Any:
 
 
 def trained_on(monkeypatch: pytest.MonkeyPatch, *, large: int) -> tuple[dict[str, Any], list[bool]]:
-    """Put the same state back, train on, hold and train on.
+    """Restore the same state, train, hold, and train again.
 
-    Returns what was held, and of which arrays the memory was taken over.
+    Returns the held values, and the arrays whose memory was taken over.
     """
     monkeypatch.setattr(live_variables, "_LARGE", large)
     begin_process()
@@ -206,7 +206,7 @@ def test_what_is_held_does_not_change_by_any_assignment(
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_held_among_others_does_not_change(change: Callable[[Any], Any]) -> None:
-    """Some updates are done in place once a variable has seen them: readers then get a copy."""
+    """Some ops update a variable in place once they have seen it; readers then get a copy."""
     variable = keras.Variable(RNG.normal(size=(40, 40)).astype("float32"))
     others = [tf.Variable(1.0), tf.Variable(tf.zeros([70, 70]))]
     for _ in range(3):
@@ -257,7 +257,7 @@ def test_what_many_hold_is_not_copied() -> None:
 
 
 def test_holding_a_large_variable_shares_its_buffer() -> None:
-    """Two holds of one value are one buffer: nothing was copied."""
+    """Two holds of one value share one buffer, so nothing is copied."""
     variable = tf.Variable(tf.zeros([1000, 1000]))
     one, two = hold(variable), hold(variable)
     assert np.shares_memory(one, two)

@@ -1,4 +1,4 @@
-"""What a hand-written loop can name as its state: put back in place, or refused by name."""
+"""Every kind of part in a loop's state is restored in place, or refused by name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Counts:
 
 
 class Speaking:
-    """An object of the user's own that says where it is."""
+    """A custom object with get_state and set_state."""
 
     def __init__(self) -> None:
         self.inner = {"at": 0, "draws": np.random.RandomState(4)}
@@ -44,7 +44,7 @@ class Speaking:
 
 
 def parts() -> dict[str, Any]:
-    """One of everything that can be named, made anew as a script does."""
+    """Return one part of every kind, newly made as in a script."""
     dense = layers.Dense(2)
     dense.build((None, 3))
     optimizer = keras.optimizers.Adam(0.1)
@@ -77,7 +77,7 @@ def parts() -> dict[str, Any]:
 
 
 def change_everything(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
-    """Each step changes every part, by the value it has and in place."""
+    """Change every part in place, depending on its current value."""
     state = {name.replace(" ", "_"): part for name, part in parts().items()}
     s = SimpleNamespace(**state)
     loop = make(state, steps_per_epoch=3, epochs=2)
@@ -188,7 +188,7 @@ def frozen() -> Any:
         (lambda: {"top": layers.Dense(1)}, "'top' is not built"),
         (lambda: {"epsilon": 0.5}, "'epsilon' is the float 0.5, which never changes"),
         (lambda: {"pair": (1, [2])}, "'pair.0' is the int 1"),
-        (lambda: {"env": object()}, "'env' is of type object, which is no state"),
+        (lambda: {"env": object()}, "'env' is of type object, which has no known state"),
         (lambda: {"envs": [np.zeros(2), object()]}, "'envs.1' is of type object"),
         (lambda: {"words": np.array(["a"])}, "state of 'words' cannot be stored"),
         (lambda: {"env": Unstorable()}, "state of 'env' cannot be stored"),
@@ -253,7 +253,7 @@ MADE: dict[str, Callable[[], Any]] = {
         ({"more": list}, "more: the script's state has it, the checkpoint does not"),
         ({"list": None}, "list: the checkpoint has it, the script's state does not"),
         ({"list": dict}, "list: it is list in the checkpoint, dict in the script"),
-        ({"net": lambda: net(3)}, r"layers/dense/vars/0 .*shape \(3, 2\), the script \(3, 3\)"),
+        ({"net": lambda: net(3)}, r"layers/dense/vars/0 .*shape \(3, 2\), the script has \(3, 3\)"),
         ({"net": lambda: net(optimizer="adam")}, "optimizer"),
         ({"net": lambda: net(loss="mae")}, "loss"),
         (
@@ -284,7 +284,7 @@ def test_a_state_that_changed_is_named_and_nothing_is_touched(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A job that left in the middle of its epoch, with every part changed."""
+    """A job that stopped in the middle of its epoch, with every part changed."""
     folder = tmp_path_factory.mktemp("saved")
     state = {name: make() for name, make in MADE.items()}
 

@@ -1,4 +1,4 @@
-"""A checkpoint's weights file is Keras' own: plain `load_weights` reads it whole, unwarned."""
+"""Keras' `load_weights` reads the whole weights file of a checkpoint, without warnings."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ MODELS: dict[Callable[[], Any], Any] = {
 
 
 def datasets(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return every dataset's dtype, shape and bytes, and every group's attributes."""
+    """Return the dtype, shape and bytes of every dataset, and the attributes of every group."""
     found: dict[str, Any] = {}
     attributes: dict[str, dict[str, Any]] = {}
     with h5py.File(path) as file:

@@ -1,4 +1,4 @@
-"""How many steps a compiled call takes changes nothing: no weight, no log, no row of history."""
+"""The number of steps per compiled call changes no weight, no log and no history row."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.training_zoo import ARRAYS, SAMPLES, TRACED, Raw, X, Y, model
 
 
 def longer(script: Script) -> Script:
-    """Return the script with ten batches an epoch (nine of 8 and one of 4), in two epochs."""
+    """Return the script with ten batches per epoch (nine of 8 and one of 4) and two epochs."""
     size = script.arguments["batch_size"]
     part: dict[str, Any] = {}
     for name in ("x", "y", "sample_weight"):
@@ -65,7 +65,7 @@ def test_the_number_of_steps_a_call_changes_no_byte_nor_does_a_death(
 
 
 def test_each_batchs_own_loss_is_that_batchs_loss(tmp_path: Path) -> None:
-    """Against Keras' own computation on the same batch with the same weights.
+    """It equals Keras' loss of the same batch with the same weights.
 
     The step is compiled and the comparison is eager, so float32 rounding is allowed.
     """
@@ -102,7 +102,7 @@ def test_the_running_mean_is_the_mean_of_the_batches_own_losses(tmp_path: Path) 
 
 
 def test_a_step_that_is_keras_own_is_traced_once(tmp_path: Path) -> None:
-    """Tracing is most of what a restart costs; a trace that makes variables would be done twice."""
+    """Tracing dominates the cost of a restart, and a trace that creates variables runs twice."""
     traced: list[Any] = []
     step = keras.Model.train_step
 
@@ -117,7 +117,7 @@ def test_a_step_that_is_keras_own_is_traced_once(tmp_path: Path) -> None:
 
 def test_a_train_step_of_its_own_that_reads_its_tracker_is_left_alone(tmp_path: Path) -> None:
     class Reading(keras.Model):
-        """Its learning depends on its running mean: who empties that in between would be seen."""
+        """Its training depends on its running mean, so a reset of the mean changes the result."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""One thread an op: a program like the others, which changes no byte of what others come to."""
+"""The program with one thread per op changes no byte of the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ SCRIPT = Script(model_of(*MLP), {**ARRAYS, **LONG, "shuffle": True, "save_every"
 
 
 def scheduled() -> Any:
-    """What TensorFlow's optimizer rewrites (x / 7 becomes x * (1 / 7)) has to be so here, too."""
+    """TensorFlow's optimizer must apply the same rewrites here (x
+    7 becomes x * (1
+    7)).
+    """
     schedule = keras.optimizers.schedules.ExponentialDecay(0.01, 7, 0.9)
     return keras.optimizers.SGD(schedule)
 
@@ -48,7 +51,7 @@ def of(name: str) -> Script:
 
 @pytest.fixture
 def used() -> Iterator[list[Program]]:
-    """Note which programs are used."""
+    """Record which programs are used."""
     programs: list[Program] = []
     use = CompiledSteps.use
 
@@ -62,7 +65,7 @@ def used() -> Iterator[list[Program]]:
 
 @pytest.fixture
 def wherever_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take one thread an op wherever that can be had, also where it does not pay."""
+    """Use one thread per op wherever possible, even if it is not faster."""
     monkeypatch.setattr(program, "_SPLIT_FROM", 0)
     monkeypatch.setattr(program, "_CONVOLUTIONS", frozenset())
     monkeypatch.setattr(program, "_LOOPS", frozenset())
@@ -94,7 +97,7 @@ def test_it_is_equal_to_keras_however_many_steps_a_call_and_after_a_death(
 def test_a_small_dense_model_trains_so_and_is_equal_to_keras(
     tmp_path: Path, used: list[Program], optimizer: Any
 ) -> None:
-    """The MLP of the benchmark, whose ops TensorFlow does split in Keras' fit."""
+    """The MLP of the benchmark, whose ops TensorFlow splits in Keras' fit."""
     random = np.random.default_rng(3)
     x, y = random.normal(size=(1000, 784)).astype("float32"), random.integers(0, 3, 1000)
     build = model_of(dense(128, activation="relu"), dense(3), shape=(784,), optimizer=optimizer)
@@ -108,7 +111,7 @@ def test_a_small_dense_model_trains_so_and_is_equal_to_keras(
 def test_a_checkpoints_program_goes_on(
     tmp_path: Path, used: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With either of the two, as with those that were trained before there were two."""
+    """A resume keeps either program, also for checkpoints from before there were two."""
     for first, second in ((0, 1 << 16), (1 << 16, 0)):
         monkeypatch.setattr(program, "_SPLIT_FROM", first)
         wanted = train(SCRIPT, tmp_path / f"wanted {first}")
@@ -191,7 +194,7 @@ def test_batches_from_elsewhere_are_trained_as_ever(tmp_path: Path, used: list[P
 
 
 class Counting(layers.Layer):
-    """Counts its batches in a variable of a shape that nobody knows, and fails at one of them."""
+    """Counts its batches in a variable of unknown shape, and fails at one of them."""
 
     def __init__(self, fail: Any) -> None:
         super().__init__()

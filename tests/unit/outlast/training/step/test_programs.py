@@ -1,4 +1,4 @@
-"""Which program trains, that a resume keeps to it, and that streamed batches train in lots."""
+"""The choice of a program, a resume that keeps it, and streamed batches in lots."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_model_compiled_for_xla_gets_it_though_determinism_is_on(tmp_path: Pat
 
 
 def test_the_loop_is_left_to_tensorflow_where_xla_is_slow_at_it(tmp_path: Path) -> None:
-    """A convolution: each step is a program of XLA's, as in Keras' fit, and equal to that."""
+    """With a convolution, each step is one XLA program, as in Keras' fit, with equal results."""
     cnn = (lambda: layers.Conv2D(3, 3), layers.Flatten, dense(3))
     arguments = {**ARRAYS, "x": IMAGES}
     ours = train(
@@ -75,7 +75,7 @@ def test_the_loop_is_left_to_tensorflow_where_xla_is_slow_at_it(tmp_path: Path) 
 def test_what_was_measured_is_kept_to_after_a_death(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The measuring leaves no trace, and the slower program of today may be the job's."""
+    """The measurement changes no state, and a resume keeps the program even if it is slower now."""
     script = SCRIPT.but(jit_compile="auto")
     seconds = {Program.GRAPH: 2.0, Program.XLA_CALL: 1.0}
 
@@ -98,7 +98,7 @@ def test_what_was_measured_is_kept_to_after_a_death(
 def test_an_execution_may_have_more_steps_than_a_program_has_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """steps_per_execution is the user's, and with batch hooks it is how many steps are taken."""
+    """The user chooses steps_per_execution; with batch hooks it is the number of steps per call."""
     monkeypatch.setattr(step, "XLA_STEPS", 4)
     script = SCRIPT.with_build(model_of(*MLP, steps_per_execution=6)).but(jit_compile=True)
     hooked = script.with_callbacks(
