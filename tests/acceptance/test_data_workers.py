@@ -176,5 +176,5 @@ def test_a_worker_process_that_is_killed_ends_the_attempt(trainings: Trainings, 
     victim.kill()
     os.kill(pid, signal.SIGUSR2)  # lets it go on
     assert trainings.code() == 1, trainings.said()
-    assert f"process {victim.pid}, was killed by SIGKILL" in trainings.told(name)
+    assert f"process {victim.pid} was killed by SIGKILL" in trainings.told(name)
     assert trainings.left(pid) == []
