@@ -25,11 +25,15 @@ class StopProbe(Callback):  # type: ignore[misc]
     def __init__(self, ctx: AttemptContext) -> None:
         super().__init__()
         self._ctx = ctx
+        self.last: int | None = None
+        """Index of the batch after which workers keep what they have fetched ahead."""
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         self._ctx.status.tick()
         if self._ctx.stop.reason is not None:
             self.model.stop_evaluating = True
+        if self.last is not None and batch >= self.last:
+            evaluation.await_workers(self.model)
 
 
 class Validation:
@@ -71,6 +75,9 @@ class Validation:
         """Append a `StopProbe` to the callbacks and return it."""
         probe = StopProbe(ctx)
         probe.set_model(self.model)
+        x = self._arguments.get("x")
+        if self._steps and isinstance(x, keras.utils.PyDataset) and self._leaves_batches(x):
+            probe.last = self._steps - 1
         callbacks.callbacks.append(probe)
         return probe
 
@@ -115,6 +122,7 @@ class Validation:
                 for _, _, batches in iterator:
                     for _ in range(self.model.steps_per_execution if consume else 0):
                         next(batches)
+                        evaluation.await_workers(self.model)
                     if not consume and iterator.num_batches is None:
                         break
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from keras.src.backend.tensorflow.trainer import TFEpochIterator
@@ -32,6 +33,22 @@ def keep_iterator(model: Any, arguments: dict[str, Any], steps: int | None) -> A
 def forget_iterator(model: Any) -> None:
     """Make the next evaluation create a new iterator."""
     model._eval_epoch_iterator = None
+
+
+def await_workers(model: Any) -> None:
+    """Wait until the workers of the kept iterator have fetched ahead as far as they can.
+
+    An evaluation that ends before its data does leaves these batches to the next one. How many they
+    are must not depend on how fast the workers are.
+    """
+    iterator = iterator_of(model)
+    enqueuer = getattr(getattr(iterator, "data_adapter", None), "enqueuer", None)
+    while enqueuer is not None and enqueuer.is_running():
+        filler = enqueuer.run_thread
+        blocked = getattr(enqueuer.future_queue.not_full, "_waiters", ())
+        if filler is None or not filler.is_alive() or blocked:
+            return  # all batches are there, or no more fit into the queue
+        time.sleep(0.001)
 
 
 def release_iterator(model: Any) -> None:

@@ -16,6 +16,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from outlast.training.keras_internals import evaluation
 from outlast.training.validation import StopProbe
 from tests.support.data_models import compiled, nested_inputs, plain_model
 from tests.support.data_samples import (
@@ -131,7 +132,15 @@ def script_of(name: str) -> Script:
         arguments.update(VALIDATIONS[name]())
         return model
 
-    return Script(build, arguments)
+    return Script(build, arguments, lambda: [Settled()] if name.endswith("left over") else [])
+
+
+class Settled(keras.callbacks.Callback):  # type: ignore[misc]
+    """Waits in Keras' own fit, as ours does, for workers to fetch ahead as far as they can."""
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        if batch == 4:
+            evaluation.await_workers(self.model)
 
 
 @contextmanager
