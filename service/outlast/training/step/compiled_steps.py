@@ -10,6 +10,7 @@ logs come back stacked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ from keras import tree
 from outlast.training.data import gather as rows
 from outlast.training.data.source import an_empty_batch, without_optionals
 from outlast.training.keras_internals.models import all_layers, build_symbolically
+from outlast.training.keras_internals.summation import one_by_one
 from outlast.training.step.batch_loss import OwnLoss
 from outlast.training.step.intra_op import APART, OneThreadAnOp, only_computes
 from outlast.training.step.program import Program, graph_program, nodes_of, xla_program
+from outlast.training.step.sums import racy_sums
 
 STREAMED_STEPS = 32  # so many batches lie in memory at a time
 XLA_STEPS = 128  # the room for logs in one XLA program of several steps
@@ -102,6 +105,7 @@ class CompiledSteps:
         self._call: Any = None
         self._graph: Any = None
         self._summaries = False
+        self._summing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def trace(self) -> None:
         """Build and trace the step, so that every variable that it touches exists."""
@@ -112,12 +116,19 @@ class CompiledSteps:
         self._summaries = tf.summary.should_record_summaries()
         if self._makes_plain_variables():
             build_symbolically(self.model, self.spec)
-        self._inner = tf.function(self.model.train_step, autograph=False)
-        concrete = self._inner.get_concrete_function(self.spec)
+        concrete = self._trace_inner()
+        if racy_sums(concrete.graph.as_graph_def()):
+            self._summing = one_by_one
+            with self._summing():
+                concrete = self._trace_inner()
         self._graph = concrete.graph
         self.own_loss = OwnLoss(self.model)
         self._example = _flat(concrete.structured_outputs)
         self.use(self.program)
+
+    def _trace_inner(self) -> Any:
+        self._inner = tf.function(self.model.train_step, autograph=False)
+        return self._inner.get_concrete_function(self.spec)
 
     def _makes_plain_variables(self) -> bool:
         """Whether the metrics' and the optimizer's variables can be made ahead of the trace.
@@ -139,6 +150,10 @@ class CompiledSteps:
 
     def use(self, program: Program) -> None:
         """Compile the calls to come in this way; after `trace`."""
+        with self._summing():
+            self._use(program)
+
+    def _use(self, program: Program) -> None:
         self.program = program
         inner, whole = self._inner, program == Program.XLA_CALL
         if program in (Program.XLA_STEP, Program.XLA_CALL):
@@ -222,6 +237,10 @@ class CompiledSteps:
             return self._run_eagerly(lot)
         if tf.summary.should_record_summaries() and not self._summaries:
             self.trace()  # a callback has set a writer since: the model's own summaries go there
+        with self._summing():
+            return self._run_compiled(lot)
+
+    def _run_compiled(self, lot: Any) -> StepLogs:
         if self.arrays is not None:
             return self._run(tf.constant(self._padded(lot), tf.int64), len(lot))
         if self._stacked:
