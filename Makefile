@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format simulate bench power-loss slurm-show container dist coverage constraints clean
+.PHONY: help install demo test lint format simulate bench test-versions power-loss slurm-show container dist coverage constraints clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -57,6 +57,12 @@ bench: EXTRAS := test,bench
 bench: ## the benchmarks beside their peers (not part of the tests)
 	@$(MAKE) --no-print-directory EXTRAS=$(EXTRAS) install
 	@$(BIN)/python tests/benchmarks/all.py $(BENCH)
+
+# Some gigabytes and, on two cores, some hours. One session: make test-versions SESSIONS="lowest".
+test-versions: EXTRAS := versions
+test-versions: ## the trainings under every version of Keras, TensorFlow and Python (not part of the tests)
+	@$(MAKE) --no-print-directory EXTRAS=$(EXTRAS) install
+	@$(BIN)/python -m nox $(if $(SESSIONS),--session $(SESSIONS))
 
 # Needs QEMU; takes some minutes. Other numbers: make power-loss LOSS="--kills 100".
 power-loss: $(STAMP) ## cut the power of a virtual machine that saves (not part of the tests)

@@ -1,5 +1,5 @@
-# A group of spot instances that train the jobs of one bucket. What is interrupted is made anew by the
-# group, and goes on with every unfinished job.
+# A group of spot instances that train the jobs of one bucket. The group replaces an
+# interrupted instance, and the new one resumes every unfinished job.
 
 terraform {
   required_version = ">= 1.5"
@@ -13,7 +13,7 @@ terraform {
 
 variable "region" {
   type        = string
-  description = "Region of everything."
+  description = "Region of all resources."
   default     = "us-east-1"
 }
 
@@ -29,7 +29,7 @@ variable "bucket" {
 
 variable "package" {
   type        = string
-  description = "What pip installs: a URL of a wheel or a source archive of Outlast, with [s3]."
+  description = "URL of a wheel or a source archive of Outlast for pip, with [s3]."
 }
 
 variable "image" {
@@ -39,7 +39,7 @@ variable "image" {
 
 variable "instance_types" {
   type        = list(string)
-  description = "Kinds of instances, any of which will do."
+  description = "Acceptable instance types."
   default     = ["m6i.xlarge", "m5.xlarge"]
 }
 
@@ -57,7 +57,7 @@ data "aws_iam_policy_document" "assume" {
   }
 }
 
-# To read, write, list and delete files is all that a root needs.
+# A root needs the permissions to read, write, list and delete files.
 data "aws_iam_policy_document" "bucket" {
   statement {
     actions   = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
@@ -92,7 +92,7 @@ resource "aws_launch_template" "outlast" {
     arn = aws_iam_instance_profile.outlast.arn
   }
 
-  # IMDSv2 is what Outlast speaks; one hop more lets containers ask too.
+  # Outlast uses IMDSv2; a second hop lets containers use it too.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"

@@ -1,5 +1,5 @@
-# A group of spot machines that train the jobs of one bucket. What is preempted is made anew by the
-# group, and goes on with every unfinished job.
+# A group of spot machines that train the jobs of one bucket. The group replaces a
+# preempted machine, and the new one resumes every unfinished job.
 
 terraform {
   required_version = ">= 1.5"
@@ -29,12 +29,12 @@ variable "bucket" {
 
 variable "package" {
   type        = string
-  description = "What pip installs: a URL of a wheel or a source archive of Outlast, with [gcs]."
+  description = "URL of a wheel or a source archive of Outlast for pip, with [gcs]."
 }
 
 variable "machine_type" {
   type        = string
-  description = "Kind of machine."
+  description = "Machine type."
   default     = "n1-standard-4"
 }
 
@@ -54,7 +54,7 @@ resource "google_service_account" "outlast" {
   display_name = "Outlast trainings"
 }
 
-# To read, write, list and delete files is all that a root needs.
+# A root needs the permissions to read, write, list and delete files.
 resource "google_storage_bucket_iam_member" "outlast" {
   bucket = var.bucket
   role   = "roles/storage.objectUser"

@@ -25,5 +25,5 @@ printf 'OUTLAST_ROOT=%s\n' "$root" >/etc/default/outlast
 metadata outlast-unit >/etc/systemd/system/outlast.service
 systemctl daemon-reload
 systemctl enable outlast.service
-# It returns when every unfinished job of the root is at work again.
+# It returns when every unfinished job of the root is running again.
 systemctl restart --no-block outlast.service

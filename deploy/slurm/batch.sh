@@ -12,5 +12,5 @@
 #SBATCH --open-mode=append
 #SBATCH --output=/shared/jobs/digits/supervisor.log
 
-# It saves and is requeued when its time is nearly up or it is preempted.
+# Near its time limit or when preempted, the job saves its state and is requeued.
 exec srun --ntasks=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK} /shared/outlast/bin/python -P -m outlast.engines.cluster_main /shared/jobs/digits

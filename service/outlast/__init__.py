@@ -1,6 +1,6 @@
-"""Outlast: Keras trainings that survive. `from service import fit` is all a script changes.
+"""Outlast: fault-tolerant Keras training. A script only needs `from outlast import fit`.
 
-Importing this package loads neither TensorFlow nor Keras; they come with the first use of `fit`.
+Importing this package imports neither TensorFlow nor Keras; the first use of `fit` does.
 """
 
 from __future__ import annotations

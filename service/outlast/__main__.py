@@ -1,4 +1,4 @@
-"""`python -m outlast` is `outlast`."""
+"""Runs `python -m outlast` as `outlast`."""
 
 from outlast.cli import main
 

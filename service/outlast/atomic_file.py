@@ -1,4 +1,4 @@
-"""Writing a file of the user's: finished at its name, or not there at all."""
+"""Writes a file of the user's atomically: it is complete, or it does not exist."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from outlast_checkpoints.errors import StorageError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to; on a clean exit it takes the place of `path`, durably.
+    """Yield a file to write to. On a clean exit it durably replaces `path`.
 
-    Raises StorageError for what the file system refuses; nothing is left behind then.
+    Raises:
+        StorageError: the file system refuses to write; nothing is left behind.
     """
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -26,7 +27,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes it private; a result is for whom the user's umask allows.
+            # mkstemp makes the file private; the result follows the user's umask.
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
         except BaseException:

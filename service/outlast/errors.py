@@ -1,4 +1,4 @@
-"""The service's part of the error tree: jobs, specs, scripts, backends."""
+"""Errors of jobs, specs, scripts, backends and engines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from outlast_checkpoints.errors import OutlastError
 
 
 class SpecInvalid(OutlastError, ValueError):
-    """The job's {field} is not valid: {problem}"""
+    """Invalid value for {field}: {problem}"""
 
     exit_code = exit_codes.REJECTED
 
@@ -19,31 +19,31 @@ class ScriptRejected(OutlastError):
 
 
 class JobUnknown(OutlastError, LookupError):
-    """There is no job in {root!r}. `outlast list` shows the jobs that there are."""
+    """There is no job in {root!r}. List the existing jobs with `outlast list`."""
 
     exit_code = exit_codes.JOB_UNKNOWN
 
 
 class JobNotFound(JobUnknown):
-    """There is no job {job!r} in {root!r}.{hint} `outlast list` shows the jobs that there are."""
+    """There is no job {job!r} in {root!r}.{hint} List the existing jobs with `outlast list`."""
 
 
 class JobExists(OutlastError, FileExistsError):
-    """There is a job {job!r} in {root!r} already. `outlast resume {job}` goes on with it;
-    another --name starts a new one."""
+    """Job {job!r} already exists in {root!r}. Resume it with `outlast resume {job}`, or choose
+    another --name."""
 
     exit_code = exit_codes.USAGE
 
 
 class JobBusy(OutlastError, BlockingIOError):
-    """Job {job!r} is {state}: process {pid} on {host} has it (attempt {attempt}). `outlast stop`
-    ends it, `outlast logs -f` shows what it does."""
+    """Job {job!r} is {state}: process {pid} on {host} has it (attempt {attempt}). Stop it with
+    `outlast stop`, or follow it with `outlast logs -f`."""
 
     exit_code = exit_codes.JOB_BUSY
 
 
 class InvalidTransition(OutlastError):
-    """{event} does not fit a job that is {state} (attempt {attempt}).{story}"""
+    """Event {event} is not allowed while the job is {state} (attempt {attempt}).{story}"""
 
 
 class PluginUnknown(OutlastError, LookupError):
@@ -61,18 +61,18 @@ class EngineFailed(OutlastError, RuntimeError):
 
 
 class DaemonFailed(OutlastError, RuntimeError):
-    """The detached supervisor ended at once (exit code {code}): {output}"""
+    """The detached supervisor ended immediately (exit code {code}): {output}"""
 
 
 class NotSent(OutlastError, OSError):
-    """{count} checkpoints ({size} bytes) could not be sent to {root!r}: {reason}. The state is in
-    {path!r}, nothing is lost: run `outlast resume {job}` on this machine when the storage is
+    """{count} checkpoints ({size} bytes) could not be sent to {root!r}: {reason}. Nothing is
+    lost: they are in {path!r}. Run `outlast resume {job}` on this machine when the storage is
     back."""
 
     exit_code = exit_codes.STORAGE_FAILED
 
 
 class ExtraMissing(OutlastError, ImportError):
-    """{feature} needs {package}, which is not installed: pip install 'outlast[{extra}]'"""
+    """{feature} requires {package}, which is not installed. Run: pip install 'outlast[{extra}]'"""
 
     exit_code = exit_codes.USAGE

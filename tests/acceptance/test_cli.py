@@ -165,7 +165,7 @@ def test_a_crash_loop_ends_when_the_budget_is_spent_and_says_why(here: Path) -> 
     done = outlast("run", "--name", "a", "--backoff", "0.01s", "--max-retries", "2", "train.py")
     assert done.returncode == 1
     assert done.stdout.count("ValueError: too bad") == 3
-    assert "2 retries are allowed; the last one crashed: ValueError: too bad" in done.stderr
+    assert "2 retries are allowed. The last attempt crashed: ValueError: too bad" in done.stderr
     assert "outlast logs a" in done.stderr
     assert "outlast resume a" in done.stderr
 
@@ -203,7 +203,7 @@ def test_a_name_that_is_taken_says_how_to_go_on(here: Path) -> None:
     assert outlast("run", "--name", "a", "train.py").returncode == 0
     again = outlast("run", "--name", "a", "train.py")
     assert again.returncode == 2
-    assert "`outlast resume a` goes on with it" in again.stderr
+    assert "Resume it with `outlast resume a`" in again.stderr
     assert again.stdout == ""
 
 
@@ -215,7 +215,7 @@ def test_resume_if_exists_goes_on_with_the_same_and_refuses_another(here: Path) 
     assert [one["outcome"] for one in asked("status", "a")["attempts"]] == ["killed", "completed"]
     other = outlast(*run, "2")
     assert other.returncode == 2
-    assert "a runs 'train.py 1', which is something else" in other.stderr
+    assert "job a runs 'train.py 1'. Use the same script and arguments" in other.stderr
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "-x", "x" * 101, ".hidden"])
@@ -408,7 +408,7 @@ def test_what_has_succeeded_is_left_alone(here: Path) -> None:
     outlast("run", "--name", "a", "train.py")
     again = outlast("resume", "a")
     assert (again.returncode, again.stdout) == (0, "")
-    assert "a has succeeded already" in again.stderr
+    assert "a has already succeeded" in again.stderr
     assert asked("status", "a")["attempt"] == 1
     stopped = outlast("stop", "a")
     assert (stopped.returncode, "succeeded" in stopped.stdout) == (0, True)

@@ -85,7 +85,7 @@ def rows(text: str) -> list[dict[str, Any]]:
 def test_the_summary_tells_of_the_kill(trained: Path) -> None:
     words = (trained.parents[1] / "words").read_text()
     assert "attempts    2, 1 restart (1 killed, 1 completed)" in words
-    assert "attempt 2 goes on from " in words
+    assert "attempt 2 resumed from " in words
     assert f"checkpoints/00-{STEPS:012d}.2-0002 (step {STEPS})" in words
 
 

@@ -30,8 +30,8 @@ def test_killed_twice_and_equal_to_the_last_byte(tmp_path: Path) -> None:
     done = demo(output, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("╳ kill -9 ") == 2
-    assert "attempt 2 goes on from " in done.stdout
-    assert "attempt 3 goes on from " in done.stdout
+    assert "attempt 2 resumed from " in done.stdout
+    assert "attempt 3 resumed from " in done.stdout
     compared = [line for line in done.stdout.splitlines() if " equal " in line]
     assert [line.split()[0] for line in compared] == ["weights", "optimizer", "other", "history"]
     assert "Equal to the last byte, after 2 kills." in done.stdout
@@ -43,7 +43,7 @@ def test_a_folder_of_somebody_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "jobs" / "mine").write_text("precious")
     done = demo(tmp_path)
     assert done.returncode == 2
-    assert "is not empty, and not of an earlier demo" in done.stderr
+    assert "is neither empty nor the output of an earlier demo" in done.stderr
     assert (tmp_path / "jobs" / "mine").read_text() == "precious"
     assert not (tmp_path / ".outlast-demo").exists()
 

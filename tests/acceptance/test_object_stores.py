@@ -267,7 +267,7 @@ def test_a_store_that_cannot_fence_is_used_by_one_supervisor_and_said_aloud(
     )
     assert done.returncode == exit_codes.DONE, done.stderr
     assert done.stderr.count("fencing_unsupported") == 1
-    assert "overlooks the condition" in done.stderr
+    assert "ignores the condition" in done.stderr
     rows = list(logs.read(open_storage(f"{stored_by_rclone}/careful")))
     assert [row["event"] for row in rows].count("fencing_unsupported") == 1
     assert max(row["attempt"] for row in rows) == 2

@@ -113,7 +113,7 @@ def test_a_missing_module_in_the_middle_of_training_is_a_crash(job: Make) -> Non
 @pytest.mark.parametrize(
     ("options", "say"),
     [
-        ({"script": "gone.py"}, "there is no such file"),
+        ({"script": "gone.py"}, "the file does not exist"),
         ({"script": None, "module": "no_such_package.train"}, "no_such_package"),
         ({"script": None, "module": "json"}, "json"),
         ({"script": "."}, "__main__"),

@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, and one table of their figures at the end.
+"""Runs all benchmarks one after the other and prints one table of their figures.
 
 `python tests/benchmarks/all.py [--full] [--json FILE] [NAME …]`: NAME is a file here. --full: at
 the sizes that the figures are asked for, which takes about an hour. --json: also write the figures
@@ -38,7 +38,7 @@ PACKAGES = ("tensorflow", "keras", "numpy", "h5py")
 
 
 def figures_of(name: str, *, full: bool) -> list[Figure]:
-    """Run a benchmark in a process of its own. Raises `CalledProcessError`."""
+    """Run a benchmark in a separate process. Raises `CalledProcessError`."""
     flags = ["--full"] if full and NAMES[name] else []
     done = subprocess.run(
         [sys.executable, str(FOLDER / f"{name}.py"), "--json", *flags],
@@ -50,7 +50,7 @@ def figures_of(name: str, *, full: bool) -> list[Figure]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on; load: over the last minute, before the first of them."""
+    """Return what the figures depend on. load: average of the minute before the first benchmark."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cores": os.cpu_count(),

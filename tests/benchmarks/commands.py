@@ -1,4 +1,4 @@
-"""Commands as a user runs them, with what they took; and the page cache, emptied where allowed."""
+"""Measures commands as a user runs them, and empties the page cache where that is allowed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Took(NamedTuple):
-    """Wall seconds, and the most memory resident, in MB (of 10^6 bytes)."""
+    """Wall time in seconds, and peak resident memory in MB (10^6 bytes)."""
 
     seconds: float
     memory: float
 
 
 def take(command: Sequence[str]) -> Took:
-    """Run a command to its end, its output to nowhere. Raises `CalledProcessError`."""
+    """Run a command to its end and discard its output. Raises `CalledProcessError`."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -35,7 +35,7 @@ def take(command: Sequence[str]) -> Took:
 
 
 def seconds(*command: str) -> float:
-    """Return the wall seconds of a command."""
+    """Return the wall time of a command in seconds."""
     return take(command).seconds
 
 

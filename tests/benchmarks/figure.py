@@ -1,4 +1,4 @@
-"""One figure of a benchmark: ours beside a peer's, measured in turn, in one run on one machine."""
+"""Figures of benchmarks: ours and a peer's, measured alternately in one run on one machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAIRS = 5
 
 
 class Spread(NamedTuple):
-    """What several measurements of one thing come to."""
+    """Median, minimum and maximum of several measurements."""
 
     median: float
     least: float
@@ -46,7 +46,7 @@ class Figure:
     detail: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the figure as JSON values."""
         found = dataclasses.asdict(self)
         for name in ("ours", "peer", "ratio"):
             spread = getattr(self, name)
@@ -55,7 +55,7 @@ class Figure:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Figure:
-        """Return the figure that `plain` was made of."""
+        """Return the figure that `plain` returned."""
         spreads = {
             name: None if plain[name] is None else Spread(**plain[name])
             for name in ("ours", "peer", "ratio")
@@ -66,7 +66,7 @@ class Figure:
 def in_turn(
     ours: Callable[[], float], peer: Callable[[], float], pairs: int = PAIRS
 ) -> tuple[list[float], list[float]]:
-    """Measure both so many times, by turns which is first, so that no drift favours one."""
+    """Measure both `pairs` times, alternating which is first, so that drift favours neither."""
     found: tuple[list[float], list[float]] = ([], [])
     for pair in range(pairs):
         for which in (0, 1) if pair % 2 == 0 else (1, 0):
@@ -77,14 +77,14 @@ def in_turn(
 def compared(
     name: str, unit: str, ours: Sequence[float], peer: Sequence[float], against: str, **more: Any
 ) -> Figure:
-    """Return the figure of measurements that were taken in turn."""
+    """Return the figure of measurements that were taken alternately."""
     ratios = [one / other for one, other in zip(ours, peer, strict=True)]
     spreads = Spread.of(ours), Spread.of(peer), Spread.of(ratios)
     return Figure(name, unit, spreads[0], spreads[1], against, spreads[2], **more)
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """Return the figures as aligned lines: median, and least to most."""
+    """Return the figures as aligned lines: median, minimum and maximum."""
     lines = [("", "ours", "peer", "ratio", "asked for", "")]
     for one in figures:
         lines.append(

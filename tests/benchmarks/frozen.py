@@ -1,4 +1,4 @@
-"""Fine-tuning a model of 25 million parameters with a frozen backbone: what a save then writes.
+"""Saves while fine-tuning a model of 25 million parameters with a frozen backbone.
 
 `python tests/benchmarks/frozen.py [--json] [--pairs N]`. Two of the model's four layers are frozen,
 which have most of its weights; a save falls every 10 of 60 steps. Bytes are counted on the disk, of
@@ -28,7 +28,7 @@ Found = dict[str, Any]
 
 
 def fine_tuned(layers: int) -> Found:
-    """Train with so many layers frozen; return MB and seconds of the saves, and MB of the state."""
+    """Train with `layers` frozen layers; return MB and seconds of saves, and MB of state."""
     from outlast import fit
     from outlast.attempt import bare, context
 
@@ -59,7 +59,7 @@ def fine_tuned(layers: int) -> Found:
 
 
 def _new_bytes(checkpoints: Path) -> dict[str, int]:
-    """Return by checkpoint how many bytes it has in files that none before it has."""
+    """Return for each checkpoint the bytes of files that no earlier checkpoint has."""
     seen: set[int] = set()
     new = {}
     for folder in sorted(checkpoints.iterdir()):
@@ -70,7 +70,7 @@ def _new_bytes(checkpoints: Path) -> dict[str, int]:
 
 
 def _trained(model: Any) -> int:
-    """Return the bytes of what training changes: trained weights and the optimizer's slots."""
+    """Return the bytes that training changes: trained weights and optimizer slots."""
     variables = [*model.trainable_variables, *model.optimizer.variables]
     return sum(variable.value.numpy().nbytes for variable in variables)
 
@@ -82,7 +82,7 @@ MEASURES = {
 
 
 def run(*, pairs: int = PAIRS) -> list[Figure]:
-    """Measure trainings with and without the frozen layers, by turns."""
+    """Measure trainings with and without frozen layers, alternately."""
     found = several(__file__, list(MEASURES), pairs)
     frozen, whole = found["frozen"], found["all trained"]
     share = frozen[0]["trained"] / frozen[0]["state"]

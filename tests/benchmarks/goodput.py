@@ -1,4 +1,4 @@
-"""What comes of a training that is killed every 20 seconds, beside Keras' BackupAndRestore.
+"""Goodput of a training that is killed every 20 seconds, compared with BackupAndRestore.
 
 `python tests/benchmarks/goodput.py [--full] [--minutes N] [--json]`: a model of 25 million
 parameters for a minute, with --full for five. Useful steps are how far the training has come in its
@@ -35,7 +35,7 @@ FLUSHED = 2.0  # seconds after which a step is certainly in the history's file
 
 
 class Pace(NamedTuple):
-    """A training that nothing happens to. first: seconds to its first step; rate: steps/s."""
+    """An uninterrupted training. first: seconds to the first step; rate: steps/s."""
 
     first: float
     rate: float
@@ -45,7 +45,7 @@ class Pace(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """A training that was killed. steps: how far it came; failed: starts that ended themselves."""
+    """A killed training. steps: how far it came; failed: starts that failed by themselves."""
 
     steps: int
     kills: int
@@ -53,7 +53,7 @@ class Ran(NamedTuple):
 
 
 def _kill_every(began: float, seconds: float, kill: Callable[[], object]) -> int:
-    """Kill by the clock until the time is over; return how often."""
+    """Kill at fixed intervals until the time is over; return how often."""
     kills = 0
     while (at := began + (kills + 1) * KILL_EVERY) < began + seconds:
         time.sleep(max(0.0, at - time.time()))
@@ -64,7 +64,7 @@ def _kill_every(began: float, seconds: float, kill: Callable[[], object]) -> int
 
 
 def ours(root: Path, name: str, seconds: float, *, warm: bool) -> Ran:
-    """Kill a supervised job by the clock, every other setting being the default."""
+    """Kill a supervised job at fixed intervals, with default settings."""
     job = KilledJob(root, name, "dense", "--warm-spare" if warm else "--no-warm-spare")
     try:
         kills = _kill_every(job.began, seconds, job.kill)
@@ -93,7 +93,7 @@ def ours_untouched(root: Path, name: str) -> Pace:
 
 
 def _place(folder: Path) -> tuple[float, int, float]:
-    """Return what victim.py noted: when its first step was done, how many now, when the last."""
+    """Return what victim.py recorded: time of the first step, number of steps, time of the last."""
     try:
         first, steps, last = PLACE.unpack((folder / "place").read_bytes())
     except (FileNotFoundError, struct.error):
@@ -102,7 +102,7 @@ def _place(folder: Path) -> tuple[float, int, float]:
 
 
 class _Restarting:
-    """What a shell's loop around a script does, by hand."""
+    """Restarts a script, like a shell loop around it."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -114,7 +114,7 @@ class _Restarting:
         return start("dense", "keras-backup", self._folder)
 
     def look(self) -> None:
-        """Start it again when it has ended by itself."""
+        """Restart the script if it has ended by itself."""
         if self.process.poll() is not None:
             self.failed += 1
             self.process = self._start()
@@ -131,7 +131,7 @@ class _Restarting:
 
 
 def keras(folder: Path, seconds: float) -> Ran:
-    """Kill fit with BackupAndRestore by the clock, and start it again each time."""
+    """Kill fit with BackupAndRestore at fixed intervals, and restart it each time."""
     began = time.time()
     loop = _Restarting(folder)
     try:
@@ -162,7 +162,7 @@ def keras_untouched(folder: Path) -> Pace:
 
 
 def run(*, full: bool = False, minutes: float | None = None) -> list[Figure]:
-    """Measure it once: it takes the minutes three times, and two more."""
+    """Measure once. It takes three times `minutes`, and two minutes more."""
     seconds = 60 * (minutes or (ALL_MINUTES if full else MINUTES))
     with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         root = Path(name)

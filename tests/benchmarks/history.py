@@ -1,4 +1,4 @@
-"""A history of millions of rows: appending, its last rows, a plot of all of it, a resume.
+"""A history of millions of rows: appending, reading the last rows, plotting all, resuming.
 
 `python tests/benchmarks/history.py [--full] [--json]`: a million rows, or with --full ten.
 """
@@ -49,7 +49,7 @@ print(time.perf_counter() - start)
 
 
 def training(count: int) -> Iterator[dict[str, Any]]:
-    """Give the rows of a training of `count` steps as `fit` writes them."""
+    """Yield the rows of a training of `count` steps, as `fit` writes them."""
     generator = random.Random(1)
     noise = [generator.random() for _ in range(9973)]
     steps = count // EPOCHS
@@ -73,7 +73,7 @@ def training(count: int) -> Iterator[dict[str, Any]]:
 
 
 def make_job(folder: Path, count: int) -> tuple[Storage, float, float]:
-    """Make a job with a history; return seconds a row for the first and the last tenth."""
+    """Create a job with a history; return seconds per row for the first and the last tenth."""
     storage = open_storage(folder)
     spec = JobSpec(job=folder.name, script="train.py", created=1e9)
     storage.create(layout.SPEC, specs.encode(spec))
@@ -183,7 +183,7 @@ def plot(job: Path, count: int, pairs: int, *, full: bool) -> Figure:
 
 
 def _read_by_pandas(history: Path) -> float:
-    """Return the seconds in a process of its own, whose memory is not taken for that of ours."""
+    """Return the seconds in a separate process, so that its memory is not counted as ours."""
     done = subprocess.run(
         [sys.executable, "-c", PANDAS, str(history), str(SAMPLE)],
         check=True,
@@ -194,7 +194,7 @@ def _read_by_pandas(history: Path) -> float:
 
 
 def resume(storage: Storage, small: Storage, pairs: int) -> Figure:
-    """How long an attempt takes to find where to go on, with a long history and with a short."""
+    """Measure how long an attempt takes to begin, with a long and with a short history."""
     attempts = itertools.count(2)
 
     def begin(job: Storage) -> float:
@@ -219,7 +219,7 @@ def resume(storage: Storage, small: Storage, pairs: int) -> Figure:
 
 
 def run(*, full: bool = False, pairs: int = PAIRS) -> list[Figure]:
-    """Measure all of it in a folder of its own, which is deleted (2 GB with `full`)."""
+    """Measure everything in a temporary folder (2 GB with `full`)."""
     count = ALL_ROWS if full else ROWS
     with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         folder = Path(name)

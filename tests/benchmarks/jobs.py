@@ -1,4 +1,4 @@
-"""Very many jobs below one root: `list` and `status`, with files in memory and without.
+"""Thousands of jobs below one root: `list` and `status`, with warm and cold page cache.
 
 `python tests/benchmarks/jobs.py [--full] [--json]`: two thousand jobs, or with --full ten.
 """
@@ -29,7 +29,7 @@ from tests.benchmarks.figure import PAIRS, Figure, Spread, compared, in_turn
 JOBS, ALL_JOBS = 2_000, 10_000
 BAR = 2.0  # seconds
 
-# The newest event of each, read by nothing but the plain calls, one after the other.
+# Reads the newest event of each job with plain system calls.
 RAW = """
 import os, sys
 for entry in os.scandir(sys.argv[1]):
@@ -41,7 +41,7 @@ for entry in os.scandir(sys.argv[1]):
 
 
 def make_jobs(root: Path, count: int) -> None:
-    """Make jobs that trained to their end; the first by the real writers, the others as copies."""
+    """Create finished jobs: the first with the real writers, the others as copies."""
     storage = open_storage(root / "job-00000")
     spec = JobSpec(job="job-00000", script="train.py", created=1e9)
     storage.create(layout.SPEC, specs.encode(spec))
@@ -68,7 +68,7 @@ def make_jobs(root: Path, count: int) -> None:
 
 
 def run(*, full: bool = False, pairs: int = PAIRS) -> list[Figure]:
-    """Measure all of it in a folder of its own, which is deleted."""
+    """Measure everything in a temporary folder."""
     count = ALL_JOBS if full else JOBS
     with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         root = Path(name, "root")

@@ -1,4 +1,4 @@
-"""A job of the command line that is killed and watched through its files, and what it left."""
+"""A job under `outlast run` that benchmarks kill and watch through its files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Found = TypeVar("_Found")
 
 
 def until(what: str, look: Callable[[], _Found | None]) -> _Found:
-    """Return what `look` finds as soon as it finds it. Raises `TimeoutError`."""
+    """Poll `look` until it returns a result, and return that. Raises `TimeoutError`."""
     give_up = time.monotonic() + PATIENCE
     while time.monotonic() < give_up:
         if found := look():
@@ -37,7 +37,7 @@ def until(what: str, look: Callable[[], _Found | None]) -> _Found:
 
 
 def quiet() -> dict[str, str]:
-    """Return the environment of a process whose output nobody reads."""
+    """Return the environment of a process whose output is discarded."""
     return {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
@@ -63,7 +63,7 @@ class KilledJob:
         return Journal(self._storage).read()
 
     def attempt(self) -> tuple[int, int]:
-        """Return number and pid of the newest attempt that was launched, (0, 0) before any."""
+        """Return number and pid of the newest launched attempt, or (0, 0) before the first."""
         entries = [entry for entry in self.events() if isinstance(entry.event, Launched)]
         if not entries:
             return 0, 0
@@ -83,7 +83,7 @@ class KilledJob:
         return [row for row in rows if row["kind"] == "step"]
 
     def spare(self) -> int | None:
-        """Return the pid of the spare, once it has imported everything and waits."""
+        """Return the pid of the spare once it is ready."""
         _, attempt = self.attempt()
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         for pid in map(int, children.read_text().split()):
@@ -94,7 +94,7 @@ class KilledJob:
         return None
 
     def kill(self) -> float:
-        """Kill the newest attempt; return when, in unix seconds."""
+        """Kill the newest attempt; return the time in Unix seconds."""
         _, pid = self.attempt()
         at = time.time()
         with suppress(ProcessLookupError):
@@ -102,7 +102,7 @@ class KilledJob:
         return at
 
     def close(self) -> None:
-        """End the job and its attempt at once, the supervisor first, so that none comes after."""
+        """Kill the supervisor and then its attempt, so that no new attempt starts."""
         with suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         _, pid = self.attempt()
@@ -116,7 +116,7 @@ class KilledJob:
 
 
 def _waits(pid: int) -> bool:
-    """Whether a process has used no processor time for half a second."""
+    """Return whether a process has used no CPU time for half a second."""
 
     def used() -> list[str]:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
@@ -127,7 +127,7 @@ def _waits(pid: int) -> bool:
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
-    """Return the finished lines of a file of JSON lines; none where it is not there yet."""
+    """Return the complete lines of a JSON-lines file; none if it does not exist yet."""
     try:
         lines = file.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -136,8 +136,8 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def start(network: str, how: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start victim.py by itself, in a session of its own as an attempt is (Linux shares its
-    processor time out by session where much else runs)."""
+    """Start victim.py in a new session, as attempts are: Linux divides CPU time between
+    sessions on a busy machine."""
     return subprocess.Popen(
         [sys.executable, VICTIM, network, how, str(folder)],
         stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Steps a second of `fit` beside Keras' own: history of every step, a checkpoint every 100 steps.
+"""Steps per second of `fit` and of Keras, with a history of every step and regular checkpoints.
 
 `python tests/benchmarks/loop.py [--json] [CASE …]`. Ours and the peer's train in processes of their
 own, which take turns; the first epoch, in which both compile, is not measured. The bar is a Keras
@@ -28,7 +28,7 @@ SAME_DUTIES = "model.fit, BackupAndRestore, each step's logs"
 
 @dataclass(frozen=True)
 class Case:
-    """A training. network: see `networks`. steps: of an epoch; ours, peer: what trains it."""
+    """A training. network: see `networks`. steps: per epoch. ours, peer: what trains it."""
 
     name: str
     network: str
@@ -84,7 +84,7 @@ def build(network: str) -> Any:
 
 
 def train(case: Case, how: str) -> float:
-    """Train once from the beginning; return steps a second from the second epoch on."""
+    """Train once from the beginning; return steps per second from the second epoch on."""
     import keras
     import numpy as np
 
@@ -174,7 +174,7 @@ def _by_keras_on_tfdata(case: Case, model: Any, x: Any, y: Any, ended: Callable[
 
 
 def _by_train_on_batch(case: Case, model: Any, x: Any, y: Any, ended: Callable[[], None]) -> None:
-    """The loop that is commonly taught: sums of floats, divided at the epoch's end."""
+    """The common hand-written loop: sums of floats, divided at the end of the epoch."""
     for _ in range(case.epochs):
         loss = accuracy = 0.0
         for batch in range(case.steps):

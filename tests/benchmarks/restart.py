@@ -1,4 +1,4 @@
-"""From SIGKILL of an attempt to the first step that its successor does, beside a cold start.
+"""Time from SIGKILL of an attempt to its successor's first step, compared with a cold start.
 
 `python tests/benchmarks/restart.py [--json] [--pairs N]`: an MLP on arrays, saved every 20 steps,
 under `outlast run` with and without --warm-spare. The peer is the same script started by
@@ -26,7 +26,7 @@ Parts = dict[str, float]
 
 
 def restarted(root: Path, name: str, *, warm: bool) -> Parts:
-    """Kill an attempt of a job of its own once; return seconds by part of the restart."""
+    """Kill an attempt of a new job once; return the seconds by part of the restart."""
     options = ["--save-every", SAVE_EVERY, "--warm-spare" if warm else "--no-warm-spare"]
     job = KilledJob(root, name, "mlp", *options)
     try:
@@ -70,7 +70,7 @@ def _parts(job: KilledJob, killed: float, known: int, spent: dict[str, float]) -
 
 
 def cold(folder: Path) -> float:
-    """Return the seconds from the start of the script alone to its first step."""
+    """Return the seconds from the start of the plain script to its first step."""
     folder.mkdir()
     began = time.time()
     process = start("mlp", "ours", folder)
@@ -84,7 +84,7 @@ def cold(folder: Path) -> float:
 
 
 def run(*, pairs: int = PAIRS) -> list[Figure]:
-    """Measure it with and without a spare."""
+    """Measure with and without a spare."""
     figures = []
     with tempfile.TemporaryDirectory(prefix="outlast-bench-") as name:
         for warm in (True, False):

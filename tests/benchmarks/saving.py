@@ -1,4 +1,4 @@
-"""What saving 300 MB of state costs its training: time of the loop, and memory.
+"""The cost of saving 300 MB of state: time of the training loop, and memory.
 
 `python tests/benchmarks/saving.py [--json] [--pairs N]`. The peers are Keras' `save_weights` in the
 loop and, where it is installed (the extra `bench`), Orbax' AsyncCheckpointer. A training has two
@@ -36,7 +36,7 @@ Found = dict[str, Any]
 
 
 def model_of(network: str) -> Any:
-    """Return a compiled model: 25 million parameters, 290 or 283 MB with those of Adam."""
+    """Return a compiled model: 25 million parameters, 290 or 283 MB with Adam's slots."""
     import keras
 
     if network != "resnet50":
@@ -60,7 +60,7 @@ def data(network: str = "dense", *, steps: int = STEPS) -> tuple[Any, Any]:
 
 
 class Clock:
-    """When the first epoch and the training ended, by callbacks that Keras calls an epoch."""
+    """Records when the first epoch and the training ended, by per-epoch callbacks."""
 
     def __init__(self, first_ended: Callable[[], object] = lambda: None) -> None:
         import keras
@@ -82,7 +82,7 @@ class Clock:
 def by_fit(
     save_every: str, network: str = "dense", *, epochs: int = 2, first_ended: Any = lambda: None
 ) -> Found:
-    """Train as a job; return what its clock, its log and its history say."""
+    """Train as a job; return the figures from its clock, log and history."""
     from outlast import fit
     from outlast.attempt import bare, context
 
@@ -114,7 +114,7 @@ def by_keras(
     wait: Callable[[], None] = lambda: None,
     network: str = "dense",
 ) -> Found:
-    """Train by Keras' fit with a callback that saves as often; return what the clock says."""
+    """Train with Keras' fit and a callback that saves as often; return the times."""
     import keras
 
     clock = Clock()
@@ -145,7 +145,7 @@ def by_keras(
 
 
 def _in_flight(log: list[Found]) -> int:
-    """Return how many saves were begun and not ended at most, from the order of events.
+    """Return the largest number of unfinished saves at a time, from the order of events.
 
     The last is left out: no step follows it, so it holds nothing that the model does not.
     """
@@ -158,7 +158,7 @@ def _in_flight(log: list[Found]) -> int:
 
 
 def _longest_gap(times: list[float]) -> float:
-    """Return by how many ms the longest time between two steps' ends exceeds the median."""
+    """Return by how many ms the longest step time exceeds the median."""
     gaps = [b - a for a, b in itertools.pairwise(times)]
     return (max(gaps) - statistics.median(gaps)) * 1e3
 
@@ -168,7 +168,7 @@ def _save_weights(model: Any, path: str) -> None:
 
 
 class _Orbax:
-    """Saves as Orbax does it in the background: it waits only for its own copy."""
+    """Saves with Orbax in the background: the training waits only for the copy."""
 
     def __init__(self) -> None:
         import orbax.checkpoint as ocp
@@ -191,7 +191,7 @@ def by_orbax() -> Callable[[], Found]:
 
 
 def many_saves(save_every: str) -> Found:
-    """Train for long; return the most memory that was resident after the first epoch, in MB."""
+    """Train for long; return the peak resident memory after the first epoch, in MB."""
     status, forget = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     found = by_fit(
         save_every, epochs=1 + MANY_STEPS // STEPS, first_ended=lambda: forget.write_text("5")
@@ -268,7 +268,7 @@ def _total(found: dict[str, list[Found]]) -> Figure:
 
 
 def _memory(pairs: int) -> Figure:
-    """Each training in a process of its own, whose peak is counted from the second epoch on."""
+    """Measure each training in a separate process; the peak counts from the second epoch on."""
     runs: list[Found] = []
 
     def ours() -> float:

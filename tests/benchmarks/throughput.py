@@ -1,4 +1,4 @@
-"""A checkpoint of 300 MB: written durably and hashed, read and checked, beside the plain ways.
+"""A 300 MB checkpoint: durable hashed writing and verified reading, compared with plain I/O.
 
 `python tests/benchmarks/throughput.py [--json] [--pairs N]`: against a plain write and fsync of the
 same bytes, and against Keras' `load_weights` of the same file, which checks nothing.
@@ -28,7 +28,7 @@ Seconds = dict[str, float]
 
 
 def writing() -> Callable[[], Seconds]:
-    """Write a checkpoint of 300 MB, and the same bytes plainly; by turns which is first."""
+    """Write a 300 MB checkpoint and the same bytes plainly, alternating which is first."""
     import numpy as np
 
     random = np.random.default_rng(1)
@@ -74,7 +74,7 @@ def writing() -> Callable[[], Seconds]:
 
 
 def reading() -> Callable[[], Seconds]:
-    """Put a checkpoint into the model that it is of, and the same file by `load_weights`."""
+    """Restore a checkpoint into its model, and load the same file with `load_weights`."""
     from outlast.training.state.live_variables import LiveState
 
     model = build("dense")
@@ -123,7 +123,7 @@ MEASURES = {"writing": writing, "reading": reading}
 
 
 def run(*, pairs: int = PAIRS) -> list[Figure]:
-    """Measure writing, then reading, twice as often as else: the disk is not the same twice."""
+    """Measure writing, then reading, with twice the usual pairs: disk times vary."""
     written = several(__file__, ["writing"], 2 * pairs)["writing"]
     read = several(__file__, ["reading"], 2 * pairs)["reading"]
     figures = []

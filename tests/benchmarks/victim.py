@@ -1,4 +1,4 @@
-"""A training that does not end by itself, for what kills it.
+"""A training that runs until it is killed.
 
 `python tests/benchmarks/victim.py NETWORK [ours | keras | keras-backup] FOLDER`: NETWORK is one of
 loop.py's. "ours" is a job (of its own in FOLDER, where `outlast run` did not start it); "keras" is
@@ -26,7 +26,7 @@ PLACE = struct.Struct("<dqd")  # of the first step: unix seconds; steps into the
 
 
 def note_place(file: Path, steps: int) -> Any:
-    """Return a callback that keeps in `file`, in memory that outlives it, how far it is."""
+    """Return a callback that records its progress in `file`, in memory that survives a kill."""
     import keras
 
     file.write_bytes(PLACE.pack(0.0, 0, 0.0))

@@ -1,4 +1,4 @@
-"""A process that measures whenever it is told to, so that two of them can take turns."""
+"""Worker processes that measure on request, so that two of them can take turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Worker:
-    """A file of this folder as a process of its own, `FILE --worker ARGUMENTS`; see `serve`."""
+    """A file of this folder run as a process, `FILE --worker ARGUMENTS`; see `serve`."""
 
     def __init__(self, file: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
@@ -23,7 +23,7 @@ class Worker:
         )
 
     def ask(self) -> Any:
-        """Return what one more measurement gives. Raises `RuntimeError` when the process died."""
+        """Return the result of one more measurement. Raises `RuntimeError` if the process died."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("go\n")
@@ -39,7 +39,7 @@ class Worker:
 
 
 def once(file: str, name: str) -> Any:
-    """Return what one measurement gives in a process of its own."""
+    """Return the result of one measurement in a new process."""
     worker = Worker(file, name)
     try:
         return worker.ask()
@@ -48,7 +48,7 @@ def once(file: str, name: str) -> Any:
 
 
 def several(file: str, names: list[str], count: int, *before: str) -> dict[str, list[Any]]:
-    """Return what so many measurements of each give, by turns, in a process each.
+    """Return the results of `count` measurements of each, taken alternately, one process each.
 
     before: arguments that stand before the name.
     """
@@ -65,7 +65,7 @@ def several(file: str, names: list[str], count: int, *before: str) -> dict[str, 
 
 
 def serve(measure: Callable[[], Any]) -> None:
-    """Measure whenever a line comes in, and answer with what JSON can hold."""
+    """Measure for each line on stdin, and answer with a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing else that is printed may be taken for an answer
     for _ in sys.stdin:

@@ -95,7 +95,7 @@ def test_the_signals_of_its_own_requeue_do_not_end_it(
     _, said = supervisor.communicate(timeout=PATIENCE)
     assert Journal(job).existing_job().outcome is Outcome.PREEMPTED
     assert "requeue 7" in (slurm / "asked").read_text()
-    assert "slurm starts it again as 7" in said
+    assert "slurm will restart the job as 7" in said
     assert supervisor.returncode == exit_codes.RESUMABLE
 
 

@@ -149,7 +149,7 @@ def test_uploads_that_nobody_finished_go_by_age(
         "checkpoints/a/model.weights.h5",
         "checkpoints/a/state.h5",
     ]
-    assert all(one.reason == "an upload that was never finished" for one in left)
+    assert all(one.reason == "an unfinished upload" for one in left)
     assert leftovers(remote, older_than=86400, at_work=True) == []
     base = remote._at("")
     assert multipart.unfinished(remote._fs, base, page=1) == multipart.unfinished(remote._fs, base)

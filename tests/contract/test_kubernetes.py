@@ -229,11 +229,11 @@ def test_manifests_are_valid(options: dict[str, str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "a pod does not see"),
-        ({"claim": "jobs", "image": None}, "which one"),
-        ({"claim": "jobs", "gpus": "many"}, "no number"),
-        ({"claim": "jobs", "user": "0"}, "do not run as root"),
-        ({"claim": "jobs", "partition": "low"}, "Kubernetes has image"),
+        ({}, "a pod cannot see"),
+        ({"claim": "jobs", "image": None}, "it is missing. Use --engine-option image="),
+        ({"claim": "jobs", "gpus": "many"}, "is not a number"),
+        ({"claim": "jobs", "user": "0"}, "must not run as root"),
+        ({"claim": "jobs", "partition": "low"}, "no such option. Use image"),
     ],
 )
 def test_what_a_manifest_cannot_hold_is_named(

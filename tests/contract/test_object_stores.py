@@ -103,7 +103,7 @@ def test_what_a_bucket_that_is_not_there_says(
     assert not storage.exists("a")
     with pytest.raises(NotFound):
         storage.read("a")
-    with pytest.raises(StorageError, match="there is no such bucket"):
+    with pytest.raises(StorageError, match="the bucket does not exist"):
         storage.create("a", b"1")
 
 

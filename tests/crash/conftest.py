@@ -1,4 +1,4 @@
-"""A job with two good checkpoints, and processes that go on with it under strace."""
+"""Fixtures: a job with two good checkpoints, and processes that continue it under strace."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh_job(template: Path, tmp_path: Path) -> Callable[[], Path]:
-    """Return a function that gives the template anew, always in the same place."""
+    """Return a function that copies the template again, always to the same place."""
 
     def fresh() -> Path:
         folder = tmp_path / "job"
@@ -58,7 +58,7 @@ def fresh_job(template: Path, tmp_path: Path) -> Callable[[], Path]:
 
 @pytest.fixture
 def saver(tmp_path: Path, require: Callable[[str], str]) -> Iterator[Saver]:
-    """A process that forks children that save."""
+    """A process whose children save."""
     running = Saver(tmp_path, require("strace"))
     yield running
     running.close()

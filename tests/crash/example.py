@@ -1,4 +1,4 @@
-"""A tiny training state that is different at each step and known to the tests."""
+"""A tiny training state that differs at each step and is known to the tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
 
 
 def arrays(step: int, *, frozen: bool = False) -> dict[str, dict[str, Any]]:
-    """Return the arrays of a step by file and name. frozen: with a megabyte that never changes."""
+    """Return the arrays of a step by file and name. frozen: add 1 MiB that never changes."""
     rng = np.random.default_rng(step)
     weights = {
         "layers/dense/vars/0": rng.normal(size=(40, 30)).astype("float32"),

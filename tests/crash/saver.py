@@ -1,4 +1,4 @@
-"""Saves in child processes that another process may kill or trace: `python saver.py`.
+"""Saves in child processes that a test kills or traces: `python saver.py`.
 
 Reads one JSON line a child from stdin ({"folder", "deed", "socket"}), forks, and answers with one
 JSON line when the child has ended. Everything was imported before the fork, so all that a child
@@ -39,7 +39,7 @@ Steps = Iterator[tuple[str, Step]]
 
 
 def save(folder: str, steps: Sequence[int] = (3, 4), *, frozen: bool = False) -> Steps:
-    """Attempt 2: go on from attempt 1, save two steps and prune, as the training's writer does."""
+    """As attempt 2, resume from attempt 1, save two steps and prune, like the training's writer."""
     storage = open_storage(folder)
     store = CheckpointStore(storage, attempt=2)
     history = HistoryWriter(storage, 2)
@@ -61,7 +61,7 @@ def save(folder: str, steps: Sequence[int] = (3, 4), *, frozen: bool = False) ->
 
 
 def events(folder: str) -> Steps:
-    """Attempt 1 is found ended, attempt 2 is claimed and started."""
+    """Record that attempt 1 ended, then claim and start attempt 2."""
     journal = Journal(open_storage(folder))
     ended = Ended(attempt=1, outcome=Outcome.PREEMPTED, reason="test", exit_code=75)
     planned = [

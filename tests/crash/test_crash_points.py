@@ -1,4 +1,4 @@
-"""A save killed before every single call that it makes to the disk."""
+"""A save is killed before each of its system calls."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ OTHERS = "fdatasync,rename,renameat,renameat2,linkat,mkdirat,ftruncate,truncate,
 def test_all_is_durable_before_the_commit(
     saver: Saver, fresh_job: Callable[[], Path], deed: str, saves: int
 ) -> None:
-    """When a manifest gets its name, all that it stands for has been synced: what a crash of the
-    whole machine would leave is no less than what a kill of the process leaves."""
+    """When a manifest gets its name, everything it lists is synced, so a machine crash leaves
+    no less than a kill of the process."""
     folder = fresh_job()
     told = saver.do(deed, folder, "openat,mkdir,write,pwrite64,fsync,link")
     assert told.failed == []
@@ -86,7 +86,7 @@ def check_content(
 
 
 def check_job(folder: Path, least: int, *, frozen: bool = False) -> None:
-    """Check what a crashed save left, and go on from there as attempt 3.
+    """Check the remains of a crashed save, and resume as attempt 3.
 
     least: the oldest step that the newest checkpoint may have. frozen: whether attempt 2 had a
     part that never changes.
@@ -129,7 +129,7 @@ def check_job(folder: Path, least: int, *, frozen: bool = False) -> None:
 
 
 def test_save_makes_no_other_calls(saver: Saver, fresh_job: Callable[[], Path]) -> None:
-    """The list of calls that the tests below kill at is the whole list."""
+    """The tests below kill at every kind of call that a save makes."""
     folder = fresh_job()
     told = saver.do("save", folder, ",".join([*CALLS, OTHERS]))
     assert (told.code, told.failed) == (0, [])
@@ -141,7 +141,7 @@ def test_save_makes_no_other_calls(saver: Saver, fresh_job: Callable[[], Path]) 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_kill_before_each_call(call: str, saver: Saver, fresh_job: Callable[[], Path]) -> None:
-    """Attempt 2 resumes, saves two steps and prunes; it dies before its nth call of this kind."""
+    """Attempt 2 resumes, saves two steps and prunes. It dies before its nth call of a kind."""
     killed = 0
     while True:
         folder = fresh_job()
@@ -188,7 +188,7 @@ PLANNED = ["ended", "released", "claimed", "launched", "started"]
 def test_kill_before_each_call_of_the_journal(
     call: str, saver: Saver, fresh_job: Callable[[], Path]
 ) -> None:
-    """The journal holds a first part of the events, whole, and takes the next one."""
+    """The journal holds a prefix of the events, and accepts the next one."""
     killed = 0
     lengths = set()
     while True:

@@ -1,4 +1,4 @@
-"""A save with every single call that it makes failing once, as a full or a broken disk does."""
+"""Each system call of a save fails once, as on a full or broken disk."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ BROKEN = (
     ("error", "call"), [("ENOSPC", c) for c in FULL] + [("EIO", c) for c in BROKEN]
 )
 def test_one_call_fails(error: str, call: str, saver: Saver, fresh_job: Callable[[], Path]) -> None:
-    """Each failure is told as what it is, naming the file, or made good without a word; what was
-    committed stays good; the same deed done again succeeds."""
+    """Each failure is reported with the file's name, or recovered silently. Committed
+    checkpoints stay good, and a second try succeeds."""
     told_of, silent = 0, 0
     while True:
         folder = fresh_job()
@@ -77,8 +77,8 @@ def test_one_call_fails(error: str, call: str, saver: Saver, fresh_job: Callable
 def test_rows_are_written_again_after_a_failed_sync(
     saver: Saver, fresh_job: Callable[[], Path]
 ) -> None:
-    """The kernel forgets that what it could not write was to be written: a second fsync alone
-    would succeed and make nothing durable."""
+    """After a failed fsync the kernel drops the dirty pages: a second fsync alone would succeed
+    without making anything durable."""
     folder = fresh_job()
     plain = saver.do("save", folder, "fsync")
     syncs = [line.split(" ", 1)[1] for line in plain.calls if " fsync(" in line]

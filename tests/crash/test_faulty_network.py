@@ -1,4 +1,4 @@
-"""Each request of a save, a claim, a flush of history and a restore spoiled once, on real servers.
+"""Each request of a save, a claim, a history flush and a restore is broken once, on real servers.
 
 It ends in success or in an error that says what failed, and the same deed done again succeeds, with
 exactly one commit. Each call is a single try here: what a store's own patience makes good is seen
@@ -38,7 +38,7 @@ SLOW = 0.3  # seconds; the client's patience with an answer
 
 @dataclass
 class Network:
-    """A store behind a proxy. open: a new folder of it, with options of the client's."""
+    """A store behind a proxy. open: returns a new folder in it, with client options."""
 
     proxy: FaultProxy
     open: Callable[..., Storage]
@@ -61,7 +61,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 
 
 def tried(deed: Callable[[], object]) -> bool:
-    """Do something in single tries; return whether it went well. Any other error is one of ours."""
+    """Run a deed without retries; return whether it succeeded. Only our errors may be raised."""
     with patience(0):
         try:
             deed()
@@ -80,7 +80,7 @@ def each_request(
     least: int,
     kinds: Iterable[Sequence[str]] = WRITING,
 ) -> None:
-    """Do a deed with each of its requests spoiled, until none is left to be.
+    """Run a deed once for each of its requests, with that request broken.
 
     kinds: each request meets one fault of each of these, in turn all that there are.
     """
@@ -204,7 +204,7 @@ def test_a_restore(network: Network) -> None:
 
 
 def test_a_spoiled_request_passes_by_itself(network: Network) -> None:
-    """With the usual patience nobody hears of a single failure, whichever request it is."""
+    """With the usual retries a single failure is never visible, whichever request it hits."""
     storage = network.open()
     store = CheckpointStore(storage, attempt=1)
     store.begin()
@@ -225,7 +225,7 @@ def test_of_a_large_file_only_the_part_that_failed_is_sent_again(
     names = map(str, itertools.count())
 
     def parts(fault: str = "", at: int = 0) -> list[int]:
-        """Upload a file; return which of the requests sent a part."""
+        """Upload a file; return which requests sent a part."""
         path = next(names)
         with network.proxy.fault(fault, at), storage.stage(path) as local:
             local.write_bytes(content)
@@ -243,7 +243,7 @@ def test_of_a_large_file_only_the_part_that_failed_is_sent_again(
 
 
 def test_a_condition_that_fails_by_mistake_commits_nothing_twice(network: Network) -> None:
-    """A refusal of what nobody else has written: it is not believed without a look."""
+    """A refusal is checked by reading: another writer may not exist."""
     storage = network.open()
     store = CheckpointStore(storage, attempt=1)
     store.begin()

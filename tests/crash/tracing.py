@@ -1,4 +1,4 @@
-"""Children of `saver.py` under strace, which kills them or lets a call of theirs fail."""
+"""Runs children of `saver.py` under strace, which kills them or makes a call fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INJECTED = "(INJECTED)"
 
 @dataclass(frozen=True)
 class Told:
-    """What became of a child.
+    """The result of a child.
 
     code: its exit code, negative for a signal. failed: which steps raised what. calls: the traced
     calls, each ending in "(INJECTED)" when it was tampered with.
@@ -33,7 +33,7 @@ class Told:
 
     @property
     def tampered(self) -> str | None:
-        """The call that was made to fail, as strace shows it."""
+        """The call that failed on purpose, as strace shows it."""
         return next((call for call in self.calls if _INJECTED in call), None)
 
 
@@ -63,7 +63,7 @@ class Saver:
         self._process.stdout.close()
 
     def do(self, deed: str, folder: Path, calls: str, inject: str | None = None) -> Told:
-        """Let a child do a deed in `folder`, tracing `calls` and tampering as `inject` says."""
+        """Let a child run a deed in `folder`, tracing `calls` and injecting faults by `inject`."""
         wanted = {"folder": str(folder), "deed": deed, "address": str(self._address)}
         print(json.dumps(wanted), file=self._process.stdin, flush=True)
         wire, _ = self._wire.accept()
@@ -90,7 +90,7 @@ def traced(
     inject: str | None = None,
     path: Path | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Trace a process, all of its threads, until it ends; wait for that on leaving.
+    """Trace a process with all its threads; on leaving wait for its end.
 
     Gives the tracer; interrupted by SIGINT, it lets the process go.
     inject: how to tamper, as strace's option says; calls are counted in each thread by itself.

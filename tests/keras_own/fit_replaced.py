@@ -1,4 +1,4 @@
-"""A pytest plugin for Keras' own tests: `Model.fit` is Outlast's, unless KEEP_FIT is set.
+"""A pytest plugin for Keras' tests: it replaces `Model.fit` by ours, unless KEEP_FIT is set.
 
 Left out are tests that never call fit, the XLA twins of those that also run as a graph (tests/unit
 compares XLA's programs to the bit), and those of Orbax and JAX where these are not installed. The
@@ -46,7 +46,7 @@ _outcomes: dict[str, str] = {}
 
 
 def _as_a_job(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Train by Outlast's fit, each call as a job of its own."""
+    """Train with Outlast's fit, each call as a new job."""
     with tempfile.TemporaryDirectory(prefix="outlast-keras-own-") as folder:
         try:
             return fit(model, *args, job_dir=f"{folder}/job", **kwargs)

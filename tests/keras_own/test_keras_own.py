@@ -1,4 +1,4 @@
-"""Keras' own trainer and callback tests, as they are installed, with `Model.fit` as Outlast's.
+"""Runs the installed Keras' trainer and callback tests with `Model.fit` replaced by ours.
 
 A test that fails with ours has to fail with Keras' own fit as well (for want of torch, Grain,
 TensorBoard or Orbax, say), or to stand in EXCLUDED with the reason.
@@ -40,7 +40,7 @@ class Run(NamedTuple):
 
 
 def run_tests(folder: Path, tests: list[str], *options: str, keep_fit: bool = False) -> Run:
-    """Run tests of the installed Keras in a process of their own."""
+    """Run tests of the installed Keras in a separate process."""
     folder.mkdir()
     config = folder / "pytest.ini"
     config.write_text("[pytest]\nmarkers =\n  requires_trainable_backend\n  multi_device\n")

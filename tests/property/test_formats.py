@@ -1,4 +1,4 @@
-"""Whatever is written comes back, and whatever is changed is found."""
+"""Every written document reads back equal, and every change to its bytes is detected."""
 
 from __future__ import annotations
 

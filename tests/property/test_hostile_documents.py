@@ -1,7 +1,7 @@
-"""Whatever stands in a job's documents: an error of ours or the skip that is documented, no crash.
+"""Hostile documents end in one of our errors or a documented skip, never in a crash.
 
-Garbage, changed bytes, other types, numbers without end, nesting without end, and files far larger
-than a document can be.
+Tested are garbage, changed bytes, other types, endless numbers, endless nesting, and oversized
+files.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ PATHS = {
 
 
 def readings(storage: Storage, what: str) -> list[Callable[[], Any]]:
-    """Return all that reads a document."""
+    """Return every way to read a document."""
     root = open_storage(Path(storage.root).parent)
     reader = CheckpointStore(storage)
     histories = [
@@ -116,7 +116,7 @@ def readings(storage: Storage, what: str) -> list[Callable[[], Any]]:
 
 
 def look(storage: Storage, what: str) -> None:
-    """Read a document in every way; each may end in an error of ours, and in no other."""
+    """Read a document in every way. Only our errors may be raised."""
     for reading in readings(storage, what):
         with suppress(OutlastError):
             reading()
@@ -137,13 +137,13 @@ def sealed(body: bytes) -> bytes:
 
 
 def body_of(path: str, content: bytes) -> Any:
-    """Return what a document says, whatever is around it."""
+    """Return a document's body, sealed or not."""
     found = json.loads(content.splitlines()[0] if path.endswith(".jsonl") else content)
     return found["body"] if "checksum" in found else found
 
 
 def written(path: str, content: bytes, body: bytes) -> bytes:
-    """Return the document with another body, sealed where it was."""
+    """Return the document with another body, sealed if it was sealed."""
     if content.startswith(b'{"checksum"'):
         return sealed(body)
     return body + b"\n" + content if path.endswith(".jsonl") else body
@@ -169,7 +169,7 @@ def put(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 
 @pytest.mark.parametrize("what", sorted(PATHS))
 def test_other_values_in_a_document(whole: Storage, what: str) -> None:
-    """What is well formed, and sealed right, but says something else."""
+    """Well-formed, correctly sealed documents with other values."""
     path = PATHS[what](whole)
     content = whole.read(path)
     body = body_of(path, content)
@@ -227,7 +227,7 @@ def test_nesting_where_anything_may_stand(whole: Storage, what: str) -> None:
 
 @pytest.mark.parametrize("what", ["spec", "event", "heartbeat", "origin", "manifest"])
 def test_a_document_of_gigabytes_is_not_read(whole: Storage, what: str) -> None:
-    """It is refused by its size: reading it would take all the memory there is."""
+    """It is refused by its size: reading it would exhaust the memory."""
     path = PATHS[what](whole)
     local = whole.local_path(path)
     assert local is not None
@@ -239,7 +239,7 @@ def test_a_document_of_gigabytes_is_not_read(whole: Storage, what: str) -> None:
 
 
 def memory() -> int:
-    """Return the most memory that this process has had so far, in bytes."""
+    """Return the peak memory of this process so far, in bytes."""
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()

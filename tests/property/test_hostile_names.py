@@ -1,4 +1,4 @@
-"""Names cannot leave the root, and no two of them mean the same."""
+"""Names cannot leave the root, and no two names mean the same folder."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_numbers_without_end_are_no_checkpoints_names(digits: int) -> None:
 
 
 class Insensitive:
-    """A folder that takes names that differ in case alone for one, as macOS and Windows do."""
+    """A folder that ignores case in names, as on macOS and Windows."""
 
     def __init__(self, inner: Storage, folder: str = "") -> None:
         self._inner, self._folder = inner, folder

@@ -1,4 +1,4 @@
-"""Whatever happens to a job, in whatever order, these stay true."""
+"""Invariants of a job under random events in any order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OWNERS = [Identity(host=f"h{i}", pid=i, boot_id="b", start=i) for i in range(1, 
 
 
 class AJobsLife(RuleBasedStateMachine):
-    """Events come at random, fitting or not; a model beside the job counts on its own."""
+    """Random events, valid or not; an independent model counts along."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class AJobsLife(RuleBasedStateMachine):
         assert msgspec.json.decode(msgspec.json.encode(self.job), type=Job) == self.job
 
     def teardown(self) -> None:
-        """The same events always give the same job, also after a trip through JSON."""
+        """The same events always give the same job, also after a round trip through JSON."""
         stored = msgspec.json.encode(self.events)
         job: Job | None = None
         for event in msgspec.json.decode(stored, type=list[Event]):

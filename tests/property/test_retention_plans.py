@@ -1,4 +1,4 @@
-"""Whatever the checkpoints and the rules are, a plan keeps what it promises."""
+"""A retention plan keeps its promises for all checkpoints and rules."""
 
 from __future__ import annotations
 

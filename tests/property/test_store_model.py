@@ -1,17 +1,14 @@
-"""Random trainings, deaths, damage and zombies against a perfect model in memory.
+"""Random trainings, deaths, damage and zombies, compared with a perfect model in memory.
 
-The model knows the training as it really went: it keeps one line of checkpoints and of rows and
-cuts it where an attempt takes over. The store gets to the same by origins and manifests alone.
-A large array of the training changes only now and then, so that checkpoints share its file.
+The model records the training as it happened: one line of checkpoints and rows, cut where an
+attempt takes over. The store has to find the same line from origins and manifests alone. One large
+array changes only sometimes, so that checkpoints share its file.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -30,36 +27,13 @@ from outlast_checkpoints.errors import CheckpointDamaged, CommitUnknown, Storage
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.retention import Item, Keep, plan
-from outlast_checkpoints.format.snapshot import Snapshot
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
-from outlast_checkpoints.testing import Died, FaultyStorage, sample_snapshot
+from outlast_checkpoints.testing import Died, FaultyStorage
+from tests.support.store_model import Attempt, Row, in_a_folder, in_memory, snapshot_at
 
-Row = tuple[int, int]  # step, attempt
 PART = "model.weights.frozen.h5"
-
-
-def snapshot_at(checkpoint: CheckpointId) -> Snapshot:
-    """Return the training at a place; its large array is another one after every eighth step."""
-    place, backbone = checkpoint.place, checkpoint.step // 8
-    return sample_snapshot(
-        place[1], stage=place[2], salt=checkpoint.attempt, numbers=4, backbone=backbone
-    )
-
-
-@dataclass
-class Attempt:
-    """An attempt as its process sees itself, with the faulty storage that it writes to."""
-
-    number: int
-    storage: FaultyStorage
-    store: CheckpointStore
-    history: HistoryWriter
-    step: int
-    stage: Stage
-    waiting: list[Row] = field(default_factory=list)  # rows not yet visible to anybody else
 
 
 class Job(RuleBasedStateMachine):
@@ -241,7 +215,7 @@ class Job(RuleBasedStateMachine):
     @precondition(lambda self: any(self.part(found) for found in self.line))
     @rule(data=st.data(), byte=st.integers(0, 10**9))
     def damage_in_place(self, data: st.DataObject, byte: int) -> None:
-        """All that share the file have its damage."""
+        """All checkpoints that share the file are damaged."""
         parts = {found: part for found in self.line if (part := self.part(found))}
         hit = data.draw(st.sampled_from([*parts]))
         if hit in self.spoiled:
@@ -353,7 +327,7 @@ class Job(RuleBasedStateMachine):
         return attempt.number == self.numbers_begun()
 
     def part(self, checkpoint: CheckpointId) -> Path | None:
-        """Return where a checkpoint's frozen part is on this machine, if it has one."""
+        """Return the local path of a checkpoint's frozen part, if it has one."""
         path = self.storage.local_path(layout.checkpoint_file(checkpoint, PART))
         return path if path is not None and path.exists() else None
 
@@ -378,7 +352,7 @@ class Job(RuleBasedStateMachine):
             self.rows_at[checkpoint] = len(self.rows)
 
     def bury(self, attempt: Attempt) -> None:
-        """Take out an attempt that died in a save; its rows may have become visible or not."""
+        """Remove an attempt that died in a save; its rows may be visible or not."""
         self.attempts.remove(attempt)
         newest = self.is_training(attempt)
         if newest:
@@ -406,16 +380,6 @@ def run(make_storage: object, examples: int) -> type[Job]:
         ),
     )
     return Concrete
-
-
-def in_memory() -> tuple[Storage, str]:
-    return open_storage(f"memory://{uuid.uuid4().hex}/job"), ""
-
-
-def in_a_folder() -> tuple[Storage, str]:
-    memory = "/dev/shm"  # a file system in memory, where there is one: syncing it costs nothing
-    folder = tempfile.mkdtemp(prefix="outlast-test-", dir=memory if Path(memory).is_dir() else None)
-    return open_storage(Path(folder) / "job"), folder
 
 
 def test_a_job_in_a_folder() -> None:

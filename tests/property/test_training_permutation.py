@@ -62,6 +62,6 @@ def test_another_epoch_or_seed_gives_another_order(samples: int, seed: int, epoc
 
 
 def test_the_order_of_a_seed_is_the_same_for_good() -> None:
-    """A job made by an older version goes on in the order it began with."""
+    """A job created by an older version continues in its original order."""
     assert epoch_order(10, 4, True, 7, 0).tolist() == [6, 3, 9, 1, 2, 0, 5, 7, 8, 4]
     assert epoch_order(10, 4, "batch", 7, 3).tolist() == [0, 3, 1, 2, 5, 4, 7, 6, 8, 9]

@@ -1,4 +1,4 @@
-"""Plain data survives the way into a state file and back, whatever it is made of."""
+"""Plain data of any kind survives a round trip through a state file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ plain = st.recursive(
 
 
 def alike(a: Any, b: Any) -> bool:
-    """Whether two values are equal in type and content, told apart more sharply than by ==."""
+    """Return whether two values are equal in type and content, more strictly than ==."""
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray | np.generic):

@@ -35,7 +35,7 @@ from outlast_checkpoints.arrays import hdf5_file, unchanged
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.retention import Keep
-from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.storage.private_rng import rng
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.spool import Spool
 from outlast_checkpoints.testing import CHANGING, Died, FaultyStorage
@@ -536,7 +536,7 @@ def simulated(world: World) -> Iterator[None]:
             patch(hdf5_file, "read_file", light.read_file)
         state = random.getstate()
         random.seed(world.seed)
-        chance.seed(world.seed)
+        rng.seed(world.seed)
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""A store elsewhere that can be away: a folder that looks like a bucket; the way to a server."""
+"""Unreachable storages: a folder that poses as a bucket, and a server port that can be cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from outlast_checkpoints.testing import FaultyStorage
 
 
 class Bucket(FaultyStorage):
-    """A storage that is not on this machine, as far as anybody can see.
+    """A storage that poses as one on another machine.
 
     away: while it is set every call fails, as when the network is down. on_call: called before
     each call with its operation and path. hang: while it is set calls do not come back.
@@ -52,7 +52,7 @@ class Bucket(FaultyStorage):
 
 
 class Cable:
-    """The way to a server of this machine, which can be cut: nobody answers at its port then."""
+    """A forwarded port of a local server. While it is cut, nothing answers."""
 
     def __init__(self, port: int) -> None:
         self._server = port
@@ -63,7 +63,7 @@ class Cable:
         self.mend()
 
     def cut(self) -> None:
-        """Break what is under way and refuse what comes."""
+        """Break open connections and refuse new ones."""
         with self._lock:
             listener, self._listener = self._listener, None
             broken, self._sockets = self._sockets, set()
@@ -74,7 +74,7 @@ class Cable:
                 one.close()
 
     def mend(self) -> None:
-        """Let everybody through again, at the same port."""
+        """Accept connections again, at the same port."""
         listener = socket.create_server(("127.0.0.1", self.port), backlog=64)
         self.port = listener.getsockname()[1]
         self._listener = listener

@@ -1,6 +1,6 @@
-"""A proxy on loopback between a client and a real server, which spoils one request of many.
+"""A proxy on loopback between a client and a real server. It breaks one chosen request.
 
-It speaks as much HTTP/1.1 as clients of object stores do. Faults:
+It speaks the part of HTTP/1.1 that clients of object stores use. Faults:
 
 - "drop": the connection ends before the request is forwarded
 - "cut": it is forwarded, and the connection ends instead of the answer
@@ -33,7 +33,7 @@ _CODES = {
 
 
 class FaultProxy:
-    """The way to the server at `port`. Within `fault` the k-th request of all is spoiled.
+    """A proxy for the server at `port`. Inside `fault` the k-th request is broken.
 
     slow: seconds that a slow answer takes. told: method and path of each request since `fault`.
     """
@@ -70,7 +70,7 @@ class FaultProxy:
 
     @contextmanager
     def fault(self, fault: str, at: int) -> Iterator[None]:
-        """Spoil the `at`-th request (from 1) of the block. 0: none, they are only counted."""
+        """Break the `at`-th request (from 1) in the block; 0 only counts requests."""
         self.told, self.spoiled = [], None
         self._fault, self._at = fault, at
         try:
@@ -79,7 +79,7 @@ class FaultProxy:
             self._fault, self._at = "", 0
 
     def deliver(self) -> None:
-        """Forward what was late."""
+        """Forward the late requests."""
         while self._late:
             request = self._late.pop(0)
             answer = asyncio.run_coroutine_threadsafe(self._ask(request), self._loop)
@@ -116,7 +116,7 @@ class FaultProxy:
             self._serving.discard(task)
 
     async def _answer(self, request: bytes) -> bytes | None:
-        """Return what the client is to get, None for the end of the connection."""
+        """Return the answer for the client, or None to close the connection."""
         self.told.append(request.partition(b" HTTP/")[0].decode())
         self._cut = False
         if not self._at or len(self.told) != self._at:
@@ -167,7 +167,7 @@ async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def _body(reader: asyncio.StreamReader, head: bytes, *, whole: bool) -> bytes:
-    """Return a body as it was sent. whole: without a length it goes on to the end."""
+    """Return a body unchanged. whole: a body without a length extends to the end."""
     if re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head):
         found = b""
         while not found.endswith(b"0\r\n\r\n"):

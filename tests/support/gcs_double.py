@@ -1,4 +1,4 @@
-"""A small double of Google Cloud Storage: its JSON API as far as a storage of ours uses it.
+"""A small double of Google Cloud Storage: the part of its JSON API that our storage uses.
 
 Objects have generations and writes honour `ifGenerationMatch`, which the public emulators leave
 out. Uploads are multipart or resumable, downloads take ranges, listings prefix and delimiter and
@@ -52,7 +52,7 @@ class Upload:
 
 
 class Refused(Exception):
-    """What the service answers instead."""
+    """An error answer of the service."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -60,7 +60,7 @@ class Refused(Exception):
 
 
 class Buckets:
-    """What is stored. Every method is one step, as it is in the service."""
+    """The stored objects. Every method is atomic, as in the service."""
 
     def __init__(self, names: list[str]) -> None:
         self._buckets: dict[str, dict[str, Stored]] = {name: {} for name in names}
@@ -249,7 +249,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *args: Any) -> None:
-        """Leave alone a client that has hung up."""
+        """Ignore a client that has hung up."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(*args)
 

@@ -1,4 +1,4 @@
-"""The few requests of Kubernetes' API that Jobs take, and a kubelet whose pods are processes here.
+"""The part of Kubernetes' API that Jobs need, and a kubelet whose pods are local processes.
 
 It keeps to what the API's documentation says of Jobs: rules of podFailurePolicy in order, a failed
 pod replaced after it has ended, deletion that gives pods SIGTERM and their grace time.
@@ -25,7 +25,7 @@ NODE = "node-1"
 
 
 class Pod:
-    """A process in place of a pod; `ended` is its exit code as a container's."""
+    """A process in place of a pod. `ended` is its exit code, as a container reports it."""
 
     def __init__(self, job: dict[str, Any], number: int, environment: dict[str, str]) -> None:
         name = job["metadata"]["name"]
@@ -69,7 +69,7 @@ class Pod:
 
 
 class KubernetesDouble:
-    """The API on a free port of loopback, with one namespace, and one node.
+    """The API on a free loopback port, with one namespace and one node.
 
     tls: what it shows who it is by; None: it speaks HTTP. asked_by: the Authorization of each
     request.
@@ -127,7 +127,7 @@ class KubernetesDouble:
             thread.start()
 
     def preempt(self, job: str) -> None:
-        """Take a job's pod its node, as a better pod or the node's end would."""
+        """Evict a job's pod, as a pod of higher priority or the loss of the node would."""
         with self._lock:
             pod = self.pods[job][-1]
             pod.disrupted = True
@@ -170,7 +170,7 @@ class KubernetesDouble:
             pods.append(Pod(job, len(pods) + 1, self._environment))
 
     def _settled(self, job: dict[str, Any], pod: Pod) -> bool:
-        """Note what an ended pod means for its job; return whether the job has ended with it."""
+        """Record what an ended pod means for its job; return whether the job has ended."""
         if pod.ended == 0:
             job["status"]["conditions"] = [{"type": "Complete", "status": "True"}]
             return True

@@ -1,4 +1,4 @@
-"""Hand-written trainings that can die and start again, beside the same ones without Outlast.
+"""Hand-written trainings that can die and restart, compared with the same ones without Outlast.
 
 A `Program` is what a user's file does: it builds its state, makes a loop of it, and runs a body
 over the batches. `run` gives it our `Loop`, in a "process" of its own (see training_harness);
@@ -40,7 +40,7 @@ class LoopEnd:
 
 
 class PlainLoop:
-    """Batches of arrays by the plainest means; `log` and the rest as in `Loop`."""
+    """Batches of arrays in the simplest way, with the methods of `Loop`."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ def end_of(loop: Any, state: dict[str, Any]) -> LoopEnd:
 
 
 def of_part(part: Any) -> Any:
-    """Return what tells a part of the state from any other, to the byte."""
+    """Return the exact bytes of a part of the state."""
     if isinstance(part, keras.Model):
         return all_state(part)
     if isinstance(part, keras.Variable | tf.Variable):
@@ -185,7 +185,7 @@ def assert_same_loop(one: LoopEnd, two: LoopEnd, *, rows: bool = True) -> None:
 
 
 def assert_as_plain(ours: LoopEnd, plain: LoopEnd) -> None:
-    """Assert that our loop came to what the plain one did: bytes, and means to the last bits.
+    """Assert that our loop gave the plain loop's result: equal bytes, means equal to the last bits.
 
     The means are sums in another order of operations than numpy's average.
     """

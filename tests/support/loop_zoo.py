@@ -1,4 +1,4 @@
-"""Hand-written trainings of every kind, as a user writes them: train_on_batch, GAN, tape, RL."""
+"""Hand-written trainings of every kind: train_on_batch, GAN, GradientTape, RL."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def unshuffled(make: MakeLoop) -> Result:
 
 
 class Noise:
-    """The noise that a generator makes pictures of; it says itself where it is."""
+    """Noise for a GAN's generator, with `get_state` and `set_state`."""
 
     def __init__(self) -> None:
         self.random = np.random.RandomState(3)
@@ -101,7 +101,7 @@ def gan(make: MakeLoop) -> Result:
 
 
 def tape(make: MakeLoop) -> Result:
-    """GradientTape: an own optimizer, metrics that run over the epoch, a variable, and draws."""
+    """GradientTape with a separate optimizer, epoch metrics, a variable and random draws."""
     model = keras.Sequential([layers.Input((4,)), layers.Dropout(0.4), layers.Dense(1)])
     optimizer = keras.optimizers.AdamW(0.01)
     optimizer.build(model.trainable_variables)

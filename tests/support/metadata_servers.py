@@ -1,4 +1,4 @@
-"""The metadata services of three clouds on loopback: what they demand, and what they say."""
+"""The metadata services of three clouds, on loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Trouble = Literal["", "error", "garbage", "hang", "foreign"]
 
 
 class MetadataServer:
-    """A server that behaves like its cloud's; a test sets what it says.
+    """A metadata server that behaves like its cloud's. Tests set its answers.
 
     trouble: "error": status 500, "garbage": nonsense with status 200, "hang": no answer at all,
     "foreign": somebody else's page, as a captive portal shows it. asked: (method, path) of each
@@ -47,7 +47,7 @@ class MetadataServer:
         raise NotImplementedError
 
     def say(self, **changes: Any) -> None:
-        """Change what the server says, and wake whoever waits for that."""
+        """Change an answer, and wake the clients that wait for a change."""
         with self.changed:
             for name, value in changes.items():
                 assert hasattr(self, name), name
@@ -55,7 +55,7 @@ class MetadataServer:
             self.changed.notify_all()
 
     def until(self, count: int, path: str = "") -> None:
-        """Wait until so many requests with `path` in them have come."""
+        """Wait until `count` requests with `path` in them have arrived."""
         with self.changed:
             assert self.changed.wait_for(
                 lambda: sum(path in asked for _, asked in self.asked) >= count, 60
@@ -115,7 +115,7 @@ class MetadataServer:
 
 
 class GceServer(MetadataServer):
-    """Google's: wants its header, and holds an answer back until something changes."""
+    """Google's: requires its header, and can delay an answer until a value changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class AwsServer(MetadataServer):
 
 
 class AzureServer(MetadataServer):
-    """Azure's: wants its header; a StartRequests makes it begin at once."""
+    """Azure's: requires its header; StartRequests starts an event at once."""
 
     def __init__(self, machine: str = "train-0") -> None:
         super().__init__()

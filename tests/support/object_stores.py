@@ -1,7 +1,6 @@
-"""Object stores to test against: real servers on loopback, each started once a test process.
+"""Object stores for tests: real servers on loopback, each started once per test process.
 
-A server that never was asked for is never started. Whoever starts one finds it killed at the end,
-its data gone with it.
+A server starts when a test first needs it. At the end it is killed and its data deleted.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ AZURITE_KEY = (
 
 @dataclass(frozen=True)
 class ObjectStore:
-    """A server that is up.
+    """A running server.
 
     bucket: the URL of a bucket that is there. environment: what a client needs to find it. pid: of
     its process, None where it is a thread of this one.
@@ -49,19 +48,19 @@ class ObjectStore:
     pid: int | None
 
     def folder(self) -> str:
-        """Return the URL of a folder that nobody has used."""
+        """Return the URL of an unused folder."""
         return f"{self.bucket}/{uuid.uuid4().hex[:12]}"
 
 
 def use(store: ObjectStore, patch: pytest.MonkeyPatch) -> str:
-    """Let clients find a store; return the URL of a new folder there."""
+    """Set the environment for a store's clients; return the URL of a new folder there."""
     for name, value in store.environment.items():
         patch.setenv(name, value)
     return store.folder()
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of loopback that nobody listens at."""
+    """Return free loopback ports."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:
@@ -73,7 +72,7 @@ def free_ports(count: int) -> list[int]:
 def server(
     command: list[str], folder: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a folder, its words in "server.log" there, until the block is left."""
+    """Run a server in a folder until the block is left. Its output goes to "server.log"."""
     with open(folder / "server.log", "ab") as log:
         process = subprocess.Popen(
             command,
@@ -91,7 +90,7 @@ def server(
 
 
 def until_ready(process: subprocess.Popen[bytes], folder: Path, ready: Callable[[], Any]) -> None:
-    """Wait until `ready` raises nothing any more."""
+    """Wait until `ready` no longer raises."""
     give_up = time.monotonic() + PATIENCE
     while (problem := _problem(ready)) is not None:
         words = (folder / "server.log").read_text(errors="replace")[-2000:]
@@ -109,7 +108,7 @@ def _problem(ready: Callable[[], Any]) -> Exception | None:
 
 
 def make_bucket(environment: Mapping[str, str], name: str) -> None:
-    """Make a bucket of S3 and see that something can be put into it."""
+    """Create an S3 bucket and check that it accepts objects."""
     import botocore.config
     import botocore.session
 
@@ -138,7 +137,7 @@ def s3_environment(port: int) -> dict[str, str]:
         **KEYS,
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_DEFAULT_REGION": "us-east-1",
-        # Nobody asks the metadata service of a cloud, nor reads the developer's own profiles.
+        # Clients use neither a cloud's metadata service nor the developer's profiles.
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -147,7 +146,7 @@ def s3_environment(port: int) -> dict[str, str]:
 
 @contextmanager
 def run_seaweed(folder: Path) -> Iterator[ObjectStore]:
-    """SeaweedFS, a real S3 server: signatures, preconditions and multipart uploads as they are."""
+    """SeaweedFS, a real S3 server with signatures, preconditions and multipart uploads."""
     s3, *others = free_ports(8)
     identity = {
         "name": "admin",
@@ -182,7 +181,7 @@ def run_seaweed(folder: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def run_moto(folder: Path) -> Iterator[ObjectStore]:
-    """Moto's server, a quick double of S3 in memory: preconditions, but no signatures."""
+    """Moto's server, a fast in-memory double of S3 with preconditions but no signatures."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     environment = s3_environment(port)
@@ -193,7 +192,7 @@ def run_moto(folder: Path) -> Iterator[ObjectStore]:
 
 @contextmanager
 def run_rclone(folder: Path) -> Iterator[ObjectStore]:
-    """rclone's server of S3, which takes preconditions and ignores them."""
+    """rclone's S3 server, which accepts preconditions but ignores them."""
     (port,) = free_ports(1)
     (folder / "buckets").mkdir()
     keys = ",".join(KEYS.values())
@@ -250,7 +249,7 @@ def run_gcs() -> Iterator[ObjectStore]:
 
 
 def tool(name: str) -> str:
-    """Return where a server's program is. Skips (or fails, see conftest) where it is not."""
+    """Return the path of a server's program. Skip or fail (see conftest) if it is missing."""
     for folder in (Path(sys.executable).parent, NODE_TOOLS):
         if (folder / name).exists():
             return str(folder / name)
@@ -261,7 +260,7 @@ def tool(name: str) -> str:
 
 
 def package(name: str) -> None:
-    """Skip (or fail) where an optional package is not installed."""
+    """Skip (or fail) if an optional package is not installed."""
     if importlib.util.find_spec(name) is None:
         lack(f"{name} is not installed (make install installs it)")
 

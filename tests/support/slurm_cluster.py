@@ -63,7 +63,7 @@ NODE = "NodeName={name} NodeAddr=127.0.0.1 NodeHostname=localhost Port={port} CP
 
 
 class Cluster:
-    """A running cluster. `environment` is what its commands, and so `outlast`, need."""
+    """A running cluster. `environment` is what its commands and `outlast` need."""
 
     def __init__(self, folder: Path, nodes: int) -> None:
         self.folder = folder
@@ -96,7 +96,7 @@ class Cluster:
         self._run(name, "slurmd", "-D", "-N", name)
 
     def kill_node(self, name: str) -> None:
-        """Kill a node's daemon at once: its jobs' processes go on."""
+        """Kill a node's daemon at once. The processes of its jobs keep running."""
         daemon = self._processes.pop(name)
         daemon.send_signal(signal.SIGKILL)
         daemon.wait()
@@ -120,7 +120,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def start_now(self, job: str, restart: int) -> None:
-        """Wait until a job was started again so often, without the two minutes that Slurm takes."""
+        """Wait until a job was restarted `restart` times, without Slurm's delay of two minutes."""
 
         def started() -> bool:
             found = self.show(job)
@@ -156,7 +156,7 @@ class Cluster:
                 process.wait()
 
     def _munge(self) -> None:
-        """Start munged, which runs as no other than the owner of its key."""
+        """Start munged, which must run as the owner of its key."""
         user, folder = pwd.getpwnam("munge"), self.folder / "munge"
         key = folder / "key"
         key.write_bytes(os.urandom(128))
@@ -185,7 +185,7 @@ class Cluster:
 
 
 def demand(require: Callable[[str], str]) -> None:
-    """Skip, or fail where everything is required, when no cluster can be started here."""
+    """Skip if no cluster can be started here, or fail if everything is required."""
     for tool in NEEDED:
         require(tool)
     if os.geteuid() != 0:
@@ -194,7 +194,7 @@ def demand(require: Callable[[str], str]) -> None:
 
 @contextmanager
 def running(nodes: int = 2) -> Iterator[Cluster]:
-    """Start a cluster; nothing of it stays behind."""
+    """Run a cluster until the block is left, and remove everything of it."""
     # Its sockets need a short path, and its daemons one that everybody may enter.
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         Path(folder).chmod(0o755)

@@ -1,4 +1,4 @@
-"""Trainings as small scripts that can die and start again, and their ends compared byte by byte.
+"""Trainings as small scripts that can die and restart; their results are compared byte by byte.
 
 A `Script` is what a user's file does: seed, build, compile, fit. `train` runs it as a process of
 its own would (fresh Keras names, fresh seeds, an attempt of its own), in this process, so that a
@@ -31,12 +31,12 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.background_writer import Writer
 
 SEED = 7
-# What the tests of this house compare against Keras needs the same kernels on both sides.
+# Comparisons with Keras need the same kernels on both sides.
 tf.config.experimental.enable_op_determinism()
 
 
 class Death(BaseException):
-    """The process dies here: no `except Exception` sees it."""
+    """A simulated death of the process: no `except Exception` catches it."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Script:
     callbacks: Callable[[], list[Any]] = list
 
     def but(self, **changes: Any) -> Script:
-        """Return the same script with other arguments of `fit`."""
+        """Return the same script with other arguments for `fit`."""
         return Script(self.build, {**self.arguments, **changes}, self.callbacks)
 
     def with_build(self, build: Callable[[], Any]) -> Script:
@@ -63,7 +63,7 @@ class Script:
 
 @dataclass
 class End:
-    """Everything that a training leaves behind, as bytes and plain values."""
+    """Everything that a training produces, as bytes and plain values."""
 
     state: dict[str, bytes]
     history: dict[str, list[float]]
@@ -76,7 +76,7 @@ class End:
 
 
 def begin_process(seed: int = SEED) -> None:
-    """Make this process like one that has just started a script that seeds its generators."""
+    """Put this process into the state of one that has just started a script with seeds."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(seed)
 
@@ -123,7 +123,7 @@ def end_of(model: Any, history: Any, callbacks: list[Any]) -> End:
 
 
 def keras_fit(script: Script) -> End:
-    """Run the script with Keras' own `Model.fit`."""
+    """Run the script with Keras' `Model.fit`."""
     begin_process()
     model = script.build()
     callbacks = script.callbacks()
@@ -149,7 +149,7 @@ def train(script: Script, folder: Path, **changes: Any) -> End:
 
 @contextmanager
 def process(folder: Path) -> Iterator[None]:
-    """The life of one process: however it ends, its attempt is over afterwards."""
+    """Simulate one process. However the block ends, the attempt is over afterwards."""
     code = 1
     try:
         with _patient():
@@ -170,7 +170,7 @@ def process(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _patient() -> Iterator[None]:
-    """Let every save that falls due be made, however slow the machine: the loop waits for it.
+    """Make the loop wait for every due save, however slow the machine is.
 
     Without this a save is put off while an earlier one is being written, and which checkpoint a
     death leaves behind would be a matter of speed.
@@ -221,7 +221,7 @@ def stopping_at(step: int) -> Iterator[None]:
 
 @contextmanager
 def steps_a_call(sizes: Callable[[int], int]) -> Iterator[list[int]]:
-    """Force how many steps a compiled call takes: `sizes(step)` at a given step, at most.
+    """Force the number of steps per compiled call to at most `sizes(step)`.
 
     Yields the list of how many steps each call took.
     """
@@ -244,7 +244,7 @@ def steps_a_call(sizes: Callable[[int], int]) -> Iterator[list[int]]:
 
 
 def first_difference(one: dict[str, bytes], two: dict[str, bytes]) -> str | None:
-    """Return the first name whose bytes differ, None when all are equal."""
+    """Return the first name whose bytes differ, or None if all are equal."""
     for name in {**one, **two}:
         if one.get(name) != two.get(name):
             return name

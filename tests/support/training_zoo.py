@@ -1,4 +1,4 @@
-"""Small trainings of every kind that Keras knows, as scripts for the tests of the batch loop."""
+"""Small trainings of every kind in Keras, as scripts for the tests of the batch loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def model_of(
     jit: bool = False,
     **options: Any,
 ) -> Callable[[], Any]:
-    """Return a function that makes and compiles a Sequential model of the parts."""
+    """Return a function that builds and compiles a Sequential model of the parts."""
 
     def build() -> Any:
         first = [] if shape is None else [layers.Input(shape)]
@@ -63,7 +63,7 @@ def tiny(**options: Any) -> Callable[[], Any]:
 
 
 class Quick(keras.Model):  # type: ignore[misc]
-    """A step of a few operations, whose outcome tells which batches there were in which order.
+    """A step of a few operations. Its result shows which batches came in which order.
 
     It draws at random, and has an optimizer with a slot and a metric besides the loss. For
     what is told of steps, whatever they do: one of Keras' own takes several times as long.
@@ -100,7 +100,7 @@ class Quick(keras.Model):  # type: ignore[misc]
 
 
 def quick(**options: Any) -> Callable[[], Any]:
-    """Return a function that makes and compiles a model of quick, eager steps."""
+    """Return a function that builds and compiles a model with fast, eager steps."""
 
     def build() -> Any:
         model = Quick()
@@ -181,7 +181,7 @@ def listed_outputs() -> Any:
 
 
 def falling_and_growing_scale() -> Any:
-    """Loss scaling that begins far too high, and grows every second good step."""
+    """Loss scaling that starts far too high and grows after every second good step."""
     return optimizers.LossScaleOptimizer(
         optimizers.SGD(0.1, momentum=0.9), initial_scale=2.0**18, dynamic_growth_steps=2
     )
@@ -197,7 +197,7 @@ MANY = {
 
 
 class Own(keras.Model):  # type: ignore[misc]
-    """A train_step of its own that returns its own tracker's mean."""
+    """A custom train_step that returns the mean of its own tracker."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class Raw(Own):
 
 
 class OwnTest(Own):
-    """A test_step of its own as well."""
+    """A custom test_step, too."""
 
     def test_step(self, data: Any) -> dict[str, Any]:
         x, y = data
@@ -293,7 +293,7 @@ def added_loss(compiled_loss: str | None = "mse") -> Callable[[], Any]:
 
 
 class Shaped(keras.Model):  # type: ignore[misc]
-    """Needs to know its batch's size when it is traced."""
+    """A model whose trace needs a known batch size."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,9 @@
-"""Large files written and read past the system's page cache, where the file system can (Linux).
+"""Direct I/O: large files are written and read past the page cache (O_DIRECT, Linux).
 
-A write to the page cache takes a processor's time for every page: five times that of the copy and
-the hash together (measured on ext4, Linux 6.18: 0.19 s for 290 MB, against 0.02 s so). Where the
-processors train, that time is taken from the steps. And what is not to be read again soon does not
-push the training's data out of the memory. What the file system does not take in this way (O_DIRECT
-is a matter of each) is written and read as ever.
+A write to the page cache costs CPU time for every page, five times as much as copying and hashing
+together (measured on ext4, Linux 6.18: 0.19 s for 290 MB, against 0.02 s with direct I/O). Where
+CPUs train, that time is taken from the steps. Direct I/O also leaves the training's data in the
+page cache. A file system without O_DIRECT falls back to buffered I/O.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ import numpy as np
 
 from outlast_checkpoints.arrays import page_cache
 
-_BLOCK: Final = 4096  # what memory, offsets and lengths have to be multiples of, or more than it
-_BUFFER: Final = 4 << 20  # bytes that are written at once: they stay in the processor's cache
-_PIECE: Final = 8 << 20  # bytes that are read at once
-_READERS: Final = 4  # of a file: a disk is faster when it knows what comes next
+_BLOCK: Final = 4096  # bytes; memory, offsets and lengths must be multiples of it
+_BUFFER: Final = 4 << 20  # bytes written at once: they stay in the CPU's cache
+_PIECE: Final = 8 << 20  # bytes read at once
+_READERS: Final = 4  # parallel reads of a file: disks are faster with a queue
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 _NOT_SO: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def memory(size: int) -> memoryview:
-    """Return new memory for a file of so many bytes, which a direct read can fill.
+    """Return new memory for a file of `size` bytes, suitable for direct reads.
 
-    In huge pages where the system has them: much of the time to read a large file otherwise goes
-    into finding its memory page by page.
+    It uses huge pages where the system has them: otherwise much of the time to read a large file
+    goes into page faults.
     """
     whole = -(-max(size, 1) // _BLOCK) * _BLOCK
     if size < page_cache.WORTHWHILE:
-        # Not a bytearray: its pages are zeroed first, one by one.
+        # Not a bytearray: that zeroes every page first.
         return np.empty(whole, np.uint8).data[:size]
     found = mmap.mmap(-1, whole, flags=_PRIVATE)
     with suppress(AttributeError, OSError):
@@ -48,24 +47,25 @@ def memory(size: int) -> memoryview:
 
 
 class DirectWriter:
-    """Takes the bytes of a new file from front to back, and writes them in large blocks.
+    """Writes a new file from front to back, in large blocks.
 
-    file: open for writing, empty. `end` has to be called after the last bytes. Raises `OSError`
-    as the disk does.
+    file: descriptor of an empty file, open for writing. Call `end` after the last bytes. Disk
+    errors are raised as `OSError`.
     """
 
     def __init__(self, file: int) -> None:
         self._file = file
-        # Of pages of its own: ext4, say, writes from other memory as ever, without a word.
+        # Whole pages: from other memory ext4, for one, silently falls back to buffered I/O.
         self._buffer = np.frombuffer(mmap.mmap(-1, _BUFFER, flags=_PRIVATE), np.uint8)
         self._filled = 0
         self._direct = _switch(file, on=True)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes. They may stay in the buffer until `end`."""
         left = np.frombuffer(data, np.uint8)
         while len(left):
             count = min(len(left), _BUFFER - self._filled)
-            # numpy's copy lets other threads run meanwhile
+            # numpy's copy releases the GIL
             np.copyto(self._buffer[self._filled : self._filled + count], left[:count])
             self._filled += count
             left = left[count:]
@@ -73,6 +73,7 @@ class DirectWriter:
                 self._put(_BUFFER)
 
     def end(self) -> None:
+        """Write what is left in the buffer."""
         self._put(self._filled // _BLOCK * _BLOCK)
         self._put(self._filled)
 
@@ -94,9 +95,9 @@ class DirectWriter:
 
 
 def filling(content: memoryview, file: int) -> Iterator[memoryview]:
-    """Read a file into memory of its size (see `memory`); give it piece by piece, in order.
+    """Read a file into memory of its size (see `memory`), and yield it piece by piece, in order.
 
-    Past the page cache where the file is not in there. Ends early where the file does. Raises
+    Direct I/O is used unless the file is in the page cache. Ends early if the file does. Raises
     `OSError`.
     """
     size = len(content)
@@ -105,7 +106,7 @@ def filling(content: memoryview, file: int) -> Iterator[memoryview]:
     if not direct:
         yield from _one_by_one(content, file, 0)
         return
-    # Here: a save that is under way when the interpreter ends could not import it any more.
+    # Imported here, as late as possible: at interpreter exit the import would fail.
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -114,7 +115,7 @@ def filling(content: memoryview, file: int) -> Iterator[memoryview]:
         try:
             for start, read in zip(starts, reads, strict=True):
                 if not read.result():
-                    break  # not so, or no more: read as ever from here
+                    break  # no direct I/O, or the end: buffered reads from here
                 yield content[start : start + _PIECE]
             else:
                 return
@@ -126,9 +127,9 @@ def filling(content: memoryview, file: int) -> Iterator[memoryview]:
 
 
 def _read_at(file: int, content: memoryview, start: int) -> bool:
-    """Read a piece directly; return whether that worked and all of it was there."""
+    """Read a piece directly; return whether that worked and the piece was complete."""
     wanted = content[start : start + _PIECE]
-    whole = memoryview(content.obj)  # with the rest of the last block
+    whole = memoryview(content.obj)  # up to the end of the last block
     room = whole[start : start + -(-len(wanted) // _BLOCK) * _BLOCK]
     try:
         return os.preadv(file, [room], start) >= len(wanted)
@@ -139,28 +140,28 @@ def _read_at(file: int, content: memoryview, start: int) -> bool:
 
 
 def _one_by_one(content: memoryview, file: int, at: int) -> Iterator[memoryview]:
-    # The piece that was just read is in the processor's cache when it is hashed.
+    # Small pieces: each is still in the CPU's cache when it is hashed.
     while count := os.preadv(file, [content[at : at + _BUFFER]], at):
         yield content[at : at + count]
         at += count
 
 
 def _cached(file: int, size: int) -> bool:
-    """Whether most of a file's first so many bytes are in the page cache, or nobody can tell."""
+    """Return whether most of a file's first `size` bytes are cached, or it cannot be found out."""
     pages = -(-size // mmap.PAGESIZE)
     there = (ctypes.c_ubyte * pages)()
     try:
         with mmap.mmap(file, size, access=mmap.ACCESS_COPY) as content:
             start = ctypes.c_char.from_buffer(content)
             failed = ctypes.CDLL(None).mincore(ctypes.byref(start), ctypes.c_size_t(size), there)
-            del start  # else the mapping cannot be closed
+            del start  # otherwise the mapping cannot be closed
     except (AttributeError, OSError, ValueError):
         return True
     return bool(failed) or 2 * bytes(there).count(1) > pages
 
 
 def _switch(file: int, *, on: bool) -> bool:
-    """Turn direct access to an open file on or off; return whether it is on."""
+    """Turn direct I/O on an open file on or off; return whether it is on."""
     if not _DIRECT:
         return False
     flags = fcntl.fcntl(file, fcntl.F_GETFL)

@@ -1,4 +1,4 @@
-"""Hashes of stored files, read in pieces: memory stays small however large a file is."""
+"""Hashes of stored files, read in pieces so that memory use stays small."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _Inode = tuple[int, int, int, int]
 
 
 class Meter(Protocol):
-    """Who is told how far a long reading or copying is; from any thread."""
+    """Progress of a long read or copy. Its methods are called from any thread."""
 
     def expect(self, count: int) -> None:
-        """So many more bytes will be read or copied."""
+        """Add `count` bytes to what will be read or copied."""
 
     def done(self, count: int) -> None:
-        """So many more bytes are done."""
+        """Add `count` bytes to what is done."""
 
 
 class Unread:
-    """A meter that nobody reads."""
+    """A meter that ignores everything."""
 
     def expect(self, count: int) -> None: ...
 
@@ -39,7 +39,7 @@ class Unread:
 
 
 class Digests:
-    """Hashes of stored files. A file that has several names (hard links) is read once."""
+    """Hashes of stored files. A file with several names (hard links) is read once."""
 
     def __init__(self, meter: Meter | None = None) -> None:
         self._meter = meter or Unread()
@@ -47,7 +47,7 @@ class Digests:
         self._known: dict[_Inode, Future[str]] = {}
 
     def of(self, storage: Storage, path: str) -> str:
-        """Return a file's hash as manifests spell it. Raises `NotFound`, `StorageError`."""
+        """Return a file's hash as manifests write it. Raises `NotFound`, `StorageError`."""
         inode = _shared_inode(storage, path)
         if inode is None:
             return self._read(storage, path)
@@ -67,9 +67,9 @@ class Digests:
         return mine.result()
 
     def difference(self, storage: Storage, path: str, entry: FileEntry) -> str | None:
-        """Return in which way a file is not the one that a manifest names, or None.
+        """Return how a file differs from its manifest entry, or None if it does not.
 
-        Raises `StorageError` when it is out of reach, which is no damage.
+        Raises `StorageError` if the file is out of reach, which does not count as damage.
         """
         try:
             size = storage.size(path)
@@ -86,7 +86,7 @@ class Digests:
 
 
 def hashed(content: Iterable[memoryview | bytes], meter: Meter | None = None) -> str:
-    """Return the hash of what comes piece by piece, as manifests spell it."""
+    """Return the hash of all pieces together, as manifests write it."""
     hasher = xxhash.xxh3_128()
     for piece in content:
         hasher.update(piece)
@@ -96,10 +96,10 @@ def hashed(content: Iterable[memoryview | bytes], meter: Meter | None = None) ->
 
 
 def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
-    """Return the content of a file of this machine when it is the one of a manifest.
+    """Return the content of a local file if it matches its manifest entry.
 
-    Else None, and in which way it is not. Memory is taken for a file of the right size only.
-    Raises `StorageError` when it is out of reach, which is no damage.
+    Otherwise return None and how it differs. Memory is allocated only for the right size. Raises
+    `StorageError` if the file is out of reach, which does not count as damage.
     """
     from outlast_checkpoints.arrays import direct_io
 
@@ -129,7 +129,7 @@ def _other_size(entry: FileEntry, size: int) -> str:
 
 
 def pieces(storage: Storage, path: str) -> Iterator[memoryview | bytes]:
-    """Give a stored file piece by piece; a piece is good until the next one is asked for.
+    """Yield a stored file piece by piece. A piece is valid until the next one is requested.
 
     Raises `NotFound`, `StorageError`.
     """
@@ -139,12 +139,12 @@ def pieces(storage: Storage, path: str) -> Iterator[memoryview | bytes]:
         return
     start, size = 0, storage.size(path)
     if 0 < size <= _PIECE:
-        yield storage.read(path)  # one answer to wait for
+        yield storage.read(path)  # one request
         return
     while start < size:
         piece = storage.read_range(path, start, min(size, start + _PIECE))
         if not piece:
-            return  # it was longer a moment ago: whoever compares will notice
+            return  # it was longer a moment ago: the comparison will notice
         yield piece
         start += len(piece)
 
@@ -160,7 +160,7 @@ def _pieces_of(local: Path, path: str, root: str) -> Iterator[memoryview]:
 
 
 def _shared_inode(storage: Storage, path: str) -> _Inode | None:
-    """Return what tells a file that has several names, None for any other."""
+    """Return the identity of a file that has several names, or None for any other file."""
     local = storage.local_path(path)
     if local is None:
         return None

@@ -1,9 +1,9 @@
-"""Arrays to HDF5 and back, in the layout that Keras' own `load_weights` reads.
+"""Arrays to HDF5 files and back, in the layout that Keras' `load_weights` reads.
 
-HDF5 only lays the file out (see `skeleton`). The bytes are then written by this file itself in one
-pass from front to back, layout and arrays as they come, and hashed on the way. So a full disk is
-met by an ordinary write and never inside the HDF5 library, whose lock is not held meanwhile, and
-nothing has to be read back to know its hash.
+The HDF5 library only lays the file out (see `hdf5_template`). This module writes the bytes in one
+pass from front to back and hashes them on the way. A full disk is therefore an ordinary failed
+write, never an error inside the library. The library's lock is not held during the write, and
+nothing is read back to compute the hash.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import numpy as np
 import xxhash
 
 from outlast_checkpoints.arrays import direct_io, page_cache
-from outlast_checkpoints.arrays.hdf5_template import OWN_DTYPES, Skeleton, skeleton_of
+from outlast_checkpoints.arrays.hdf5_template import OWN_DTYPES, Template, template_of
 from outlast_checkpoints.errors import FormatError, UsageError
 from outlast_checkpoints.format.snapshot import ArrayFile
 
-_PIECE = 4 << 20  # bytes written and hashed at once: still in the processor's cache
+_PIECE = 4 << 20  # bytes written and hashed at once: still in the CPU's cache
 _MAX_DEPTH = 64
 _NUMBERS = "biufc"
 _NOTHING = np.empty(0, np.uint8)
@@ -34,15 +34,15 @@ _NOTHING = np.empty(0, np.uint8)
 def write_arrays(
     path: Path, file: ArrayFile, *, past_cache: bool = False, let_go: bool = False
 ) -> tuple[int, str]:
-    """Write a new file and return its size in bytes and its hash ("xxh3:…"). Does not sync.
+    """Write a new file; return its size in bytes and its hash ("xxh3:…"). Does not sync.
 
-    past_cache: a large one is written past the page cache (see `direct`). let_go: the file's
-    arrays are taken, and none is held longer than it takes to write it. Raises `FileExistsError`,
-    `OSError` as the disk does, `UsageError` for an array that is neither numbers nor booleans.
+    past_cache: write a large file with direct I/O. let_go: take the arrays out of `file` and
+    release each as soon as it is written. Raises `FileExistsError`, `OSError` from the disk, and
+    `UsageError` for an array that is neither numeric nor boolean.
     """
     arrays = as_arrays(file.taken() if let_go else file)
     large = sum(array.nbytes for array in arrays.values()) >= page_cache.WORTHWHILE
-    pieces = _pieces(skeleton_of(arrays, file.group_attributes), arrays)
+    pieces = _pieces(template_of(arrays, file.group_attributes), arrays)
     hasher = xxhash.xxh3_128()
     size = 0
     with open(path, "xb", buffering=0) as out:
@@ -60,29 +60,29 @@ def write_arrays(
 
 
 def file_pieces(file: ArrayFile) -> Iterator[bytes | bytearray | memoryview]:
-    """Return the content of the file that `write_arrays` writes, from front to back.
+    """Yield the bytes of the file that `write_arrays` would write, from front to back.
 
-    The same arrays and attributes always give the same bytes. Raises `UsageError` as it does.
+    The same arrays and attributes always give the same bytes. Raises the same `UsageError`.
     """
     arrays = as_arrays(file)
-    return _pieces(skeleton_of(arrays, file.group_attributes), arrays)
+    return _pieces(template_of(arrays, file.group_attributes), arrays)
 
 
 def as_arrays(file: ArrayFile) -> dict[str, np.ndarray[Any, Any]]:
-    """Return a file's arrays by path, sorted, as numpy's own and contiguous.
+    """Return a file's arrays by sorted path, as contiguous numpy arrays.
 
-    Raises `UsageError` for an array that is neither numbers nor booleans.
+    Raises `UsageError` for an array that is neither numeric nor boolean.
     """
     return {name: _as_array(name, value) for name, value in sorted(file.arrays.items())}
 
 
 def read_file(content: memoryview, path: str) -> ArrayFile:
-    """Return every array of a file by its path in it, and the text attributes of its groups.
+    """Return all arrays of a file by path, and the text attributes of its groups.
 
-    content: the file's bytes, which the arrays are views of. path: its name, for errors. Raises
-    `FormatError` for anything odd: links, filters, external and virtual storage, references and
-    named types are refused, and all arrays together are no more than the file has bytes, as are
-    all texts: nothing in it can stand for two.
+    content: the file's bytes; the arrays are views of it. path: the file's name, for errors. Raises
+    `FormatError` for links, filters, external and virtual storage, references and named types. It
+    also refuses arrays or texts that claim more bytes than the file has, so that nothing in a file
+    is used twice.
     """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     texts: dict[str, dict[str, str]] = {}
@@ -97,7 +97,7 @@ def read_file(content: memoryview, path: str) -> ArrayFile:
                 text = _text(node, key, name, path)
                 text_bytes -= len(text.encode(errors="replace"))
                 if text_bytes < 0:
-                    reason = "its attributes claim more than there is"
+                    reason = "its attributes claim more bytes than the file has"
                     raise FormatError(path=path, reason=reason)
                 texts.setdefault(name, {})[key] = text
     return ArrayFile(arrays, texts)
@@ -106,20 +106,20 @@ def read_file(content: memoryview, path: str) -> ArrayFile:
 def _as_array(name: str, value: Any) -> np.ndarray[Any, Any]:
     array = np.asarray(value, order="C")
     if array.dtype.kind not in _NUMBERS and array.dtype.name not in OWN_DTYPES:
-        problem = f"{name} holds {array.dtype}, not numbers"
-        raise UsageError(field="snapshot", problem=problem, hint="Convert it to an array.")
+        problem = f"{name} has dtype {array.dtype}, which is not numeric"
+        raise UsageError(field="snapshot", problem=problem, hint="Convert it to a numeric array.")
     return array
 
 
 def _pieces(
-    skeleton: Skeleton, arrays: dict[str, np.ndarray[Any, Any]]
+    template: Template, arrays: dict[str, np.ndarray[Any, Any]]
 ) -> Iterator[bytes | bytearray | memoryview]:
-    """Give the file's content from front to back: small things gathered, arrays as they are.
+    """Yield the file's content from front to back: small parts joined, large arrays as they are.
 
-    An array that was given is taken out of `arrays`.
+    An array is removed from `arrays` when it is yielded.
     """
     gathered = bytearray()
-    for before, name in zip(skeleton.around, [*skeleton.order, None], strict=True):
+    for before, name in zip(template.around, [*template.order, None], strict=True):
         gathered += before
         span = arrays.pop(name).reshape(-1).view(np.uint8) if name is not None else _NOTHING
         if len(gathered) + span.nbytes <= _PIECE:
@@ -133,7 +133,7 @@ def _pieces(
 
 
 class _PlainWriter:
-    """Writes to the page cache; of a large file the disk begins to write what is there."""
+    """Writes through the page cache. The disk starts on a large file while it is being written."""
 
     def __init__(self, file: int) -> None:
         self._file = file
@@ -152,7 +152,7 @@ class _PlainWriter:
 
 
 class _Content(io.RawIOBase):
-    """A file's bytes as a file that HDF5 reads."""
+    """Bytes in memory as a file that HDF5 reads."""
 
     def __init__(self, content: memoryview) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class _Content(io.RawIOBase):
 
 @contextmanager
 def _reading(content: memoryview, path: str) -> Iterator[Any]:
-    """Open a file to read; whatever HDF5 stumbles over is an error of the file's format."""
+    """Open a file for reading. Every error of the HDF5 library becomes a `FormatError`."""
     try:
         with h5py.File(_Content(content), "r") as file:
             yield file
@@ -186,7 +186,7 @@ def _reading(content: memoryview, path: str) -> Iterator[Any]:
 
 
 def _walk(file: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Give every group and dataset by its path, groups first. Follows no links."""
+    """Yield every group and dataset with its path, without following links."""
     yield "", file
     waiting = [("", file, 0)]
     seen = set()
@@ -195,11 +195,11 @@ def _walk(file: Any, path: str) -> Iterator[tuple[str, Any]]:
         for key in group:
             name = f"{prefix}{key}"
             if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-                raise FormatError(path=path, reason=f"{name} is a link to somewhere else")
+                raise FormatError(path=path, reason=f"{name} is a link")
             node = group[key]
             address = h5py.h5o.get_info(node.id).addr
             if address in seen:
-                raise FormatError(path=path, reason=f"{name} is linked to twice")
+                raise FormatError(path=path, reason=f"{name} appears twice")
             if depth > _MAX_DEPTH:
                 reason = f"its groups are nested more than {_MAX_DEPTH} deep"
                 raise FormatError(path=path, reason=reason)
@@ -207,12 +207,12 @@ def _walk(file: Any, path: str) -> Iterator[tuple[str, Any]]:
             if isinstance(node, h5py.Group):
                 waiting.append((f"{name}/", node, depth + 1))
             elif not isinstance(node, h5py.Dataset):
-                raise FormatError(path=path, reason=f"{name} is no array")
+                raise FormatError(path=path, reason=f"{name} is neither a group nor an array")
             yield name, node
 
 
 def _read(node: Any, name: str, path: str, content: memoryview, left: int) -> np.ndarray[Any, Any]:
-    """Return an array. left: bytes of the file that no array before has claimed."""
+    """Return an array. left: bytes of the file that earlier arrays have not claimed."""
     creation = node.id.get_create_plist()
     if (
         creation.get_layout() not in (h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT)
@@ -220,7 +220,7 @@ def _read(node: Any, name: str, path: str, content: memoryview, left: int) -> np
         or creation.get_external_count()
         or node.id.get_type().committed()
     ):
-        raise FormatError(path=path, reason=f"{name} is not stored plainly")
+        raise FormatError(path=path, reason=f"{name} is compressed or stored elsewhere")
     dtype, shape = node.dtype, node.shape
     named = _text(node, "dtype", name, path) if "dtype" in node.attrs else None
     wanted = OWN_DTYPES.get(named, dtype) if named is not None else dtype
@@ -228,10 +228,12 @@ def _read(node: Any, name: str, path: str, content: memoryview, left: int) -> np
         raise FormatError(path=path, reason=f"{name} has no usable shape or type")
     opaque = dtype.kind == "V" and dtype.fields is None and dtype.subdtype is None
     if dtype.kind not in _NUMBERS and not (opaque and wanted is not dtype):
-        raise FormatError(path=path, reason=f"{name} holds {dtype}, not numbers")
-    size = math.prod(shape) * dtype.itemsize  # not HDF5's own count, which may overflow
+        raise FormatError(path=path, reason=f"{name} has dtype {dtype}, which is not numeric")
+    size = math.prod(shape) * dtype.itemsize  # not HDF5's count, which may overflow
     if size > left or node.id.get_storage_size() != size:
-        raise FormatError(path=path, reason=f"{name} claims {size} bytes, which it has not")
+        raise FormatError(
+            path=path, reason=f"{name} claims {size} bytes that the file does not have"
+        )
     start = node.id.get_offset()
     if size and start is not None and start + size <= len(content):
         array = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)
@@ -250,4 +252,4 @@ def _text(node: Any, key: str, name: str, path: str) -> str:
         value = node.attrs[key]
         if isinstance(value, str):
             return value
-    raise FormatError(path=path, reason=f"attribute {key} of {name or '/'} is no text")
+    raise FormatError(path=path, reason=f"attribute {key} of {name or '/'} is not text")

@@ -1,8 +1,8 @@
-"""An HDF5 file without its arrays: what HDF5 writes around them.
+"""HDF5 templates: the bytes that HDF5 writes around the arrays of a file.
 
-HDF5 lays the file out in memory: datasets are allocated but not filled. Where the next checkpoint's
-arrays have the same names, types and shapes, it comes out the same to the byte, so it is kept: for
-a small model HDF5 takes longer than all the rest of a save.
+HDF5 lays the file out in memory; datasets are allocated but not filled. Arrays with the same names,
+dtypes and shapes give the same template, so it is cached: for a small model HDF5 takes longer than
+all the rest of a save.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import ml_dtypes
 import numpy as np
 
 _PAGE = 4096
-_APART = 64  # bytes: arrays of at least so many begin at a multiple, and are read where they lie
-_KEPT = 8  # of a job's two files, with room for what a last epoch or a second phase has
-OWN_DTYPES = {  # stored as opaque bytes, named by an attribute, as Keras does for bfloat16
+_APART = 64  # bytes; arrays of this size or more start at a multiple of it, for aligned views
+_KEPT = 8  # templates; a job has two files, and a last epoch or a second phase may differ
+OWN_DTYPES = {  # stored as opaque bytes with a name attribute, as Keras stores bfloat16
     name: np.dtype(getattr(ml_dtypes, name))
     for name in (
         "bfloat16",
@@ -39,21 +39,21 @@ _Attribute = tuple[str, str, str]  # group, name, text
 
 
 @dataclass(frozen=True, slots=True)
-class Skeleton:
-    """What stands around the arrays of a file.
+class Template:
+    """The bytes around the arrays of a file.
 
-    order: the paths of the arrays that have any bytes, as they stand in the file. around: what is
-    before the first, between two, and after the last: one more than there are arrays.
+    order: paths of the non-empty arrays, in file order. around: the bytes before the first array,
+    between two, and after the last: one entry more than `order` has.
     """
 
     order: tuple[str, ...]
     around: tuple[bytes, ...]
 
 
-def skeleton_of(
+def template_of(
     arrays: Mapping[str, np.ndarray[Any, Any]], attributes: Mapping[str, Mapping[str, str]]
-) -> Skeleton:
-    """Return the skeleton of a file with these arrays and these text attributes of its groups."""
+) -> Template:
+    """Return the template of a file with these arrays and these text attributes of groups."""
     return _laid_out(
         tuple((path, array.dtype, array.shape) for path, array in arrays.items()),
         tuple((g, key, text) for g, texts in attributes.items() for key, text in texts.items()),
@@ -61,12 +61,12 @@ def skeleton_of(
 
 
 @functools.lru_cache(maxsize=_KEPT)
-def _laid_out(arrays: tuple[_Array, ...], attributes: tuple[_Attribute, ...]) -> Skeleton:
+def _laid_out(arrays: tuple[_Array, ...], attributes: tuple[_Attribute, ...]) -> Template:
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    creation.set_obj_track_times(False)  # the same arrays give the same bytes at any time
+    creation.set_obj_track_times(False)  # so that the same arrays always give the same bytes
     linking = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     linking.set_create_intermediate_group(True)
     linking.set_char_encoding(h5py.h5t.CSET_UTF8)
@@ -87,7 +87,7 @@ def _laid_out(arrays: tuple[_Array, ...], attributes: tuple[_Attribute, ...]) ->
     return _around(memory, sorted(spans))
 
 
-def _around(memory: _SparseFile, spans: list[tuple[int, int, str]]) -> Skeleton:
+def _around(memory: _SparseFile, spans: list[tuple[int, int, str]]) -> Template:
     around = []
     at = 0
     end = max([memory.end, *(start + size for start, size, _ in spans)])
@@ -96,11 +96,11 @@ def _around(memory: _SparseFile, spans: list[tuple[int, int, str]]) -> Skeleton:
             raise RuntimeError("HDF5 laid two arrays over each other")
         around.append(b"".join(memory.read_span(at, start)))
         at = start + size
-    return Skeleton(tuple(path for *_, path in spans), tuple(around))
+    return Template(tuple(path for *_, path in spans), tuple(around))
 
 
 class _SparseFile(io.RawIOBase):
-    """A sparse file in memory. HDF5 writes its layout here; where arrays go stays empty."""
+    """A sparse file in memory. HDF5 writes its layout here; the arrays' places stay empty."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class _SparseFile(io.RawIOBase):
         return self.end
 
     def read_span(self, start: int, end: int) -> Iterator[bytes]:
-        """Give the bytes of a span, page by page; what was never written is zero."""
+        """Yield the bytes of a span page by page. Unwritten bytes are zero."""
         while start < end:
             page, inside = divmod(start, _PAGE)
             count = min(_PAGE - inside, end - start)

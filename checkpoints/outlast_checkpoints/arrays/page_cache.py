@@ -1,4 +1,4 @@
-"""What the system keeps of files in memory, where it takes hints about that (Linux)."""
+"""Hints to the page cache, where the system accepts them (Linux)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-WORTHWHILE: Final = 16 << 20  # bytes, of which a hint is given
+WORTHWHILE: Final = 16 << 20  # bytes; smaller files get no hint
 
 
 def begin_to_write(file: int, start: int, end: int) -> None:
-    """Have the disk begin with a span of an open file: the sync at the end waits for little more.
+    """Make the disk start writing a span of an open file, so that the final sync waits less.
 
-    Linux starts to write what is asked to leave its memory, and keeps it there until it is written.
+    Linux starts writing dirty pages that it is advised to drop, and keeps them until then.
     """
-    _let_go(file, start, end - start)
+    _advise_drop(file, start, end - start)
 
 
-def let_go(path: Path) -> None:
-    """Let the memory of a large file that is written, and probably not read again, be used again.
+def release(path: Path) -> None:
+    """Release the page cache of a large file that will probably not be read again.
 
-    For the next one of its size, say: memory that is in use already is there at once, while new
-    memory has to be found and, on a virtual machine, perhaps to be fetched from its host. A file
-    with several names stays: one of them may be read.
+    The next file of its size can reuse the memory at once. New memory costs page faults and, on a
+    virtual machine, perhaps a request to the host. A file with several names stays cached: another
+    name may be read.
     """
     with suppress(OSError):
         size, names = path.stat().st_size, path.stat().st_nlink
@@ -31,12 +31,12 @@ def let_go(path: Path) -> None:
             return
         file = os.open(path, os.O_RDONLY)
         try:
-            _let_go(file, 0, 0)
+            _advise_drop(file, 0, 0)
         finally:
             os.close(file)
 
 
-def _let_go(file: int, start: int, length: int) -> None:
+def _advise_drop(file: int, start: int, length: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(file, start, length, os.POSIX_FADV_DONTNEED)

@@ -1,7 +1,7 @@
-"""Which arrays of a file have not changed since the last commit, so that they are written once.
+"""Unchanged arrays: found by their hashes, so that they are written once and then linked.
 
-Told by the hashes of the arrays alone, never by what a framework calls trainable; what is kept of
-a commit are those hashes, no array. Pure: nothing is read or written here.
+Only hashes decide, never what a framework calls trainable. Of a commit only the hashes are kept,
+no arrays. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from outlast_checkpoints.format.snapshot import Progress
 if TYPE_CHECKING:
     import numpy as np
 
-_SMALL = 64 << 10  # bytes; smaller arrays are written every time, and not looked at
-_LEAST = 1 << 20  # bytes that another file, its sync and its place in the manifest are worth
-_SHARE = 10  # and at least one in so many of the file's bytes
+_SMALL = 64 << 10  # bytes; smaller arrays are always written
+_LEAST = 1 << 20  # bytes; less is not worth a second file
+_SHARE = 10  # nor is less than one in so many of the file's bytes
 _ENDING = ".h5"
 
 Arrays = Mapping[str, "np.ndarray[Any, Any]"]
@@ -29,10 +29,10 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """What is remembered of an array.
+    """The hashes of an array.
 
-    head: hash of its type, its shape and its first bytes. whole: of all of it; None where the head
-    had changed already, so that hashing what is trained costs next to nothing.
+    head: hash of its dtype, shape and first bytes. whole: hash of everything, or None if the head
+    had already changed: so hashing trained arrays costs next to nothing.
     """
 
     head: bytes
@@ -44,7 +44,7 @@ Prints = Mapping[str, Print]
 
 @dataclass(frozen=True, slots=True)
 class FrozenPart:
-    """A file of unchanged arrays, as a commit named it: whose, which, and the paths in it."""
+    """A committed file of unchanged arrays: its checkpoint, manifest entry and array paths."""
 
     checkpoint: CheckpointId
     entry: FileEntry
@@ -53,7 +53,7 @@ class FrozenPart:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was seen of a file's arrays by a commit. prints: hashes by path. part: if it had one."""
+    """What a commit saw of a file. prints: hashes by path. part: its file of unchanged arrays."""
 
     progress: Progress
     prints: Prints
@@ -64,8 +64,8 @@ class Seen:
 class Split:
     """How to write a file now.
 
-    prints: for the next commit to compare with. link: a part to name again as it is. fresh: paths
-    for a new part. Neither: the file is written whole.
+    prints: hashes for the next commit to compare with. link: an existing part to link. fresh: paths
+    to write to a new part. Without `link` and `fresh` the file is written whole.
     """
 
     prints: Prints
@@ -74,9 +74,9 @@ class Split:
 
 
 def split(arrays: Arrays, progress: Progress, last: Seen | None) -> Split:
-    """Compare the arrays of a file with the last commit's, and say how to write them.
+    """Compare a file's arrays with the last commit's, and decide how to write them.
 
-    The end of a phase is whole, for it is what a training is for: `load_weights` reads it.
+    The end of a phase is always written whole, so that `load_weights` can read it.
     """
     large = {path: array for path, array in arrays.items() if array.nbytes >= _SMALL}
     if progress.finished or not _pays(large, arrays):
@@ -86,7 +86,7 @@ def split(arrays: Arrays, progress: Progress, last: Seen | None) -> Split:
     if last is None:
         return Split(prints)
     unchanged = frozenset(p for p in prints if prints[p].whole and prints[p] == before.get(p))
-    # Between two saves of one place nothing changes, frozen or not.
+    # Between two saves at the same place nothing changes, so equality proves nothing.
     trained = progress.phase == last.progress.phase and progress.step > last.progress.step
     part = last.part
     if part is not None and part.paths <= unchanged:
@@ -96,7 +96,7 @@ def split(arrays: Arrays, progress: Progress, last: Seen | None) -> Split:
 
 
 def part_name(name: str) -> str:
-    """Return what the part of a file is called: "model.weights.frozen.h5"."""
+    """Return the name of a file's part, such as "model.weights.frozen.h5"."""
     return f"{name.removesuffix(_ENDING)}.frozen{_ENDING}"
 
 

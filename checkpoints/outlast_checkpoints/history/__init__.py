@@ -1,7 +1,7 @@
-"""The history of a job: one JSON row a line, appended by one writer an attempt, read as one.
+"""The history of a job: one JSON row per line, one writer per attempt, read as one sequence.
 
-Where a storage can append, an attempt has one file; elsewhere it has numbered immutable
-segments. A mark counts the bytes of rows over all of them alike.
+An attempt has one file where the storage can append, and numbered immutable segments elsewhere. A
+mark counts bytes across all segments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.lineage import Lineage, Origin, read_lineage
 from outlast_checkpoints.format.manifest import HistoryMark
 from outlast_checkpoints.history import row as rows
-from outlast_checkpoints.history.attempt_rows import Part
+from outlast_checkpoints.history.attempt_rows import AttemptRows
 from outlast_checkpoints.history.row import Row
 from outlast_checkpoints.storage.base import Appender, Storage
 
@@ -31,9 +31,19 @@ _UPLOAD_AT = 16 << 20
 
 
 class HistoryWriter:
-    """Appends the rows of one attempt. Rows are kept in memory until they are written.
+    """Appends the history rows of one attempt. Rows stay in memory until they are written.
 
-    `append` and `mark` belong to the training thread; `flush` and `sync` may come from any.
+    Call `append` and `mark` from the training thread only; `flush` and `sync` from any thread.
+
+    Example:
+
+        history = HistoryWriter(storage, attempt=1)
+        history.append({"kind": "step", "phase": 0, "step": 1, "logs": {"loss": 0.5}})
+        history.close()
+
+    Args:
+        storage: The job's folder.
+        attempt: The attempt, from 1. It must not have written any rows yet.
     """
 
     def __init__(self, storage: Storage, attempt: int) -> None:
@@ -51,9 +61,12 @@ class HistoryWriter:
         self._segments = SegmentWriter(storage, attempt)
 
     def append(self, row: Row) -> None:
-        """Add a row. NaN and the infinities are written by name.
+        """Add a row. NaN and infinities are written as strings.
 
-        A large buffer is written in passing; an error of that comes out at the next `flush`.
+        A large buffer is written at once; the next `flush` raises an error of that write.
+
+        Args:
+            row: The fields by name. Numbers may be Python's, numpy scalars or tensors.
         """
         line = rows.encode(row)
         with self._buffer_lock:
@@ -61,26 +74,35 @@ class HistoryWriter:
             self._buffer += b"\n"
             waiting = len(self._buffer)
         if waiting >= self._write_at:
-            self._write_at = waiting + self._patience  # not for every row while a disk is full
+            self._write_at = waiting + self._patience  # not at every row while the disk is full
             with suppress(StorageError), self._write_lock:
                 self._write()
 
     def mark(self) -> HistoryMark:
-        """Return the place after the last row."""
+        """Return the place after the last row, for `sync` and for a manifest."""
         with self._buffer_lock:
             return HistoryMark(self._attempt, self._written + len(self._buffer))
 
     def flush(self) -> None:
-        """Make all rows visible to readers. In a bucket only `sync` does, as each is an upload.
+        """Make all rows visible to readers. In a bucket only `sync` does this: it is an upload.
 
-        Raises `StorageFull`, `StorageError`; the rows are kept and written by the next call.
+        Raises:
+            StorageFull: No space is left. The rows are kept; the next call writes them.
+            StorageError: The rows could not be written. They are kept; the next call writes them.
         """
         if self._can_append or self._storage.capabilities.in_process:
             with self._write_lock:
                 self._write()
 
     def sync(self, mark: HistoryMark | None = None) -> None:
-        """Make the rows up to `mark` (None: all) durable. Raises as `flush`."""
+        """Make rows durable.
+
+        Args:
+            mark: Up to which place. None (default) means all rows.
+
+        Raises:
+            StorageError: As `flush` raises it.
+        """
         wanted = (mark or self.mark()).mark
         if wanted <= self._durable:
             return
@@ -88,11 +110,11 @@ class HistoryWriter:
             self._write()
             file, written = self._file, self._written
         if file is not None:
-            file.sync()  # outside of the lock: rows can be written meanwhile
+            file.sync()  # outside the lock, so that rows can be written meanwhile
         self._durable = max(self._durable, written)
 
     def close(self) -> None:
-        """Write what is left, durably, and close the file."""
+        """Make all rows durable and close the file. Raises as `flush` does."""
         try:
             self.sync()
         finally:
@@ -109,7 +131,7 @@ class HistoryWriter:
         if self._can_append:
             if self._file is None:
                 self._file = self._open()
-            landed = self._file.size - self._written  # by a write whose answer was lost
+            landed = self._file.size - self._written  # bytes of a write whose answer was lost
             self._file.write(data[landed:])
             self._drop(len(data))
         else:
@@ -134,10 +156,10 @@ class HistoryWriter:
 
 
 class SegmentWriter:
-    """Writes an attempt's rows as numbered immutable segments, in order and each byte once.
+    """Writes an attempt's rows as numbered immutable segments, each byte exactly once.
 
-    Also of an attempt that another process began: what is there already is looked up first.
-    size: bytes of rows that are there.
+    It can continue an attempt that another process began: call `look` first.
+    size: bytes of rows written so far.
     """
 
     def __init__(self, storage: Storage, attempt: int) -> None:
@@ -147,21 +169,21 @@ class SegmentWriter:
         self.size = 0
 
     def look(self) -> None:
-        """Take in what is there, written by this process or by an earlier one."""
-        sizes = [size for _, size in Part(self._storage, self._attempt, None).files]
+        """Look up the segments that this or an earlier process has written."""
+        sizes = [size for _, size in AttemptRows(self._storage, self._attempt, None).files]
         self._count, self.size = len(sizes), sum(sizes)
 
     def write(self, data: bytes) -> int:
-        """Add rows, or find that they were added by an earlier try; return how many bytes.
+        """Write the next segment, or find it written by an earlier try; return its bytes.
 
-        Raises `AlreadyExists` when somebody else's rows are there.
+        Raises `AlreadyExists` if another writer's rows are there.
         """
         path = layout.history_segment(self._attempt, self._count)
         count = len(data)
         try:
             self._storage.create(path, data)
         except AlreadyExists:
-            # An earlier try of ours whose answer was lost: it holds the first of these rows.
+            # Our earlier try, whose answer was lost: it holds the first of these rows.
             found = self._storage.read(path)
             if not found or not data.startswith(found):
                 raise
@@ -172,16 +194,32 @@ class SegmentWriter:
 
 
 class HistoryReader:
-    """Reads a job's history: each step once, over any number of attempts, by the lineage."""
+    """Reads a job's history. Each step appears once, over any number of attempts.
+
+    Example:
+
+        for row in HistoryReader(storage).rows("epoch"):
+            print(row["epoch"], row["logs"])
+
+    Args:
+        storage: The job's folder.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._origins: dict[int, Origin] = {}
 
     def rows(self, kind: str | None = None) -> Iterator[Row]:
-        """Give every row (of a kind), oldest first. An unfinished last line is left out.
+        """Yield every row, oldest first. An unfinished last line is left out.
 
-        Raises `FormatError`, naming attempt and byte, for damage anywhere else.
+        Args:
+            kind: "phase", "step" or "epoch". None (default) means all rows.
+
+        Yields:
+            The fields of a row by name. NaN and infinities are floats again.
+
+        Raises:
+            FormatError: The history is damaged; the message names attempt and byte.
         """
         for _, part in self._parts():
             yield from part.rows(kind)
@@ -201,7 +239,15 @@ class HistoryReader:
             yield from part.columns()
 
     def tail(self, n: int, kind: str | None = None) -> list[Row]:
-        """Return the last `n` rows (of a kind), oldest first, without reading all of them."""
+        """Return the last rows, oldest first, without reading all of them.
+
+        Args:
+            n: How many rows.
+            kind: "phase", "step" or "epoch". None (default) means all rows.
+
+        Raises:
+            FormatError: As `rows` raises it, for the part that is read.
+        """
         parts = reversed(self._parts())
         newest_first = (row for _, part in parts for row in part.backwards(kind))
         return list(islice(newest_first, n))[::-1]
@@ -212,10 +258,19 @@ class HistoryReader:
         stop: Callable[[], bool] | None = None,
         kind: str | None = None,
     ) -> Iterator[Row]:
-        """Give every row (of a kind), then new ones as they come, until `stop()` is true.
+        """Yield every row, then new rows as they arrive.
 
-        poll: seconds between looks. When an attempt takes over from a place that was shown
-        already, the steps it repeats are not shown again.
+        If an attempt resumes from before the last yielded row, the steps that it repeats are not
+        yielded again.
+
+        Args:
+            poll: Seconds between two looks for new rows. Default 0.5.
+            stop: Called before each look. If it returns True, this is the last look. None
+                (default) follows forever.
+            kind: "phase", "step" or "epoch". None (default) means all rows.
+
+        Raises:
+            FormatError: As `rows` raises it.
         """
         done: dict[int, int] = {}
         floors: dict[int, tuple[int, int, int]] = {}
@@ -226,8 +281,8 @@ class HistoryReader:
                 floor = floors.setdefault(attempt, newest)
                 start = done.get(attempt, 0)
                 if mark is not None and start > mark:
-                    continue  # shown before the next attempt took over from further back
-                for some, end in Part(self._storage, attempt, mark).blocks(start, kind):
+                    continue  # yielded before the next attempt resumed from further back
+                for some, end in AttemptRows(self._storage, attempt, mark).blocks(start, kind):
                     for row in some:
                         if rows.place(row) > floor:
                             newest = max(newest, rows.place(row))
@@ -238,7 +293,7 @@ class HistoryReader:
             time.sleep(poll)
 
     def restarts(self) -> list[tuple[int, int, int]]:
-        """Return (attempt, phase, step) of each attempt that took over, oldest first."""
+        """Return (attempt, phase, step) of each resume, oldest first."""
         found = []
         for origin in reversed(self._lineage().line):
             source = CheckpointId.parse(origin.checkpoint) if origin.checkpoint else None
@@ -254,7 +309,7 @@ class HistoryReader:
             raise FormatError(path=path, reason=reason or "it is missing")
         return line
 
-    def _parts(self) -> list[tuple[int, Part]]:
-        """Return the attempts of the line with their parts, oldest first."""
+    def _parts(self) -> list[tuple[int, AttemptRows]]:
+        """Return the attempts that count with their rows, oldest first."""
         parts = self._lineage().history_parts()
-        return [(attempt, Part(self._storage, attempt, mark)) for attempt, mark in parts]
+        return [(attempt, AttemptRows(self._storage, attempt, mark)) for attempt, mark in parts]

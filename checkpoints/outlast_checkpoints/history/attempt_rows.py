@@ -1,7 +1,7 @@
-"""One attempt's part of a history: read forwards in blocks, backwards, and by seeking.
+"""The history rows of one attempt, read forwards in blocks, backwards, and by seeking.
 
-Where a storage can append it is one file, elsewhere numbered segments; a byte's place counts over
-all of them alike.
+They are one file where the storage can append, and numbered segments elsewhere. Byte positions
+count across all segments.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _BLOCK = 64 << 10
-_LINE = 4 << 10  # enough for one row, as a rule
+_LINE = 4 << 10  # bytes; usually enough for one row
 
 
-class Part:
-    """The rows of one attempt up to byte `mark`; None: all that are there now.
+class AttemptRows:
+    """The rows of one attempt up to byte `mark`, or all current rows if it is None.
 
-    An unfinished last line is left out. Everything that reads raises `FormatError`, naming the
-    byte, for damage anywhere else, and when the file ends before `mark`.
+    An unfinished last line is left out. All reads raise `FormatError`, naming the byte, for damage
+    anywhere else and if the file ends before `mark`.
     """
 
     def __init__(self, storage: Storage, attempt: int, mark: int | None) -> None:
@@ -38,14 +38,14 @@ class Part:
         self._mark = mark
 
     def rows(self, kind: str | None = None) -> Iterator[Row]:
-        """Give the rows (of a kind)."""
+        """Yield the rows, or those of one kind."""
         for some, _ in self.blocks(kind=kind):
             yield from some
 
     def blocks(
         self, start: int = 0, kind: str | None = None
     ) -> Iterator[tuple[Iterator[Row], int]]:
-        """Give the rows (of a kind) from byte `start` on in blocks, each with the byte after it."""
+        """Yield the rows from byte `start` on in blocks, each with the byte after it."""
         for lines, at in self._lines(start):
             yield self._rows_of(lines, at, kind), at + len(lines)
 
@@ -69,7 +69,7 @@ class Part:
             yield from reader.read(lines, self._attempt, at)
 
     def backwards(self, kind: str | None = None) -> Iterator[Row]:
-        """Give the rows (of a kind), newest first, reading only what that takes."""
+        """Yield the rows, newest first, reading no more than needed."""
         mention = b"" if kind is None else rows.mention(kind)
         end, size, leap = self._end(), _BLOCK, _BLOCK
         while end > 0:
@@ -83,16 +83,16 @@ class Part:
                         if kind is None or row.get("kind") == kind:
                             yield row
             elif kind == "epoch":
-                # Steps alone: a long epoch. The row of the one before stands before all of them.
+                # Only steps: a long epoch. The previous epoch's row comes before all of them.
                 begin = self._begin_of_epoch(start, leap)
                 start, size, leap = begin, _BLOCK, max(_BLOCK, start - begin)
             end = start
 
     def _begin_of_epoch(self, start: int, leap: int) -> int:
-        """Return the byte of a row not long after the begin of the epoch of the row at `start`.
+        """Return the byte of a row near the beginning of the epoch that `start` is in.
 
-        Epochs never go back from row to row, so it is found without reading what is between.
-        leap: how far before `start` to look first, as epochs are often equally long.
+        Epochs never decrease, so it is found by seeking. leap: how many bytes before `start` to
+        look first; epochs are often equally long.
         """
         high, row = self._row_from(start)
         wanted = rows.epoch(row)
@@ -102,12 +102,12 @@ class Part:
             at, row = self._row_from(max(0, high - leap))
             found = rows.epoch(row)
             if wanted is None or found is None:
-                return high  # not told: go on row by row
+                return high  # unknown: continue row by row
             if found < wanted:
                 low = at
                 break
             high, leap, reach = min(at, high), reach, 2 * reach
-        while high - low > _BLOCK:  # then by halves
+        while high - low > _BLOCK:  # then by bisection
             at, row = self._row_from((low + high) // 2)
             found = rows.epoch(row)
             if found is None or wanted is None or at >= high:
@@ -119,8 +119,8 @@ class Part:
         return high
 
     def _row_from(self, place: int) -> tuple[int, Row]:
-        """Return the first row that begins at byte `place` or later, and where it does."""
-        begin = max(0, place - 1)  # a row begins where a line has ended
+        """Return the first row that begins at byte `place` or later, with its byte."""
+        begin = max(0, place - 1)  # a row begins after a newline
         size = _LINE
         while True:
             data = self._read(begin, begin + size)
@@ -133,7 +133,7 @@ class Part:
             size *= 4
 
     def _lines_before(self, end: int, size: int) -> bytes:
-        """Return whole lines, at least one, of together about `size` bytes before byte `end`."""
+        """Return about `size` bytes of whole lines, at least one, before byte `end`."""
         while True:
             begin = max(0, end - size)
             data = self._read(begin, end)
@@ -161,7 +161,7 @@ class Part:
         return 0
 
     def _lines(self, start: int) -> Iterator[tuple[bytes, int]]:
-        """Give the whole lines from byte `start` on, each block with its place."""
+        """Yield the whole lines from byte `start` on, each block with its first byte."""
         rest = b""
         at = start
         for piece in self._pieces(start, self._mark):
@@ -175,7 +175,7 @@ class Part:
             raise self._too_short(at)
 
     def _too_short(self, end: int) -> Exception:
-        reason = f"it ends at byte {end}, but {self._mark} were committed"
+        reason = f"it ends at byte {end}, but {self._mark} bytes were committed"
         return rows.damaged(self._attempt, reason)
 
     def _read(self, start: int, end: int) -> bytes:
@@ -196,7 +196,7 @@ class Part:
 
     @functools.cached_property
     def files(self) -> list[tuple[str, int]]:
-        """Paths and sizes of the files that it is in, in order."""
+        """The paths and sizes of the files, in order."""
         folder = layout.attempt_dir(self._attempt)
         names = {f"{folder}/{name}" for name in self._storage.list(folder)}
         whole = layout.history(self._attempt)

@@ -1,4 +1,4 @@
-"""The numbers of many rows side by side, read several times as fast as row by row."""
+"""Columns: the numbers of many rows as arrays, several times faster than row by row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SPELLED = frozenset({"NaN", "Infinity", "-Infinity"})
 
 
 class Points(NamedTuple):
-    """A metric's numbers, and the step of each: arrays of one length."""
+    """A metric's numbers and the step of each, as float64 arrays of the same length."""
 
     steps: Numbers
     numbers: Numbers
@@ -32,10 +32,15 @@ class Points(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows of one kind and one phase, in order, turned on their side.
+    """Rows of one kind and one phase, in order, as arrays.
 
-    steps: of each row. name: the phase's, where its row tells one. batch_loss, and logs by name:
-    the points of the rows that have one; None, or no name, where none of them has.
+    Attributes:
+        kind: "phase", "step" or "epoch".
+        phase: Index of the phase, from 0.
+        steps: The step of each row, float64.
+        name: The phase's name, if a row has one.
+        batch_loss: The batch's loss, for the rows that have one. None if no row has.
+        logs: The logs by name, for the rows that have them. Metrics that no row has are left out.
     """
 
     kind: str
@@ -49,8 +54,8 @@ class Columns:
 class ColumnReader:
     """Reads blocks of rows as columns.
 
-    The rows of a training are alike: a decoder made for the metrics seen so far reads only what
-    is wanted, straight into place. A block that has anything else is read row by row.
+    The rows of a training look alike, so a decoder built for the metrics seen so far reads only
+    the fields that are needed. A block with anything else is read row by row.
     """
 
     def __init__(self) -> None:
@@ -58,13 +63,13 @@ class ColumnReader:
         self._decode = _decoder(self._metrics)
 
     def read(self, lines: bytes, attempt: int, at: int) -> list[Columns]:
-        """Return the columns of whole lines, the first at byte `at`. Raises `FormatError`."""
+        """Read whole lines, the first at byte `at`. Raises `FormatError`."""
         try:
             found = self._decode(lines)
             if len(found) == lines.count(b"\n"):
                 return [self._columns(run) for run in _alike(found)]
         except UNREADABLE:
-            pass  # damage, a metric not seen before, or more than numbers
+            pass  # damage, a new metric, or values that are not numbers
         runs: dict[tuple[int, str], list[Row]] = {}
         for text in lines.split(b"\n")[:-1]:
             row = rows.decode(text, attempt, at)
@@ -109,10 +114,10 @@ class ColumnReader:
 
 
 def _alike(found: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    """Return rows by phase and kind."""
-    # A phase never goes back from row to row, so that the first and the last tell of all.
+    """Group rows by phase and kind."""
+    # Phases never decrease, so comparing the first and the last row is enough.
     if found[0].phase == found[-1].phase and len(set(map(type, found))) == 1:
-        return [found]  # as a rule
+        return [found]  # the usual case
     runs: dict[tuple[int, type], list[Any]] = {}
     for row in found:
         runs.setdefault((row.phase, type(row)), []).append(row)
@@ -125,11 +130,11 @@ def _known(steps: Numbers, values: Iterable[tuple[str, list[Any]]]) -> dict[str,
 
 
 def _points(steps: Numbers, values: list[Any]) -> Points | None:
-    """Return those of `values` that are numbers, also by name; None when there are none."""
+    """Return the numbers among `values`, spelled ones included; None if there are none."""
     if values[0] is None and values.count(None) == len(values):
         return None
     try:
-        numbers = np.fromiter(values, float, len(values))  # which takes None for NaN
+        numbers = np.fromiter(values, float, len(values))  # None becomes NaN
         if not np.isnan(numbers).any():
             return Points(steps, numbers)
     except (TypeError, ValueError, OverflowError):
@@ -140,7 +145,7 @@ def _points(steps: Numbers, values: list[Any]) -> Points | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether `float` takes it: JSON has integers of any size."""
+    """Return whether `float` accepts it: JSON integers can have any size."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < _HUGE)
 
 

@@ -1,4 +1,4 @@
-"""One row of history as a line of JSON, and back."""
+"""One history row as a line of JSON, and back."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from outlast_checkpoints.format.sealed_json import UNREADABLE
 
 Row = dict[str, Any]
 
-_LARGEST = 1 << 62  # of what is counted
+_LARGEST = 1 << 62  # of counters such as step
 
 
 def encode(row: Row) -> bytes:
-    """Return a row's line, without its end. NaN and the infinities are written by name."""
+    """Return a row as a line of JSON without its newline. NaN and infinities become strings."""
     line = _encode(row)
-    if b"null" in line:  # how a float that JSON has no number for comes out
+    if b"null" in line:  # NaN and infinities encode as null
         line = _encode(_spelled(row))
     return line
 
 
 def decode(text: bytes, attempt: int, at: int) -> Row:
-    """Return the row of a line at byte `at` of an attempt's history. Raises `FormatError`."""
+    """Decode the line at byte `at` of an attempt's history. Raises `FormatError`."""
     try:
         row = msgspec.json.decode(text, type=Row)
     except UNREADABLE as error:
@@ -58,7 +58,7 @@ _KNOWN = {"kind": _is_text, "phase": _is_count, "step": _is_count, "logs": _is_m
 
 
 def kinds(lines: bytes) -> list[str] | None:
-    """Return the kind of each of some whole lines; None when not all of them can be read."""
+    """Return the kind of each line, or None if any line cannot be read."""
     try:
         found = _kinds(lines)
     except UNREADABLE:
@@ -67,31 +67,31 @@ def kinds(lines: bytes) -> list[str] | None:
 
 
 def mention(kind: str) -> bytes:
-    """Return what stands in every line of a kind of row, so that others need not be decoded."""
+    """Return bytes that every row of a kind contains, so that other rows need no decoding."""
     return b'"kind":' + msgspec.json.encode(kind)
 
 
 def epoch(row: Row) -> tuple[int, int] | None:
-    """Return phase and epoch of a row, which never go back from row to row; None: not said."""
+    """Return phase and epoch of a row, or None if it has none. They never decrease."""
     number = row.get("epoch")
     return (int(row.get("phase", 0)), number) if isinstance(number, int) else None
 
 
 def place(row: Row) -> tuple[int, int, int]:
-    """Return the row's place in the training, by which rows are ordered."""
+    """Return a row's place in the training. Rows are ordered by it."""
     rank = {"phase": 0, "step": 1, "epoch": 2}.get(str(row.get("kind")), 1)
     return int(row.get("phase", 0)), int(row.get("step", 0)), rank
 
 
 def damaged(attempt: int, reason: str) -> FormatError:
-    """Return the error for an attempt's history that cannot be read."""
+    """Return the error for a damaged history of an attempt."""
     return FormatError(
         path=layout.attempt_dir(attempt), reason=f"the history of attempt {attempt}: {reason}"
     )
 
 
 def _plain(value: Any) -> Any:
-    """Turn a number of numpy or a tensor into one of Python, for the encoder."""
+    """Convert a numpy scalar or a tensor to a Python number, for the encoder."""
     if hasattr(value, "numpy"):
         value = value.numpy()
     if hasattr(value, "item"):

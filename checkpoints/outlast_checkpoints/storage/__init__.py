@@ -1,7 +1,7 @@
-"""Storage: local folders, and every other URL through fsspec.
+"""Storages: local folders, and all other URLs through fsspec.
 
-The implementations are imported when the first storage of their kind is opened, so that importing
-this package stays light.
+An implementation is imported when the first storage of its kind is opened, so that importing this
+package stays light.
 """
 
 from __future__ import annotations
@@ -19,13 +19,32 @@ __all__ = ["open_storage"]
 
 
 def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
-    """Open a folder (`runs/a`, `file:///…`) or any URL that fsspec knows (`memory://…`).
+    """Open a folder or a URL as a storage.
 
-    options: passed to fsspec's file system. Raises `UsageError` for a URL nobody knows.
+    Nothing is created until the first file is written.
+
+    Example:
+
+        open_storage("outlast-jobs/digits")
+        open_storage("s3://bucket/jobs/digits")
+
+    Args:
+        url: A folder (`runs/a`, `file:///…`) or any URL that fsspec supports (`s3://…`, `gs://…`,
+            `az://…`, `https://…`, `memory://…`).
+        **options: Passed to fsspec's file system.
+
+    Returns:
+        The storage whose root is `url`.
+
+    Raises:
+        UsageError: The URL is empty, unknown or carries credentials, or its package is not
+            installed.
     """
     text = os.fspath(url)
     if not text:
-        raise UsageError(field="storage", problem="the folder is empty", hint="Name a folder.")
+        raise UsageError(
+            field="storage", problem="the folder is empty", hint="Give a folder or URL."
+        )
     scheme, separator, rest = text.partition("://")
     if separator and scheme in ("file", "local"):
         text, separator = rest, ""

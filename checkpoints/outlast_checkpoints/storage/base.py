@@ -1,4 +1,4 @@
-"""What every storage offers: the protocol, its capabilities, and helpers that all of them share."""
+"""The storage protocol, its capabilities, and helpers that all storages share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from outlast_checkpoints.errors import (
     UsageError,
 )
 
-_LARGEST = 16 << 20  # bytes of a document
+_LARGEST = 16 << 20  # bytes; a larger document is refused
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_NAMES = frozenset({"", ".", ".."})
 
 
-# What a disk over a network says when the network is what is wrong, and a process that is short of
-# something itself.
+# Errors that may pass: of a network disk whose network fails, and of a process that lacks memory or
+# file descriptors.
 _PASSING = frozenset(
     {
         errno.EAGAIN,
@@ -50,13 +50,15 @@ _PASSING = frozenset(
 
 
 class Capabilities:
-    """What a storage can promise; asked of the storage, not assumed from its URL.
+    """What a storage guarantees.
 
-    exclusive_create: of several creators of one path exactly one wins (fencing needs it). Given as
-    a function it is called when first asked, for it may have to ask the storage.
-    append: `appender` works. local: files are on a file system of this machine.
-    in_process: the content is gone when this process ends (memory://).
-    links: `link` works, so that one file can stand in several folders and is stored once.
+    Args:
+        exclusive_create: If several processes create the same path, exactly one succeeds. Fencing
+            needs this. A function is called on first use, because finding out may take a request.
+        append: `Storage.appender` works.
+        local: Files are on a file system of this machine.
+        in_process: The content is gone when this process ends (`memory://`).
+        links: `Storage.link` works: one stored file can have several names. Default False.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Capabilities:
 
     @cached_property
     def exclusive_create(self) -> bool:
-        """Whether exactly one of several creators wins. May raise `StorageError`."""
+        """Whether exactly one of several creators succeeds. May raise `StorageError`."""
         asked = self._exclusive_create
         return asked if isinstance(asked, bool) else asked()
 
@@ -93,10 +95,14 @@ class Capabilities:
 
 
 class Unfinished(msgspec.Struct, frozen=True):
-    """What a write that was cut short has left, and no listing shows.
+    """The remains of a write that was cut short. No listing shows them.
 
-    path: where it was to go, or is. started: Unix seconds by the storage's clock. size: bytes, 0
-    when it is not told. what: for people. token: what the storage knows it by.
+    Attributes:
+        path: Where the file was to go, or where the remains are.
+        started: When the write began, in Unix seconds by the storage's clock.
+        size: Size in bytes; 0 if unknown.
+        what: What it is, for people.
+        token: The storage's own name for it, such as an upload ID.
     """
 
     path: str
@@ -107,146 +113,156 @@ class Unfinished(msgspec.Struct, frozen=True):
 
 
 class Appender(Protocol):
-    """An open file that only grows. A write that failed leaves nothing: repeat it."""
+    """An open file that only grows. A failed write leaves nothing behind: repeat it."""
 
     @property
     def size(self) -> int:
-        """Bytes written so far, in whole writes."""
+        """The size in bytes after the last successful write."""
 
     def write(self, data: bytes) -> None:
-        """Add `data` at the end, all of it or (raising) none of it."""
+        """Append all of `data`, or raise `StorageError` and append nothing."""
 
     def sync(self) -> None:
-        """Make everything written so far durable."""
+        """Make everything written so far durable. Raises `StorageError`."""
 
     def close(self) -> None:
         """Close the file without syncing it."""
 
 
 class Storage(Protocol):
-    """A folder of finished files. Paths are relative, with "/", and never contain "..".
+    """A folder of finished files: the interface that every storage implements.
 
-    Every method raises `StorageError` (`StorageFull`, `NotFound`, `AlreadyExists`) and nothing
-    else for what goes wrong outside of this process.
+    Paths are relative to the root, use "/" and never contain "..". For everything that goes wrong
+    outside this process, methods raise `StorageError` or one of its subclasses (`StorageFull`,
+    `NotFound`, `AlreadyExists`) and nothing else.
+
+    To check your own storage, subclass `outlast_checkpoints.testing.StorageConformance`.
     """
 
     @property
     def root(self) -> str:
-        """The folder or URL that paths are relative to."""
+        """The folder or URL to which paths are relative."""
 
     @property
     def capabilities(self) -> Capabilities:
-        """What this storage can promise."""
+        """What this storage guarantees."""
 
     def read(self, path: str) -> bytes:
-        """Return the whole content. Raises `NotFound`."""
+        """Return the whole content of a file. Raises `NotFound`."""
 
     def read_range(self, path: str, start: int, end: int | None) -> bytes:
-        """Return the bytes from `start` to before `end` (None: to the end), or what there is."""
+        """Return the bytes from `start` up to `end`, exclusive. Raises `NotFound`.
+
+        An `end` of None or beyond the file means its end. Past the end the result is b"".
+        """
 
     def size(self, path: str) -> int:
-        """Return the size in bytes. Raises `NotFound`."""
+        """Return the size of a file in bytes. Raises `NotFound`."""
 
     def exists(self, path: str) -> bool:
-        """Return whether there is a file or a folder at `path`."""
+        """Return whether a file or folder exists. Raises `StorageError` if out of reach."""
 
     def modified(self, path: str) -> float:
-        """Return when a file was written, in Unix seconds by the storage's own clock.
+        """Return when a file was written, by the storage's clock. Raises `NotFound`.
 
-        That may be another one than this machine's: compare it with that of a file written now.
-        Raises `NotFound`.
+        The time is in Unix seconds. The clock may differ from this machine's: compare only times
+        from the same storage.
         """
 
     def create(self, path: str, data: bytes) -> None:
-        """Publish a new durable file, finished or not at all. Raises `AlreadyExists`.
+        """Create a durable file, complete or not at all. Raises `AlreadyExists` if the path exists.
 
-        After any other error the file may or may not be there: look.
+        After any other error the file may or may not exist: read it to find out.
         """
 
     def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
-        """Write a file over an older one in one step; `durable=False` skips the syncs."""
+        """Replace a file in one step, or create it. Readers see the old or the new content.
+
+        With `durable=False` the new content may be lost in a power failure.
+        """
 
     def list(self, folder: str) -> list[str]:
-        """Return the base names in a folder, sorted; [] when there is no such folder."""
+        """Return the sorted base names in a folder; [] if the folder does not exist."""
 
     def delete(self, path: str) -> None:
-        """Delete one file, durably; nothing happens when it is gone already."""
+        """Delete one file, durably. A missing file is no error."""
 
     def delete_tree(self, folder: str) -> None:
-        """Delete a folder and all in it; nothing happens when it is gone already."""
+        """Delete a folder and everything in it. A missing folder is no error."""
 
     def stage(self, path: str, *, over: bool = False) -> AbstractContextManager[Path]:
-        """Give a local path to write a large new file to; durable at `path` on a clean exit.
+        """Yield a local path to write a large file to; on a clean exit it is durable at `path`.
 
-        The path given does not exist yet. After an error in the body nothing is left behind; one
-        of the storage's own may leave the file, whole or in part. over: write over what an earlier
-        try has left; else `AlreadyExists` is raised.
+        The yielded path does not exist yet. After an error in the `with` body nothing is left
+        behind. After an error of the storage the file may exist, whole or in part. Raises
+        `AlreadyExists` if `path` exists, unless `over` is True: then it is overwritten.
         """
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:
-        """Give a local path to read the file from, valid inside the `with`. Raises `NotFound`."""
+        """Yield a local path to read the file from, valid inside the `with`. Raises `NotFound`."""
 
     def link(self, source: str, path: str) -> bool:
-        """Give a finished file a second durable name, or return False: it has to be written again.
+        """Give a finished file a second durable name. Raises `AlreadyExists` if `path` exists.
 
-        Deleting one of the names leaves the file at the other one. False: `source` is gone, or
-        this storage does not link it (any more). Raises `AlreadyExists`.
+        Deleting one name leaves the file at the other. Returns False if `source` is gone or the
+        storage cannot link it; you then have to write the file again.
         """
 
     def appender(self, path: str) -> Appender:
-        """Open a file to grow. Only where `capabilities.append`."""
+        """Open a file for appending. Raises `StorageError` unless `capabilities.append`."""
 
     def local_path(self, path: str) -> Path | None:
-        """Return where the file is on this machine, or None when it is not."""
+        """Return the path on this machine's file system, or None if the storage is elsewhere."""
 
     def unfinished(self) -> Sequence[Unfinished]:
-        """Return what cut short writes below this root have left; some may be going on now."""
+        """Return the remains of writes below this root. Some writes may still be in progress."""
 
     def discard(self, left: Unfinished) -> None:
-        """Delete one of those; nothing happens when it is gone already."""
+        """Delete one entry of `unfinished`. A missing one is no error."""
 
     def sub(self, folder: str) -> Storage:
-        """Return the storage whose root is a folder of this one."""
+        """Return the storage whose root is a folder of this storage."""
 
 
 def read_document(storage: Storage, path: str, *, often: bool = False) -> bytes:
-    """Return the content of one of the small documents that a job has.
+    """Return the content of one of a job's small documents.
 
-    Raises `NotFound`, and `FormatError` for one of more than 16 MiB, which is none of ours: it is
-    refused by its size. often: read so often that elsewhere, where asking for the size is one more
-    request, its size is trusted.
+    often: the document is read so often that its size is not checked in a bucket, where the check
+    costs a second request. Raises `NotFound`, and `FormatError` for more than 16 MiB.
     """
     if often and not storage.capabilities.local:
         return storage.read(path)
     data = storage.read_range(path, 0, _LARGEST + 1)
     if len(data) > _LARGEST:
-        raise FormatError(path=path, reason=f"it has more than {_LARGEST} bytes")
+        raise FormatError(path=path, reason=f"it is larger than {_LARGEST} bytes")
     return data
 
 
 def is_damage(error: OSError, *, local: bool) -> bool:
-    """Return whether a file that cannot be read is lost, as far as anybody can know.
+    """Return whether a file that cannot be read counts as lost.
 
-    A disk of this machine has said so. What is elsewhere, or on a disk that is reached over a
-    network, may be out of reach just now.
+    It does if a disk of this machine says so. A bucket or a network disk may only be unreachable
+    for now.
     """
     return local and error.errno not in _PASSING
 
 
 def check_path(path: str) -> str:
-    """Return `path` when it stays below a root. Raises `UsageError`."""
+    """Return `path` if it stays below a root, else raise `UsageError`."""
     if "\0" in path or not _NO_NAMES.isdisjoint(path.split("/")):
-        raise UsageError(field="path", problem=f"{path!r} leaves the storage", hint="")
+        raise UsageError(
+            field="path", problem=f"{path!r} leaves the storage", hint="Use a relative path."
+        )
     return path
 
 
 def join(root: str, path: str) -> str:
-    """Return the full name of `path` below `root`, for people."""
+    """Return the full name of `path` below `root`, for messages."""
     return f"{root.rstrip('/')}/{path}" if path else root
 
 
 def storage_error(error: Exception, action: str, path: str, root: str) -> StorageError:
-    """Return what an error of a file system means, naming the path it happened at."""
+    """Return the `StorageError` for an error of a file system or client, naming the path."""
     if isinstance(error, StorageError):
         return error
     number = error.errno if isinstance(error, OSError) else None
@@ -255,7 +271,7 @@ def storage_error(error: Exception, action: str, path: str, root: str) -> Storag
     if isinstance(error, FileExistsError):
         return AlreadyExists(path=path, root=root, errno=errno.EEXIST)
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    reason = reason.strip().partition("\n")[0]  # Azure's go on with the whole answer
+    reason = reason.strip().partition("\n")[0]  # Azure appends the whole response
     kind = StorageFull if number in _FULL else StorageError
     return kind(
         action=action,

@@ -16,18 +16,19 @@ _CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP,
 
 
 def make_folder(folder: Path) -> None:
+    """Create a folder and those above it. Raises `NotADirectoryError` if a file is in the way."""
     try:
         folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
     except FileNotFoundError:
         make_folder(folder.parent)
         folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
     except FileExistsError as error:
-        # Not to be taken for the file itself being there already.
+        # Callers take FileExistsError to mean that the file itself exists.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
 def read(name: str, start: int = 0, end: int | None = None) -> bytes:
-    """Return the bytes of a file from `start` to before `end`, or to its own end."""
+    """Return the bytes of a file from `start` up to `end`, or up to its end."""
     file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     try:
         pieces = []
@@ -44,6 +45,7 @@ def read(name: str, start: int = 0, end: int | None = None) -> bytes:
 
 
 def write_all(file: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at `offset`."""
     view = memoryview(data)
     while view:
         count = os.pwrite(file, view, offset)
@@ -51,6 +53,7 @@ def write_all(file: int, data: bytes, offset: int) -> None:
 
 
 def write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
+    """Write a temporary file beside `target` and return its path."""
     temporary = target.with_name(f"{TEMPORARY}{os.urandom(8).hex()}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
@@ -68,20 +71,22 @@ def write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
 
 
 def link(temporary: Path, target: Path) -> None:
+    """Give a temporary file its final name. Raises `FileExistsError` if the name is taken."""
     try:
         os.link(temporary, target)
     except OSError as error:
         with suppress(OSError):
-            # Over NFS the answer to a link that worked may be lost: the count tells.
+            # Over NFS the answer to a successful link may be lost: the link count tells.
             if temporary.stat().st_nlink == 2:
                 return
         if error.errno in NO_LINKS:
-            reason = "this file system has no hard links, which committing needs; use another one"
+            reason = "this file system has no hard links, which commits need; use another one"
             raise OSError(error.errno, reason) from error
         raise
 
 
 def is_same(one: Path, other: Path) -> bool:
+    """Return whether two paths name the same existing file."""
     try:
         return one.samefile(other)
     except OSError:
@@ -89,7 +94,7 @@ def is_same(one: Path, other: Path) -> bool:
 
 
 def sync_file(path: Path) -> None:
-    """Make durable what somebody else has written, for its user alone."""
+    """Sync a file that other code has written, and make it private to its user."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         mode = stat.S_IMODE(os.fstat(file).st_mode)
@@ -101,6 +106,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Sync a folder, so that names in it survive a power loss."""
     file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)

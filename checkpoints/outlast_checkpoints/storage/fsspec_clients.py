@@ -1,10 +1,9 @@
-"""The clients of stores, opened so that they do as they are told.
+"""fsspec's file systems, opened with caching and hidden retries turned off.
 
-Each is the file system of fsspec for its scheme, found by the usual ways of its own: AWS_* and
-profiles, AZURE_STORAGE_*, GOOGLE_APPLICATION_CREDENTIALS and STORAGE_EMULATOR_HOST. None of them
-remembers listings, for other machines write too, and none tries a request again by itself: whether
-a first try may have been carried out decides what a second one's answer means (see
-`FsspecStorage.create`), and two that both try again would multiply.
+Each finds its credentials in its usual way: AWS_* and profiles, AZURE_STORAGE_*,
+GOOGLE_APPLICATION_CREDENTIALS and STORAGE_EMULATOR_HOST. Listings are not cached, because other
+machines write too. Requests are not repeated by the client: `FsspecStorage.create` has to know
+whether an earlier try may have been carried out, and two layers of retries would multiply.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ import fsspec
 
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.redaction import carries_credentials
-from outlast_checkpoints.storage.private_rng import keep_apart
+from outlast_checkpoints.storage.private_rng import use_private_rng
 
-_CONNECT: Final = 5.0  # seconds to be connected to a server
-_ANSWER: Final = 20.0  # seconds without a byte of an answer
-_PART_TRIES: Final = 4  # of a single part of a large file: all of it need not be sent again
-_PARTS: Final = 8  # of a file that are under way at a time
-_PART_SIZE: Final = 16 << 20  # bytes; so many times the above are held in memory
+_CONNECT: Final = 5.0  # seconds to connect to a server
+_ANSWER: Final = 20.0  # seconds without a byte of the answer
+_PART_TRIES: Final = 4  # of one part of a large file, so that the whole file is not sent again
+_PARTS: Final = 8  # of a file in transfer at a time
+_PART_SIZE: Final = 16 << 20  # bytes; _PARTS of them are in memory
 
 _EXTRAS: Final = {
     "s3": "s3", "s3a": "s3",
@@ -41,13 +40,13 @@ _ELSEWHERE: Final = {
 
 
 class Client:
-    """The file system of one URL, in whatever process asks.
+    """The file system of one URL, opened once per process.
 
-    An open connection does not survive a fork, nor does the thread that serves it: a forked
-    process gets a file system of its own.
+    Neither an open connection nor the thread that serves it survives a fork, so a forked process
+    opens its own file system.
 
-    options: of fsspec's file system. filesystem: one that is open already, in the place of all.
-    exclusive: whether it can create exclusively; None until somebody has asked it.
+    options: passed to fsspec's file system. filesystem: an open file system to use instead.
+    exclusive: whether the store can create exclusively; None until it was probed.
     """
 
     def __init__(
@@ -58,30 +57,30 @@ class Client:
         self._given = filesystem
         self.scheme = url.partition("://")[0].lower()
         self._options = dict(options or {})
-        # Those of a process that this one was forked from are kept: they cannot be closed here.
+        # File systems of the parent process stay here: they cannot be closed in this one.
         self._opened: dict[tuple[int, bool], Any] = {}
 
     @property
     def files(self) -> Any:
-        """The file system, each call a single try."""
+        """The file system. It tries each call once."""
         return self._open(patient=False)
 
     def files_for(self, size: int) -> Any:
-        """Return the file system to send or fetch so many bytes with.
+        """Return the file system to transfer a file of `size` bytes with.
 
-        Of what goes in parts a part that fails is tried again by the client.
+        For files that are sent in parts, the client retries a failed part.
         """
         in_parts = size >= 2 * _PART_SIZE and self.scheme in _MAKERS
         return self._open(patient=in_parts)
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing can be written."""
+        """Whether the store is read-only."""
         return self.scheme in ("http", "https")
 
     @property
     def protocol(self) -> str:
-        """What fsspec calls the file system."""
+        """fsspec's name of the file system."""
         protocols = self.files.protocol
         return protocols if isinstance(protocols, str) else str(protocols[0])
 
@@ -95,7 +94,7 @@ class Client:
 
     def reading(self) -> dict[str, Any]:
         """Return the options of `cat_file`."""
-        # s3fs looks first how large it is, to read it in parts
+        # otherwise s3fs asks for the size first, to read in parts
         return {"max_concurrency": 1} if self.scheme in ("s3", "s3a") else {}
 
     def fetching(self) -> dict[str, Any]:
@@ -105,17 +104,17 @@ class Client:
         return {}
 
     def remove_folder(self, at: str) -> None:
-        """Delete an empty folder where a store has such a thing; else raise or do nothing."""
+        """Delete an empty folder, if the store has folders; else raise or do nothing."""
         if self.protocol == "s3":
-            self.files.rm_file(f"{at}/")  # what a server keeps of a folder is an object so named
+            self.files.rm_file(f"{at}/")  # a server keeps a folder as an object of this name
         else:
             self.files.rmdir(at)
 
     def base(self) -> str:
-        """Return what paths below the URL begin with. Raises `UsageError`."""
+        """Return the prefix of paths below the URL. Raises `UsageError`."""
         if self.scheme in _EXTRAS:
             return str(self.files._strip_protocol(self.url))
-        self._open(patient=False)  # says what is wrong with a URL that nobody knows
+        self._open(patient=False)  # raises a UsageError for an unknown URL
         return str(fsspec.core.url_to_fs(self.url, **self._options)[1])
 
     def _open(self, *, patient: bool) -> Any:
@@ -124,7 +123,7 @@ class Client:
         key = os.getpid(), patient
         if key not in self._opened:
             self._opened[key] = self._make(patient)
-            keep_apart()  # what it takes is imported now
+            use_private_rng()  # the client is imported now
         return self._opened[key]
 
     def _make(self, patient: bool) -> Any:
@@ -143,7 +142,7 @@ class Client:
         except ImportError as error:
             raise self._missing(error, extra) from error
         except (ValueError, TypeError) as error:
-            hint = "Use a folder, memory://… or a URL whose fsspec package is installed."
+            hint = "Use a folder, or a URL whose fsspec package is installed."
             if extra is not None:
                 hint = _ELSEWHERE[extra].replace(" instead", "")
             problem = f"{self.url}: {error}"
@@ -151,7 +150,7 @@ class Client:
 
     def _missing(self, error: ImportError, extra: str | None) -> UsageError:
         if extra is None:
-            hint = "Install the package that fsspec asks for."
+            hint = "Install the package that fsspec names."
             return UsageError(field="storage", problem=f"{self.url}: {error}", hint=hint)
         return UsageError(
             field="storage",
@@ -161,10 +160,10 @@ class Client:
 
 
 class _Lasting(ThreadPoolExecutor):
-    """Does by itself what its threads do not take any more, which is when Python shuts down.
+    """A thread pool that runs work itself once Python shuts down and its threads refuse it.
 
-    Before the handlers of atexit are called, pools of threads are closed. Names of hosts are looked
-    up in one: an attempt could not tell any more how it ended.
+    Python closes thread pools before it calls the atexit handlers. Host names are resolved in such
+    a pool, so without this an attempt could not report how it ended.
     """
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -174,7 +173,7 @@ class _Lasting(ThreadPoolExecutor):
             done: Future[Any] = Future()
             try:
                 done.set_result(fn(*args, **kwargs))
-            except Exception as error:  # noqa: BLE001  (whoever waits for it is told)
+            except Exception as error:  # noqa: BLE001  (the future raises it)
                 done.set_exception(error)
             return done
 
@@ -201,13 +200,13 @@ def _s3(url: str, options: dict[str, Any], patient: bool) -> Any:
         "read_timeout": _ANSWER,
         "retries": {"mode": "standard", "total_max_attempts": _PART_TRIES if patient else 1},
         "max_pool_connections": 4 * _PARTS,
-        # of the whole object, which some servers send with a part; what matters is hashed by us
+        # Some servers send the whole object's checksum with a part. We verify hashes ourselves.
         "response_checksum_validation": "when_required",
         **options.get("config_kwargs", {}),
     }
     given = {"use_listings_cache": False, **options, "config_kwargs": config}
     files = s3fs.S3FileSystem(skip_instance_cache=True, **given)
-    files.retries = 1  # what botocore does not try again, s3fs would
+    files.retries = 1  # otherwise s3fs retries what botocore does not
     return files
 
 
@@ -215,15 +214,15 @@ def _azure(url: str, options: dict[str, Any], patient: bool) -> Any:
     from adlfs import AzureBlobFileSystem
 
     given = {
-        **AzureBlobFileSystem._get_kwargs_from_urls(url),  # the account may stand there
+        **AzureBlobFileSystem._get_kwargs_from_urls(url),  # the URL may name the account
         "use_listings_cache": False,
-        "assume_container_exists": True,  # it is not asked for at each file
+        "assume_container_exists": True,  # saves a request for each file
         "connection_timeout": _CONNECT,
         "read_timeout": _ANSWER,
         **options,
     }
     files = AzureBlobFileSystem(skip_instance_cache=True, **given)
-    # adlfs hands no such option on
+    # adlfs has no option for these
     policy = files.service_client._config.retry_policy
     policy.total_retries = _PART_TRIES - 1 if patient else 0
     policy.initial_backoff, policy.increment_base = 0.5, 2
@@ -239,7 +238,7 @@ def _azure(url: str, options: dict[str, Any], patient: bool) -> Any:
 
 
 def _single(session: Any) -> Any:
-    """Keep aiohttp from sending a request again whose answer did not come, a PUT included."""
+    """Keep aiohttp from repeating an unanswered request, a PUT included."""
     session._retry_connection = False
     return session
 
@@ -248,14 +247,14 @@ def _google(url: str, options: dict[str, Any], patient: bool) -> Any:
     import gcsfs.core
     from aiohttp import ClientTimeout
 
-    # not gcsfs' own choice, which asks over gRPC for the kind of each bucket first
+    # not gcsfs' default class, which first asks over gRPC for the kind of each bucket
     kind = gcsfs.core.GCSFileSystem
     timeout = ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_ANSWER)
     given = {"use_listings_cache": False, "requests_timeout": timeout, **options}
     if os.environ.get("STORAGE_EMULATOR_HOST"):
-        given.setdefault("token", "anon")  # gcsfs would look for accounts of Google first
+        given.setdefault("token", "anon")  # otherwise gcsfs looks for Google accounts first
     if not patient:
-        # It tries each request six times, whatever it is told: this is what it does so.
+        # gcsfs tries each request six times and has no option for it: take the plain methods.
         names = ("_request", "_get_file_request")
         single = {name: getattr(kind, name).__wrapped__ for name in names}
 

@@ -1,8 +1,8 @@
-"""Files on this machine, written so that what was finished survives a power loss.
+"""Folders of this machine as a storage. Finished files survive a power loss.
 
-The recipe: content is synced under a temporary name, `link`ed to its own name (which fails when
-somebody was first, on NFS and Lustre as well), then the folder is synced. Temporary names start
-with ".tmp-" and are invisible to readers; a crash leaves at most one of them.
+A file is synced under a temporary name and then hard-linked to its final name, which fails if
+another process was first, on NFS and Lustre too. Then the folder is synced. Temporary names start
+with ".tmp-" and are invisible to readers; a crash leaves at most one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CANNOT_LINK_THIS = durable_files.NO_LINKS | {errno.EXDEV, errno.ENOENT}
 
 
 class LocalStorage:
-    """A folder of this machine. It is made when the first file is written."""
+    """A folder of this machine. It is created when the first file is written."""
 
     capabilities = Capabilities(
         exclusive_create=True, append=True, local=True, in_process=False, links=True
@@ -56,7 +56,7 @@ class LocalStorage:
         return f"LocalStorage({self.root!r})"
 
     def read(self, path: str) -> bytes:
-        # By the plain calls, as `list` does: lists and tails are thousands of small reads.
+        # Plain system calls, as in `list`: lists and tails are thousands of small reads.
         try:
             return durable_files.read(self._name(path))
         except OSError as error:
@@ -92,7 +92,7 @@ class LocalStorage:
         with self._errors("create", path):
             self._make_folder(target.parent)
             if os.path.lexists(target):
-                # Whoever repeats a create whose answer was lost needs to know it is durable.
+                # A caller that repeats a create whose answer was lost needs the file durable.
                 durable_files.sync_folder(target.parent)
                 raise AlreadyExists(path=path, root=self.root)
             temporary = durable_files.write_temporary(target, data, durable=True)
@@ -133,9 +133,9 @@ class LocalStorage:
         target = self._at(path)
         with suppress(NotFound), self._errors("delete", path):
             if target.parent.is_symlink() and target.parent != self._root:
-                return  # what it leads to is somebody else's; `delete_tree` takes the link
+                return  # the target belongs to others; `delete_tree` removes the link
             target.unlink()
-            # Synced, so that "manifest first" holds across a power loss as well.
+            # Synced, so that "manifest first" holds across a power loss too.
             durable_files.sync_folder(target.parent)
 
     def delete_tree(self, folder: str) -> None:
@@ -183,7 +183,7 @@ class LocalStorage:
             except OSError as error:
                 if error.errno in _CANNOT_LINK_THIS:
                     return False
-                # Over NFS the answer to a link that worked may be lost: look whose name it is.
+                # Over NFS the answer to a successful link may be lost: look whose file it is.
                 if not (
                     isinstance(error, FileExistsError) and durable_files.is_same(there, target)
                 ):
@@ -237,10 +237,10 @@ class LocalStorage:
             raise storage_error(error, action, path, self.root) from error
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder durable: itself and every folder above it up to the root's parent.
+        """Create a folder and make it durable, with every folder up to the root's parent.
 
-        A folder that exists already may have been made by a process that died before it synced
-        the parent, so the first use of each folder in this process syncs as well.
+        An existing folder may have been created by a process that died before it synced the
+        parent. So the first use of each folder in this process syncs, too.
         """
         with self._lock:
             if folder in self._durable and folder.is_dir():
@@ -249,7 +249,7 @@ class LocalStorage:
         chain = [folder]
         for above in folder.parents:
             if above in self._durable:
-                break  # and so are those above it
+                break  # so are all folders above it
             if above != self._root and self._root not in above.parents and above.exists():
                 break
             chain.append(above)

@@ -11,7 +11,7 @@ from outlast_checkpoints.storage.base import storage_error
 
 
 class LocalAppender:
-    """Writes at an offset of its own, so that what a failed write left is written over."""
+    """Appends at an offset that it counts itself, so that the next write replaces a failed one."""
 
     def __init__(self, target: Path, path: str, root: str) -> None:
         self._target, self._path, self._root = target, path, root
@@ -35,7 +35,7 @@ class LocalAppender:
     def sync(self) -> None:
         try:
             if self._sync_failed:
-                # The kernel takes what it could not write for written: it has to be told again.
+                # After a failed fsync the kernel considers the pages clean: write them again.
                 lost = os.pread(self._file, self._size - self._durable, self._durable)
                 durable_files.write_all(self._file, lost, self._durable)
             self._sync_failed = True

@@ -1,4 +1,4 @@
-"""Uploads to S3 in parts that nobody finished: they take up space that no listing shows."""
+"""Unfinished multipart uploads to S3. They take up space that no listing shows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from outlast_checkpoints.storage.base import Unfinished
 
 
 def unfinished(s3: Any, base: str, *, page: int = 1000) -> list[Unfinished]:
-    """Return the uploads below `base` ("bucket/prefix") that were begun and not finished.
+    """Return the unfinished uploads below `base` ("bucket/prefix").
 
-    s3: the file system of s3fs. page: how many are asked for at a time.
+    s3: an s3fs file system. page: how many uploads one request lists.
     """
     bucket, _, prefix = base.partition("/")
     prefix = f"{prefix}/" if prefix else ""
@@ -21,19 +21,19 @@ def unfinished(s3: Any, base: str, *, page: int = 1000) -> list[Unfinished]:
             "list_multipart_uploads", Bucket=bucket, Prefix=prefix, MaxUploads=page, **more
         )
         for upload in told.get("Uploads") or ():
-            if upload["Key"].startswith(prefix):  # some servers overlook the prefix
+            if upload["Key"].startswith(prefix):  # some servers ignore the prefix
                 path = upload["Key"][len(prefix) :]
                 started = upload["Initiated"].timestamp()
-                what = "an upload that was never finished"
+                what = "an unfinished upload"
                 found.append(Unfinished(path, started, 0, what, upload["UploadId"]))
         markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
         next_page = {name: told[where] for name, where in markers.items() if told.get(where)}
         if not told.get("IsTruncated") or next_page in ({}, more):
             return found
-        more = next_page  # not all servers tell both
+        more = next_page  # not all servers send both
 
 
 def abort(s3: Any, path: str, token: str) -> None:
-    """End one of them and free what has arrived of it. Raises `FileNotFoundError` when gone."""
+    """Abort an upload and free its space. Raises `FileNotFoundError` if it is gone."""
     bucket, _, key = path.partition("/")
     s3.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=token)

@@ -1,8 +1,10 @@
-"""Chance for those who talk to stores, apart from the training's.
+"""A private random generator for storage clients, so that retries do not consume the training's
+random numbers.
 
-Python's own generator belongs to the training: its state is in every checkpoint. The clients of
-stores draw from it for their pauses and the order of their connections, in threads of their own, as
-often as a network makes them; a training that met other faults would not end with the same bytes.
+Python's global generator belongs to the training: its state is in every checkpoint. Storage clients
+draw from it in their threads, for pauses and the order of connections, as often as the network
+makes them retry. Without a private generator the same training would end with other bytes whenever
+the network behaves differently.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ _CLIENTS: Final = frozenset(
 )
 
 
-class _Chance(random.Random):
-    """A generator that clients may take for the module: it has the module's classes as well."""
+class _PrivateRng(random.Random):
+    """A generator that stands in for the module `random`, including the module's classes."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(random, name)
 
 
-chance: Final = _Chance()
+rng: Final = _PrivateRng()
 
 
-def keep_apart() -> None:
-    """Let the clients that are imported draw from `chance` from now on."""
+def use_private_rng() -> None:
+    """Make the clients that are imported now draw from `rng`."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _CLIENTS and getattr(module, "random", None) is random:
-            vars(module)["random"] = chance
+            vars(module)["random"] = rng

@@ -1,8 +1,7 @@
-"""Every storage that is not a folder of this machine, through fsspec.
+"""Storages behind a URL, through fsspec.
 
-An upload comes from a finished local file or buffer, never from an open one. What may pass by
-itself (a reset connection, a busy server) is tried again for a while; what will not is raised at
-once.
+An upload comes from a finished local file or buffer, never from an open one. Failures that may pass
+(a reset connection, a busy server) are retried for a while; all others are raised at once.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ from outlast_checkpoints.storage.base import (
 )
 from outlast_checkpoints.storage.fsspec_clients import Client
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience, seconds
-from outlast_checkpoints.storage.temp_dirs import scratch
+from outlast_checkpoints.storage.temp_dirs import temp_dir
 
 T = TypeVar("T")
 
 _SPEC = fsspec.AbstractFileSystem
 
-# memory:// looks, then writes; within the one process that can see it a lock makes that one step.
+# memory:// looks, then writes. Only this process sees it, so a lock makes that one step.
 _memory_lock = threading.Lock()
 
 
 class FsspecStorage:
-    """A folder of any file system that fsspec knows."""
+    """A folder of any file system that fsspec supports."""
 
     def __init__(self, client: Client, base: str, url: str) -> None:
         self._client = client
@@ -52,7 +51,7 @@ class FsspecStorage:
 
     @classmethod
     def open(cls, url: str, options: Mapping[str, Any]) -> FsspecStorage:
-        """Open a URL. Raises `UsageError` when no file system of fsspec fits it."""
+        """Open a URL. Raises `UsageError` if fsspec has no file system for it."""
         client = Client(url, options)
         return cls(client, client.base(), url)
 
@@ -77,7 +76,7 @@ class FsspecStorage:
         return bytes(self._try("read", path, lambda at: self._fs.cat_file(at, **options)))
 
     def read_range(self, path: str, start: int, end: int | None) -> bytes:
-        # Past the end some stores answer with an error instead of nothing.
+        # Some stores answer with an error for a range past the end.
         size = self.size(path)
         stop = size if end is None else min(end, size)
         if start >= stop:
@@ -85,14 +84,14 @@ class FsspecStorage:
         data = bytes(
             self._try("read", path, lambda at: self._fs.cat_file(at, start=start, end=stop))
         )
-        # A plain web server knows no ranges and sends all there is.
+        # A plain web server ignores the range and sends the whole file.
         return data if len(data) <= stop - start else data[start:stop]
 
     def size(self, path: str) -> int:
         return int(self._look(path)["size"])
 
     def exists(self, path: str) -> bool:
-        # Not fs.exists: some take a server that is out of order for a file that is not there.
+        # Not fs.exists: some clients report False when the server fails.
         try:
             self._look(path)
         except NotFound:
@@ -106,14 +105,14 @@ class FsspecStorage:
             try:
                 return float(self._fs.modified(at).timestamp())
             except (NotImplementedError, KeyError) as error:
-                raise OSError(errno.ENOTSUP, "it does not tell when a file was written") from error
+                raise OSError(errno.ENOTSUP, "it does not report modification times") from error
 
         return self._try("look at", path, once)
 
     def create(self, path: str, data: bytes) -> None:
         self._for_writing("create", path)
-        # A store that overlooks the condition would write over what is there: look first. Of two
-        # that look at the same moment the later one wins there, which is why it cannot fence.
+        # A store that ignores the condition would overwrite an existing file, so look first. Of two
+        # creators that look at the same moment the later one wins: such a store cannot fence.
         if not self.capabilities.exclusive_create and self.exists(path):
             raise AlreadyExists(path=path, root=self.root)
         self._create(path, data)
@@ -131,7 +130,7 @@ class FsspecStorage:
                 if refused is False:
                     lost = lost or retry.may_pass(error)
                     raise
-                # A failed precondition; or our own earlier try, whose answer was lost.
+                # A failed precondition, or our own earlier try whose answer was lost.
                 if lost and self.read(path) == data:
                     return
                 if refused or self.exists(path):
@@ -142,14 +141,14 @@ class FsspecStorage:
 
     def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
         self._for_writing("write", path)
-        # What does not last is written again soon: it is not worth a long wait.
+        # A file that need not be durable is replaced soon: do not wait long.
         with nullcontext() if durable else patience(min(BRIEF, seconds())):
             self._write("write", path, lambda at: self._fs.pipe_file(at, data, mode="overwrite"))
 
     def list(self, folder: str) -> list[str]:
         self._forget(folder)
         try:
-            # With the slash, without which adlfs takes a "?" at the end for an empty query.
+            # Without the slash adlfs takes a trailing "?" for an empty query.
             names = self._try("list", folder, lambda at: self._fs.ls(f"{at}/", detail=False))
         except NotFound:
             return []
@@ -170,7 +169,7 @@ class FsspecStorage:
         self._forget(folder)
 
         def once(at: str) -> None:
-            # Not fs.rm(recursive=True): it reads "[", "*" and "?" in names as patterns.
+            # Not fs.rm(recursive=True): it treats "[", "*" and "?" in names as patterns.
             found = self._fs.find(at, withdirs=True, detail=True)
             folders = [name for name, info in found.items() if info["type"] == "directory"]
             for name in found:
@@ -178,7 +177,7 @@ class FsspecStorage:
                     with suppress(FileNotFoundError):
                         self._fs.rm_file(name)
             for name in [*sorted(folders, key=len, reverse=True), at]:
-                with suppress(OSError):  # most stores know no folders
+                with suppress(OSError):  # most stores have no folders
                     self._client.remove_folder(name)
 
         with suppress(NotFound):
@@ -190,19 +189,19 @@ class FsspecStorage:
         self._for_writing("write", path)
         if not over and self.exists(path):
             raise AlreadyExists(path=path, root=self.root)
-        with scratch() as folder:
+        with temp_dir() as folder:
             local = folder / path.rpartition("/")[2]
             try:
                 yield local
                 size = local.stat().st_size
             except OSError as error:
                 raise storage_error(error, "write", path, self.root) from error
-            # What a failed upload leaves is written over by the next try. It is not deleted here: a
-            # deletion that is given up on may arrive later, and take what was uploaded since.
+            # The next try overwrites what a failed upload leaves. Nothing is deleted here: a
+            # deletion that we gave up on may arrive later and hit what was uploaded since.
             self._upload(local, path, size)
             if self.size(path) != size:
                 raise StorageError(
-                    action="upload", path=join(self.root, path), reason="it arrived cut short"
+                    action="upload", path=join(self.root, path), reason="it arrived incomplete"
                 )
 
     def _upload(self, local: Path, path: str, size: int) -> None:
@@ -213,7 +212,7 @@ class FsspecStorage:
     def fetch(self, path: str) -> Iterator[Path]:
         size = int(self._look(path)["size"] or 0)
         files, options = self._client.files_for(size), self._client.fetching()
-        with scratch() as folder:
+        with temp_dir() as folder:
             local = folder / path.rpartition("/")[2]
             self._try("download", path, lambda at: files.get_file(at, str(local), **options))
             yield local
@@ -231,12 +230,12 @@ class FsspecStorage:
 
     def unfinished(self) -> Sequence[Unfinished]:
         if self._client.protocol != "s3":
-            return []  # the others let go of parts that were never joined by themselves
+            return []  # other stores discard unfinished parts by themselves
         from outlast_checkpoints.storage import multipart
 
         try:
             return self._try("list", "", lambda at: multipart.unfinished(self._fs, at))
-        except NotFound:  # how some servers say that there are none
+        except NotFound:  # some servers answer like this if there are none
             return []
 
     def discard(self, left: Unfinished) -> None:
@@ -275,12 +274,12 @@ class FsspecStorage:
             raise storage_error(found, action, path, self.root) from error
 
     def _write(self, action: str, path: str, call: Callable[[str], Any]) -> None:
-        """Try what writes: what is not there then is the bucket."""
+        """Run a writing call. If it reports "not found", the bucket is missing."""
         try:
             self._try(action, path, call)
         except NotFound as error:
             raise StorageError(
-                action=action, path=join(self.root, path), reason="there is no such bucket"
+                action=action, path=join(self.root, path), reason="the bucket does not exist"
             ) from error
 
     def _for_writing(self, action: str, path: str) -> None:
@@ -292,18 +291,18 @@ class FsspecStorage:
         return self._client.protocol == "memory"
 
     def _is_exclusive(self) -> bool:
-        """Return whether the store can fence, which the store itself is asked once."""
+        """Return whether the store can fence. The store is probed once."""
         if self._client.exclusive is None:
             self._client.exclusive = self._in_memory or self._probe()
         return self._client.exclusive
 
     def _probe(self) -> bool:
-        """Create one file twice: some servers accept the condition and overlook it."""
+        """Create one file twice: some servers accept the condition but ignore it."""
         inmost = self._fs
         while isinstance(getattr(inmost, "fs", None), _SPEC):
             inmost = inmost.fs
         if not inmost.async_impl and type(inmost).pipe_file is _SPEC.pipe_file:
-            return False  # fsspec's default looks first, then writes
+            return False  # fsspec's default looks first, then writes: no exclusion
         if self._client.read_only:
             return False
         path = f".probe-{secrets.token_hex(8)}"
@@ -319,7 +318,7 @@ class FsspecStorage:
 
 
 def _links(names: Iterable[Any], base: str) -> list[str]:
-    """Return those of the links on a page of the web that lead to what is below it."""
+    """Return the links of a web page that lead below it."""
     below = f"{base}/"
     found = [unquote(str(name)).strip("/") for name in names]
     return [name for name in found if name.startswith(below) and "/" not in name[len(below) :]]

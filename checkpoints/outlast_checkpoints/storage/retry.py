@@ -1,8 +1,7 @@
-"""Which failures of a store are worth another try, and how it is tried.
+"""Retries: which failures of a store may pass, and how calls are repeated.
 
-The clients of stores raise errors of their own by the dozen. What they have in common decides: the
-status of the answer where there was one, else what kind of failure it was, by the names of its
-classes, so that no client need be imported.
+Every client has dozens of error classes. The HTTP status decides where there is one. Otherwise the
+names of the error's classes decide, so that no client has to be imported.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ _FINAL: Final = (
     NotADirectoryError,
 )
 _FINAL_NUMBERS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOTSUP})
-# Too early, too many, in conflict with another request that is under way; all of the server's own.
+# Timeout, conflict with a concurrent request, too early, too many requests, server errors.
 _PASSING_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-_PASSING_CODES: Final = frozenset(  # of S3, which may say so with status 400
+_PASSING_CODES: Final = frozenset(  # S3 may send these with status 400
     {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 )
 _PASSING_NAMES: Final = frozenset(
@@ -38,8 +37,8 @@ _PASSING_NAMES: Final = frozenset(
         "IncompleteReadError",
         "MetadataRetrievalError",
         "ResponseParserError",
-        "ServiceRequestError",  # azure: it could not be sent
-        "ServiceResponseError",  # azure: no whole answer
+        "ServiceRequestError",  # azure: the request could not be sent
+        "ServiceResponseError",  # azure: the answer was incomplete
         "ClientConnectionError",  # aiohttp
         "ClientPayloadError",
         "TransportError",  # google.auth
@@ -50,13 +49,13 @@ _FINAL_NAMES: Final = frozenset({"ClientConnectorCertificateError"})
 
 
 def until_done(call: Callable[..., T], *arguments: Any) -> T:
-    """Return what `call` returns; what may pass by itself is tried again, with growing pauses.
+    """Return what `call` returns; retry failures that may pass, with growing pauses.
 
-    It gives up `patience.seconds()` after the first failure and raises the last one.
+    It gives up `retry_budget.seconds()` after the first failure and raises the last one.
     """
     retrying = tenacity.Retrying(
         stop=_GiveUp(retry_budget.seconds()),
-        # with jitter over the whole pause: many attempts meet the same busy server
+        # full jitter: many attempts may meet the same busy server
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
         retry=tenacity.retry_if_exception(may_pass),
         reraise=True,
@@ -65,7 +64,7 @@ def until_done(call: Callable[..., T], *arguments: Any) -> T:
 
 
 class _GiveUp(tenacity.stop.stop_base):
-    """Counts from the first failure: a long upload that fails at its end has a second try."""
+    """Stop a time after the first failure, so that a long upload that fails gets a second try."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -79,7 +78,7 @@ class _GiveUp(tenacity.stop.stop_base):
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether the same call may work a little later."""
+    """Return whether the same call may succeed a little later."""
     if isinstance(error, StorageError | tenacity.RetryError):
         return False
     if isinstance(error, Exception):
@@ -89,7 +88,9 @@ def may_pass(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in _PASSING_STATUS or _code_of(error) in _PASSING_CODES
-    if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # as gcsfs says 403
+    if isinstance(error, OSError) and str(error).startswith(
+        "Forbidden"
+    ):  # gcsfs reports 403 like this
         return False
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & _FINAL_NAMES:
@@ -102,17 +103,17 @@ def may_pass(error: BaseException) -> bool:
 
 
 def was_refused(error: BaseException) -> bool | None:
-    """Return whether an error says that a file is there already; None when it may mean that."""
+    """Return whether an error means that the file already exists; None if it may mean that."""
     if isinstance(error, FileExistsError) or status_of(error) == 412:
         return True
-    # of a server whose client has no word for it
+    # some clients have no error for it
     perhaps = isinstance(error, OSError) and error.errno == errno.EINVAL
     return None if perhaps and status_of(error) is None else False
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """Return the HTTP status that an error stands for, None when there was no answer."""
-    for _ in range(4):  # the clients wrap each other's errors
+    """Return the HTTP status behind an error, or None if there was no answer."""
+    for _ in range(4):  # clients wrap each other's errors
         if error is None:
             return None
         response = getattr(error, "response", None)
@@ -144,7 +145,7 @@ def _code_of(error: BaseException) -> str:
 
 
 def real(error: Exception) -> Exception:
-    """Return what went wrong: fsspec's client of the web says "not found" for every failure."""
+    """Return the cause of an error: fsspec's HTTP client reports "not found" for every failure."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
         status = status_of(cause)

@@ -1,4 +1,4 @@
-"""For how long a storage goes on trying before it says that it cannot."""
+"""How long a storage retries before it raises the error."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
-USUAL: Final = 20.0  # seconds: what a busy store or a server that is restarted takes
-BRIEF: Final = 3.0  # for what is soon done again anyway: a heartbeat, a look at one
+USUAL: Final = 20.0  # seconds; enough for a busy store or a restarting server
+BRIEF: Final = 3.0  # seconds; for calls that are repeated soon anyway, such as heartbeats
 
 _seconds: ContextVar[float] = ContextVar("patience", default=USUAL)
 
 
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Let each storage call in the block give up `seconds` after its first failure.
+    """Make each storage call in the block give up `seconds` after its first failure.
 
-    0 is one try. Of this thread alone. Only what may pass by itself is tried again at all.
+    0 means a single try. It applies to this thread only, and to failures that may pass.
     """
     before = _seconds.set(seconds)
     try:
@@ -27,5 +27,5 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def seconds() -> float:
-    """Return for how long a call that begins now may be tried again."""
+    """Return how many seconds a call that begins now may be retried."""
     return _seconds.get()

@@ -1,7 +1,7 @@
-"""Folders of this machine for files on their way to or from a store.
+"""Temporary folders for files on their way to or from a store.
 
-Who is killed leaves its folder behind, with a file in it as large as a checkpoint's. A lock that
-ends with its process tells such a folder from one that is in use, in whatever container.
+A killed process leaves its folder behind, with a file as large as a checkpoint's. A lock that ends
+with its process tells such a folder from one in use, even across containers.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Final
 
 from outlast_checkpoints.errors import StorageError, StorageFull
 
-_PREFIX: Final = "outlast-scratch-"
+_PREFIX: Final = "outlast-transfer-"
 _LOCK: Final = ".in-use"
-_SETTLED: Final = 60.0  # seconds; a younger folder may not have its lock yet
+_SETTLED: Final = 60.0  # seconds; a younger folder may not be locked yet
 
 _swept: set[str] = set()
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """Give an empty folder that is gone afterwards, and clear away those of the killed.
+def temp_dir() -> Iterator[Path]:
+    """Yield an empty folder below TMPDIR; delete it afterwards. Raises `StorageError`.
 
-    It is below the folder for temporary files (TMPDIR). Raises `StorageError`.
+    The first call also deletes the folders that killed processes left behind.
     """
     parent = tempfile.gettempdir()
     if parent not in _swept:
@@ -44,7 +44,7 @@ def scratch() -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise kind(action="write below", path=parent, reason=reason, errno=error.errno) from error
     try:
-        with suppress(OSError):  # a file system without locks: it is swept by nobody
+        with suppress(OSError):  # a file system without locks: nobody sweeps the folder
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
     finally:
@@ -55,7 +55,7 @@ def scratch() -> Iterator[Path]:
 def sweep(parent: Path, settled: float = _SETTLED) -> list[Path]:
     """Delete the folders of processes that are gone, and return them.
 
-    settled: seconds that a folder is old at the least.
+    settled: the least age of a folder to delete, in seconds.
     """
     gone = []
     for folder in parent.glob(f"{_PREFIX}*"):

@@ -1,1 +1,1 @@
-"""Checkpoints on a storage: commit, background writing, spool, copying, verifying."""
+"""Checkpoints on a storage: committing, background writing, spool, copying, verifying."""

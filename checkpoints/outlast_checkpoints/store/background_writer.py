@@ -1,4 +1,4 @@
-"""Writes snapshots in the background: at most one at a time, freed as soon as it is written."""
+"""The background writer: commits one snapshot at a time and frees it when it is written."""
 
 from __future__ import annotations
 
@@ -21,13 +21,23 @@ from outlast_checkpoints.store.spool_sender import Sender
 
 
 class Writer:
-    """Commits snapshots on a thread of its own; the error of one comes out at the next call.
+    """Commits snapshots on a background thread. The next call raises the error of the last write.
 
-    history_sync: makes the history durable up to a mark; called before each commit.
-    keep: what to prune to after each commit; None: prune nothing.
-    on_event: told "saved", "save_failed", "pruned" and "prune_failed" on the writing thread,
-    with what there is to say about it. It must not raise.
-    sender: takes over what was committed, where the store is only a spool; it prunes, and tells.
+    Example:
+
+        writer = Writer(store, keep=Keep(last=3))
+        writer.submit(snapshot, "step")
+        writer.close()
+
+    Args:
+        store: Where to commit. `begin` must have been called.
+        history_sync: Makes the history durable up to a mark; called before each commit with a
+            mark. Default None: no history.
+        keep: Retention rules, applied after each commit. Default None: prune nothing.
+        on_event: Called on the writing thread with "saved", "save_failed", "pruned" or
+            "prune_failed" and a dict of details. It must not raise. Default None.
+        sender: Sends committed checkpoints on, if `store` is a spool. It then prunes and reports
+            in place of the writer. Default None.
     """
 
     def __init__(
@@ -49,7 +59,7 @@ class Writer:
 
     @property
     def busy(self) -> bool:
-        """Whether a write is in flight, or what was written is just being sent."""
+        """Whether a write is in progress, or its checkpoint is just being sent."""
         return self._writing or (self._sender is not None and self._sender.busy)
 
     @property
@@ -58,7 +68,7 @@ class Writer:
 
     @property
     def last(self) -> Manifest | None:
-        """The newest checkpoint that was committed."""
+        """The manifest of the newest committed checkpoint, or None before the first."""
         return self._last
 
     def submit(
@@ -69,15 +79,23 @@ class Writer:
         *,
         held_ms: float = 0.0,
     ) -> None:
-        """Start writing a snapshot; waits while another is in flight, and raises its error.
+        """Start writing a snapshot. Waits while another one is being written.
 
-        When it raises, the snapshot given was not taken. held_ms: noted in the manifest.
+        Args:
+            snapshot: The state to save.
+            reason: Why, as in `CheckpointStore.save`.
+            history_mark: The history rows that belong to it. Default None: no history.
+            held_ms: How long the training was held for the snapshot, in milliseconds. It is only
+                recorded. Default 0.
+
+        Raises:
+            OutlastError: The previous write failed. `snapshot` was not accepted; submit it again.
         """
         self.wait()
         self._raise_error()
         waiting = [(snapshot, reason, history_mark, held_ms)]
-        # A thread for each write: none lives on to keep the interpreter from ending, and one
-        # that is writing when it ends is waited for.
+        # One thread per write: an idle thread would keep the interpreter alive, and a thread that
+        # is writing at interpreter exit is waited for.
         thread = threading.Thread(
             target=self._write, args=(waiting,), name="outlast-writer", daemon=False
         )
@@ -85,21 +103,32 @@ class Writer:
         self._thread = thread
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until no write is in flight, at most `timeout` seconds; return whether it is so."""
+        """Wait until no write is in progress.
+
+        Args:
+            timeout: At most so many seconds. Default None: no limit.
+
+        Returns:
+            Whether no write is in progress.
+        """
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
         return not self._writing
 
     def take_error(self) -> BaseException | None:
-        """Return the error of a write or of the sending that has ended, and forget it."""
+        """Return the error of the last write or of the sender, if any, and clear it."""
         error, self._error = self._error, None
         if error is None and self._sender is not None:
             error = self._sender.take_error()
         return error
 
     def close(self) -> None:
-        """Wait for the write in flight and raise its error."""
+        """Wait for the write in progress.
+
+        Raises:
+            OutlastError: It failed.
+        """
         self.wait()
         self._thread = None
         self._raise_error()
@@ -118,7 +147,7 @@ class Writer:
                 if manifest is not before:
                     self._sender.offer(manifest, seconds)
                 return
-        except BaseException as error:  # noqa: BLE001  (comes out at the next call)
+        except BaseException as error:  # noqa: BLE001  (raised at the next call)
             _release(error)
             self._error = error
             self._tell("save_failed", error=error)
@@ -140,13 +169,13 @@ class Writer:
             snapshot = replace(snapshot, let_go=False)
         start = time.monotonic()
         if self._sender is not None and self._last is not None and _same(self._last, snapshot):
-            return self._last, 0.0  # it may have been sent since, and is not to be found here
+            return self._last, 0.0  # it may have been sent and deleted here since
         if mark is not None and self._history_sync is not None:
             self._history_sync(mark)
         try:
             manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
         except StorageFull:
-            # What crashed attempts left behind may be all that is in the way.
+            # Remains of crashed attempts may be all that fills the disk.
             made_room = self._sender.make_room() if self._sender else self._prune()
             if not made_room or snapshot.let_go:
                 raise
@@ -154,7 +183,7 @@ class Writer:
         return manifest, time.monotonic() - start
 
     def _is_short_of_space(self, snapshot: Snapshot) -> bool:
-        """Whether the disk may be full before it is written: then a second try needs its arrays."""
+        """Return whether the disk may become full, so that a second try may need the arrays."""
         folder = self._store.storage.local_path("")
         try:
             return folder is not None and shutil.disk_usage(folder).free < 2 * snapshot.size
@@ -167,7 +196,7 @@ class Writer:
         try:
             pruned = self._store.prune(self._keep)
         except OutlastError as error:
-            # What is too many does no harm; the next commit tries again.
+            # Too many checkpoints do no harm; the next commit tries again.
             self._tell("prune_failed", error=error)
             return []
         if pruned:
@@ -180,21 +209,20 @@ class Writer:
 
 
 def _give_way() -> None:
-    """Let this thread, each time that the disk answers it, not take the processor from a thread
-    that computes: it waits its turn, and its share of the processors stays the same."""
+    """Run this thread as SCHED_BATCH, so that I/O wake-ups do not preempt compute threads."""
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):  # a container may forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _same(made: Manifest, snapshot: Snapshot) -> bool:
-    """Whether a snapshot is of the very place that a checkpoint is of."""
+    """Return whether a snapshot was taken at the checkpoint's place."""
     one, other = made.progress, snapshot.progress
     return (one.phase, one.step, one.stage) == (other.phase, other.step, other.stage)
 
 
 def _release(error: BaseException) -> None:
-    """Let go of the arrays that the frames of a traceback hold; the traceback itself stays."""
+    """Release the arrays that the frames of a traceback hold. The traceback stays."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

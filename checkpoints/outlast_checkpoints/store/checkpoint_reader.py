@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 from outlast_checkpoints.errors import (
     CheckpointDamaged,
@@ -28,10 +29,15 @@ class CheckpointReader:
 
     Args:
         storage: The job's folder.
+        ahead: Returns the result of an earlier `read_ahead`, or None. Default: always None.
     """
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(
+        self, storage: Storage, *, ahead: Callable[[], Loaded | None] = lambda: None
+    ) -> None:
         self.storage = storage
+        self._ahead = ahead
+        self._read: Loaded | None = None  # what `_checked` read, until `load` returns it
         self._origins: dict[int, Origin] = {}
         self._manifests: dict[CheckpointId, Manifest] = {}
 
@@ -117,6 +123,8 @@ class CheckpointReader:
     def load(self, checkpoint: CheckpointId) -> Loaded:
         """Read a checkpoint's content, checking every byte.
 
+        What `CheckpointStore.begin` has read for verification is returned without a second read.
+
         Args:
             checkpoint: The checkpoint's name, as `ids` returns it.
 
@@ -128,7 +136,24 @@ class CheckpointReader:
             CheckpointDamaged: A file is missing or differs from what the manifest says.
             StorageError: The storage cannot be read.
         """
+        read, self._read = self._read, None
+        if read is not None and read.manifest.checkpoint == str(checkpoint):
+            return read
         return files.load(self.storage, self.manifest(checkpoint))
+
+    def read_ahead(self) -> Loaded | None:
+        """Read the newest good checkpoint early, before `begin`. Nothing is changed.
+
+        Returns:
+            Its content, every byte checked, or None if there is no good checkpoint.
+
+        Raises:
+            StorageError: The storage cannot be read.
+            FormatTooNew: A newer Outlast wrote the newest checkpoint.
+        """
+        self._newest(self._checked)
+        read, self._read = self._read, None
+        return read
 
     def verify(self, checkpoint: CheckpointId) -> list[Damage]:
         """Read and hash every file of a checkpoint.
@@ -142,6 +167,22 @@ class CheckpointReader:
         """
         damages = self._verify_manifest(checkpoint)
         return damages or files.check(self.storage, self.manifest(checkpoint))
+
+    def _checked(self, checkpoint: CheckpointId) -> list[Damage]:
+        """Verify a checkpoint and keep its content for `load`.
+
+        The checkpoint is read only once, and `load` returns exactly what was checked.
+        """
+        if found := self._verify_manifest(checkpoint):
+            return found
+        made, ahead = self.manifest(checkpoint), self._ahead()
+        if ahead is not None and ahead.manifest == made:
+            self._read = ahead
+            return []
+        with suppress(CheckpointDamaged):
+            self._read = files.load(self.storage, made)
+            return []
+        return self.verify(checkpoint)
 
     def orphans(self) -> list[str]:
         """List the checkpoint folders that do not count.

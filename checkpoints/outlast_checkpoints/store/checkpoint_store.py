@@ -1,4 +1,4 @@
-"""The commit protocol: files, then the fence, then the manifest; and the way back from there."""
+"""The commit protocol: write the files, ask the fence, create the manifest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from outlast_checkpoints.arrays import page_cache
 from outlast_checkpoints.arrays.unchanged import Seen
 from outlast_checkpoints.errors import (
     AlreadyExists,
-    CheckpointDamaged,
     CommitUnknown,
     StorageError,
     Superseded,
@@ -33,14 +32,24 @@ __all__ = ["CheckpointStore", "Damage", "Loaded"]
 
 
 class CheckpointStore(CheckpointReader):
-    """The checkpoints of one job.
+    """The checkpoints of one job: find, load, verify, save and prune them.
 
-    attempt: whose checkpoints `save` writes; None: only reading and pruning.
-    fence: raises `Superseded` when a newer attempt has claimed the job; asked before each commit.
-    writer: versions to note in manifests, by package name.
-    past_cache: large files are written past the system's page cache, which takes next to no
-    processor time, and are read from the disk; else the newest checkpoint stays in memory.
-    ahead: returns what `read_ahead` found, when that was begun earlier.
+    Example:
+
+        store = CheckpointStore(open_storage("outlast-jobs/digits"), attempt=1)
+        manifest, damages = store.begin()
+        store.save(snapshot, reason="step")
+
+    Args:
+        storage: The job's folder.
+        attempt: The attempt, from 1, whose checkpoints `save` writes. None (default): the store
+            only reads and prunes.
+        fence: Called before each commit. It raises `Superseded` if a newer attempt has claimed
+            the job. None (default): no check.
+        writer: Versions to record in manifests, by package name. Default: none.
+        past_cache: Write large files with direct I/O, which costs almost no CPU time; they are then
+            read from the disk. Default False: the newest checkpoint stays in the page cache.
+        ahead: Returns the result of an earlier `read_ahead`, or None. Default: always None.
     """
 
     def __init__(
@@ -53,28 +62,38 @@ class CheckpointStore(CheckpointReader):
         past_cache: bool = False,
         ahead: Callable[[], Loaded | None] = lambda: None,
     ) -> None:
-        super().__init__(storage)
+        super().__init__(storage, ahead=ahead)
         self.attempt = attempt
         self._fence = fence
         self._writer = dict(writer or {})
         self._past_cache = past_cache
-        self._ahead = ahead
         self._begun = False
         self._parent: str | None = None
         self._saved: dict[CheckpointId, Manifest] = {}
         self._unknown: dict[CheckpointId, tuple[Manifest, bytes, dict[str, Seen]]] = {}
-        self._seen: dict[str, Seen] = {}  # by the last commit, of its files
-        self._adopting: set[CheckpointId] = set()  # begun, and to be gone on with
-        self._tried: set[CheckpointId] = set()  # places that have files of ours, perhaps
-        self._read: Loaded | None = None  # what `begin` found, until it is asked for
+        self._seen: dict[str, Seen] = {}  # by file, what the last commit saw
+        self._adopting: set[CheckpointId] = set()  # copies that were begun and will be completed
+        self._tried: set[CheckpointId] = set()  # may have files of a failed save
 
     def begin(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
-        """Find what to resume from and say so, once, before the attempt's first step.
+        """Find the checkpoint to resume from and record it. Call it before the first step.
 
-        Returns the checkpoint (None: start from the beginning) and what was found damaged on the
-        way. Called again it only looks. Raises `Superseded` when this attempt has begun elsewhere
-        or a newer one has, and `CheckpointDamaged` when there are checkpoints but no good one:
-        starting over would throw the training away.
+        The choice is recorded durably in the attempt's `origin.json`. A second call records
+        nothing.
+
+        Args:
+            verify: Read and hash every file of the checkpoint. If False, a readable manifest is
+                enough.
+
+        Returns:
+            The manifest of the checkpoint to resume from, or None to start from the beginning, and
+            the damage found in newer checkpoints.
+
+        Raises:
+            Superseded: This attempt has begun elsewhere, or a newer one has begun.
+            CheckpointDamaged: There are checkpoints but no good one. Starting over would discard
+                the training.
+            StorageError: The storage cannot be read or written.
         """
         attempt = self._own_attempt()
         line = self.lineage()
@@ -85,7 +104,7 @@ class CheckpointStore(CheckpointReader):
         found, damages = self._newest(self._checked if verify else self._verify_manifest)
         if self._begun:
             return found, damages
-        if found is not None and found.id.attempt >= attempt:  # begun while this one looked
+        if found is not None and found.id.attempt >= attempt:  # it began while this one looked
             raise Superseded(attempt=attempt, by=found.id.attempt)
         if found is None and damages:
             raise damages[0].error()
@@ -113,11 +132,26 @@ class CheckpointStore(CheckpointReader):
         history: HistoryMark | None = None,
         held_ms: float = 0.0,
     ) -> Manifest:
-        """Commit a snapshot and return its manifest. Saving the same place again is no work.
+        """Commit a snapshot. Saving the same place again writes nothing.
 
-        history: rows that are durable already and belong to it. Raises `StorageFull`,
-        `StorageError`, `Superseded`: nothing is committed then; `CommitUnknown`: it may be, and
-        saving the same place again finds out.
+        Args:
+            snapshot: The state to save.
+            reason: Why, for people: "start", "step", "time", "epoch", "stop", "signal", "end" or
+                "request".
+            history: The history rows that belong to it. They must be durable already. Default:
+                none.
+            held_ms: How long the training was held for the snapshot, in milliseconds. It is only
+                recorded. Default 0.
+
+        Returns:
+            The manifest of the committed checkpoint.
+
+        Raises:
+            Superseded: A newer attempt has claimed the job. Nothing is committed.
+            StorageFull: No space is left. Nothing is committed.
+            StorageError: Writing failed. Nothing is committed.
+            CommitUnknown: The answer was lost. Save the same place again to find out.
+            UsageError: `begin` was not called, or an argument is invalid.
         """
         self._read = None
         progress = snapshot.progress
@@ -125,10 +159,14 @@ class CheckpointStore(CheckpointReader):
             progress.phase, progress.step, Stage(progress.stage), self._own_attempt()
         )
         if not self._begun:
-            raise UsageError(field="store", problem="save() before begin()", hint="Begin first.")
+            raise UsageError(
+                field="store",
+                problem="save() was called before begin()",
+                hint="Call begin() first.",
+            )
         if reason not in manifest.REASONS:
-            hint = f"One of {', '.join(manifest.REASONS)}."
-            raise UsageError(field="reason", problem=f"{reason!r} is none", hint=hint)
+            hint = f"Use one of {', '.join(manifest.REASONS)}."
+            raise UsageError(field="reason", problem=f"unknown reason {reason!r}", hint=hint)
         if checkpoint in self._saved and self.is_committed(checkpoint):
             return self._saved[checkpoint]
         if checkpoint not in self._unknown:
@@ -141,11 +179,16 @@ class CheckpointStore(CheckpointReader):
                 self._discard(checkpoint)
                 raise
             return self._commit(checkpoint, made, manifest.encode(made), seen)
-        self._ask_fence()  # what may be committed is not cleared away, whatever it says
+        self._ask_fence()  # it may be committed, so nothing is deleted even if superseded
         return self._commit(checkpoint, *self._unknown[checkpoint])
 
     def beside(self, storage: Storage) -> CheckpointStore:
-        """Return the store that saves this attempt's checkpoints elsewhere first, for `adopt`."""
+        """Return a store that saves this attempt's checkpoints on another storage first.
+
+        Args:
+            storage: The other storage, such as a spool on this machine. `adopt` commits its
+                checkpoints here.
+        """
         store = CheckpointStore(
             storage,
             attempt=self._own_attempt(),
@@ -156,11 +199,19 @@ class CheckpointStore(CheckpointReader):
         return store
 
     def adopt(self, made: Manifest, source: Storage) -> None:
-        """Commit a checkpoint that is whole on another storage: file by file, then the same
-        manifest, byte for byte. Nothing happens when it is committed here.
+        """Copy a committed checkpoint from another storage and commit it here.
 
-        Of this attempt, or of one before it that is on the lineage. Raises as `save`; after a
-        `StorageError` what was copied stays, and the next call goes on from there.
+        The files are copied first, then the same manifest, byte for byte. Nothing happens if it is
+        committed here already.
+
+        Args:
+            made: Its manifest. It belongs to this attempt or to an earlier one of the lineage.
+            source: The storage that holds it.
+
+        Raises:
+            Superseded: A newer attempt has claimed the job.
+            StorageError: Copying failed. Copied files stay, and the next call continues.
+            CommitUnknown: The answer was lost. Call it again to find out.
         """
         checkpoint = made.id
         unknown = checkpoint in self._unknown
@@ -171,7 +222,7 @@ class CheckpointStore(CheckpointReader):
             return
         data = source.read(layout.manifest(checkpoint))
         self._adopting.add(checkpoint)
-        # Also when its manifest may be on its way: it may have been there, and pruned since.
+        # Even if the manifest may be committed: the checkpoint may have been pruned since.
         for entry in made.files:
             path = layout.checkpoint_file(checkpoint, entry.name)
             send_unless_there(source, self.storage, path, entry.size)
@@ -184,38 +235,12 @@ class CheckpointStore(CheckpointReader):
         self._commit(checkpoint, made, data, {}, keep=True)
         self._adopting.discard(checkpoint)
 
-    def load(self, checkpoint: CheckpointId) -> Loaded:
-        """Read a checkpoint's content; what `begin` has already read is not read again."""
-        read, self._read = self._read, None
-        if read is not None and read.manifest.checkpoint == str(checkpoint):
-            return read
-        return super().load(checkpoint)
-
-    def _checked(self, checkpoint: CheckpointId) -> list[Damage]:
-        """As `verify`, and what was read is kept for `load`: so it is read once, and what was
-        checked is what is used."""
-        if found := self._verify_manifest(checkpoint):
-            return found
-        made, ahead = self.manifest(checkpoint), self._ahead()
-        if ahead is not None and ahead.manifest == made:
-            self._read = ahead
-            return []
-        with suppress(CheckpointDamaged):
-            self._read = files.load(self.storage, made)
-            return []
-        return self.verify(checkpoint)
-
-    def read_ahead(self) -> Loaded | None:
-        """Return the newest good checkpoint, read and checked, None where there is none.
-
-        It changes nothing: `begin` looks again. Raises `StorageError`, `FormatTooNew`.
-        """
-        self._newest(self._checked)
-        read, self._read = self._read, None
-        return read
-
     def delete(self, checkpoint: CheckpointId) -> None:
-        """Delete a checkpoint, manifest first, so that it is never seen in part."""
+        """Delete a checkpoint, manifest first, so that no reader sees it incomplete.
+
+        Raises:
+            StorageError: Deleting failed; the manifest may be gone already.
+        """
         self._manifests.pop(checkpoint, None)
         self._saved.pop(checkpoint, None)
         self._unknown.pop(checkpoint, None)
@@ -223,14 +248,25 @@ class CheckpointStore(CheckpointReader):
         self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
 
     def prune(self, keep: Keep, *, dry_run: bool = False) -> list[str]:
-        """Delete what `keep` does not want, and orphans of older attempts; return the names.
+        """Delete the checkpoints that no rule keeps, and orphans of older attempts.
 
-        Never deleted: the newest good one, the end of each phase, what this attempt resumed from,
-        what a commit with an unknown outcome may name. Not to be called while this attempt saves.
-        Raises `Superseded`.
+        Never deleted are the newest good checkpoint, the end of each phase, the checkpoint that
+        this attempt resumed from, and checkpoints that may be committed. Do not call it while this
+        attempt saves.
+
+        Args:
+            keep: The retention rules.
+            dry_run: Delete nothing. Default False.
+
+        Returns:
+            The names of the deleted folders, oldest first.
+
+        Raises:
+            Superseded: A newer attempt has claimed the job.
+            StorageError: Listing or deleting failed.
         """
-        # Before the look at what there is: whoever claims the job after it finds the newest one,
-        # which is kept, and not an older one, which may go.
+        # Ask before looking: an attempt that claims the job afterwards finds the newest
+        # checkpoint, which is kept, and never an older one, which may be deleted.
         self._ask_fence()
         unwanted = self.unwanted(keep)
         if not dry_run:
@@ -239,7 +275,7 @@ class CheckpointStore(CheckpointReader):
         return [str(found) for found in unwanted]
 
     def unwanted(self, keep: Keep) -> dict[CheckpointId, str]:
-        """Return what `prune` deletes, oldest first, and why."""
+        """Return what `prune` would delete, oldest first, each with the reason."""
         writing = Writing(
             self.attempt, self._begun, self._saved.keys(), self._unknown.keys(), self._adopting
         )
@@ -253,9 +289,9 @@ class CheckpointStore(CheckpointReader):
         history: HistoryMark | None,
         held_ms: float,
     ) -> tuple[Manifest, dict[str, Seen]]:
-        """Write the files; return the manifest that would commit them, and what was seen."""
+        """Write the files; return the manifest to commit, and what was seen of each file."""
         try:
-            # What an earlier save of this place left when it failed; it has no manifest.
+            # A failed save of this place may have left files without a manifest.
             again = checkpoint in self._tried
             self._tried.add(checkpoint)
             if again and outcome.is_settled(self.storage):
@@ -299,7 +335,7 @@ class CheckpointStore(CheckpointReader):
         *,
         keep: bool = False,
     ) -> Manifest:
-        """Create the manifest. keep: its files stay even when it certainly was not created."""
+        """Create the manifest. keep: leave the files even if it certainly was not created."""
         path = layout.manifest(checkpoint)
         self._unknown[checkpoint] = made, data, seen
         try:
@@ -322,17 +358,17 @@ class CheckpointStore(CheckpointReader):
         return made
 
     def _put_away(self, before: str | None) -> None:
-        """Keep no memory for the checkpoint before: the newest is what a restart reads."""
+        """Release the page cache of the previous checkpoint: a restart reads the newest."""
         found = CheckpointId.parse(before or "")
         if found is None or found not in self._manifests:
             return
         for entry in self._manifests[found].files:
             path = self.storage.local_path(layout.checkpoint_file(found, entry.name))
             if path is not None:
-                page_cache.let_go(path)
+                page_cache.release(path)
 
     def _discard(self, checkpoint: CheckpointId) -> None:
-        """Clear away what is certainly not committed: the next save may need the space."""
+        """Delete files that are certainly not committed: the next save may need the space."""
         self._unknown.pop(checkpoint, None)
         if not outcome.is_settled(self.storage):
             return
@@ -342,5 +378,5 @@ class CheckpointStore(CheckpointReader):
 
     def _own_attempt(self) -> int:
         if self.attempt is None:
-            raise UsageError(field="store", problem="it is read only", hint="Give an attempt.")
+            raise UsageError(field="store", problem="it is read-only", hint="Pass attempt=.")
         return self.attempt

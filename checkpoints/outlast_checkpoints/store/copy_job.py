@@ -1,8 +1,8 @@
-"""A whole job from one storage to another: what counts of it, checked at the other end.
+"""Copies a whole job from one storage to another and verifies it there.
 
-A copy becomes a job with its last file, the spec: until then a note beside what has arrived says
-whose it is, and a copy that was cut short goes on from there. Within it the order is that of a
-training: history before checkpoints, a checkpoint's files before its manifest, the journal last.
+The spec is copied last, so an incomplete copy is not a job. Until then a note in the target says
+which job it is, and an interrupted copy continues from there. The order is that of a training:
+history before checkpoints, a checkpoint's files before its manifest, the journal last.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ _FORMAT = 1
 
 @dataclass
 class Copied:
-    """What became of a copy.
+    """The result of a copy.
 
-    tally: in files and bytes. damages: what is damaged in the source, and was copied as it is.
+    tally: files and bytes. checkpoints: those copied. damages: damage in the source, which was
+    copied unchanged.
     """
 
     tally: Tally
@@ -54,7 +55,7 @@ class Copied:
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whose unfinished copy this is: the hash of the job's spec."""
+    """The note in an incomplete copy: the hash of the job's spec."""
 
     format: int = _FORMAT
     spec: str
@@ -63,12 +64,13 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def copy_job(
     source: Storage, target: Storage, *, at_once: int = _AT_ONCE, meter: Meter | None = None
 ) -> Copied:
-    """Copy the job in `source` to `target`, or what is missing there of it; check every byte.
+    """Copy the job in `source` to `target`, and verify every byte there.
 
-    The source is only read. What is in `target` already and right is not copied again. A job that
-    was copied before and has gone on since is brought up to date.
-    Raises `PlaceTaken` when something else is there, `JobChanged` when the job went on meanwhile,
-    `StorageError`. After an error the copy is not a job yet, or the one it was; call it again.
+    The source is only read. Files that are correct in `target` are not copied again, so an earlier
+    copy is brought up to date. at_once: files copied in parallel. meter: receives the progress in
+    bytes. Raises `PlaceTaken` if something else is in `target`, `JobChanged` if the job changed
+    meanwhile, and `StorageError`. After an error call it again: the target is not a job yet, or is
+    the job it was before.
     """
     return _Copy(source, target, at_once, meter or Unread()).run()
 
@@ -93,7 +95,7 @@ class _Copy:
             for checkpoint, manifest in manifests:
                 self._checkpoint(checkpoint, manifest)
             if self._copied.damages and not self._copied.checkpoints:
-                raise self._copied.damages[0].error()  # a job with none would start over
+                raise self._copied.damages[0].error()  # a job without checkpoints would start over
             if self._seqs(self._source) != events[0]:
                 raise JobChanged(root=self._source.root)
             self._journal(events[1], at_once=fresh)
@@ -104,14 +106,14 @@ class _Copy:
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    # -- whether it may go there --------------------------------------------------------------
+    # -- the target --------------------------------------------------------------------------
 
     def _take_place(self, spec: bytes) -> bool:
-        """Make sure that the place is free or has this job; return whether it is no job yet."""
+        """Check that the target is empty or has this job; return whether it is not a job yet."""
         with suppress(NotFound):
             if read_document(self._target, layout.SPEC) == spec:
                 return False
-            raise self._taken("another job is there")
+            raise self._taken("it holds another job")
         note = seal(_Note(spec=checksum(spec)))
         try:
             data = read_document(self._target, layout.COPYING)
@@ -122,11 +124,11 @@ class _Copy:
             return True
         path = join(self._target.root, layout.COPYING)
         if unseal(data, path, _Note, _FORMAT).spec != checksum(spec):
-            raise self._taken("the unfinished copy of another job is there")
+            raise self._taken("it holds an incomplete copy of another job")
         return True
 
     def _new_events(self) -> tuple[list[int], list[tuple[int, bytes]]]:
-        """Return the numbers of all events, and the events that the copy does not have yet."""
+        """Return the numbers of all events, and the events that the target lacks."""
         seqs = self._seqs(self._source)
         there = self._seqs(self._target)
         known = set(there)
@@ -137,19 +139,19 @@ class _Copy:
             if seq not in known:
                 return seq, data
             if read_document(self._target, path) != data:
-                raise self._taken(f"the copy there has gone on by itself (from {path})")
+                raise self._taken(f"the copy there has been run itself (since {path})")
             return None
 
         new = self._each(read, seqs)
         if known - set(seqs):
             own = layout.journal_event(min(known - set(seqs)))
-            raise self._taken(f"the copy there has gone on by itself (from {own})")
+            raise self._taken(f"the copy there has been run itself (since {own})")
         return seqs, [event for event in new if event is not None]
 
     def _taken(self, problem: str) -> PlaceTaken:
         return PlaceTaken(root=self._target.root, problem=problem)
 
-    # -- what there is ------------------------------------------------------------------------
+    # -- the source ---------------------------------------------------------------------------
 
     @staticmethod
     def _seqs(storage: Storage) -> list[int]:
@@ -185,10 +187,10 @@ class _Copy:
         self._meter.expect(sum(self._each(self._source.size, paths)))
         self._meter.expect(sum(manifest.size for _, manifest in manifests if manifest))
 
-    # -- the copying itself -------------------------------------------------------------------
+    # -- copying -----------------------------------------------------------------------------
 
     def _checkpoint(self, checkpoint: CheckpointId, manifest: Manifest | None) -> None:
-        """Copy a checkpoint, manifest last; one that is damaged is no better and no worse then."""
+        """Copy a checkpoint, manifest last. A damaged one is copied unchanged."""
         entries: list[FileEntry | str] = []
         if manifest is not None:
             entries += manifest.files
@@ -203,12 +205,12 @@ class _Copy:
         except StorageError:
             if manifest is not None:
                 raise
-            return  # that it cannot be read has been said
+            return  # reported already
         self._transfer.document(path, data)
         self._copied.checkpoints.append(checkpoint)
 
     def _entry(self, checkpoint: CheckpointId, entry: FileEntry | str) -> Damage | None:
-        """Copy a file of a checkpoint; return what is wrong with it in the source."""
+        """Copy a file of a checkpoint; return its damage in the source, if any."""
         if isinstance(entry, str):
             self._transfer.file(layout.checkpoint_file(checkpoint, entry))
             return None
@@ -216,14 +218,14 @@ class _Copy:
         return None if reason is None else Damage(str(checkpoint), entry.name, reason)
 
     def _journal(self, events: list[tuple[int, bytes]], *, at_once: bool) -> None:
-        """Add events. To what is a job already one by one, as a training adds them."""
+        """Add events. To an existing job they are added one by one, as a training does."""
 
         def add(event: tuple[int, bytes]) -> None:
             path = layout.journal_event(event[0])
             try:
                 self._transfer.create(path, event[1])
             except AlreadyExists:
-                raise self._taken(f"the copy there has gone on by itself (from {path})") from None
+                raise self._taken(f"the copy there has been run itself (since {path})") from None
 
         if at_once:
             self._each(add, events)

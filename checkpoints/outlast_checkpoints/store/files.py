@@ -1,6 +1,6 @@
-"""The files of one checkpoint: written and hashed, checked, read back.
+"""The files of one checkpoint: written and hashed, verified, and loaded.
 
-What did not change since the checkpoint before is not written: see `frozen`.
+Arrays that have not changed since the previous checkpoint are linked, not written; see `unchanged`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from outlast_checkpoints.arrays import unchanged as frozen
+from outlast_checkpoints.arrays import unchanged
 from outlast_checkpoints.arrays.hashing import Digests, read_checked
 from outlast_checkpoints.arrays.unchanged import FrozenPart, Seen
 from outlast_checkpoints.errors import CheckpointDamaged, FormatError, NotFound, UsageError
@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     import numpy as np
 
 _ARRAYS = ".h5"
+_NAMING = "Names of array files end in .h5, others do not."
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong with a file of a checkpoint (file: "manifest.json" or one it names).
+    """Damage to one file of a checkpoint.
 
-    For an attempt's origin, `checkpoint` is the attempt's folder.
+    Attributes:
+        checkpoint: The checkpoint's name; for a damaged `origin.json`, the attempt's folder.
+        file: The file's name: "manifest.json", or one that the manifest lists.
+        reason: What is wrong, for people.
     """
 
     checkpoint: str
@@ -43,16 +47,19 @@ class Damage:
         return f"{self.checkpoint}: {self.file}: {self.reason}"
 
     def error(self) -> CheckpointDamaged:
-        """Return the error that says so."""
+        """Return the damage as an exception."""
         return CheckpointDamaged(checkpoint=self.checkpoint, file=self.file, reason=self.reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The content of a checkpoint, every byte of it checked.
+    """The content of a checkpoint, every byte checked.
 
-    files: arrays by file and path in it. attributes: text by file, group and name.
-    documents: the other files.
+    Attributes:
+        manifest: Its manifest.
+        files: Arrays by file name, then by dataset path, with the saved shapes and dtypes.
+        attributes: Text attributes by file name, group path and name.
+        documents: All other files by name, as bytes.
     """
 
     manifest: Manifest
@@ -63,10 +70,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written of a snapshot.
+    """The result of writing a snapshot.
 
-    entries: what a manifest says about the files. seen: by file, what the next snapshot is to be
-    compared with.
+    entries: the manifest entries of the files. seen: by file, what to compare the next snapshot
+    with.
     """
 
     entries: list[FileEntry] = field(default_factory=list)
@@ -82,11 +89,11 @@ def write(
     over: bool = False,
     past_cache: bool = False,
 ) -> Written:
-    """Write a snapshot's files, durably. over: over those that an earlier try has left.
-    past_cache: large ones past the system's page cache.
+    """Write a snapshot's files durably.
 
-    last: what the last commit saw of its files. Arrays that have not changed since go to a file of
-    their own where that pays, and are not written again by the checkpoints that follow.
+    last: what the last commit saw of its files. Where it pays, unchanged arrays go to a separate
+    file, which later checkpoints link. over: overwrite files of an earlier try. past_cache: write
+    large files with direct I/O.
     """
     written = Written()
     for name in snapshot.files:
@@ -110,9 +117,9 @@ def write(
 
 
 def check(storage: Storage, manifest: Manifest, digests: Digests | None = None) -> list[Damage]:
-    """Read and hash every file that a manifest names; return what is wrong.
+    """Read and hash every file that a manifest lists; return what is wrong.
 
-    digests: what other checkpoints' files were found to be, so that a shared one is read once.
+    digests: hashes found for other checkpoints, so that a shared file is read once.
     """
     digests = digests or Digests()
     found = (check_file(storage, manifest, entry, digests) for entry in manifest.files)
@@ -122,14 +129,14 @@ def check(storage: Storage, manifest: Manifest, digests: Digests | None = None) 
 def check_file(
     storage: Storage, manifest: Manifest, entry: FileEntry, digests: Digests
 ) -> Damage | None:
-    """Read and hash one file of a checkpoint; return what is wrong with it."""
+    """Read and hash one file of a checkpoint; return its damage, if any."""
     path = layout.checkpoint_file(manifest.id, entry.name)
     reason = digests.difference(storage, path, entry)
     return None if reason is None else Damage(manifest.checkpoint, entry.name, reason)
 
 
 def check_size(storage: Storage, manifest: Manifest, entry: FileEntry) -> Damage | None:
-    """Return what the size of a file alone tells of what is wrong with it."""
+    """Compare only the size of a file; return its damage, if any."""
     try:
         size = storage.size(layout.checkpoint_file(manifest.id, entry.name))
     except NotFound:
@@ -141,7 +148,7 @@ def check_size(storage: Storage, manifest: Manifest, entry: FileEntry) -> Damage
 
 
 def load(storage: Storage, manifest: Manifest) -> Loaded:
-    """Return what a manifest names, checked. Raises `CheckpointDamaged`."""
+    """Read and check everything that a manifest lists. Raises `CheckpointDamaged`."""
     loaded = Loaded(manifest)
     for entry in manifest.files:
         if not entry.name.endswith(_ARRAYS):
@@ -155,7 +162,7 @@ def load(storage: Storage, manifest: Manifest) -> Loaded:
 
 
 def load_file(storage: Storage, manifest: Manifest, name: str) -> ArrayFile:
-    """Return an array file, its parts merged into it, checked. Raises `CheckpointDamaged`."""
+    """Read and check an array file with its parts. Raises `CheckpointDamaged`."""
     from outlast_checkpoints.arrays.hdf5_file import read_file
 
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -165,7 +172,7 @@ def load_file(storage: Storage, manifest: Manifest, name: str) -> ArrayFile:
             with _checked(storage, manifest, entry) as content:
                 found = read_file(content, entry.name)
                 for path in found.arrays.keys() & arrays.keys():
-                    raise FormatError(path=entry.name, reason=f"{path} is in another file as well")
+                    raise FormatError(path=entry.name, reason=f"{path} is in two files")
                 arrays |= found.arrays
                 attributes |= {
                     group: dict(texts) for group, texts in found.group_attributes.items()
@@ -183,10 +190,10 @@ def _write_file(
     over: bool,
     past_cache: bool,
 ) -> tuple[list[FileEntry], Seen | None]:
-    """Write an array file whole, or without its unchanged arrays, which are a part of their own."""
+    """Write an array file, whole or with its unchanged arrays in a separate part."""
     from outlast_checkpoints.arrays.hdf5_file import as_arrays
 
-    file, part_name = snapshot.files[name], frozen.part_name(name)
+    file, part_name = snapshot.files[name], unchanged.part_name(name)
     written = functools.partial(
         _write_arrays,
         storage,
@@ -199,16 +206,16 @@ def _write_file(
     if not (possible and storage.capabilities.links):
         return [written(name, file)], None
     arrays = as_arrays(file.taken() if snapshot.let_go else file)
-    how = frozen.split(arrays, snapshot.progress, last)
+    how = unchanged.split(arrays, snapshot.progress, last)
     part = None
     if how.link is not None:
         source = layout.checkpoint_file(how.link.checkpoint, part_name)
-        # Where it cannot be linked (its checkpoint was deleted, say), all is written.
+        # If it cannot be linked (its checkpoint was deleted, say), everything is written.
         if storage.link(source, layout.checkpoint_file(checkpoint, part_name)):
             part = FrozenPart(checkpoint, how.link.entry, how.link.paths)
     elif how.fresh:
-        unchanged = ArrayFile({path: arrays[path] for path in how.fresh})
-        entry = written(part_name, unchanged, name)
+        fresh = ArrayFile({path: arrays[path] for path in how.fresh})
+        entry = written(part_name, fresh, name)
         part = FrozenPart(checkpoint, entry, how.fresh)
     if part is not None:
         arrays = {path: array for path, array in arrays.items() if path not in part.paths}
@@ -238,9 +245,9 @@ def _write_arrays(
 
 @contextmanager
 def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator[memoryview]:
-    """Give a file's content, every byte of it right. Raises `CheckpointDamaged`.
+    """Yield a file's content, every byte checked. Raises `CheckpointDamaged`.
 
-    It is read once: what was hashed is what is used, and nothing that the disk says afterwards.
+    The file is read once, so exactly the hashed bytes are used.
     """
     try:
         with storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local:
@@ -258,6 +265,6 @@ def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator
 def _path(checkpoint: CheckpointId, name: str, *, arrays: bool) -> str:
     layout.check_name("file", name)
     if name == layout.MANIFEST_FILE or name.endswith(_ARRAYS) is not arrays:
-        problem = f"{name!r} is no name for {'arrays' if arrays else 'a document'}"
-        raise UsageError(field="snapshot", problem=problem, hint="Arrays end in .h5, others not.")
+        problem = f"{name!r} cannot be the name of {'an array file' if arrays else 'a document'}"
+        raise UsageError(field="snapshot", problem=problem, hint=_NAMING)
     return layout.checkpoint_file(checkpoint, name)

@@ -1,7 +1,7 @@
-"""What writers that are gone have left behind in a job's folder, and nothing names.
+"""Leftovers of dead writers in a job's folder. Nothing refers to them.
 
-It is told by age, and by the storage's own clock: whoever writes now may be anywhere, and may be
-known to nobody here. What a manifest names is never among it.
+Their age by the storage's clock decides, because a live writer may be on any machine and unknown
+here. A file that a manifest lists is never a leftover.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ _PROBE = ".probe-"
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file or folder that can go.
+    """A file or folder that can be deleted.
 
-    path: below the job's folder. reason: for people. age: seconds since it was last written, by
-    the storage's clock. size: bytes, as far as it is told. upload: what no listing shows.
+    path: relative to the job's folder. reason: for people. age: seconds since the last write, by
+    the storage's clock. size: bytes, if known. folder: whether it is a folder. upload: remains of a
+    write that no listing shows.
     """
 
     path: str
@@ -44,10 +45,10 @@ class Leftover:
 
 
 def leftovers(storage: Storage, *, older_than: float, at_work: bool) -> list[Leftover]:
-    """Return what was left behind in a job at least `older_than` seconds ago.
+    """Return the leftovers in a job's folder that are at least `older_than` seconds old.
 
-    at_work: somebody trains: folders without a manifest are its own business. Raises
-    `StorageError`, also where the storage cannot be written to: its clock is read off a file.
+    at_work: a training is running, so folders without a manifest are left alone. Raises
+    `StorageError`, also for a read-only storage: its clock is read by writing a file.
     """
     now = clock(storage)
     found = [_unfinished(left, now) for left in storage.unfinished()]
@@ -64,7 +65,7 @@ def leftovers(storage: Storage, *, older_than: float, at_work: bool) -> list[Lef
 
 
 def clock(storage: Storage) -> float:
-    """Return what time it is by the clock that stamps the storage's files."""
+    """Return the time by the storage's clock, in Unix seconds."""
     probe = f"{_PROBE}{secrets.token_hex(8)}"
     storage.create(probe, b"what time is it?")
     try:
@@ -81,26 +82,26 @@ def _file(storage: Storage, path: str, reason: str, now: float) -> list[Leftover
     try:
         age, size = now - storage.modified(path), storage.size(path)
     except NotFound:
-        return []  # its writer was faster
+        return []  # its writer deleted it
     return [Leftover(path, reason, age, size)]
 
 
 def _unnamed(store: CheckpointStore, checkpoint: CheckpointId, now: float) -> list[Leftover]:
-    """Return the files in a checkpoint's folder that are none of its own."""
+    """Return the files in a checkpoint's folder that its manifest does not list."""
     try:
         named = {entry.name for entry in store.manifest(checkpoint).files}
     except (CheckpointDamaged, NoCheckpoint):
-        return []  # which ones are its own is not known
+        return []  # unknown which files it lists
     folder = layout.checkpoint_dir(checkpoint)
     names = set(store.storage.list(folder)) - named - {layout.MANIFEST_FILE}
-    reason = "its checkpoint's manifest does not name it"
+    reason = "its checkpoint's manifest does not list it"
     return [
         left for name in names for left in _file(store.storage, f"{folder}/{name}", reason, now)
     ]
 
 
 def _uncommitted(storage: Storage, checkpoint: CheckpointId, now: float) -> list[Leftover]:
-    """Return a folder without a manifest, as old as what was written last in it."""
+    """Return a folder without a manifest; its age is that of its newest file."""
     folder = layout.checkpoint_dir(checkpoint)
     files = [
         left

@@ -1,7 +1,7 @@
-"""The spool: where the checkpoints of a job whose storage is elsewhere wait on this machine.
+"""The spool: local folders where checkpoints of remote jobs wait to be sent.
 
-It is a folder for each job, laid out as the job's own: what is committed in it is as durable as
-this machine's disk, and waits to be sent. See `sender`.
+Each job has a spool folder with the layout of a job's folder. What is committed in it is as durable
+as this machine's disk. `spool_sender` sends it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from outlast_checkpoints.store.files import Damage
 
 FOLDER: Final = "OUTLAST_SPOOL"
 LIMIT: Final = "OUTLAST_SPOOL_LIMIT"
-_MOST: Final = 20 << 30  # bytes that wait, when nobody says how many
-_AGE: Final = 7 * 86400.0  # seconds after which what nobody can use any more is deleted
+_MOST: Final = 20 << 30  # bytes; the default limit
+_AGE: Final = 7 * 86400.0  # seconds; older remains that nobody can use are deleted
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", re.IGNORECASE)
 _UNITS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 class _Folder(LocalStorage):
-    """A folder whose checkpoints do not share files: each is sent, and goes, by itself."""
+    """A folder whose checkpoints share no files: each is sent and deleted independently."""
 
     capabilities = Capabilities(
         exclusive_create=True, append=True, local=True, in_process=False, links=False
@@ -45,7 +45,7 @@ class _Folder(LocalStorage):
 
 
 class Spool:
-    """The spool of one job. limit: bytes of checkpoints that may wait beside the newest one."""
+    """The spool of one job. limit: bytes of waiting checkpoints, not counting the newest."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.storage: Storage = _Folder(folder)
@@ -53,14 +53,14 @@ class Spool:
 
     @classmethod
     def of(cls, job: Storage, life: str) -> Spool | None:
-        """Return the spool of the job in a storage; None when that is on this machine already.
+        """Return the spool of a job, or None if the job is on this machine.
 
-        life: tells the job from another one that was in the same place before it.
-        It is below $OUTLAST_SPOOL (default: outlast/spool in the user's cache folder) and takes
-        $OUTLAST_SPOOL_LIMIT bytes ("5GB"; default: half of what is free there, at most 20 GiB).
-        Raises `UsageError` for a limit that is no size.
+        life: distinguishes the job from an earlier one at the same URL.
+        The spool is below $OUTLAST_SPOOL (default: outlast/spool in the user's cache folder). Its
+        limit is $OUTLAST_SPOOL_LIMIT, such as "5GB" (default: half of the free space, at most
+        20 GiB). Raises `UsageError` for an invalid limit.
         """
-        # Not by its capabilities: to find them out the storage may have to be there.
+        # Not by its capabilities: finding them out may take a request.
         if job.local_path("") is not None or job.root.startswith("memory:"):
             return None
         home = _home()
@@ -68,9 +68,9 @@ class Spool:
 
     @classmethod
     def found(cls, job: Storage) -> Spool | None:
-        """Return the spool that was used last of the job in a storage, if there is any.
+        """Return the most recently used spool of a job, if there is one.
 
-        For when the storage is away and cannot be asked which life of the job it is.
+        Use it if the storage is unreachable, so that the job's life is unknown.
         """
         if job.local_path("") is not None:
             return None
@@ -83,11 +83,11 @@ class Spool:
 
     @property
     def path(self) -> str:
-        """The folder."""
+        """The spool's folder."""
         return self.storage.root
 
     def make(self) -> None:
-        """Make the folder, for its owner alone."""
+        """Create the folder, private to its owner. Raises `StorageError`."""
         folder = Path(self.path)
         try:
             folder.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -95,36 +95,36 @@ class Spool:
             folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise StorageError(
-                action="make the spool", path=self.path, reason=str(error), errno=error.errno
+                action="create the spool", path=self.path, reason=str(error), errno=error.errno
             ) from error
 
     def waiting(self, attempt: int | None = None) -> list[CheckpointId]:
-        """Return what is committed here (by an attempt), oldest first."""
+        """Return the checkpoints that wait here, or those of one attempt, oldest first."""
         names = map(CheckpointId.parse, self.storage.list(layout.CHECKPOINTS))
         found = sorted(one for one in names if one and attempt in (None, one.attempt))
         return [one for one in found if self.storage.exists(layout.manifest(one))]
 
     def attempts(self) -> list[int]:
-        """Return the attempts that have left anything here, oldest first."""
+        """Return the attempts that have files here, oldest first."""
         numbers = map(layout.parse_attempt, self.storage.list(layout.ATTEMPTS))
         found = {number for number in numbers if number is not None}
         names = map(CheckpointId.parse, self.storage.list(layout.CHECKPOINTS))
         return sorted(found | {name.attempt for name in names if name is not None})
 
     def manifest(self, checkpoint: CheckpointId) -> Manifest:
-        """Return the manifest of what waits here. Raises `NotFound`, `FormatError`."""
+        """Return the manifest of a waiting checkpoint. Raises `NotFound`, `FormatError`."""
         path = layout.manifest(checkpoint)
         return manifest.decode(self.storage.read(path), path)
 
     def damage(self, checkpoint: CheckpointId) -> list[Damage]:
-        """Read and hash every file of what waits here; return what is wrong."""
+        """Read and hash every file of a waiting checkpoint; return what is wrong."""
         try:
             return files.check(self.storage, self.manifest(checkpoint))
         except (NotFound, FormatError) as error:
             return [Damage(str(checkpoint), layout.MANIFEST_FILE, str(error))]
 
     def size(self, checkpoints: Iterable[CheckpointId]) -> int:
-        """Return how many bytes these take."""
+        """Return the size of these checkpoints in bytes."""
         total = 0
         for checkpoint in checkpoints:
             with suppress(NotFound, FormatError):
@@ -132,7 +132,7 @@ class Spool:
         return total
 
     def drop(self, checkpoint: CheckpointId) -> None:
-        """Delete what was sent or is not wanted, manifest first."""
+        """Delete a checkpoint that was sent or is not wanted, manifest first."""
         self.storage.delete(layout.manifest(checkpoint))
         self.storage.delete_tree(layout.checkpoint_dir(checkpoint))
 
@@ -144,10 +144,10 @@ class Spool:
         *,
         limit: int | None = None,
     ) -> list[CheckpointId]:
-        """Delete what of an attempt need not be sent any more; return it, oldest first.
+        """Delete waiting checkpoints that need not be sent; return them, oldest first.
 
-        That is what retention would delete, and then the oldest until `limit` bytes (default: the
-        spool's own) suffice. Never the newest, nor the end of a phase, nor what is `in_use`.
+        First those that retention would delete, then the oldest until the rest fits into `limit`
+        bytes (default: the spool's limit). The newest, the end of a phase and `in_use` stay.
         """
         found = self.waiting(attempt)
         items = [Item(one, self._metrics(one)) for one in found]
@@ -166,7 +166,7 @@ class Spool:
         return sorted(doomed)
 
     def forget(self, attempt: int) -> None:
-        """Delete all that an attempt has left here."""
+        """Delete everything of an attempt."""
         for name in self.storage.list(layout.CHECKPOINTS):
             checkpoint = CheckpointId.parse(name)
             if checkpoint is not None and checkpoint.attempt == attempt:
@@ -174,16 +174,16 @@ class Spool:
         self.storage.delete_tree(layout.attempt_dir(attempt))
         here = Path(self.path)
         for folder in (here / layout.CHECKPOINTS, here / layout.ATTEMPTS, here, here.parent):
-            with suppress(OSError):  # somebody else's are there
+            with suppress(OSError):  # other attempts have files there
                 folder.rmdir()
 
     def tidy(self, attempt: int) -> None:
-        """Forget an attempt that has ended and has nothing to send."""
+        """Delete everything of an ended attempt that has nothing left to send."""
         if not self.waiting(attempt):
             self.forget(attempt)
 
     def is_old(self, attempt: int) -> bool:
-        """Whether an attempt has left nothing here in the last seven days."""
+        """Return whether an attempt has written nothing here for seven days."""
         here = Path(self.path)
         folders = [here / layout.attempt_dir(attempt)]
         folders += here.glob(f"{layout.CHECKPOINTS}/*-{attempt:04d}")
@@ -203,13 +203,13 @@ def _home() -> Path:
         return Path(given).expanduser()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     there = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    if not os.access(there, os.W_OK):  # as in a container without a home
+    if not os.access(there, os.W_OK):  # a container without a home, say
         return Path(tempfile.gettempdir()) / f"outlast-spool-{os.getuid()}"
     return cache / "outlast" / "spool"
 
 
 def _name(url: str) -> str:
-    """Return a folder's name that tells jobs of the same name in different places apart."""
+    """Return a folder name that is unique for the job's URL."""
     tail = re.sub(r"[^A-Za-z0-9._-]+", "-", url.rstrip("/").rpartition("/")[2])[:60].strip("-._")
     return f"{tail or 'job'}-{_digest(url.rstrip('/'))}"
 
@@ -224,7 +224,9 @@ def _limit(home: Path) -> int:
         match = _SIZE.fullmatch(given.strip())
         if match is None:
             raise UsageError(
-                field=LIMIT, problem=f"{given!r} is no size", hint="For example 500MB or 20GB."
+                field=LIMIT,
+                problem=f"invalid size {given!r}",
+                hint="For example 500MB or 20GB.",
             )
         return int(float(match[1]) * (1 << _UNITS[match[2].upper()]))
     there = next(folder for folder in (home, *home.parents) if folder.exists())

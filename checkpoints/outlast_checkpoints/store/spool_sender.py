@@ -1,4 +1,4 @@
-"""Sends what waits in the spool to the job's own storage, and goes on trying while that is away."""
+"""Sends checkpoints from the spool to the job's storage, and retries while it is unreachable."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.manifest import HistoryMark, Manifest
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.history import SegmentWriter
-from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.storage.private_rng import rng
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.spool import Spool
 
-PATIENCE: Final = 10.0  # seconds that saves wait for one that is being sent
-PAUSES: Final = (1.0, 30.0)  # seconds between two tries: at first, at most
-_PIECE: Final = 16 << 20  # bytes of rows in one segment
+PATIENCE: Final = 10.0  # seconds for which saves wait for a checkpoint that is being sent
+PAUSES: Final = (1.0, 30.0)  # seconds between two tries: the first pause, the longest
+_PIECE: Final = 16 << 20  # bytes of history rows per segment
 
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits: how many checkpoints, their bytes, and where.
+    """The checkpoints that wait in the spool.
 
-    away_since: unix seconds since when the store does not take them, None: it does. reason: why.
+    count: how many. size: their bytes. path: the spool's folder. away_since: since when the store
+    has been unreachable, in Unix seconds, or None if it is reachable. reason: why.
     """
 
     count: int
@@ -40,16 +41,17 @@ class Backlog:
 
 
 class Sender:
-    """Sends the checkpoints of one attempt on a thread of its own.
+    """Sends the checkpoints of one attempt on a background thread.
 
-    A phase's end goes first, then the newest, and the older ones after it; before each go the rows
-    of history that belong to it. What was sent is deleted from the spool.
+    The end of a phase is sent first, then the newest checkpoint, then older ones. The history rows
+    that belong to a checkpoint are sent before it. Sent checkpoints are deleted from the spool.
 
-    store: where to, which has begun or may adopt what `attempt` left. keep: what to prune to, there
-    and in the spool. on_event: told, on either thread, "saved" of what was sent at once; "spooled",
-    and "sent" later, of what had to wait; "store_lost" and "store_recovered"; "spool_trimmed" and
-    "spool_lost" of what will never be sent; "pruned" and "prune_failed". It must not raise.
-    pauses: seconds between two tries, at first and at most.
+    store: the target; it has begun, or may adopt what `attempt` left. keep: retention rules for the
+    target and the spool. on_event: called on either thread with an event and its fields: "saved"
+    for a checkpoint sent at once; "spooled" and later "sent" for one that had to wait; "store_lost"
+    and "store_recovered"; "spool_trimmed" and "spool_lost" for checkpoints that will never be sent;
+    "pruned" and "prune_failed". It must not raise. pauses: seconds between two tries, first and
+    longest.
     """
 
     def __init__(
@@ -76,8 +78,8 @@ class Sender:
         self._error: BaseException | None = None
         self._current: CheckpointId | None = None
         self._began = 0.0
-        self._fresh: dict[CheckpointId, tuple[Manifest, float]] = {}  # nobody was told of yet
-        self._away: tuple[float, float] | None = None  # since: unix seconds, by the clock
+        self._fresh: dict[CheckpointId, tuple[Manifest, float]] = {}  # not reported yet
+        self._away: tuple[float, float] | None = None  # since when: Unix seconds, and by the clock
         self._reason = ""
         self._tries = 0
         self._try_at = 0.0
@@ -87,27 +89,27 @@ class Sender:
 
     @property
     def busy(self) -> bool:
-        """Whether the next save had better wait: one is being sent, and not for long yet."""
+        """Whether the next save should wait, because a checkpoint has just started being sent."""
         with self._changed:
             sending = self._current is not None or bool(self._fresh)
             return sending and self._away is None and self._clock() - self._began < PATIENCE
 
     def backlog(self) -> Backlog:
-        """Return what waits now."""
+        """Return the checkpoints that wait now."""
         with self._changed:
             found = self.spool.waiting(self._attempt)
             since = None if self._away is None else self._away[0]
             return Backlog(len(found), self.spool.size(found), self.spool.path, since, self._reason)
 
     def offer(self, made: Manifest, seconds: float) -> None:
-        """Take what was committed to the spool, after `seconds` of writing."""
+        """Queue a checkpoint that took `seconds` to commit to the spool."""
         with self._changed:
             self._fresh[made.id] = made, seconds
             waits = self._current is not None or self._away is not None
             if not waits:
                 self._began = self._clock()
             trimmed: list[CheckpointId] = []
-            with suppress(StorageError):  # what is too many does no harm yet
+            with suppress(StorageError):  # too many checkpoints do no harm yet
                 trimmed = self.spool.trim(self._attempt, self._keep, self._current)
             if self._thread is None:
                 self._thread = threading.Thread(
@@ -120,17 +122,17 @@ class Sender:
         self._tell_trimmed(trimmed)
 
     def make_room(self) -> bool:
-        """Delete all that can be spared of what waits; return whether that was anything."""
+        """Delete every waiting checkpoint that is not needed; return whether there was any."""
         with self._changed:
             trimmed = self.spool.trim(self._attempt, self._keep, self._current, limit=0)
         self._tell_trimmed(trimmed)
         return bool(trimmed)
 
     def settle(self, left: Callable[[], float]) -> bool:
-        """Wait until nothing waits any more; return whether it is so.
+        """Wait until everything is sent; return whether it is.
 
-        left: for how many seconds a store that is away is still waited for, asked about every
-        second. It is tried at once; what is being sent may take its time.
+        left: returns for how many more seconds to wait for an unreachable store; called about
+        every second. The store is tried at once. A transfer in progress may take longer.
         """
         with self._changed:
             self._hurry, self._try_at = True, 0.0
@@ -148,7 +150,7 @@ class Sender:
             self._hurry = False
 
     def send_all(self) -> list[CheckpointId]:
-        """Send all that waits, here and now; return what was sent. Raises what goes wrong."""
+        """Send everything on this thread; return what was sent. Errors are raised."""
         sent = []
         while (checkpoint := self._next()) is not None:
             made = self._look(checkpoint)
@@ -158,12 +160,12 @@ class Sender:
         return sent
 
     def take_error(self) -> BaseException | None:
-        """Return the error that has ended the sending, and forget it."""
+        """Return the error that ended the thread, if any, and clear it."""
         error, self._error = self._error, None
         return error
 
     def close(self) -> None:
-        """End the thread; what it is sending is left as it is. What waits, waits."""
+        """End the thread. Unsent checkpoints stay in the spool."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -177,16 +179,16 @@ class Sender:
                     checkpoint = self._take()
                     if checkpoint is not None:
                         self._try(checkpoint)
-                except StorageError as error:  # of the spool's own disk
+                except StorageError as error:  # from the spool's disk
                     self._went_away(error)
-        except BaseException as error:  # noqa: BLE001  (comes out at the next save)
+        except BaseException as error:  # noqa: BLE001  (raised at the next save)
             with self._changed:
                 self._error, self._closing, self._current = error, True, None
                 self._changed.notify_all()
             self._tell("save_failed", error=error)
 
     def _take(self) -> CheckpointId | None:
-        """Wait for what is to be sent next, and for when to; None at the end."""
+        """Wait until the next checkpoint is due and return it; None at the end."""
         with self._changed:
             self._current = None
             self._changed.notify_all()
@@ -211,10 +213,10 @@ class Sender:
         if made is None:
             return
         try:
-            with patience(BRIEF):  # it is tried again in any case
+            with patience(BRIEF):  # it is retried in any case
                 self._send(made)
         except StorageError as error:
-            self._looked = False  # at the rows that are there: more may be than was answered
+            self._looked = False  # rows may have arrived although the answer was lost
             self._went_away(error)
             self._tell_spooled(checkpoint)
             return
@@ -232,17 +234,17 @@ class Sender:
         self._prune()
 
     def _look(self, checkpoint: CheckpointId) -> Manifest | None:
-        """Return the manifest of what is whole in the spool; forget about it when it is not."""
+        """Return the manifest if the checkpoint is complete in the spool; otherwise drop it."""
         try:
             made = self.spool.manifest(checkpoint)
             for entry in made.files:
                 path = layout.checkpoint_file(checkpoint, entry.name)
                 if self.spool.storage.size(path) != entry.size:
-                    raise FormatError(path=path, reason=f"it has not {entry.size} bytes any more")
+                    raise FormatError(path=path, reason=f"its size is no longer {entry.size} bytes")
             if made.history is not None and made.history.mark:
                 path = layout.history(made.history.attempt)
                 if self.spool.storage.size(path) < made.history.mark:
-                    raise FormatError(path=path, reason=f"it ends before {made.history.mark}")
+                    raise FormatError(path=path, reason=f"it ends before byte {made.history.mark}")
         except (NotFound, FormatError) as error:
             with suppress(StorageError):
                 self.spool.drop(checkpoint)
@@ -259,7 +261,7 @@ class Sender:
         self.spool.drop(made.id)
 
     def _send_rows(self, mark: HistoryMark) -> None:
-        """Make the rows up to a mark durable on the store, each byte once and in order."""
+        """Make the history rows up to a mark durable on the store, each byte once."""
         if not self._looked:
             self._rows.look()
             self._looked = True
@@ -278,7 +280,7 @@ class Sender:
             shortest, longest = self._pauses
             pause = shortest if self._hurry else min(longest, shortest * 2.0**self._tries)
             self._tries = min(self._tries + 1, 32)
-            self._try_at = self._clock() + pause * chance.uniform(0.75, 1.25)
+            self._try_at = self._clock() + pause * rng.uniform(0.75, 1.25)
         if first:
             self._tell(
                 "store_lost",
@@ -300,7 +302,7 @@ class Sender:
             with patience(BRIEF):
                 pruned = self._store.prune(self._keep)
         except OutlastError as error:
-            # What is too many does no harm; the next one that is sent tries again.
+            # Too many checkpoints do no harm; the next sent one tries again.
             self._tell("prune_failed", error=error)
             return
         if pruned:

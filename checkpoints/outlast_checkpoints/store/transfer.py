@@ -1,6 +1,6 @@
-"""One file after the other from a storage to another, each the same at both ends afterwards.
+"""Copies files from one storage to another and verifies them there.
 
-What is there already and right is not written again.
+Files that are correct in the target are not written again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from outlast_checkpoints.storage.base import Storage, join, read_document
 
 @dataclass
 class Tally:
-    """What was done so far. files: their number; all else in bytes.
+    """What was done so far.
 
-    written: copied. kept: were there already, and right. linked: share a file with another one.
+    files: their number. written: bytes copied. kept: bytes that were correct in the target already.
+    linked: bytes of files that share another file's content.
     """
 
     files: int = 0
@@ -32,9 +33,9 @@ class Tally:
 
 
 class Transfer:
-    """Takes files from `source` to the same paths in `target`; from several threads at a time.
+    """Copies files from `source` to the same paths in `target`. Threads may share it.
 
-    meter: told of each byte that is done.
+    meter: receives the progress in bytes.
     """
 
     def __init__(self, source: Storage, target: Storage, meter: Meter) -> None:
@@ -42,15 +43,15 @@ class Transfer:
         self._meter = meter
         self._digests = Digests()
         self._lock = threading.Lock()
-        self._there: dict[str, set[str]] = {}  # names by folder, as they were found
-        self._parts: dict[FileEntry, str] = {}  # where the target has a part that others link
+        self._there: dict[str, set[str]] = {}  # names by folder, at the first look
+        self._parts: dict[FileEntry, str] = {}  # paths of parts in the target, for links
         self.tally = Tally()
 
     def named(self, path: str, entry: FileEntry) -> str | None:
-        """Take a file that a manifest names; return what is wrong with it in the source.
+        """Copy a file that a manifest lists; return its damage in the source, if any.
 
-        Damaged it is taken as it is. A part that the target has already is linked where it can be.
-        Raises `StorageError`.
+        A damaged file is copied unchanged. A part that the target already has is linked where
+        possible. Raises `StorageError`.
         """
         if self._has(path) and self._digests.difference(self._target, path, entry) is None:
             self._count(kept=entry.size)
@@ -66,7 +67,7 @@ class Transfer:
         return None
 
     def file(self, path: str) -> None:
-        """Take a file that no manifest names. Raises `NotFound`, `StorageError`."""
+        """Copy a file that no manifest lists. Raises `NotFound`, `StorageError`."""
         with suppress(NotFound):
             size = self._source.size(path) if self._has(path) else -1
             if size >= 0 and self._target.size(path) == size:
@@ -80,7 +81,7 @@ class Transfer:
             raise error.cause from None
 
     def create(self, path: str, data: bytes) -> None:
-        """Publish a document that may exist only as it is. Raises `AlreadyExists` if it differs."""
+        """Create a document. Raises `AlreadyExists` if a different one exists."""
         try:
             self._target.create(path, data)
         except AlreadyExists:
@@ -89,7 +90,7 @@ class Transfer:
         self._count(written=len(data), metered=True)
 
     def document(self, path: str, data: bytes) -> None:
-        """Publish a document, over what is there if that differs."""
+        """Write a document, replacing a different one."""
         try:
             self._target.create(path, data)
         except AlreadyExists:
@@ -98,7 +99,7 @@ class Transfer:
         self._count()
 
     def _has(self, path: str) -> bool:
-        """Return whether the file was there at the beginning; a folder is listed once."""
+        """Return whether the target had the file at the beginning. Each folder is listed once."""
         folder, _, name = path.rpartition("/")
         with self._lock:
             if folder not in self._there:
@@ -116,7 +117,7 @@ class Transfer:
         return True
 
     def _write(self, path: str) -> str:
-        """Copy a file, whatever is there now; return its hash, the same at both ends."""
+        """Copy a file, replacing any other; return its hash, verified in the target."""
         size = 0
 
         def read() -> Iterator[memoryview | bytes]:
@@ -139,7 +140,7 @@ class Transfer:
             digest = hashed(read(), self._meter)
         if self._digests.of(self._target, path) != digest:
             full = join(self._target.root, path)
-            raise StorageError(action="copy", path=full, reason="it arrived changed")
+            raise StorageError(action="copy", path=full, reason="the copy differs from the source")
         self._count(written=size, metered=True)
         return digest
 
@@ -156,7 +157,7 @@ class Transfer:
 
 
 class _Unreadable(Exception):
-    """A file of the source cannot be read, for good: its disk says so."""
+    """A file of the source is lost: its disk cannot read it."""
 
     def __init__(self, cause: StorageError) -> None:
         self.cause = cause

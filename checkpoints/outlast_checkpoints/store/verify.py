@@ -1,4 +1,4 @@
-"""Every byte of many checkpoints, several files at a time; what they share is read once."""
+"""Verification of many checkpoints, several files at a time. Shared files are read once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from outlast_checkpoints.store import files
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.files import Damage
 
-_AT_ONCE = 8  # a disk has enough with two; in a bucket each of them waits for its answers
+_AT_ONCE = 8  # two saturate a disk; in a bucket each one waits for its answers
 
 
 @dataclass(slots=True)
 class Audited:
-    """A checkpoint and all that is wrong with it; manifest: None when that is what is damaged."""
+    """A checkpoint and its damage. manifest: None if the manifest itself is damaged."""
 
     checkpoint: CheckpointId
     manifest: Manifest | None
@@ -28,7 +28,7 @@ class Audited:
 
 @dataclass(slots=True)
 class Audit:
-    """What was found in a store, oldest first. problem: why it could not be seen to its end."""
+    """The result for one store, oldest first. problem: why verification ended early, if it did."""
 
     checkpoints: list[Audited] = field(default_factory=list)
     problem: OutlastError | None = None
@@ -41,10 +41,10 @@ def audit(
     at_once: int = _AT_ONCE,
     meter: Meter | None = None,
 ) -> list[Audit]:
-    """Look at every file of every checkpoint of the stores; return what was found in each.
+    """Check every file of every checkpoint in the stores; return one result per store.
 
-    deep: read and hash every byte; else only sizes are compared. at_once: files at a time, a few
-    megabytes of memory each. meter: told how many bytes there are to read, and how many are done.
+    deep: read and hash every byte; if False, compare only sizes. at_once: files read in parallel,
+    each with a few megabytes of memory. meter: receives the progress in bytes.
     """
     meter = meter or Unread()
     digests = Digests(meter) if deep else None

@@ -31,12 +31,21 @@ class Died(BaseException):
 class FaultyStorage:
     """A storage that fails on demand, at the k-th call of an operation.
 
-    faults: rules "operation@k:fault", separated by spaces; "any" counts all operations that
-    change something. Faults: "fail" and "full" do nothing and raise; "lost" does it and raises;
-    "late" raises and does it only at `deliver`, as a request does that was given up on too early;
-    "partial" deletes some of a tree and raises; "die-before" and "die-after" raise `Died` there
-    and at every later call.
-    calls: what was called so far, as (operation, path). late: what has not arrived yet.
+    Example:
+
+        FaultyStorage(storage, "create@2:full delete@1:lost")
+
+    Args:
+        inner: The storage that does the work.
+        faults: Rules "operation@k:fault", separated by spaces. The operation "any" counts all
+            operations that change something. "fail" and "full" raise and do nothing. "lost" does
+            the operation and raises. "late" raises and does it only at `deliver`, like a request
+            that was given up on too early. "partial" deletes part of a tree and raises.
+            "die-before" and "die-after" raise `Died`, then and at every later call.
+
+    Attributes:
+        calls: All calls so far, as (operation, path).
+        late: Operations that have not been delivered yet.
     """
 
     def __init__(self, inner: Storage, faults: str = "") -> None:
@@ -49,7 +58,9 @@ class FaultyStorage:
         for rule in faults.split():
             match = _RULE.fullmatch(rule)
             if match is None or match.group(3) not in FAULTS:
-                raise UsageError(field="faults", problem=f"{rule!r} is no rule", hint="")
+                raise UsageError(
+                    field="faults", problem=f"unknown rule {rule!r}", hint="Use operation@k:fault."
+                )
             self._rules[match.group(1), int(match.group(2))] = match.group(3)
 
     @property
@@ -103,11 +114,11 @@ class FaultyStorage:
                 local = Path(folder) / path.rpartition("/")[2]
                 yield local
                 data = local.read_bytes()
-            # An upload has no condition: it writes over what is there by then.
+            # An upload has no condition: it overwrites what exists by then.
             self._leave("stage", path, fault, lambda: self.inner.replace(path, data))
         with self.inner.stage(path, over=over) as local:
             yield local
-            if self.dead:  # another thread's call was the last
+            if self.dead:  # another thread's call died
                 raise Died
         self._leave("stage", path, fault, lambda: None)
 
@@ -135,7 +146,7 @@ class FaultyStorage:
         return FaultyStorage(self.inner.sub(folder))
 
     def deliver(self) -> None:
-        """Do what was late, in order; whether it still worked, nobody is told."""
+        """Run the late operations in order. Their errors are dropped."""
         while self.late:
             with suppress(StorageError):
                 self.late.pop(0)()
@@ -144,7 +155,7 @@ class FaultyStorage:
         return self._leave(operation, path, self._enter(operation, path), call)
 
     def _enter(self, operation: str, path: str) -> str | None:
-        """Fail before anything is done, or return the fault to come."""
+        """Raise a fault that precedes the operation, or return a later one."""
         if self.dead:
             raise Died
         self.calls.append((operation, path))
@@ -157,7 +168,7 @@ class FaultyStorage:
         return fault
 
     def _leave(self, operation: str, path: str, fault: str | None, call: Callable[[], T]) -> T:
-        """Do it, unless the fault is that it is not done now, and answer, unless that is lost."""
+        """Run the operation unless the fault prevents it, then return or raise."""
         if fault == "late" and operation in CHANGING:
             self.late.append(call)
         result = call() if fault not in ("late", "partial") else None

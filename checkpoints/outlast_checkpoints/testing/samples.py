@@ -18,9 +18,10 @@ def sample_snapshot(
     numbers: int = 64,
     backbone: int | None = None,
 ) -> Snapshot:
-    """Return a small snapshot whose content follows from its place, `salt` and `numbers`.
+    """Return a small snapshot whose content depends only on the arguments.
 
-    backbone: adds an array of 1 MiB that follows from this number alone, as a frozen layer's.
+    salt: makes the content differ at the same place. numbers: rows of the kernel. backbone: adds a
+    1 MiB array that depends on this number alone, like a frozen layer's.
     """
     import numpy as np
 

@@ -20,7 +20,7 @@ from outlast_checkpoints.storage.base import Storage
 
 
 class StorageConformance:
-    """What every storage must do. Subclass it with a fixture `storage`: an empty one."""
+    """The contract of `Storage`. Subclass it with a fixture `storage` that returns an empty one."""
 
     def test_reads_back_what_was_created(self, storage: Storage) -> None:
         data = bytes(range(256)) * 5
@@ -45,7 +45,7 @@ class StorageConformance:
         storage.create("new", b"2")
         before = storage.modified("old")
         assert before <= storage.modified("new") < before + 3600
-        time.sleep(1.1)  # some clocks have seconds only
+        time.sleep(1.1)  # some clocks count whole seconds
         storage.replace("old", b"3")
         assert before < storage.modified("old")
         with pytest.raises(NotFound):
@@ -63,7 +63,7 @@ class StorageConformance:
 
     def test_one_of_many_creators_wins(self, storage: Storage) -> None:
         if not storage.capabilities.exclusive_create:
-            pytest.skip("this storage says that it cannot")
+            pytest.skip("this storage has no exclusive create")
         start = threading.Barrier(16)
         won: list[int] = []
         lost: list[int] = []

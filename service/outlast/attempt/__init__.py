@@ -1,1 +1,1 @@
-"""The training process, apart from TensorFlow: context, signals, seeding, output."""
+"""The training process, without TensorFlow: context, signals, seeding and output."""

@@ -1,4 +1,4 @@
-"""A bare script: a process that is supervisor and attempt in one, started without `outlast run`."""
+"""Bare scripts, started without `outlast run`: owner and attempt are one process."""
 
 from __future__ import annotations
 
@@ -62,14 +62,24 @@ def open_bare(
     seed: int | None = None,
     name: str | None = None,
 ) -> AttemptContext:
-    """Return this process' attempt of the job in `job_dir`, started without `outlast run`.
+    """Return the context of this process for the job in `job_dir`.
 
-    The first call makes the job when there is none, writes off a predecessor that is gone, claims
-    the next attempt, starts the heartbeat and takes over SIGTERM, SIGINT, SIGUSR1 and SIGUSR2
-    (the third Ctrl-C interrupts at once). Later calls with the same folder return the same
-    context. What is given here goes before what the job's spec says; OUTLAST_DETERMINISTIC=0
-    leaves TensorFlow's op determinism off.
-    Raises `JobBusy`, `SpecInvalid`, `StorageError`.
+    The first call creates the job if it does not exist, writes off a previous owner that is gone,
+    claims the next attempt, starts the heartbeat, and handles SIGTERM, SIGINT, SIGUSR1 and SIGUSR2
+    (the third Ctrl-C interrupts immediately). Later calls with the same folder return the same
+    context. OUTLAST_DETERMINISTIC=0 disables TensorFlow's op determinism.
+
+    Args:
+        job_dir: Folder or URL of the job.
+        save_every: When to save; overrides the job's spec.
+        keep: Which checkpoints to keep; overrides the job's spec.
+        seed: Seed of all random generators; overrides the job's spec.
+        name: Name of a new job; default: that of its folder.
+
+    Raises:
+        JobBusy: another process has the job.
+        SpecInvalid: a value is invalid.
+        StorageError: the storage cannot be used.
     """
     storage = open_storage(job_dir)
     bare = _bare.get(storage.root)
@@ -89,7 +99,12 @@ def open_bare(
 
 
 def close_bare(context: AttemptContext, code: int = exit_codes.DONE) -> None:
-    """End a bare attempt before its process ends, as a notebook does. code: as an exit code."""
+    """End the attempt of a bare script before its process ends, as in a notebook.
+
+    Args:
+        context: Context of the attempt.
+        code: Exit code to record.
+    """
     for bare in list(_bare.values()):
         if bare.context is context:
             bare.close(code)
@@ -112,13 +127,13 @@ def _spec_of(storage: Storage, name: str | None, given: dict[str, Any]) -> JobSp
         stored = JobSpec(**{**values, **given})
         try:
             storage.create(layout.SPEC, specs.encode(stored))
-        except AlreadyExists:  # another process was first: its spec is the job's
+        except AlreadyExists:  # another process was first, so its spec counts
             return _spec_of(storage, name, given)
     return msgspec.structs.replace(stored, **given)
 
 
 class _Bare:
-    """A process that is supervisor and attempt in one: no retry, and nobody watches it."""
+    """The attempt of a bare script; nobody retries or watches it."""
 
     def __init__(self, storage: Storage, spec: JobSpec) -> None:
         self.closed = False
@@ -180,10 +195,7 @@ class _Bare:
             raise takeover.busy(spec.job, self._journal.existing_job()) from None
 
     def close(self, code: int, error: str | None = None) -> int:
-        """Tell the journal how this process ends, and return the exit code.
-
-        Whoever comes next need not wait.
-        """
+        """Record the end of this process in the journal; return the exit code."""
         if self.closed or os.getpid() != self._pid:
             return code
         self.closed = True
@@ -209,7 +221,7 @@ class _Bare:
         except StorageError as error:
             if context.spool is None:
                 raise
-            # Whoever comes next sees that this process is gone.
+            # The next owner sees that this process is gone.
             sys.stderr.write(f"outlast: {error}\n")
         if self._listener is not None and self._notice is not None:
             self._listener.acknowledge()
@@ -232,16 +244,16 @@ class _Bare:
         if context.spool is not None:
             with suppress(StorageError):
                 context.spool.tidy(context.attempt)
-        with suppress(InvalidTransition):  # superseded: the job is somebody else's now
+        with suppress(InvalidTransition):  # superseded
             if self._journal.append(ended).state is State.WAITING:
-                why = "nobody supervises it" if self._notice is None else self._notice.story
+                why = "no supervisor" if self._notice is None else self._notice.story
                 self._journal.append(Released(reason=why))
 
     def _at_exit(self) -> None:
         code = self.context.exit_code
         stop = self.context.stop
         if code is None and stop.requested and not stop.watched:
-            code = exit_codes.RESUMABLE  # a signal ended the script outside of its phases
+            code = exit_codes.RESUMABLE  # a signal ended the script outside its phases
         code = exit_codes.DONE if code is None else code
         left = code
         try:
@@ -251,7 +263,7 @@ class _Bare:
         if left != code:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(left)  # nothing else changes what a process exits with from here
+            os._exit(left)  # the only way to change the exit code here
 
     def _on_uncaught(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -264,7 +276,7 @@ class _Bare:
         self._excepthook(kind, error, trace)
 
     def _on_notice(self, notice: Notice) -> None:
-        """Do what SIGTERM does; called on the watcher's thread."""
+        """Act as on SIGTERM; called on the listener's thread."""
         spec, stop = self.context.spec, self.context.stop
         self._notice = notice
         now = time.monotonic()
@@ -274,7 +286,7 @@ class _Bare:
         self.context.log.warning(LogEvent.PREEMPTION_ANNOUNCED, **notice.told())
         stop.request(notice.story)
         if not stop.watched and self._handlers is not None:
-            os.kill(self._pid, signal.SIGTERM)  # nobody looks at the flag: nothing is unsaved
+            os.kill(self._pid, signal.SIGTERM)  # nothing is unsaved outside a phase
 
     def _tell_of_cloud(self, event: str, fields: Mapping[str, Any]) -> None:
         say = self.context.log.info if event == notices.WATCHED else self.context.log.warning

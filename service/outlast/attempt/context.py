@@ -1,7 +1,7 @@
-"""What the training in this process belongs to: an attempt of a job.
+"""The context of a training process: the attempt of a job that it is.
 
-Under `outlast run` the attempt sets the context before the script starts. A bare script
-(`python train.py`) gets one from `open_bare` when it first names its `job_dir`.
+Under `outlast run`, the context is set before the script starts. A bare script
+(`python train.py`) gets one from `open_bare` when it first uses its `job_dir`.
 """
 
 from __future__ import annotations
@@ -29,40 +29,45 @@ if TYPE_CHECKING:
 
 @dataclass
 class AttemptContext:
-    """The attempt that this process is.
-
-    storage: the job's folder. stop: read it between two compiled calls. status: set it, the
-    heartbeat tells it. log: bound to job and attempt. fence: raises `Superseded` when a newer
-    attempt was claimed. supervised: under a supervisor. local_dir: the job's folder on this
-    machine, None when it is elsewhere. failures: of the attempts before. before_training: called
-    before the first phase; may start the script anew. spool: where checkpoints wait to be sent,
-    None in a job that is on this machine. look_for_departure: returns the seconds that are left, as
-    the supervisor has said; None when it has not. before_exit: called with what this process is
-    about to exit with, returns what it does exit with. exit_code: the former, once it is known.
-    rank: which of the attempt's processes this one is. read_ahead: returns the newest checkpoint
-    where it was read while the script began, once; waits until that is done.
-    """
+    """The attempt that this process is."""
 
     storage: Storage
+    """Storage of the job."""
     spec: JobSpec
+    """Spec of the job."""
     attempt: int
+    """Number of the attempt."""
     stop: StopFlag
+    """Whether to leave; the loop reads it between two compiled calls."""
     status: Status
+    """Values of the next heartbeat; the training sets them."""
     log: FilteringBoundLogger
+    """Log of the attempt."""
     fence: Callable[[], None]
+    """Raises `Superseded` if a newer attempt was claimed."""
     supervised: bool
+    """Whether a supervisor watches this process."""
     local_dir: Path | None
+    """Folder of the job on this machine; None if its storage is elsewhere."""
     failures: Failures = field(default_factory=Failures)
+    """Failures of earlier attempts."""
     before_training: Callable[[], None] = lambda: None
+    """Called before the first phase; may restart the process."""
     spool: Spool | None = None
+    """Where checkpoints wait to be sent; None if the storage is on this machine."""
     look_for_departure: Callable[[], float | None] = lambda: None
+    """Returns the seconds until the deadline that the supervisor set; None without one."""
     before_exit: Callable[[int], int] = lambda code: code
+    """Called with the exit code; returns the exit code to use."""
     exit_code: int | None = field(default=None)
+    """Exit code of the script, once it is known."""
     rank: Rank = field(default_factory=Rank)
+    """Rank of this process in the attempt."""
     read_ahead: Callable[[], Loaded | None] = lambda: None
+    """Returns the newest checkpoint once, if it was read in the background; waits for that."""
 
     def leave_by(self) -> float | None:
-        """Return when this machine is taken, monotonic seconds; None when nobody has said so."""
+        """Return when this machine is taken, in monotonic seconds; None if unknown."""
         stop = self.stop
         if stop.leave_by is None and stop.requested:
             left = self.look_for_departure()
@@ -70,12 +75,12 @@ class AttemptContext:
         return stop.leave_by
 
     def time_left(self) -> float | None:
-        """Return the seconds until this machine is taken; None when nobody has said when."""
+        """Return the seconds until this machine is taken; None if unknown."""
         by = self.leave_by()
         return None if by is None else max(0.0, by - time.monotonic())
 
     def leave(self, code: int = exit_codes.RESUMABLE) -> NoReturn:
-        """Leave the script with its state saved (75), past any `except Exception` of its own."""
+        """Exit with the state saved (75); an `except Exception` in the script does not catch it."""
         self.exit_code = code
         raise SystemExit(code)
 
@@ -84,11 +89,11 @@ _current: AttemptContext | None = None
 
 
 def current() -> AttemptContext | None:
-    """Return the attempt that this process is, None in a bare script that has opened no job."""
+    """Return the context of this process; None in a bare script without an open job."""
     return _current
 
 
 def set_current(context: AttemptContext | None) -> None:
-    """Make `context` what `current` returns."""
+    """Set the context that `current` returns."""
     global _current
     _current = context

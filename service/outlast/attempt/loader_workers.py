@@ -1,8 +1,8 @@
-"""Processes that make training data ready: a signal is the training's affair, not theirs.
+"""Keeps worker processes of the training data alive when a signal asks the training to leave.
 
-What ends a training politely often goes to every process of it: Slurm's scancel, a container that
-stops, Ctrl-C on a terminal. The training then saves and leaves, and ends its workers itself; those
-that ended of the signal would break it before it has saved.
+Slurm's scancel, a stopping container and Ctrl-C signal every process of a training. The training
+saves and then ends its workers itself. A worker that ended on the signal would break the training
+before it has saved.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ SIGNALS = (*LEAVE, *SAVE)
 
 @contextlib.contextmanager
 def hold_back() -> Iterator[None]:
-    """Hold the signals back in this thread, and for good in the processes that are started here.
+    """Block the signals in this thread, and in the processes that start in this context.
 
-    None is lost: what comes to this process meanwhile is dealt with afterwards, or by another
-    thread at once. Processes inherit it over fork and exec, so that they are deaf from their first
-    instruction on; see `go_on`.
+    No signal is lost: this process handles it afterwards, or in another thread. New processes
+    inherit the block over fork and exec, until they call `go_on`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -40,10 +39,10 @@ def hold_back() -> Iterator[None]:
 
 
 def go_on() -> None:
-    """In a worker: let the signals come, and do nothing about them.
+    """In a worker: unblock the signals and handle them by doing nothing.
 
-    Were they held back or ignored further, whatever program a worker runs would inherit that, and
-    could not be ended by a worker that asks it to.
+    If they stayed blocked or ignored, programs that the worker runs would inherit that, and the
+    worker could not end them.
     """
     for signum in SIGNALS:
         signal.signal(signum, _nothing)
@@ -52,40 +51,39 @@ def go_on() -> None:
 
 
 def going_on(function: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Return what a worker calls first: `go_on`, then `function` with whatever it is given."""
+    """Return a function for workers that calls `go_on`, then `function` with its arguments."""
     return functools.partial(_go_on_and_call, function)
 
 
 def end_with_training() -> None:
-    """In a worker: end when the process that has started it is gone, however that ended."""
+    """In a worker: end when the process that started it is gone."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
 
 class Crew:
-    """Worker processes that run: those whom `terminate` has to end, and those who ended by
-    themselves.
-    """
+    """The worker processes of a training."""
 
     def __init__(self) -> None:
         self._processes: dict[int, BaseProcess] = {}
         self._told: set[int] = set()
 
     def add(self, processes: Iterable[BaseProcess]) -> None:
-        """Let their `terminate` end them although they do nothing about SIGTERM."""
+        """Make `terminate` kill these processes, because they do nothing on SIGTERM."""
         for process in processes:
             assert process.pid is not None
             if process.pid not in self._processes:
                 self._processes[process.pid] = process
-                # `terminate` and multiprocessing's own end of daemons at exit both go here.
+                # `terminate`, and multiprocessing at exit, both call this.
                 popen: Any = process._popen  # type: ignore[attr-defined]
                 popen.terminate = functools.partial(self._end, process)
 
     def ended_by_themselves(self, timeout: float) -> list[BaseProcess]:
-        """Return those that nobody has told to end, once all have ended.
+        """Wait for all workers; return those that ended without being terminated.
 
-        timeout: seconds to wait for each of them.
+        Args:
+            timeout: Seconds to wait for each worker.
         """
         found = []
         for pid, process in list(self._processes.items()):
@@ -96,7 +94,7 @@ class Crew:
 
     def _end(self, process: BaseProcess) -> None:
         assert process.pid is not None
-        if not connection.wait([process.sentinel], 0):  # else it is ending already
+        if not connection.wait([process.sentinel], 0):  # otherwise it has already ended
             self._told.add(process.pid)
             process.kill()
 

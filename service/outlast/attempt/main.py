@@ -1,7 +1,7 @@
 """One attempt of a job: `python -m outlast.attempt.main JOB_URL ATTEMPT` runs the user's script.
 
-It knows its supervisor only by files, signals and exit codes, and never imports TensorFlow: that
-is the script's to do, after it has set its variables.
+It communicates with its supervisor only by files, signals and exit codes. It never imports
+TensorFlow, because the script may set variables first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
-DEBUG: Final = "OUTLAST_DEBUG"  # set: tracebacks with Outlast's own frames
+DEBUG: Final = "OUTLAST_DEBUG"  # if set, tracebacks include Outlast's frames
 _OWN: Final = (
     str(Path(__file__).resolve().parents[1]),
     str(Path(layout.__file__).resolve().parents[1]),
@@ -54,11 +54,11 @@ _OWN: Final = (
 
 
 class Attempt:
-    """This process as an attempt: context, signals, heartbeat, and who has to leave when."""
+    """Runs the script: sets up context, signals and heartbeat, and leaves when it must."""
 
     def __init__(self, storage: Storage, spec: JobSpec, attempt: int) -> None:
         self._storage = storage
-        # by identity and not by parentage: the interpreter may be a wrapper that stays in between
+        # The parent may be a wrapper of the interpreter, so the supervisor passes its pid.
         supervisor = os.environ.get(SUPERVISOR_PID)
         self._supervisor = process_identity.of_process(int(supervisor)) if supervisor else None
         self._code = exit_codes.FAILED
@@ -99,15 +99,15 @@ class Attempt:
         self._ended = threading.Event()
 
     def run(self) -> int:
-        """Run the script and return the exit code; the last heartbeat tells it as well."""
-        # the first to register is the last to be called: after the script's own handlers
+        """Run the script; return the exit code. The last heartbeat has it too."""
+        # The first handler registered is called last, after those of the script.
         atexit.register(self._finish)
         self._output = guard_output()
         faulthandler.enable()
         faulthandler.register(signal.SIGQUIT, all_threads=True)
         signals.install(self.context.stop)
         self._heartbeat.start()
-        # Not the heartbeat's thread: a storage that does not answer must not keep it from looking.
+        # A separate thread, because a slow storage may block that of the heartbeat.
         threading.Thread(target=self._look_around, name="outlast-lookout", daemon=True).start()
         context.set_current(self.context)
         self.context.log.info(
@@ -119,13 +119,13 @@ class Attempt:
         )
         self.context.status.activity = "importing"
         if preload.warmth() is not None and self._storage.capabilities.local:
-            # All that reading needs is imported: it does not get in the way of the script.
+            # Everything needed for reading is imported, so this does not slow down the script.
             self.context.read_ahead = Ahead(self._storage).take
         self._code = self._run_script()
         if self._superseded is None:
             try:
                 self._code = self.context.before_exit(self._code)
-            except BaseException as error:  # noqa: BLE001  (as the script's own)
+            except BaseException as error:  # noqa: BLE001  (like errors of the script)
                 self._code = self._judge(error)
         if self._superseded is not None:
             self._code = exit_codes.SUPERSEDED
@@ -142,7 +142,7 @@ class Attempt:
                 run_script(spec)
         except SystemExit as left:
             return self._exit_code(left)
-        except BaseException as error:  # noqa: BLE001  (whatever it is, it has an exit code)
+        except BaseException as error:  # noqa: BLE001  (every error has an exit code)
             return self._judge(error)
         return exit_codes.DONE
 
@@ -156,12 +156,12 @@ class Attempt:
         return exit_codes.FAILED
 
     def _judge(self, error: BaseException) -> int:
-        """Show what happened, put it into the heartbeat, and return the exit code for it."""
+        """Print the error, put it into the heartbeat, and return its exit code."""
         trace = user_frames(error.__traceback__)
         where = _where(trace, error)
         self.context.status.error = f"{type(error).__name__}: {_short(str(error))}{where}"
         if isinstance(error, OutlastError) and DEBUG not in os.environ:
-            # on purpose and explained: the message says more than the frames
+            # The message explains the error; a traceback would not help.
             sys.stderr.write(f"outlast: {error}{where}\n")
             self.context.log.error(LogEvent.SCRIPT_FAILED, error=self.context.status.error)
         else:
@@ -181,13 +181,11 @@ class Attempt:
             with suppress(OSError, ValueError):
                 stream.flush()
         if lost := sum(output.lost for output in self._output):
-            self.context.log.warning(
-                LogEvent.OUTPUT_LOST, bytes=lost, why="the disk did not take it"
-            )
+            self.context.log.warning(LogEvent.OUTPUT_LOST, bytes=lost, why="the disk was full")
         self.context.log.info(
             LogEvent.ATTEMPT_EXITED,
             exit_code=self._code,
-            meaning=exit_codes.MEANINGS.get(self._code, "the script's own"),
+            meaning=exit_codes.MEANINGS.get(self._code, "exit code of the script"),
         )
         with patience(BRIEF if self.context.status.away_since is None else 0.0):
             self._file.close()
@@ -199,7 +197,7 @@ class Attempt:
                 spool.tidy(self.context.attempt)
 
     def _before_training(self) -> None:
-        """Tell what a spare would have to import; leave this process if it is an unfit one."""
+        """Report what a spare should import; restart cold if this process was an unfit spare."""
         variables = preload.unfit()
         if variables:
             self.context.log.warning(
@@ -232,7 +230,7 @@ class Attempt:
             self._leave_soon("orphaned", exit_codes.RESUMABLE)
         saving = self.context.status.activity == "saving" and self._superseded is None
         if self._leave_by is not None and time.monotonic() > self._leave_by and not saving:
-            # the script does not look at the flag, and nobody is there to kill it
+            # The script ignores the flag, and no supervisor will kill this process.
             self.context.status.ended = self._code
             self.context.log.error(LogEvent.EXIT_FORCED, why=self.context.stop.reason)
             self._file.close()
@@ -247,7 +245,7 @@ class Attempt:
 
 
 def _told(warmed: preload.Warmth | None) -> dict[str, float]:
-    """Return what the log tells of a spare."""
+    """Return the log fields of a warm spare."""
     if warmed is None:
         return {}
     resident, own = (round(size / 2**20) for size in warmed.memory)
@@ -257,10 +255,10 @@ def _told(warmed: preload.Warmth | None) -> dict[str, float]:
 
 
 def run_script(spec: JobSpec) -> None:
-    """Run the job's script as `python SCRIPT ARGS` would. Raises `ScriptRejected`."""
+    """Run the script of the job as `python SCRIPT ARGS` would. Raises `ScriptRejected`."""
     path = specs.script_path(spec)
     if path is None or spec.script is None:
-        raise ScriptRejected(script="", problem="the job names no script to run")
+        raise ScriptRejected(script="", problem="the job has no script")
     sys.argv = [spec.script, *spec.args]
     if path.is_dir() or path.suffix in (".zip", ".pyz"):
         try:
@@ -274,7 +272,7 @@ def run_script(spec: JobSpec) -> None:
         with io.open_code(str(path.absolute())) as file:
             source = file.read()
     except OSError as error:
-        problem = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
+        problem = "the file does not exist" if isinstance(error, FileNotFoundError) else str(error)
         raise ScriptRejected(script=str(path), problem=problem) from error
     name = str(path)
     sys.path.insert(0, str(path.resolve().parent))
@@ -299,12 +297,12 @@ def run_module(name: str, args: list[str]) -> None:
 
 
 def _refused(error: ImportError) -> bool:
-    """Return whether it is runpy's own refusal, which has no frame of the user's."""
+    """Return whether runpy itself raised the error, so that no frame of the user is in it."""
     return all(_is_own(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def user_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the first frame that is neither ours nor runpy's."""
+    """Return the traceback without its leading frames of Outlast and runpy."""
     if DEBUG in os.environ:
         return trace
     while trace is not None and _is_own(trace.tb_frame.f_code.co_filename):
@@ -317,9 +315,9 @@ def _is_own(filename: str) -> bool:
 
 
 def _where(trace: TracebackType | None, error: BaseException) -> str:
-    """Return " (train.py, line 12)": the innermost line of the user's own code."""
+    """Return the innermost line of the user's code, as " (train.py, line 12)"."""
     if isinstance(error, SyntaxError):
-        return ""  # its message says so itself
+        return ""  # its message has the line
     found = ""
     for frame in traceback.extract_tb(trace):
         own = _is_own(frame.filename) or "-packages" in frame.filename
@@ -334,7 +332,7 @@ def _short(text: str, limit: int = 500) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Run attempt ARGV[1] of the job in ARGV[0]; return the exit code."""
+    """Run attempt number `argv[1]` of the job at the URL `argv[0]`; return the exit code."""
     url, attempt = argv
     try:
         storage = open_storage(url)
@@ -349,6 +347,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from outlast.attempt.main import main as run_main  # not as __main__, which is the script's name
+    from outlast.attempt.main import main as run_main  # not as __main__, which is the script
 
     sys.exit(run_main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""The newest checkpoint, read and checked on a thread while the script makes its model."""
+"""Reads and verifies the newest checkpoint in the background, while the script starts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from outlast_checkpoints.store.checkpoint_store import CheckpointStore, Loaded
 
 
 class Ahead:
-    """Begins to read at once. Nothing depends on it: whoever begins the attempt looks again."""
+    """Starts reading immediately. If it fails, the checkpoint is read again later."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -19,11 +19,11 @@ class Ahead:
         self._thread.start()
 
     def take(self) -> Loaded | None:
-        """Wait, and hand over what was read, once; None when there is nothing good."""
+        """Wait, and return the checkpoint once; None if there is no good one."""
         self._thread.join()
         found, self._found = self._found, None
         return found
 
     def _read(self) -> None:
-        with suppress(Exception):  # it is met once more by whoever looks again, who says so
+        with suppress(Exception):  # reading it again later reports the error
             self._found = CheckpointStore(self._storage).read_ahead()

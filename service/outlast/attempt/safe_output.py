@@ -1,7 +1,7 @@
-"""What a script prints must not end its training: on a full disk the words are lost, not the work.
+"""Keeps a full disk from ending a training that prints: the output is lost, not the training.
 
-stdout and stderr of an attempt usually are a file in the job's folder, on the very disk that
-checkpoints fill.
+stdout and stderr of an attempt usually go to a file in the job's folder, on the same disk as the
+checkpoints.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 class Output(io.RawIOBase):
-    """An open file that takes all it is given, and loses what the disk does not take.
+    """A file that discards whatever a full disk does not accept.
 
-    lost: bytes so far.
+    Attributes:
+        lost: Bytes discarded so far.
     """
 
     def __init__(self, file: int) -> None:
@@ -51,11 +52,11 @@ class Output(io.RawIOBase):
 
 
 def guard_output() -> list[Output]:
-    """Put such files in the place of sys.stdout and sys.stderr; return them."""
+    """Replace sys.stdout and sys.stderr by `Output` files; return these."""
     made = []
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        with suppress(AttributeError, OSError, ValueError):  # None, or no file below it
+        with suppress(AttributeError, OSError, ValueError):  # None, or not a file
             output = Output(stream.fileno())
             stream.flush()
             setattr(sys, name, _text(stream, output))

@@ -1,4 +1,4 @@
-"""Seeds every random generator of an attempt, those of libraries when the script imports them."""
+"""Seeds all random generators of an attempt; those of libraries once they are imported."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ Hook = Callable[[Any], None]
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
-    """Seed Python now, numpy and TensorFlow as soon as they are imported.
+    """Seed Python now, and numpy and TensorFlow as soon as they are imported.
 
-    Nothing is imported here: a script may set variables before it imports TensorFlow.
-    deterministic: turn on TensorFlow's op determinism as well.
+    Nothing is imported here, because a script may set variables before it imports TensorFlow.
+
+    Args:
+        seed: Seed of all generators.
+        deterministic: Whether to enable TensorFlow's op determinism.
     """
     random.seed(seed)
 
@@ -37,7 +40,7 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
 
 
 def after_import(hooks: Mapping[str, Hook]) -> None:
-    """Call each hook with its module once that is imported; at once for one that is already."""
+    """Call each hook with its module once that is imported, or now if it already is."""
     later = {}
     for name, hook in hooks.items():
         if name in sys.modules:
@@ -49,7 +52,7 @@ def after_import(hooks: Mapping[str, Hook]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself: lets the others find, and wraps the loader of what it waits for."""
+    """Finds no module itself, but wraps the loaders of the modules with hooks."""
 
     def __init__(self, hooks: dict[str, Hook]) -> None:
         self._hooks = hooks
@@ -60,7 +63,7 @@ class _Finder(MetaPathFinder):
         hook = self._hooks.pop(fullname, None)
         if hook is None:
             return None
-        spec = importlib.util.find_spec(fullname)  # comes back here, and finds the hook taken
+        spec = importlib.util.find_spec(fullname)  # comes back here, without the hook
         if spec is None or spec.loader is None:
             self._hooks[fullname] = hook
             return None
@@ -77,15 +80,15 @@ class _HookedLoader(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # from here on the module is as if it had never been waited for
+        # restore the original loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         drawn = random.getstate()
-        # numpy may well be imported before the script sets what TensorFlow reads
+        # numpy may be imported before the script sets TensorFlow's variables.
         with nullcontext() if module.__name__ == "numpy" else preload.importing():
             self._loader.exec_module(module)
-        # TensorFlow draws some numbers while it is imported; an attempt whose process had
-        # imported it before (a spare) must not differ from one whose script imports it.
+        # TensorFlow draws random numbers during its import. An attempt in a warm spare, which
+        # imported it earlier, must not differ from a cold one.
         random.setstate(drawn)
         self._hook(sys.modules[module.__name__])

@@ -1,4 +1,4 @@
-"""Being told to leave: a signal only sets a flag, the loop reads it between two steps."""
+"""Signal handlers of a training: they only set a flag, which the loop reads between steps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class StopFlag:
-    """What the loop looks at between two compiled calls.
+    """What the loop reads between two compiled calls.
 
-    reason: why to save and leave (the first request's), None to go on. requested_at: when that
-    was, monotonic seconds. leave_by: by when the machine is taken, monotonic seconds, None: nobody
-    said so. save_and_go_on: a save is wanted now; the loop puts it back to False. count: requests
-    so far. watched: whether anybody looks at the flag now; when nobody does (a bare script before,
-    between and after its phases) a signal ends the script at once, as it would without Outlast.
+    Attributes:
+        reason: Why to save and leave, from the first request; None to continue.
+        requested_at: When that was requested, in monotonic seconds.
+        leave_by: When the machine is taken, in monotonic seconds; None if unknown.
+        save_and_go_on: Whether to save now and continue; the loop resets it.
+        count: Number of requests.
+        watched: Whether a loop reads the flag. If none does (in a bare script outside its phases),
+            a signal ends the script immediately, as without Outlast.
     """
 
     def __init__(self) -> None:
@@ -40,7 +43,7 @@ class StopFlag:
         self._requested = threading.Event()
 
     def request(self, reason: str) -> None:
-        """Ask to save at the next step border and leave; later requests change nothing."""
+        """Ask to save at the next step border and leave. Later requests change nothing."""
         self.count += 1
         if self.reason is None:
             self.reason, self.requested_at = reason, time.monotonic()
@@ -48,6 +51,7 @@ class StopFlag:
 
     @property
     def requested(self) -> bool:
+        """Whether anybody asked to leave."""
         return self.reason is not None
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -56,10 +60,14 @@ class StopFlag:
 
 
 class Handlers:
-    """The signal handlers of one flag; `restore` puts back those that were there before.
+    """The signal handlers of one flag.
 
-    patience: how many SIGINT set the flag before one interrupts at once; None for no end. A fork of
-    the process (a data worker) has nothing to save: it gets the handlers that were there before.
+    A fork of the process, such as a data worker, gets back the previous handlers.
+
+    Args:
+        flag: The flag to set.
+        patience: Number of SIGINT that set the flag before one interrupts immediately; None for
+            no limit.
     """
 
     def __init__(self, flag: StopFlag, *, patience: int | None = None) -> None:
@@ -70,24 +78,26 @@ class Handlers:
         _all.add(self)
 
     def install(self, leave: Iterable[int] = LEAVE, save: Iterable[int] = SAVE) -> None:
+        """Install the handlers."""
         for signum in leave:
             self._before[signum] = signal.signal(signum, self._on_leave)
         for signum in save:
             self._before[signum] = signal.signal(signum, self._on_save)
 
     def restore(self) -> None:
+        """Restore the previous handlers."""
         while self._before:
             signum, before = self._before.popitem()
-            # None is a handler that was not set from Python and cannot be put back from it
+            # None: a handler set outside Python, which Python cannot restore
             with contextlib.suppress(ValueError):
                 signal.signal(signum, signal.SIG_DFL if before is None else before)
 
     def signals(self) -> list[int]:
-        """Return the signals that have a handler of ours now."""
+        """Return the signals that these handlers handle now."""
         return list(self._before)
 
     def forget(self) -> None:
-        """In a fork: be ended by what ends others, and go on where the attempt saves."""
+        """In a fork: restore the previous handlers, and ignore the signals that mean a save."""
         saving = {signum: self._before.pop(signum) for signum in SAVE if signum in self._before}
         self.restore()
         for signum in saving:
@@ -125,9 +135,9 @@ def _after_fork_in_child() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
-# A data worker may be asked to end before its first instruction has run (a pool that is done soon,
-# on a busy machine). Python forgets signals that reached its handlers that early, and whoever waits
-# for the worker's end would wait for ever. So they are held back until there is no handler of ours.
+# A data worker may get a signal before its first instruction (a short pool on a busy machine).
+# Python forgets signals that its handlers get that early, and the pool would wait for the worker
+# forever. So signals are blocked until our handlers are removed in the fork.
 os.register_at_fork(
     before=_before_fork,
     after_in_parent=_after_fork_in_parent,
@@ -138,9 +148,12 @@ os.register_at_fork(
 def install(
     flag: StopFlag, *, patience: int | None = None, leave: Iterable[int] = LEAVE
 ) -> Handlers | None:
-    """Let signals set `flag`; None when this is not the main thread, where no handler can be set.
+    """Let signals set `flag`; return None outside the main thread, where that is impossible.
 
-    patience: see `Handlers`.
+    Args:
+        flag: The flag to set.
+        patience: As for `Handlers`.
+        leave: Signals that ask to leave.
     """
     if threading.current_thread() is not threading.main_thread():
         return None

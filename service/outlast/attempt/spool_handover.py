@@ -1,4 +1,4 @@
-"""A job whose storage is elsewhere: what an attempt before left unsent, and the wait at the end."""
+"""Sends waiting checkpoints of a previous attempt, and waits for the sender at the end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.spool import Spool
 from outlast_checkpoints.store.spool_sender import Sender
 
-_AFTER_ERROR: Final = 2.0  # seconds that one that has failed does
-_SHARE: Final = 0.8  # of the grace: the rest is for leaving
+_AFTER_ERROR: Final = 2.0  # seconds that a failed training waits
+_SHARE: Final = 0.8  # of the grace; the rest is for leaving
 
 
 def send_left(ctx: AttemptContext, spool: Spool, store: CheckpointStore) -> None:
-    """Send what the attempt before has left in this machine's spool, if it counts; to be called
-    before this attempt begins.
+    """Send the checkpoints that the previous attempt left in this machine's spool.
 
-    What attempts left that others have gone on after is told, and deleted when it is old.
-    Raises `StorageError`, `Superseded`.
+    Call it before this attempt begins. Checkpoints that are no longer part of the lineage are
+    logged instead, and deleted when they are old.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+        Superseded: a newer attempt was claimed.
     """
     line = read_lineage(ctx.storage)[0].attempts
     for attempt in spool.attempts():
@@ -69,13 +72,12 @@ def _send(ctx: AttemptContext, spool: Spool, store: CheckpointStore, attempt: in
 
 
 def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
-    """Wait, before the process exits with `code`, until all is sent; return what to exit with.
+    """Wait until all checkpoints are sent; return the exit code to use instead of `code`.
 
-    A finished training waits for a store that is away for $OUTLAST_SPOOL_WAIT seconds (default
-    600), one that was asked to leave for four fifths of the grace, or of what a cloud's notice
-    leaves, one that has failed a moment.
-    What cannot be sent stays in the spool and is told aloud; a finished training then exits with
-    74 instead of 0.
+    If the store is away, a finished training waits $OUTLAST_SPOOL_WAIT seconds (default 600). A
+    training that was asked to leave waits four fifths of the grace, or of the time in a cloud's
+    notice. A failed training waits two seconds. Checkpoints that cannot be sent stay in the spool
+    and are reported; a finished training then exits with 74 instead of 0.
     """
     if code == exit_codes.SUPERSEDED or ctx.stop.reason == "superseded":
         sender.close()
@@ -107,7 +109,7 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         count=left.count,
         size=left.size,
         root=ctx.storage.root,
-        reason=left.reason.rstrip(".") or "there was no time",
+        reason=left.reason.rstrip(".") or "the time was up",
         path=left.path,
         job=ctx.spec.job,
     )
@@ -120,6 +122,6 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
 
 
 def _wait_until(ctx: AttemptContext, asked: float) -> float:
-    """Return until when one that was asked to leave waits, monotonic seconds as `asked` is."""
+    """Return until when a training that was asked to leave waits, in monotonic seconds."""
     by = ctx.leave_by()
     return asked + _SHARE * (ctx.spec.grace if by is None else max(0.0, by - asked))

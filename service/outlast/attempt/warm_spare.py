@@ -1,8 +1,8 @@
-"""A process that has imported TensorFlow already and waits to become the next attempt.
+"""The warm spare: a process that has imported TensorFlow and waits to become the next attempt.
 
-Importing takes most of a restart's time. A spare does it while the present attempt trains; when
-that dies, the spare runs the script in its place, in the time that the script itself needs. Before,
-it forks the next spare, which need not import anything.
+Importing takes most of a restart's time. The spare imports while the current attempt trains. When
+that attempt dies, the spare forks the next spare, which need not import anything, and then runs
+the script.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ from outlast.job import preload as warmth
 from outlast.job.preload import Order, Preload, Warmth
 from outlast.job.process_identity import SUPERVISOR_PID
 
-# A process that has an accelerator's library loaded may not be able to fork.
+# A process that has loaded the library of an accelerator may be unable to fork.
 ACCELERATORS: Final = ("nvidia[0-9]*", "kfd", "dri/renderD*", "dxg", "accel*", "vfio/[0-9]*")
 
 
 def main(argv: list[str]) -> int:
-    """Read what to prepare and, when it is time, what to become: a line each on stdin.
+    """Read from stdin a line with what to import, then a line with the attempt to become.
 
-    ARGV[0] is the pipe that takes the pid of the next spare. Without a further line, when
-    the supervisor is gone or has no more use for it, it just ends.
+    Without the second line, because the supervisor is gone or needs no spare, the process ends.
+
+    Args:
+        argv: Number of the file descriptor that takes the pid of the next spare.
     """
     news = _pipe(int(argv[0]))
     preload = msgspec.json.decode(sys.stdin.readline(), type=Preload)
@@ -42,12 +44,12 @@ def main(argv: list[str]) -> int:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    gc.disable()  # importing makes no garbage, and a million objects that would be looked at
+    gc.disable()  # imports make no garbage, but many objects to scan
     with warmth.importing():
         for name in preload.modules:
-            with suppress(ImportError):  # the script finds out, and says so in its own words
+            with suppress(ImportError):  # the script will report it
                 importlib.import_module(name)
-    gc.freeze()  # they stay; nobody need look at them again
+    gc.freeze()  # the objects stay, so never scan them
     gc.enable()
     forks = 0
     while True:
@@ -67,16 +69,16 @@ def main(argv: list[str]) -> int:
 
 
 def _is_heir(news: int) -> bool:
-    """Fork the next spare; return whether this process is that one.
+    """Fork the next spare; return whether this process is the fork.
 
-    It is the child of a child that ends at once, so the supervisor adopts it, and the attempt never
-    has a child that it knows nothing of. Random generators need no care: an attempt seeds them all.
+    The fork is a grandchild whose parent ends immediately, so that the supervisor adopts it and
+    the attempt has no unexpected child. Random generators are safe, because an attempt seeds them.
     """
     between = -1
-    # A wrapper may be in between, a container's: the next spare would be outside of that.
+    # If a wrapper (a container's) is the parent, the next spare would be outside of it.
     child = str(os.getppid()) == warmth.start.get(SUPERVISOR_PID)
     if child and threading.active_count() == 1 and not has_accelerator():
-        with suppress(OSError):  # no memory, too many processes: the next spare is a new one
+        with suppress(OSError):  # no memory, or too many processes: the next spare starts cold
             between = os.fork()
     if between == 0:
         _leave_heir(news, int(warmth.start[SUPERVISOR_PID]))
@@ -90,28 +92,28 @@ def _is_heir(news: int) -> bool:
 
 
 def has_accelerator() -> bool:
-    """Return whether this machine has one."""
+    """Return whether this machine has an accelerator."""
     return any(any(Path("/dev").glob(pattern)) for pattern in ACCELERATORS)
 
 
 def _leave_heir(news: int, supervisor: int) -> None:
-    """Fork and end; return in the child, when the supervisor has adopted it and knows its pid."""
+    """Fork and exit; return in the child once the supervisor has adopted it and has its pid."""
     try:
         between = os.getpid()
         if os.fork():
             os._exit(0)
-        os.setsid()  # what ends the attempt, and all that it started, does not end this one
+        os.setsid()  # killing the attempt's process group spares this process
         while os.getppid() == between:
             time.sleep(0.001)
         if os.getppid() != supervisor:
             os._exit(0)
         os.write(news, b"%d\n" % os.getpid())
-    except BaseException:  # noqa: BLE001  (never go on as a second attempt)
+    except BaseException:  # noqa: BLE001  (never continue as a second attempt)
         os._exit(1)
 
 
 def _pipe(number: int) -> int:
-    """Return the pipe, or nothing in its place where a wrapper has not passed it on."""
+    """Return the pipe, or /dev/null if a wrapper has not passed it on."""
     try:
         if stat.S_ISFIFO(os.fstat(number).st_mode):
             os.set_inheritable(number, False)
@@ -122,7 +124,7 @@ def _pipe(number: int) -> int:
 
 
 def _put_back(preload: Preload) -> None:
-    """Leave the script the environment that it finds in a process that starts cold."""
+    """Restore the environment of a cold process."""
     for name in preload.environment:
         if name in warmth.start:
             os.environ[name] = warmth.start[name]
@@ -131,7 +133,7 @@ def _put_back(preload: Preload) -> None:
 
 
 def _connect(output: str) -> None:
-    """Write to the attempt's output.log from now on, and read nothing."""
+    """Redirect stdout and stderr to the attempt's output.log, and stdin to /dev/null."""
     log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -1,4 +1,4 @@
-"""What a backend must be able to do: launch an attempt somewhere, and look after it there."""
+"""The protocol of backends, which launch attempts and control them."""
 
 from __future__ import annotations
 
@@ -14,57 +14,84 @@ Handle = dict[str, Any]
 
 
 class Exit(msgspec.Struct, frozen=True):
-    """How an attempt's process ended: by exit code, by signal, or (both None) nobody saw how."""
+    """How the process of an attempt ended. Both fields are None when nobody saw it."""
 
     code: int | None = None
+    """Exit code, if the process exited."""
     signal: int | None = None
+    """Number of the signal that ended the process."""
 
 
 class Backend(Protocol):
-    """A place where attempts run.
+    """Launches the attempts of a job and controls them.
 
-    A handle is a dict of JSON values that finds the attempt again, from another process too. The
-    suite in `outlast.backends.testing` says in tests what is written here in words.
+    A handle is a dict of JSON values. With it, any process finds the attempt again. Test an
+    implementation with the suite in `outlast.backends.testing`:
+
+        class TestMine(BackendConformance):
+            def make(self) -> Backend:
+                return MyBackend()
     """
 
     def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
-        """Start `python -m outlast.attempt.main` for the job in `storage`; come back at once.
+        """Start `python -m outlast.attempt.main` for a job, and return without waiting for it.
 
-        Its stdout and stderr go to the attempt's output.log. Raises `BackendFailed` when it
-        certainly does not run.
+        Its stdout and stderr go to the attempt's output.log.
+
+        Args:
+            spec: Spec of the job.
+            storage: Storage of the job.
+            attempt: Number of the attempt, from 1.
+
+        Returns:
+            The handle of the attempt.
+
+        Raises:
+            BackendFailed: the attempt certainly does not run.
+            SpecInvalid: the backend cannot run this job.
         """
 
     def prepare(self, spec: JobSpec, preload: Preload) -> None:
-        """Make ready for the next attempt of the job, which may be needed at any moment.
+        """Prepare for the next attempt, which may be needed at any moment.
 
-        Called again and again while an attempt trains, when the job asks for a warm spare. A
-        backend that can do nothing in advance does nothing.
+        The supervisor calls this repeatedly while an attempt trains, if the job wants a warm
+        spare. A backend that cannot prepare anything does nothing.
+
+        Args:
+            spec: Spec of the job.
+            preload: Modules to import and environment to import them in.
         """
 
     def close(self) -> None:
-        """Give up what `prepare` has made ready: no further attempt is launched."""
+        """Discard what `prepare` has made. No further attempt is launched."""
 
     def poll(self, handle: Handle) -> Exit | None:
-        """Return how the attempt ended, None while it is queued or runs. Same answer again later.
+        """Return how the attempt ended; None while it is queued or running.
 
-        Raises `BackendFailed` when this cannot be known now; the supervisor then goes by the
-        heartbeat.
+        Later calls return the same answer.
+
+        Raises:
+            BackendFailed: this is unknown now. The supervisor then relies on the heartbeat.
         """
 
     def signal(self, handle: Handle, signum: int) -> None:
-        """Send a signal to the attempt's own process, not to its children; nothing if it ended.
+        """Send a signal to the process of the attempt, but not to its children.
 
-        Raises `BackendFailed` when it cannot be reached now.
+        Do nothing if the attempt has ended.
+
+        Raises:
+            BackendFailed: the attempt cannot be reached now.
         """
 
     def kill(self, handle: Handle) -> None:
-        """End the attempt and all that it started, at once, whatever it is doing.
+        """Kill the attempt and every process that it started.
 
-        Raises `BackendFailed` when it cannot be reached now.
+        Raises:
+            BackendFailed: the attempt cannot be reached now.
         """
 
     def output(self, handle: Handle, start: int = 0) -> bytes:
-        """Return what the attempt has written to stdout and stderr from byte `start` on."""
+        """Return the stdout and stderr of the attempt, from byte `start` on."""
 
     def finish(self, handle: Handle, storage: Storage, attempt: int) -> None:
-        """Tidy up after the end: publish output.log where it was not written in place."""
+        """Clean up after the end; publish output.log if it was not written in place."""

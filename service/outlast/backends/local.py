@@ -1,7 +1,7 @@
-"""Attempts as child processes of this machine, each in a session of its own.
+"""The local backend: attempts are child processes, each in its own session.
 
-Own session: Ctrl-C on the terminal reaches the supervisor only, and all that an attempt started
-can be killed with it.
+So Ctrl-C on the terminal reaches only the supervisor, and an attempt can be killed together with
+every process that it started.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _INSTALLED: Final = ("site-packages", "dist-packages")
 
 
 class LocalBackend:
-    """Runs attempts on this machine."""
+    """Launches attempts as child processes on this machine."""
 
     def __init__(self) -> None:
         self._children: dict[int, Child] = {}
@@ -44,8 +44,8 @@ class LocalBackend:
         if storage.capabilities.in_process:
             raise SpecInvalid(
                 field="root",
-                problem=f"{storage.root} lives in one process only, so an attempt in another one "
-                "would not see it. Use a folder or a bucket.",
+                problem=f"{storage.root} exists in one process only, and attempts are other "
+                "processes. Use a folder or a bucket.",
             )
         output = _output_path(storage, attempt)
         try:
@@ -72,7 +72,7 @@ class LocalBackend:
         }
 
     def prepare(self, spec: JobSpec, preload: Preload) -> None:
-        """Keep a spare process that has done this: the next attempt need not import."""
+        """Keep a spare process that has imported these modules, for the next attempt."""
         if self._spare is not None and self._spare.preload == preload and self._spare.there():
             return
         self._end_spare()
@@ -98,7 +98,7 @@ class LocalBackend:
             spare.end()
 
     def _warm_child(self, storage: Storage, attempt: int, output: Path) -> Child | None:
-        """Return the spare, told to be this attempt; None when there is none."""
+        """Turn the spare into this attempt and return it; None when there is no spare."""
         if self._spare is None:
             return None
         heir = orphans.adopting()
@@ -114,12 +114,12 @@ class LocalBackend:
         if child is None:
             return Exit() if _identity(handle).gone() else None
         if child.returncode is None:
-            # Looked at without reaping: until then the pid, and so the group, is certainly ours
+            # Look without reaping: until it is reaped, pid and process group are certainly ours.
             seen = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if seen is None:
                 return None
             if seen.si_code != os.CLD_EXITED or seen.si_status != 0:
-                kill_group(child.pid)  # what a dead attempt started must not outlive it
+                kill_group(child.pid)  # end the processes that the dead attempt started
         code = child.wait()
         return Exit(code=code) if code >= 0 else Exit(signal=-code)
 
@@ -151,7 +151,7 @@ class LocalBackend:
             output.parent.rmdir()
 
     def _reap(self) -> None:
-        """Reap what ended attempts had started, where that falls to this process."""
+        """Reap the orphans of ended attempts, if this process has adopted them."""
         known = {pid for pid, child in self._children.items() if child.returncode is None}
         spare = None if self._spare is None else self._spare.child()
         orphans.reap(known if spare is None else known | {spare.pid})
@@ -189,7 +189,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _output_path(storage: Storage, attempt: int) -> Path:
-    """Return where output.log is written: in its place, or aside until the attempt has ended."""
+    """Return the path of output.log: in the job's folder, or a temporary one."""
     place = storage.local_path(layout.output_log(attempt))
     if place is not None:
         return place
@@ -198,9 +198,9 @@ def _output_path(storage: Storage, attempt: int) -> Path:
 
 def _environment(spec: JobSpec, environ: Mapping[str, str]) -> dict[str, str]:
     env = {**rank.none(environ), **spec.env}
-    env.setdefault("PYTHONUNBUFFERED", "1")  # output.log shows it when it happens
+    env.setdefault("PYTHONUNBUFFERED", "1")  # output.log is up to date
     if spec.deterministic:
-        # the order of a set of strings must not change from one attempt to the next
+        # The order of a set of strings must be the same in every attempt.
         env.setdefault("PYTHONHASHSEED", str(spec.seed % 2**32))
     env[SUPERVISOR_PID] = str(os.getpid())
     if (source := source_path()) is not None:
@@ -209,9 +209,9 @@ def _environment(spec: JobSpec, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def source_path() -> str | None:
-    """Return the source roots that this code runs from, None when it is installed.
+    """Return the source folders that this code runs from; None when it is installed.
 
-    A child process has to be told, for it looks for packages in its own places only.
+    A child process needs them in its PYTHONPATH.
     """
     roots = {Path(str(package.__file__)).resolve().parents[1] for package in _PACKAGES}
     sources = sorted(str(root) for root in roots if root.name not in _INSTALLED)

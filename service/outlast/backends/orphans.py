@@ -1,7 +1,7 @@
-"""Orphans of the attempts on this machine: whose children they become, and who reaps them.
+"""Adopts and reaps the orphaned processes of attempts (Linux' child subreaper).
 
-A container's first process inherits them, and so does a supervisor that has asked for it, as one
-does that keeps spares: a spare is handed down from one attempt to the next.
+The first process of a container inherits all orphans. A supervisor that keeps warm spares asks to
+inherit them, because each spare is forked by the spare before it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _GET: Final = 37
 
 
 def adopt(wanted: bool = True) -> bool:
-    """Have orphans become children of this process, or no more; return whether that was done."""
+    """Start (or stop) adopting orphans; return whether that worked."""
     return _prctl(_SET, int(wanted))
 
 
 def adopting() -> bool:
-    """Return whether orphans become children of this process."""
+    """Return whether this process adopts orphans."""
     if os.getpid() == 1:
         return True
     import ctypes
@@ -31,14 +31,14 @@ def adopting() -> bool:
 
 
 def reap(known: Collection[int]) -> None:
-    """Reap the dead children that nobody here has started, up to the first of the `known`.
+    """Reap dead orphans, up to the first child in `known`.
 
-    Those have somebody who asks how they ended, and so has whatever this process starts in its own
-    session. An attempt is in another one, and so is all that it ever started.
+    Other code waits for the `known` children, and for children in the session of this process.
+    Attempts and their orphans are in other sessions.
     """
     with suppress(ChildProcessError, ProcessLookupError):
         while True:
-            # Looked at without reaping: it may be somebody's
+            # Look without reaping: other code may wait for it.
             seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if seen is None or seen.si_pid in known or not adopting():
                 return
@@ -48,7 +48,7 @@ def reap(known: Collection[int]) -> None:
 
 
 def _prctl(option: int, argument: Any) -> bool:
-    import ctypes  # where it is needed, which is seldom
+    import ctypes  # imported only when needed
 
     with suppress(OSError, AttributeError):  # not Linux
         return bool(ctypes.CDLL(None).prctl(option, argument, 0, 0, 0) == 0)

@@ -1,10 +1,10 @@
-"""The suite that every backend must pass: subclass `BackendConformance`, give it a `make`.
+"""The conformance suite of backends: subclass `BackendConformance` and define `make`.
 
     class TestMine(BackendConformance):
         def make(self) -> Backend:
             return MyBackend()
 
-The attempts are real processes running real scripts; nothing here needs TensorFlow.
+The attempts are real processes that run real scripts, without TensorFlow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 
-# Says that it is ready by a file beside it, then waits for what `rest` does
+# A script writes a file beside it when it is ready.
 _READY = """
 import pathlib, sys, time
 here = pathlib.Path(__file__).parent
@@ -56,7 +56,7 @@ class Launched:
         self.handle: Handle = backend.launch(self.spec, self.storage, 1)
 
     def until(self, what: Callable[[], Any]) -> Any:
-        """Return what `what` returns once that is true."""
+        """Wait until `what` returns a true value, and return it."""
         until = time.monotonic() + self.patience
         while not (found := what()):
             assert time.monotonic() < until, f"not within {self.patience} s: {self.output()}"
@@ -64,7 +64,7 @@ class Launched:
         return found
 
     def ready(self) -> str:
-        """Wait until the script says that it is ready; return what it says."""
+        """Wait until the script is ready; return the text that it passed to `ready`."""
         self.until(self._ready.exists)
         return self._ready.read_text()
 
@@ -78,7 +78,7 @@ class Launched:
 
 
 class BackendConformance:
-    """What the supervisor relies on."""
+    """Tests what the supervisor requires of a backend."""
 
     patience = 120.0  # seconds for anything to happen; a queue may need more
 
@@ -88,7 +88,7 @@ class BackendConformance:
 
     @pytest.fixture
     def launch(self, tmp_path: Path) -> Iterator[Callable[..., Launched]]:
-        """Return a function that launches a script's code; what still runs is killed at the end."""
+        """Return a function that launches the code of a script; the end kills it."""
         made: list[Launched] = []
 
         def launch(code: str, name: str = "it's $(a) job", **options: Any) -> Launched:

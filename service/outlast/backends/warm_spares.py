@@ -1,7 +1,7 @@
-"""The spare as its supervisor sees it: a process that becomes an attempt, and leaves an heir.
+"""The supervisor's side of warm spares. `outlast.attempt.warm_spare` is the other side.
 
-The heir, a fork, is the next spare: it has all that was imported, waits at the same pipe, and is a
-child of the supervisor as its parent was. See `outlast.attempt.warm_spare` for its side.
+A spare becomes an attempt, and forks the next spare before that. The fork has imported the same
+modules, waits at the same pipe, and is adopted by the supervisor.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import msgspec
 
 from outlast.job.preload import Order, Preload
 
-_NEWS_WITHIN: Final = 1.0  # seconds in which a fork certainly has told its pid
+_NEWS_WITHIN: Final = 1.0  # seconds in which a fork has certainly written its pid
 
 
 class Child(Protocol):
-    """As much of a Popen as is needed of an attempt's process."""
+    """The part of `subprocess.Popen` that the backend needs of an attempt's process."""
 
     @property
     def pid(self) -> int: ...
@@ -33,7 +33,7 @@ class Child(Protocol):
 
 
 class Forked:
-    """A child process that this one has not started by a Popen."""
+    """A child process that was not started by `subprocess.Popen`."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -56,9 +56,12 @@ class Forked:
 
 
 class Spare:
-    """The present spare: a process, or the one that the last attempt is about to leave.
+    """The current spare: a process, or the fork that the last attempt is about to make.
 
-    start: starts it, given its stdin and the file to which an heir writes its pid.
+    Args:
+        start: Starts the process. It gets the file descriptors of its stdin, and of the pipe to
+            which a fork writes its pid.
+        preload: Modules that the spare imports, and the environment that it imports them in.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Spare:
         self.preload = preload
         self._child: Child | None = None
         self._heard = b""
-        self._barren = False  # there is no process now, nor will there be
+        self._barren = False  # there is no process and will be none
         hears, self._orders = os.pipe()
         self._news, tells = os.pipe()
         os.set_blocking(self._news, False)
@@ -82,7 +85,7 @@ class Spare:
         self._say(preload)
 
     def child(self) -> Child | None:
-        """Return its process while it lives; None as well when that is not known yet."""
+        """Return the process while it lives; None also while that is unknown."""
         if self._child is None and not self._barren:
             self._listen()
         if self._child is not None and self._child.poll() is not None:
@@ -90,13 +93,13 @@ class Spare:
         return self._child
 
     def there(self) -> bool:
-        """Return whether it lives, or may still tell that it does."""
+        """Return whether the spare lives, or may still appear."""
         return self.child() is not None or not self._barren
 
     def become(self, order: Order) -> Child | None:
-        """Return the process, told to be an attempt; None when there is none.
+        """Turn the spare into an attempt and return its process; None when there is none.
 
-        Its heir is the spare from now on.
+        From now on, the fork of that process is the spare.
         """
         child = self.child()
         if child is None or not self._say(order):
@@ -105,18 +108,18 @@ class Spare:
         return child
 
     def end(self) -> None:
-        """Kill it, and leave nothing of it."""
+        """Kill the spare and close its pipes."""
         if not self.there():
             return self._close_pipes()
         if self._child is None:
             select.select([self._news], [], [], _NEWS_WITHIN)
         if (child := self.child()) is not None:
-            kill_group(child.pid)  # it may be importing, which takes a while
+            kill_group(child.pid)  # it may be importing, which takes seconds
             child.wait()
-        return self._close_pipes()  # whoever is there yet ends with them
+        return self._close_pipes()  # a process that remains ends with them
 
     def _listen(self) -> None:
-        """Learn of the heir. The pipe ends when nobody is left who could tell of one."""
+        """Read the pid of the fork. The pipe ends when no process is left that could fork."""
         with suppress(BlockingIOError):
             while found := os.read(self._news, 64):
                 self._heard += found
@@ -129,7 +132,7 @@ class Spare:
     def _say(self, what: Preload | Order) -> bool:
         try:
             os.write(self._orders, msgspec.json.encode(what) + b"\n")
-        except OSError:  # it has just died
+        except OSError:  # the process has just died
             return False
         return True
 
@@ -139,14 +142,15 @@ class Spare:
 
 
 def kill_group(pid: int) -> None:
+    """Kill all processes of a process group."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 def _is_child(pid: int) -> bool:
-    """Return whether a process is a child, dead or not: then the pid is certainly its own."""
+    """Return whether a process is our child, dead or alive; then its pid is not reused."""
     with suppress(ChildProcessError):
-        if pid > 0:  # 0: it could not fork
+        if pid > 0:  # 0: the fork failed
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             return True
     return False

@@ -1,4 +1,4 @@
-"""The command line: one small file a verb, loaded only when the verb is used."""
+"""The command line of Outlast."""
 
 from outlast.cli.group import main
 

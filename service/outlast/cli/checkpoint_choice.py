@@ -1,4 +1,4 @@
-"""Which checkpoint is meant: an id, latest, best:METRIC, phase:N."""
+"""Selects a checkpoint by id, "latest", "best:METRIC" or "phase:N"."""
 
 from __future__ import annotations
 
@@ -13,20 +13,27 @@ if TYPE_CHECKING:
     from outlast_checkpoints.format.manifest import Manifest
     from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 
-HELP = "ID, 'latest', 'best:METRIC[:min|:max]' or 'phase:N' (its end, or the newest of it)."
+HELP = "ID, 'latest', 'best:METRIC[:min|:max]' or 'phase:N' (the newest of that phase)."
 
 
 def select(store: CheckpointStore, wanted: str, warn: Callable[[str], None]) -> Manifest:
-    """Return the manifest of the checkpoint that `wanted` means.
+    """Return the manifest of the checkpoint that `wanted` selects.
 
-    warn: told of each damaged checkpoint that "latest" passes over. Raises NoCheckpoint,
-    CheckpointDamaged, UsageError.
+    Args:
+        store: Checkpoints of the job.
+        wanted: Value of --checkpoint.
+        warn: Called with a text for each damaged checkpoint that "latest" skips.
+
+    Raises:
+        NoCheckpoint: no checkpoint matches.
+        CheckpointDamaged: the selected checkpoint is damaged.
+        UsageError: `wanted` is not a valid selection.
     """
     kind, _, value = wanted.partition(":")
     if wanted == "latest":
         found, damages = store.latest()
         for damage in damages:
-            warn(f"passed over: {damage}")
+            warn(f"skipped: {damage}")
         if found is None:
             raise NoCheckpoint(wanted="good" if damages else "single", root=store.storage.root)
         return found
@@ -39,7 +46,9 @@ def select(store: CheckpointStore, wanted: str, warn: Callable[[str], None]) -> 
         return store.manifest(of_phase[-1])
     checkpoint = CheckpointId.parse(wanted)
     if checkpoint is None:
-        raise UsageError(field="--checkpoint", problem=f"{wanted!r} is none", hint=f"Give {HELP}")
+        raise UsageError(
+            field="--checkpoint", problem=f"invalid selection {wanted!r}", hint=f"Use {HELP}"
+        )
     return store.manifest(checkpoint)
 
 
@@ -47,7 +56,7 @@ def _best(store: CheckpointStore, value: str) -> Manifest:
     from outlast_checkpoints.format.retention import Keep
 
     best = Keep.parse(f"best:{value}").best
-    assert best is not None  # parse has just read it
+    assert best is not None  # parse accepted it
     sign = -1.0 if best.bigger else 1.0
     scored: list[tuple[float, CheckpointId]] = []
     names: set[str] = set()
@@ -63,7 +72,7 @@ def _best(store: CheckpointStore, value: str) -> Manifest:
         raise UsageError(
             field="--checkpoint",
             problem=f"no checkpoint has a metric {best.metric!r}",
-            hint=f"There are: {', '.join(sorted(names)) or 'none at all'}.",
+            hint=f"Known metrics: {', '.join(sorted(names)) or 'none'}.",
         )
-    # Of equally good ones the older: it was the one that reached it.
+    # Of equally good checkpoints, the oldest.
     return store.manifest(min(scored)[1])

@@ -1,4 +1,4 @@
-"""Options from a TOML file: the same names as on the command line, strictly read."""
+"""Options from a TOML file, with the names of the command line; unknown names are errors."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ SCRIPT_KEYS = ("script", "module", "args")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the options in the TOML file at `path`: its `[job]` table, or its top level.
+    """Return the options of a TOML file: its `[job]` table, or its top level.
 
-    Raises UsageError when it cannot be read, or is not TOML, saying where.
+    Raises:
+        UsageError: the file cannot be read, or is not valid TOML.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _wrong(path, f"cannot be read: {error.strerror}") from error
+        raise _wrong(path, f"the file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise _wrong(path, "is not UTF-8 text") from error
+        raise _wrong(path, "the file is not UTF-8 text") from error
     except tomllib.TOMLDecodeError as error:
-        raise _wrong(path, f"is not TOML: {error}") from error
+        raise _wrong(path, f"the file is not valid TOML: {error}") from error
     job = document.get("job")
     if not isinstance(job, dict):
         return document
@@ -35,17 +36,19 @@ def read_config(path: Path) -> dict[str, Any]:
         if other != "job":
             raise _wrong(
                 path,
-                f"{other!r} stands beside the table [job]",
-                "Move it into [job], or do without that table.",
+                f"{other!r} is outside the table [job]",
+                "Move it into [job], or remove that table.",
             )
     return job
 
 
 def as_defaults(path: Path, found: Mapping[str, Any], ctx: click.Context) -> dict[str, Any]:
-    """Return `found` by parameter name, each value checked as its option would check it.
+    """Return the options of a file by parameter name, each value checked by its option.
 
-    Keys may be spelled with "-" or "_". Raises UsageError naming an unknown key (and near
-    matches) or a value that does not fit.
+    Keys may be spelled with "-" or "_".
+
+    Raises:
+        UsageError: a key is unknown, or a value is invalid.
     """
     options = {
         param.name: param
@@ -62,7 +65,7 @@ def as_defaults(path: Path, found: Mapping[str, Any], ctx: click.Context) -> dic
         else:
             raise _wrong(path, f"unknown option {key!r}", _near(name, [*options, *SCRIPT_KEYS]))
     if defaults.get("script") and defaults.get("module"):
-        raise _wrong(path, "has both 'script' and 'module'", "Keep one of the two.")
+        raise _wrong(path, "'script' and 'module' exclude each other", "Keep one of the two.")
     return defaults
 
 
@@ -98,7 +101,7 @@ def _option_value(
     try:
         option.type_cast_value(ctx, value)
     except click.BadParameter as error:
-        raise _wrong(path, f"{key!r}: {error.message}") from error
+        raise _wrong(path, f"{key!r}: {error.message.rstrip('.')}") from error
     return value
 
 
@@ -110,7 +113,7 @@ def _near(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3)
     if near:
         return f"Did you mean {' or '.join(repr(one) for one in near)}?"
-    return "The options of `outlast run --help` are known, without their dashes."
+    return "Use the option names of `outlast run --help`, without the leading dashes."
 
 
 def _wrong(path: Path, problem: str, hint: str = "Correct the file.") -> UsageError:

@@ -1,4 +1,4 @@
-"""`outlast` itself: the table of verbs, and what becomes of an error."""
+"""The command `outlast`: the table of its commands, and how errors end it."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ import click
 from outlast.exit_codes import DONE, FAILED, INTERRUPTED
 from outlast_checkpoints.errors import OutlastError
 
-# section -> command -> (module:function below cli.commands, one line of help). The lines stand
-# here as well, so that `outlast --help` loads none of the modules.
+# section -> command -> (module:function below cli.commands, one line of help). The help lines are
+# here, so that `outlast --help` need not import the modules.
 VERBS: dict[str, dict[str, tuple[str, str]]] = {
     "Train": {
         "run": (
             "run:run",
-            "Run a script under supervision, in the foreground.",
+            "Run a script under supervision in the foreground.",
         ),
-        "submit": ("submit:submit", "Run a script under supervision, detached."),
+        "submit": ("submit:submit", "Run a script under supervision, detached or on a cluster."),
         "resume": (
             "resume:resume",
-            "Go on with a job that ended or was left.",
+            "Resume a job from its last checkpoint.",
         ),
         "stop": ("stop:stop", "Save and stop a job."),
     },
     "Look": {
         "list": ("list:list_jobs", "List the jobs below the root."),
-        "status": ("status:status", "Show how a job stands."),
+        "status": ("status:status", "Show the state and progress of a job."),
         "logs": (
             "logs:logs",
-            "Show what happened, and the script's own output.",
+            "Show the log of a job, or the output of its script.",
         ),
-        "history": ("history:history", "Show, plot or export the metrics."),
+        "history": ("history:history", "Show, plot or export the metrics of a job."),
     },
     "Keep": {
         "checkpoints": (
             "checkpoints:checkpoints",
-            "List a job's checkpoints.",
+            "List the checkpoints of a job.",
         ),
         "verify": (
             "verify:verify",
-            "Check every byte that a job, or all, stored.",
+            "Verify every stored byte of one job or of all jobs.",
         ),
-        "prune": ("prune:prune", "Delete checkpoints that need not be kept."),
+        "prune": ("prune:prune", "Delete checkpoints that retention does not keep."),
         "copy": ("copy:copy", "Copy a job to another folder or bucket."),
-        "export": ("export:export", "Write a checkpoint as a Keras file."),
+        "export": ("export:export", "Export a checkpoint as a Keras file."),
     },
     "Try": {
         "demo": (
             "demo:demo",
-            "Train, be killed twice, and prove nothing was lost.",
+            "Train, get killed twice, and prove that nothing is lost.",
         ),
     },
 }
@@ -64,9 +64,10 @@ VERBS: dict[str, dict[str, tuple[str, str]]] = {
 
 @dataclass
 class Face:
-    """What all verbs of one command line share. debug: show stack traces."""
+    """State that the commands of one command line share."""
 
     debug: bool = False
+    """Whether to show stack traces."""
 
 
 def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
@@ -75,7 +76,7 @@ def _set_debug(ctx: click.Context, _param: click.Parameter, value: bool) -> None
 
 
 def debug_option() -> click.Option:
-    """Return a new `--debug`, which every verb and `outlast` itself take."""
+    """Return a new option `--debug`; `outlast` and all its commands accept it."""
     return click.Option(
         ["--debug"],
         is_flag=True,
@@ -83,12 +84,12 @@ def debug_option() -> click.Option:
         is_eager=True,
         callback=_set_debug,
         envvar="OUTLAST_DEBUG",
-        help="Show the stack trace of an error.",
+        help="Show stack traces of errors.",
     )
 
 
 class Verb(click.Command):
-    """A command that takes `--debug` beside its own options."""
+    """A command of `outlast`; it accepts `--debug` too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -96,7 +97,7 @@ class Verb(click.Command):
 
 
 class LazyGroup(click.Group):
-    """A group that loads the module of a verb when the verb is used, and not before."""
+    """A group of commands that imports the module of a command on first use."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return [verb for verbs in VERBS.values() for verb in verbs]
@@ -130,7 +131,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # click would make it a failure
+        except BrokenPipeError:  # click would report a failure
             return _unread()
 
     def main(
@@ -141,7 +142,7 @@ class LazyGroup(click.Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Do what `args` (default: this process's) say and exit with the verb's code."""
+        """Run the command line `args` (default: `sys.argv`) and exit with its exit code."""
         face = Face()
         call = partial(super().main, args, prog_name, complete_var, False, **{"obj": face, **extra})
         if not standalone_mode:
@@ -157,15 +158,15 @@ def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> N
     try:
         version = metadata.version("outlast")
     except metadata.PackageNotFoundError:
-        version = "(not installed: run from its source)"
+        version = "(not installed: running from source)"
     click.echo(f"outlast {version}")
     ctx.exit()
 
 
 def _guarded(call: Callable[[], Any], face: Face) -> int:
-    """Return the exit code of `call`: errors become one message on stderr.
+    """Return the exit code of `call`. An error prints one message on stderr.
 
-    A stack trace appears only with --debug.
+    With --debug, the stack trace is printed too.
     """
     try:
         outcome = call()
@@ -182,7 +183,7 @@ def _guarded(call: Callable[[], Any], face: Face) -> int:
             _show_trace()
         click.echo(f"outlast: {error}", err=True)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the last resort: a message, not a trace
+    except Exception as error:  # noqa: BLE001 - last resort: a message instead of a trace
         if face.debug:
             _show_trace()
         said = " ".join(str(error).split())
@@ -196,8 +197,8 @@ def _guarded(call: Callable[[], Any], face: Face) -> int:
 
 
 def _unread() -> int:
-    """The reader (head, less) has gone, which is no failure: there is nothing more to say."""
-    # What is still buffered goes nowhere, so that the flush at exit does not complain either.
+    """End without an error after the reader of stdout (head, less) has gone."""
+    # Discard what is still buffered, so that the flush at exit does not fail.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
@@ -210,10 +211,10 @@ def _show_trace() -> None:
 
 main = LazyGroup(
     "outlast",
-    help="Keras trainings that survive: exact checkpoint and resume under supervision.\n\n"
-    "JOB is a job's name below the root, or a job's own folder or URL. The root is --root, "
+    help="Fault-tolerant Keras training: supervision, exact checkpoints, exact resume.\n\n"
+    "JOB is the name of a job below the root, or the folder or URL of the job. The root is --root, "
     "else $OUTLAST_ROOT, else ./outlast-jobs.",
-    epilog="`outlast VERB --help` says more. Start with: outlast run train.py",
+    epilog="Run `outlast COMMAND --help` for details. Start with: outlast run train.py",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     params=[
         debug_option(),

@@ -1,4 +1,4 @@
-"""Handing a job to an engine, and taking it back."""
+"""Hands a job to its engine, and prints where the job is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan(storage: Storage, spec: JobSpec) -> str:
-    """Return what would be handed over. Raises `SpecInvalid`, `PluginUnknown`."""
+    """Return what the engine would start. Raises `SpecInvalid`, `PluginUnknown`."""
     from outlast import backends, engines
 
     backends.get(spec.backend)
@@ -25,7 +25,7 @@ def plan(storage: Storage, spec: JobSpec) -> str:
 
 
 def hand_over(place: Place) -> Queued:
-    """Hand the job to the engine that its spec names; return where it is found there."""
+    """Hand the job to the engine that its spec names; return its place there."""
     from outlast import engines
     from outlast.errors import InvalidTransition
     from outlast.job.events import Queued
@@ -36,13 +36,13 @@ def hand_over(place: Place) -> Queued:
     handle = engines.get(spec.engine).launch(spec, place.storage)
     queued = Queued(engine=spec.engine, handle=handle)
     if spec.engine != engines.LOCAL:
-        with suppress(InvalidTransition):  # it has ended already
+        with suppress(InvalidTransition):  # it has already ended
             Journal(place.storage).append(queued)
     return queued
 
 
 def tell(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> None:
-    """Say where the job is now; None: nowhere, there was nothing to do."""
+    """Print where the job is now. `queued` None: nothing was started."""
     from outlast.job import fencing_check
 
     handle: dict[str, Any] = {} if queued is None else queued.handle
@@ -62,4 +62,4 @@ def _named(queued: Queued) -> dict[str, Any]:
 
 
 def _words(queued: Queued) -> str:
-    return f"{queued.engine} has it as {queued.handle.get('id')}"
+    return f"queued in {queued.engine} as {queued.handle.get('id')}"

@@ -1,4 +1,4 @@
-"""Finding a job: JOB is a name below the root, or the job's own folder or URL."""
+"""Finds a job by its name below the root, or by its folder or URL."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ DEFAULT_ROOT = "./outlast-jobs"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job is: its storage, its folder or URL, its name."""
+    """The place of a job."""
 
     storage: Storage
+    """Storage of the job."""
     url: str
+    """Folder (absolute) or URL of the job."""
     name: str
+    """Name of the job."""
 
 
 def absolute(url: str) -> str:
-    """Return a folder as it can be found from any working directory; a URL stays as it is."""
-    # abspath and not resolve: a link stays a link, for it may lead elsewhere on another machine.
+    """Return the absolute path of a folder; a URL is returned unchanged."""
+    # abspath keeps symbolic links, because they may differ on another machine.
     return url if "://" in url else os.path.abspath(Path(url).expanduser())  # noqa: PTH100
 
 
 def below(root: str, name: str) -> Place:
-    """Return the place of the job `name` below `root`, whether it exists or not."""
+    """Return the place of the job `name` below `root`; the job need not exist."""
     from outlast_checkpoints.storage import open_storage
 
     url = f"{absolute(root).rstrip('/')}/{layout.check_name('--name', name)}"
@@ -42,11 +45,12 @@ def below(root: str, name: str) -> Place:
 
 
 def is_job(storage: Storage) -> bool:
+    """Return whether the storage holds a job."""
     return storage.exists(layout.SPEC)
 
 
 def jobs_below(url: str) -> list[Place]:
-    """Return the places of all jobs below a root, by name, damaged ones as well."""
+    """Return the places of all jobs below a root, sorted by name; damaged jobs included."""
     from outlast.job import listing
     from outlast_checkpoints.storage import open_storage
 
@@ -57,7 +61,11 @@ def jobs_below(url: str) -> list[Place]:
 
 
 def find_job(root: str, job: str) -> Place:
-    """Return the place of an existing job. Raises JobNotFound, with names that are near."""
+    """Return the place of an existing job.
+
+    Raises:
+        JobNotFound: there is no such job; the message suggests similar names.
+    """
     from outlast_checkpoints.storage import open_storage
 
     candidates = []
@@ -75,7 +83,7 @@ def find_job(root: str, job: str) -> Place:
 
 
 def job_word(place: Place, root: str) -> str:
-    """Return JOB as the next command line has to name it."""
+    """Return the argument JOB that names this job in a further command."""
     below = f"{absolute(root).rstrip('/')}/{place.name}"
     if below == place.url and absolute(root) == absolute(DEFAULT_ROOT):
         return place.name

@@ -1,4 +1,4 @@
-"""How a job stands, from its journal and heartbeat: what `outlast status --json` prints."""
+"""The status of a job from its journal and heartbeat, as `outlast status --json` prints it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def _queued(job: Job) -> dict[str, Any] | None:
-    """Return where a cluster has the job, and how it stands there now."""
+    """Return the job's place in a cluster's queue, and its state there."""
     from outlast.engines import standing
     from outlast.errors import EngineFailed
 
@@ -28,12 +28,12 @@ def _queued(job: Job) -> dict[str, Any] | None:
         there = None if job.state.final else standing(job)
         stands = "gone" if there is None else str(there)
     except EngineFailed as error:
-        stands = f"not known now: {error.fields['reason']}"
+        stands = f"unknown: {error.fields['reason']}"
     return {"engine": job.queued.engine, "id": job.queued.handle.get("id"), "stands": stands}
 
 
 def is_gone(state: str, beat: Beat | None) -> bool:
-    """Return whether a job that should be at work has certainly lost its process."""
+    """Return whether a running job has certainly lost its process."""
     from outlast.job.process_identity import Identity
 
     if state not in ("running", "stopping") or beat is None or beat.ended is not None:
@@ -43,7 +43,7 @@ def is_gone(state: str, beat: Beat | None) -> bool:
 
 
 def job_status(place: Place) -> dict[str, Any]:
-    """Return all that `outlast status --json` prints."""
+    """Return the fields that `outlast status --json` prints."""
     import msgspec
 
     from outlast.job import heartbeat, lifecycle
@@ -84,7 +84,7 @@ def job_status(place: Place) -> dict[str, Any]:
 
 
 def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
-    """Return what became of the job's time, seconds each, and `goodput` from 0 to 1."""
+    """Return how the job spent its time, in seconds, and its `goodput` from 0 to 1."""
     import msgspec
 
     from outlast.job import goodput, heartbeat
@@ -111,7 +111,7 @@ def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
 
 
 def goodput_line(found: dict[str, Any]) -> str:
-    """Return "0.93: training 4:10 of 4:29; getting ready 0:12, …", "" before any step."""
+    """Return for example "0.93: training 4:10 of 4:29; getting ready 0:12"; "" before any step."""
     if not found["steps"]:
         return ""
     parts = [
@@ -120,7 +120,7 @@ def goodput_line(found: dict[str, Any]) -> str:
         if found[name] >= 0.5
     ]
     if found["repeated_steps"]:
-        parts.append(f"{units.number(found['repeated_steps'])} steps done again")
+        parts.append(f"{units.number(found['repeated_steps'])} steps repeated")
     spent = f"training {units.duration(found['training'])} of {units.duration(found['total'])}"
     return f"{found['goodput']:.2f}: {'; '.join([spent, ', '.join(parts)] if parts else [spent])}"
 
@@ -138,7 +138,7 @@ def _checkpoint(manifest: Any) -> dict[str, Any]:
 
 
 def attempts(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """Return each attempt's life as the journal tells it, oldest first."""
+    """Return the JSON fields of each attempt in the journal, oldest first."""
     from outlast.job.events import Claimed, Ended
 
     found: dict[int, dict[str, Any]] = {}

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class ScriptVerb(Verb):
-    """A verb whose options end at SCRIPT; what follows is the script's own."""
+    """A command whose options end at SCRIPT; everything after it belongs to the script."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.context_settings = {**self.context_settings, "allow_interspersed_args": False}
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the headings of their sections."""
+        """Write the options below the headings of their sections."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
@@ -58,7 +58,7 @@ def named(
 def prepare(
     ctx: click.Context, command: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Place, bool]:
-    """Return the place of the job that is to be supervised, and whether it is finished."""
+    """Create or find the job to supervise; return its place, and whether it is finished."""
     from outlast.cli.handover import plan
     from outlast.supervisor.supervisor import submit as submit_job
     from outlast_checkpoints.storage import open_storage
@@ -68,19 +68,19 @@ def prepare(
     if options["resume_if_exists"] and options["name"] and is_job(place.storage):
         return place, _resume_existing(place, what)
     spec = new_spec(ctx, name, what, options)
-    plan(place.storage, spec)  # refuses options that the cluster's engine does not know
+    plan(place.storage, spec)  # rejects options that the engine does not know
     submit_job(open_storage(absolute(options["root"])), spec)
     return place, False
 
 
 def _what_to_run(ctx: click.Context, command: tuple[str, ...], module: bool) -> dict[str, Any]:
-    """Return script or module, and args, from the command line or else from --config."""
+    """Return script or module and args, from the command line or else from --config."""
     if command:
         key = "module" if module else "script"
         return {"script": None, "module": None, key: command[0], "args": list(command[1:])}
     found = ctx.default_map or {}
     if not (found.get("script") or found.get("module")):
-        raise click.UsageError("Missing SCRIPT: what shall be run?", ctx)
+        raise click.UsageError("Missing SCRIPT. Name the script to run.", ctx)
     return {
         "script": found.get("script"),
         "module": found.get("module"),
@@ -89,15 +89,15 @@ def _what_to_run(ctx: click.Context, command: tuple[str, ...], module: bool) -> 
 
 
 def _cadence(save_every: str, max_overhead: str | None) -> str:
-    """Return the cadence with the bound of an automatic one in it."""
+    """Return the save cadence, with --max-overhead as the bound of its automatic part."""
     if max_overhead is None:
         return save_every
     parts = [part.strip() for part in save_every.split(",")]
     if "auto" not in parts:
         raise UsageError(
             field="--max-overhead",
-            problem=f"it bounds an automatic cadence, and --save-every is {save_every!r}",
-            hint="Leave one of them out, or say --save-every auto.",
+            problem=f"it applies to --save-every auto only, and --save-every is {save_every!r}",
+            hint="Omit one of the two, or use --save-every auto.",
         )
     return ",".join(f"auto:{max_overhead}" if part == "auto" else part for part in parts)
 
@@ -115,7 +115,7 @@ def new_spec(
 
     cwd = options["cwd"].absolute() if options["cwd"] else Path.cwd()
     if options["engine"] == "kubernetes":
-        cwd = options["cwd"] or Path()  # of the image, whose own it is unless another is given
+        cwd = options["cwd"] or Path()  # a path in the image; default: the image's own
     here = options["engine"] in ("local", "slurm")
     if what["script"] and here:
         _look_at(cwd, what["script"])
@@ -145,7 +145,7 @@ def new_spec(
 
 
 def _look_at(cwd: Path, script: str) -> None:
-    """Raise unless the script is there and may be read."""
+    """Raise `UsageError` unless the script exists and can be read."""
     try:
         if (cwd / script).is_file():
             if os.access(cwd / script, os.R_OK):
@@ -154,20 +154,21 @@ def _look_at(cwd: Path, script: str) -> None:
     except PermissionError:
         raise UsageError(
             field="SCRIPT",
-            problem=f"user {os.geteuid()} may not read {str(cwd / script)!r}",
-            hint="Let everybody read it, and enter the folders above it.",
+            problem=f"user {os.geteuid()} cannot read {str(cwd / script)!r}",
+            hint="Make the file readable and the folders above it accessible.",
         ) from None
     raise UsageError(
         field="SCRIPT",
         problem=f"there is no file {script!r} in {str(cwd)!r}",
-        hint="Options of outlast go before the script.",
+        hint="Check the path. Options of outlast must precede the script.",
     )
 
 
 def _resume_existing(place: Place, what: dict[str, Any]) -> bool:
-    """Make an existing job ready to go on. Returns whether it is finished.
+    """Make an existing job ready to be resumed; return whether it is finished.
 
-    Raises UsageError when it runs something else than what is asked for now.
+    Raises:
+        UsageError: the job runs another script or has other arguments.
     """
     from outlast.job import spec as specs
     from outlast.job.lifecycle import State
@@ -178,10 +179,10 @@ def _resume_existing(place: Place, what: dict[str, Any]) -> bool:
         if getattr(stored, field) != wanted:
             raise UsageError(
                 field="--resume-if-exists",
-                problem=f"{place.name} runs {stored.runs!r}, which is something else",
-                hint="Give the same script and arguments, or another --name.",
+                problem=f"job {place.name} runs {stored.runs!r}",
+                hint="Use the same script and arguments, or another --name.",
             )
     if resume(place.storage).state is State.SUCCEEDED:
-        click.echo(f"{place.name} has succeeded already: nothing to do.", err=True)
+        click.echo(f"{place.name} has already succeeded; there is nothing to do.", err=True)
         return True
     return False

@@ -1,4 +1,4 @@
-"""How a job stands whose storage cannot be reached: what this machine's spool knows of it."""
+"""The status of a job whose storage cannot be reached, from this machine's spool."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from outlast_checkpoints.errors import StorageError
 
 
 def status(root: str, job: str, error: StorageError) -> dict[str, Any] | None:
-    """Return what `outlast status --json` prints then; None when nothing is known here.
+    """Return the fields that `outlast status --json` prints; None if this machine knows nothing.
 
-    error: why the storage cannot be reached.
+    Args:
+        root: Root of the jobs.
+        job: Name, folder or URL of the job.
+        error: Why the storage cannot be reached.
     """
     import msgspec
 
@@ -43,7 +46,7 @@ def status(root: str, job: str, error: StorageError) -> dict[str, Any] | None:
 
 
 def fields(found: dict[str, Any]) -> dict[str, str]:
-    """Return the same for people."""
+    """Return the status as names and texts, for people."""
     from outlast.job.heartbeat import Beat
 
     since = found["away_since"]
@@ -52,7 +55,7 @@ def fields(found: dict[str, Any]) -> dict[str, str]:
     lines = {
         "job": found["job"],
         "in": found["url"],
-        "state": "not known, for its storage cannot be reached",
+        "state": "unknown, because its storage cannot be reached",
         "away": f"{away}{found['reason']}",
         "waiting": f"{waiting} ({units.size(found['spooled_bytes'])}) in {found['spool']}",
     }
@@ -64,6 +67,6 @@ def fields(found: dict[str, Any]) -> dict[str, str]:
                 filter(None, [heartbeat_text.epochs(beat), heartbeat_text.steps(beat)])
             ),
             "metrics": heartbeat_text.metrics(beat),
-            "doing": f"{beat.activity}, process {beat.pid} on {beat.host}, sign of life {ago} ago",
+            "doing": f"{beat.activity}, process {beat.pid} on {beat.host}, heartbeat {ago} ago",
         }
     return lines

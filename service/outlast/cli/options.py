@@ -1,4 +1,4 @@
-"""The options that verbs share, and how their values are read."""
+"""Command-line options that several commands share, and the types of their values."""
 
 from __future__ import annotations
 
@@ -19,33 +19,35 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def duration(text: str | float) -> float:
-    """Return seconds: "90", "90s", "30m", "1.5h", "1d"; "off" is 0."""
+    """Return a duration such as "90", "90s", "30m", "1.5h" or "1d" in seconds; "off" is 0."""
     said = str(text).strip().lower()
     if said == "off":
         return 0.0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", said)
     if match is None:
-        raise click.BadParameter(f"{text!r} is no time. Write it like 90, 90s, 30m, 1.5h or 1d.")
+        raise click.BadParameter(
+            f"Invalid duration {text!r}. Use for example 90, 90s, 30m, 1.5h or 1d."
+        )
     return float(match.group(1)) * _UNITS[match.group(2) or "s"]
 
 
 def pair(text: str) -> tuple[str, str]:
-    """Return NAME and VALUE of "NAME=VALUE"."""
+    """Split "NAME=VALUE" into name and value."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE.")
+        raise click.BadParameter(f"Invalid pair {text!r}. Use NAME=VALUE.")
     return name.strip(), value
 
 
 def cadence(text: str) -> str:
-    """Return `text` when it says when to save."""
+    """Return `text` if it is a valid save cadence."""
     from outlast.job.save_schedule import SaveEvery
 
     return _checked(text, SaveEvery.parse)
 
 
 def share(text: str) -> str:
-    """Return `text`, a percentage, as the automatic cadence spells it."""
+    """Return a percentage as the automatic save cadence spells it."""
     from outlast.job.save_schedule import SaveEvery
 
     spelled = f"{text.removesuffix('%').strip()}%"
@@ -54,7 +56,7 @@ def share(text: str) -> str:
 
 
 def retention(text: str) -> str:
-    """Return `text` when it says what to keep."""
+    """Return `text` if it is a valid retention policy."""
     from outlast_checkpoints.format.retention import Keep
 
     return _checked(text, Keep.parse)
@@ -69,7 +71,7 @@ def _checked(text: str, parse: Callable[[str], object]) -> str:
 
 
 class Section(click.Option):
-    """An option that stands under a heading of its own in `--help`."""
+    """An option that `--help` lists under the heading `section`."""
 
     def __init__(self, *args: Any, section: str = "Options", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,7 +81,7 @@ class Section(click.Option):
 def option(
     name: str, *more: str, section: str = "Options", in_environment: bool = True, **kwargs: Any
 ) -> Callable[[F], F]:
-    """Declare an option that the variable OUTLAST_<NAME> sets as well."""
+    """Declare an option that the environment variable OUTLAST_<NAME> can set too."""
     if in_environment:
         first = name.split("/")[0].lstrip("-").replace("-", "_").upper()
         kwargs.setdefault("envvar", f"OUTLAST_{first}")
@@ -87,22 +89,24 @@ def option(
 
 
 def root_option(section: str = "Options") -> Callable[[F], F]:
+    """Declare --root."""
     return option(
         "--root",
         section=section,
         default=DEFAULT_ROOT,
         show_default=True,
         metavar="FOLDER|URL",
-        help="Where the jobs are.",
+        help="Folder or URL that holds the jobs.",
     )
 
 
 def job_argument(function: F) -> F:
-    """Declare JOB and the root it is looked for in."""
+    """Declare the argument JOB and the option --root."""
     return click.argument("job", metavar="JOB")(root_option()(function))
 
 
 def json_option(what: str = "Print JSON.") -> Callable[[F], F]:
+    """Declare --json with `what` as its help."""
     return click.option("--json", "as_json", is_flag=True, help=what)
 
 
@@ -114,34 +118,34 @@ def _use_config(ctx: click.Context, _param: click.Parameter, value: Path | None)
 
 
 def cluster_options(function: F) -> F:
-    """Declare what a cluster is asked for."""
+    """Declare the options that describe a Slurm request."""
     for declare in reversed(_CLUSTER_OPTIONS):
         function = declare(function)
     return function
 
 
 def chosen(options: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Take the cluster's options out of `options`; return those that were given."""
+    """Remove the Slurm options from `options`; return those that were given."""
     found = [(name, options.pop(name)) for name in ("partition", "nodes", "gpus", "time", "sbatch")]
     return [(name, list(v) if isinstance(v, tuple) else v) for name, v in found if v]
 
 
 def job_options(function: F) -> F:
-    """Declare everything that a new job is made of."""
+    """Declare all options of a new job."""
     for declare in reversed(_JOB_OPTIONS):
         function = declare(function)
     return function
 
 
 _CLUSTER_OPTIONS: list[Callable[[Any], Any]] = [
-    option("--partition", section="Slurm", metavar="NAME", help="Partition to queue in."),
-    option("--nodes", section="Slurm", metavar="N", help="Nodes to ask for: 1."),
-    option("--gpus", section="Slurm", metavar="N|TYPE:N", help="GPUs to ask for."),
+    option("--partition", section="Slurm", metavar="NAME", help="Slurm partition."),
+    option("--nodes", section="Slurm", metavar="N", help="Number of nodes; only 1 is supported."),
+    option("--gpus", section="Slurm", metavar="N|TYPE:N", help="GPUs to request."),
     option(
         "--time",
         section="Slurm",
         metavar="LIMIT",
-        help="Time slot, as sbatch takes it; a longer training takes several.",
+        help="Time limit of one allocation, in sbatch's format. A longer training uses several.",
     ),
     option(
         "--sbatch",
@@ -149,19 +153,20 @@ _CLUSTER_OPTIONS: list[Callable[[Any], Any]] = [
         multiple=True,
         in_environment=False,
         metavar="KEY=VALUE",
-        help="Any other option of sbatch; can be repeated.",
+        help="Any other option of sbatch; repeatable.",
     ),
 ]
 
 _JOB_OPTIONS: list[Callable[[Any], Any]] = [
     root_option("Job"),
-    option("--name", section="Job", metavar="JOB", help="Name of the job.  [default: a new one]"),
+    option("--name", section="Job", metavar="JOB", help="Name of the job.  [default: generated]"),
     option(
         "--resume-if-exists",
         section="Job",
         is_flag=True,
-        help="Resume the job of that name where there is one (for restart loops of clusters): its "
-        "own options stay, SCRIPT and ARGS must be the same, and finished is success.",
+        help="If the job --name exists, resume it with its own options instead of failing. "
+        "SCRIPT and ARGS must be the same; a finished job counts as success. For clusters that "
+        "restart the command.",
     ),
     option(
         "--config",
@@ -170,8 +175,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         is_eager=True,
         expose_value=False,
         callback=_use_config,
-        help="TOML file with these options by name, in [job] or at the top, and script (or "
-        "module) and args. The command line and OUTLAST_* variables go before it.",
+        help="TOML file with these options by name, and script (or module) and args; at the top "
+        "level or in [job]. The command line and OUTLAST_* variables override it.",
     ),
     option(
         "--module",
@@ -179,7 +184,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         section="Job",
         is_flag=True,
         in_environment=False,
-        help="SCRIPT is a module's name, as with python -m.",
+        help="SCRIPT names a module, as with python -m.",
     ),
     option(
         "--save-every",
@@ -188,15 +193,15 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         default="auto",
         show_default=True,
         metavar="WHEN",
-        help="Steps (100), a time (30s, 5m), 'epoch', several with commas, 'never', or 'auto': as "
-        "often as it pays. What is going to be stopped is always saved.",
+        help="When to save: steps (100), a time (30s, 5m), 'epoch', several separated by commas, "
+        "'auto' (measured) or 'never'. A checkpoint is always written before a requested stop.",
     ),
     option(
         "--max-overhead",
         section="Saving",
         type=share,
         metavar="PERCENT",
-        help="With --save-every auto: the share of the time that saves may take.  [default: 1%]",
+        help="With --save-every auto: share of the time that saving may cost.  [default: 1%]",
     ),
     option(
         "--keep",
@@ -205,8 +210,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         default="last:3",
         show_default=True,
         metavar="WHICH",
-        help="Checkpoints to keep: last:N, every:STEPS, best:METRIC[:min|max[:N]], several with "
-        "commas, or 'all'.",
+        help="Checkpoints to keep: last:N, every:STEPS, best:METRIC[:min|max[:N]], several "
+        "separated by commas, or 'all'.",
     ),
     option(
         "--on-save-error",
@@ -214,21 +219,22 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         type=click.Choice(["continue", "stop"]),
         default="continue",
         show_default=True,
-        help="What a failed save does to the training.",
+        help="Whether the training continues or stops after a failed save.",
     ),
     option(
         "--seed",
         section="Exactness",
         type=click.IntRange(min=0, max=2**63 - 1),
         metavar="N",
-        help="Seed of data order and generators.  [default: random, kept with the job]",
+        help="Seed of all random generators and of the data order.  [default: random, stored "
+        "with the job]",
     ),
     option(
         "--deterministic/--no-deterministic",
         section="Exactness",
         default=True,
         show_default=True,
-        help="Make TensorFlow's operations deterministic.",
+        help="Enable TensorFlow's op determinism.",
     ),
     option(
         "--on-nan",
@@ -236,7 +242,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         type=click.Choice(["ignore", "stop"]),
         default="ignore",
         show_default=True,
-        help="What a loss that is not a number does to the training.",
+        help="Whether the training ignores or stops at a loss that is NaN or infinite.",
     ),
     option(
         "--max-retries",
@@ -245,7 +251,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="N",
         default=3,
         show_default=True,
-        help="Failed attempts in a row, without a new checkpoint, that are tried again.",
+        help="Retries after consecutive failed attempts without a new checkpoint.",
     ),
     option(
         "--backoff",
@@ -254,7 +260,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="1s",
         show_default=True,
-        help="Wait before the first retry; it doubles, with jitter.",
+        help="Delay before the first retry. It doubles with each further one, with jitter.",
     ),
     option(
         "--backoff-max",
@@ -263,7 +269,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="60s",
         show_default=True,
-        help="The longest wait before a retry.",
+        help="Longest delay before a retry.",
     ),
     option(
         "--stall-timeout",
@@ -272,7 +278,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="30m",
         show_default=True,
-        help="An attempt without a step for so long is killed, its stacks in the log; 'off'.",
+        help="Kill an attempt that makes no progress for this long; 'off' disables it. The stacks "
+        "of its threads go to its output.",
     ),
     option(
         "--grace",
@@ -281,8 +288,8 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="30s",
         show_default=True,
-        help="Time to save and leave when told to stop; then it is killed. When given it goes "
-        "before what a cloud's notice leaves, unless that is less.",
+        help="Time that an attempt has to save and leave before it is killed. An explicit value "
+        "caps the time that a cloud's preemption notice allows.",
     ),
     option(
         "--preemption",
@@ -290,16 +297,16 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         type=click.Choice(["auto", "gce", "aws", "azure", "none"]),
         default="auto",
         show_default=True,
-        help="Whose notice that it takes this machine is listened to; auto: the cloud's that the "
-        "machine's firmware names.",
+        help="Cloud whose preemption notices to watch for; auto detects it from the "
+        "firmware (DMI).",
     ),
     option(
         "--warm-spare/--no-warm-spare",
         section="Restarts",
         default=False,
         show_default=True,
-        help="Keep a process ready that has imported TensorFlow: a restart then takes a fraction "
-        "of the time, for some 0.25 GB of memory (the log tells how much).",
+        help="Keep a process ready that has already imported TensorFlow. Restarts become faster, "
+        "for about 0.25 GB of memory (the log has the exact size).",
     ),
     option(
         "--heartbeat-every",
@@ -308,7 +315,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="2s",
         show_default=True,
-        help="How often an attempt gives a sign of life.",
+        help="Interval between two heartbeats of an attempt.",
     ),
     option(
         "--lost-after",
@@ -317,7 +324,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="TIME",
         default="30s",
         show_default=True,
-        help="An attempt elsewhere without a sign of life for so long is lost.",
+        help="Consider an attempt on another machine lost after this long without a heartbeat.",
     ),
     option(
         "--engine",
@@ -334,7 +341,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         multiple=True,
         in_environment=False,
         metavar="NAME=VALUE",
-        help="Option of the engine; can be repeated.",
+        help="Option of the engine; repeatable.",
     ),
     option(
         "--backend",
@@ -351,18 +358,18 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         multiple=True,
         in_environment=False,
         metavar="NAME=VALUE",
-        help="A variable for the script; can be repeated.",
+        help="Environment variable for the script; repeatable.",
     ),
     option(
         "--cwd",
         section="Where",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Folder that the script starts in.  [default: here]",
+        help="Working directory of the script.  [default: the current one]",
     ),
     option(
         "--python",
         section="Where",
         metavar="FILE",
-        help="Python to start it with.  [default: this one]",
+        help="Python interpreter for the script.  [default: this one]",
     ),
 ]

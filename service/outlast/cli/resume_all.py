@@ -1,4 +1,4 @@
-"""Jobs of a root that are not finished and that nobody is at work on, brought back to work."""
+"""Resumes the unfinished jobs of a root that nobody supervises."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from outlast_checkpoints.errors import OutlastError
 if TYPE_CHECKING:
     from outlast.job.events import Queued
 
-_AT_ONCE: Final = 64  # each may have to wait until an owner is certainly gone
+_AT_ONCE: Final = 64  # each may have to wait until the previous owner is certainly gone
 
 
 @dataclass(frozen=True)
-class Came:
-    """What became of a job. queued: where it is now, when it was brought back. note: else why."""
+class Result:
+    """The result of resuming one job."""
 
     place: Place
+    """The place of the job."""
     how: Literal["started", "at work", "left alone", "failed"]
+    """What happened."""
     note: str = ""
+    """Why the job was not started."""
     queued: Queued | None = None
+    """Where the engine has the job, if it was started."""
 
 
 def unfinished(root: str) -> list[Place]:
-    """Return the places of all jobs below `root` that have not ended, the last touched first."""
+    """Return the places of all unfinished jobs below `root`, most recently updated first."""
     from outlast.job import listing
     from outlast_checkpoints.storage import open_storage
 
@@ -49,8 +53,8 @@ def unfinished(root: str) -> list[Place]:
     ]
 
 
-def take_up(place: Place) -> Came | None:
-    """Make the job ready for a supervisor; return what is in the way, None when nothing is."""
+def take_up(place: Place) -> Result | None:
+    """Make the job ready for a supervisor; return a result when it cannot be started."""
     from outlast.errors import JobBusy
     from outlast.job.journal import Journal
     from outlast.job.submission import load_spec
@@ -59,66 +63,66 @@ def take_up(place: Place) -> Came | None:
     try:
         spec = load_spec(place.storage)
         if spec.script is None and spec.module is None:
-            return Came(place, "left alone", "it was started by hand, without a script")
+            return Result(place, "left alone", "it has no script, because it was started by hand")
         job = Journal(place.storage).job()
         there = None if job is None else standing(job)
         if there is not None and there.queued:
-            return Came(place, "at work", f"it is in the queue already: {there}")
+            return Result(place, "at work", f"it is already in the queue: {there}")
         job = take_up_job(place.storage)
         if job.state.final:
-            return Came(place, "left alone", f"it is {job.state.value}")
+            return Result(place, "left alone", f"it is {job.state.value}")
     except JobBusy as error:
-        return Came(place, "at work", str(error))
+        return Result(place, "at work", str(error))
     except OutlastError as error:
-        return Came(place, "failed", str(error))
+        return Result(place, "failed", str(error))
     return None
 
 
-def bring_back(place: Place) -> Came:
-    """Have the job supervised, detached, unless somebody has it or it has ended."""
+def bring_back(place: Place) -> Result:
+    """Start a detached supervisor for the job, unless it is busy or has ended."""
     from outlast.errors import DaemonFailed
 
     in_the_way = take_up(place)
     if in_the_way is not None:
         return in_the_way
     try:
-        return Came(place, "started", queued=hand_over(place))
+        return Result(place, "started", queued=hand_over(place))
     except DaemonFailed as error:
-        if error.fields.get("code") in (JOB_BUSY, SUPERSEDED):  # somebody else was faster
-            return Came(place, "at work", "somebody else has just taken it up")
-        return Came(place, "failed", str(error))
+        if error.fields.get("code") in (JOB_BUSY, SUPERSEDED):  # another process was first
+            return Result(place, "at work", "another process has just taken it")
+        return Result(place, "failed", str(error))
     except OutlastError as error:
-        return Came(place, "failed", str(error))
+        return Result(place, "failed", str(error))
 
 
 def bring_all_back(root: str, *, as_json: bool) -> int:
-    """Bring every unfinished job below `root` back; return 0, or 1 when one could not be."""
+    """Resume every unfinished job below `root`; return 0, or 1 when one failed."""
     places = unfinished(root)
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as workers:
-        came = list(workers.map(bring_back, places))
+        results = list(workers.map(bring_back, places))
     if as_json:
-        print_json([_row(one) for one in came])
+        print_json([_row(one) for one in results])
     else:
-        for one in came:
+        for one in results:
             _tell(one, root)
-        if not came:
-            click.echo(f"Nothing is unfinished in {absolute(root)}.", err=True)
-    return FAILED if any(one.how == "failed" for one in came) else DONE
+        if not results:
+            click.echo(f"No unfinished job in {absolute(root)}.", err=True)
+    return FAILED if any(one.how == "failed" for one in results) else DONE
 
 
-def _tell(came: Came, root: str) -> None:
-    if came.queued is not None:
-        tell(came.place, root, came.queued, as_json=False)
+def _tell(result: Result, root: str) -> None:
+    if result.queued is not None:
+        tell(result.place, root, result.queued, as_json=False)
     else:
-        click.echo(f"{came.place.name}: {came.how}: {came.note}", err=True)
+        click.echo(f"{result.place.name}: {result.how}: {result.note}", err=True)
 
 
-def _row(came: Came) -> dict[str, Any]:
-    handle: dict[str, Any] = {} if came.queued is None else came.queued.handle
+def _row(result: Result) -> dict[str, Any]:
+    handle: dict[str, Any] = {} if result.queued is None else result.queued.handle
     return {
-        "job": came.place.name,
-        "url": came.place.url,
-        "how": came.how,
-        "note": came.note,
+        "job": result.place.name,
+        "url": result.place.url,
+        "how": result.how,
+        "note": result.note,
         "pid": handle.get("pid"),
     }

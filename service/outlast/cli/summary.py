@@ -1,4 +1,4 @@
-"""Supervising a job from this terminal: the observer to show it with, and the summary after."""
+"""Supervises a job from this terminal and prints a summary at the end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def terminal_observer() -> TerminalObserver:
-    """Return the live line on a terminal that can move its cursor, plain lines elsewhere."""
+    """Return a live line on a terminal that can move its cursor; else plain lines."""
     if sys.stdout.isatty() and sys.stderr.isatty():
         from rich.console import Console
 
@@ -37,7 +37,7 @@ def terminal_observer() -> TerminalObserver:
 
 
 def supervise(place: Place, root: str) -> int:
-    """Supervise the job until nothing is left to do; return what to exit with."""
+    """Supervise the job until it ends or this process has to leave; return the exit code."""
     from outlast.job.lifecycle import exit_code
     from outlast.supervisor.supervisor import Supervisor
 
@@ -52,7 +52,7 @@ def supervise(place: Place, root: str) -> int:
 
 
 def summary(place: Place, root: str) -> str:
-    """Return what a person wants to know when a job has come to rest."""
+    """Return a summary of the job, for people."""
     try:
         with patience(BRIEF):
             found = job_status(place)
@@ -63,7 +63,7 @@ def summary(place: Place, root: str) -> str:
         return _columns(
             {
                 **offline_status.fields(unreachable),
-                "go on": f"outlast resume {job_word(place, root)}",
+                "resume": f"outlast resume {job_word(place, root)}",
             }
         )
     except OutlastError as error:
@@ -79,7 +79,7 @@ def summary(place: Place, root: str) -> str:
     if found["state"] == "failed":
         lines["why"] = f"outlast logs {word}; outlast logs --output {word}"
     if found["state"] != "succeeded":
-        lines["go on"] = f"outlast resume {word}"
+        lines["resume"] = f"outlast resume {word}"
     if found["last_checkpoint"] and (found["state"] == "succeeded" or "load" not in lines):
         lines["export"] = f"outlast export {word} model.keras"
     return _columns(lines)
@@ -122,7 +122,7 @@ def _checkpoint(place: Place, found: dict[str, Any]) -> dict[str, str]:
     folder = f"{place.url}/{layout.CHECKPOINTS}/{last['checkpoint']}"
     lines = {"checkpoint": f"{folder} (step {units.number(last['step'])})"}
     part = f"{layout.CHECKPOINTS}/{last['checkpoint']}/{part_name(layout.WEIGHTS_FILE)}"
-    # Keras reads it as it is, unless it is in parts.
+    # Keras can load the file directly, unless it is stored in parts.
     if "://" not in place.url and not place.storage.exists(part):
         lines["load"] = f'model.load_weights("{folder}/{layout.WEIGHTS_FILE}")'
     return lines

@@ -1,1 +1,1 @@
-"""The demonstration: a training killed twice ends as one that nobody touched, byte for byte."""
+"""The demo: a training killed twice ends byte for byte like an undisturbed one."""

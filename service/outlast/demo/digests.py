@@ -1,4 +1,4 @@
-"""What a training came to, as a few hashes over every byte of it."""
+"""Digests of the result of a training: hashes over every byte of it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Digest:
-    """A part of a training's end: what it is, how much of it there is, its XXH3 of 128 bits."""
+    """The digest of one part of a training's result."""
 
     part: str
+    """Name of the part."""
     amount: str
+    """Size of the part, for people."""
     hash: str
+    """128-bit XXH3 hash."""
 
 
 def digests(storage: Storage) -> list[Digest]:
-    """Return the digests of a job's newest checkpoint and of its history, times left out.
+    """Return the digests of a job's newest checkpoint and of its history, without times.
 
-    Arrays are hashed with their names, types and shapes. Raises NoCheckpoint.
+    Arrays are hashed with their names, types and shapes.
+
+    Raises:
+        NoCheckpoint: the job has no good checkpoint.
     """
     store = CheckpointStore(storage)
     newest, _ = store.latest()

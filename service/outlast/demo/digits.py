@@ -1,6 +1,6 @@
-"""Teach a small network to read handwritten digits (the UCI digits that scikit-learn brings).
+"""Train a small network on handwritten digits (the UCI digits of scikit-learn).
 
-Plain Keras but for one line: `fit(model, …)` in place of `model.fit(…)`.
+It is plain Keras, except for `fit(model, …)` in place of `model.fit(…)`.
 """
 
 import keras

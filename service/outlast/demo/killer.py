@@ -1,4 +1,4 @@
-"""`kill -9` at chosen steps: the attempt's process is found by its heartbeat."""
+"""Kills attempts at chosen steps; their heartbeat has the pid."""
 
 from __future__ import annotations
 
@@ -17,25 +17,33 @@ if TYPE_CHECKING:
     from outlast.job.heartbeat import Beat
     from outlast_checkpoints.storage.base import Storage
 
-LOOK_EVERY = 0.02  # seconds
+LOOK_EVERY = 0.02  # seconds between two looks
 
 
 @dataclass(frozen=True)
 class Killed:
-    """An attempt that was killed; step: the last that it told of."""
+    """An attempt that was killed."""
 
     attempt: int
+    """Number of the attempt."""
     pid: int
+    """Its process id."""
     step: int
+    """Step in its last heartbeat."""
     saved_at: int
+    """Step of its last checkpoint."""
 
 
 def kill_next(
     storage: Storage, part: float, after: int, running: Callable[[], bool]
 ) -> Killed | None:
-    """Kill the first attempt beyond `after` once it is past `part` (0 to 1) of the steps.
+    """Kill the next attempt once it has done a part of its steps; return None if the job ends.
 
-    running: whether the job still goes on; when not, None is returned.
+    Args:
+        storage: Storage of the job.
+        part: Share of all steps, from 0 to 1.
+        after: Only attempts with a higher number are killed.
+        running: Returns whether the job still runs.
     """
     while running():
         beat = _newest(storage, after)
@@ -55,12 +63,12 @@ def _newest(storage: Storage, after: int) -> Beat | None:
 def _due(beat: Beat, part: float) -> bool:
     if beat.ended is not None or beat.total_steps is None or beat.last_checkpoint_at_step is None:
         return False
-    # Between two checkpoints: steps have to be done again, which is the point.
+    # Kill between two checkpoints, so that steps have to be repeated.
     return beat.step >= part * beat.total_steps and beat.step > beat.last_checkpoint_at_step
 
 
 def _kill(beat: Beat) -> bool:
-    """Send SIGKILL to the process that wrote the beat, and to no other that has its number."""
+    """Send SIGKILL to the process that wrote the heartbeat, unless its pid was reused."""
     process = Identity(host=beat.host, pid=beat.pid, boot_id=beat.boot_id, start=beat.process_start)
     if not process.at_work():
         return False

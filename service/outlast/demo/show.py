@@ -1,4 +1,4 @@
-"""The demonstration from beginning to end, told on the screen."""
+"""Runs the demo and prints its result."""
 
 from __future__ import annotations
 
@@ -29,24 +29,29 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).with_name("digits.py")
 SEED = 20
-KILL_AT = [0.3, 0.6]  # parts of all steps
+KILL_AT = [0.3, 0.6]  # shares of all steps
 SAVE_EVERY = 25
 _MARK = ".outlast-demo"
-_PROGRESS = " · step "  # the epochs' own lines tell it as well
-# TensorFlow tells of its libraries before anybody can ask it not to.
+_PROGRESS = " · step "  # the lines of the epochs have it too
+# TensorFlow logs about its libraries before it can be silenced.
 _NOISE = re.compile(rb"WARNING: All log messages before absl|[IW]\d{4} \d\d:\d\d:\d\d|[IW]0000 ")
 
 
 class DemoFailed(OutlastError, RuntimeError):
-    """The training {name!r} of the demo ended with exit code {code} after {kills} of {wanted}
-    kills. `outlast logs --root {root} {name}` tells why."""
+    """The demo's training {name!r} ended with exit code {code} after {kills} of {wanted} kills.
+    Find the cause with `outlast logs --root {root} {name}`."""
 
 
 def show(output: Path) -> bool:
-    """Train twice, kill one of them twice, compare; return whether the ends are equal.
+    """Train twice, kill one training twice, compare; return whether the results are equal.
 
-    output: the folder for jobs and picture, made anew. Raises UsageError when it holds something
-    else, ExtraMissing without scikit-learn or matplotlib.
+    Args:
+        output: Folder for the jobs and the plot; recreated.
+
+    Raises:
+        UsageError: the folder contains something else.
+        ExtraMissing: scikit-learn or matplotlib is not installed.
+        DemoFailed: a training failed.
     """
     for package, module in (("scikit-learn", "sklearn"), ("matplotlib", "matplotlib")):
         if find_spec(module) is None:
@@ -56,12 +61,12 @@ def show(output: Path) -> bool:
     script = output / SCRIPT.name
     shutil.copyfile(SCRIPT, script)
 
-    _title("1. A small CNN learns handwritten digits. We kill it twice: kill -9, no warning.")
+    _title("1. A small CNN learns handwritten digits. We kill it twice with kill -9.")
     killed, kills = _train(output, "killed", KILL_AT)
-    _title("2. The same training again, and nobody touches it.")
+    _title("2. The same training again, undisturbed.")
     untouched, _ = _train(output, "untouched", [])
 
-    _title("3. Where do the two end?")
+    _title("3. Are the results equal?")
     same = _compare(killed, untouched)
     click.echo()
     _told_by_history(killed, kills)
@@ -73,19 +78,19 @@ def show(output: Path) -> bool:
         verdict = f"Equal to the last byte, after {len(kills)} kills. ({took})"
         click.secho(verdict, fg="green", bold=True)
     else:
-        click.secho("NOT equal: this is a bug in Outlast, please report it.", fg="red", bold=True)
-    click.echo(f"Look around: outlast status --root {shlex.quote(str(output / 'jobs'))} killed")
+        click.secho("NOT equal: this is a bug in Outlast. Please report it.", fg="red", bold=True)
+    click.echo(f"Explore: outlast status --root {shlex.quote(str(output / 'jobs'))} killed")
     return same
 
 
 def _make_room(output: Path) -> None:
-    """Make `output` a fresh folder of ours. Nothing that is not ours is deleted."""
+    """Create or empty the output folder; delete only files of an earlier demo."""
     mark = output / _MARK
     if output.exists() and not mark.exists() and any(output.iterdir()):
         raise UsageError(
             field="--output",
-            problem=f"{str(output)!r} is not empty, and not of an earlier demo",
-            hint="Name another folder.",
+            problem=f"{str(output)!r} is neither empty nor the output of an earlier demo",
+            hint="Use another folder.",
         )
     output.mkdir(parents=True, exist_ok=True)
     mark.touch()
@@ -95,7 +100,7 @@ def _make_room(output: Path) -> None:
 
 
 def _train(output: Path, name: str, parts: list[float]) -> tuple[Storage, list[Killed]]:
-    """Train under `outlast run`, killed past each of `parts` of its steps."""
+    """Train under `outlast run`, and kill it after each of the `parts` of its steps."""
     root = output / "jobs"
     arguments = [
         "run", "--root", str(root), "--name", name, "--seed", str(SEED),
@@ -133,11 +138,11 @@ def _train(output: Path, name: str, parts: list[float]) -> tuple[Storage, list[K
 
 
 def _tell(process: subprocess.Popen[bytes]) -> None:
-    """Print what `outlast run` and the script say, without what only TensorFlow cares for."""
+    """Print the output of `outlast run` and the script, without TensorFlow's log lines."""
     assert process.stdout is not None  # it is a pipe
     for line in process.stdout:
         text = line.decode(errors="replace").rstrip()
-        if text == "":  # the summary: we tell our own
+        if text == "":  # the summary follows; the demo prints its own
             break
         ours = text.startswith("[outlast]")
         if not _NOISE.match(line) and not (ours and _PROGRESS in text):
@@ -150,7 +155,7 @@ def _title(text: str) -> None:
 
 
 def _compare(killed: Storage, untouched: Storage) -> bool:
-    """Print the hashes of both ends side by side; return whether all are equal."""
+    """Print the hashes of both results side by side; return whether all are equal."""
     pairs = list(zip(digests(killed), digests(untouched), strict=True))
     click.echo(f"  {'':12} {'killed twice':34} {'untouched':34}")
     for one, other in pairs:
@@ -161,9 +166,9 @@ def _compare(killed: Storage, untouched: Storage) -> bool:
 
 
 def _told_by_history(storage: Storage, kills: list[Killed]) -> None:
-    """Print where later attempts took over, and what had to be done again for it."""
+    """Print where later attempts resumed, and which steps were repeated."""
     for (attempt, _, step), kill in zip(HistoryReader(storage).restarts(), kills, strict=True):
         click.echo(
-            f"attempt {attempt} went on after step {step} (attempt {kill.attempt} had come to "
-            f"{kill.step} at least); what was done twice counts once"
+            f"attempt {attempt} resumed after step {step} (attempt {kill.attempt} had reached at "
+            f"least step {kill.step}); repeated steps count once"
         )

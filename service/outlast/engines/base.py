@@ -1,4 +1,4 @@
-"""What an engine must be able to do: take a job, and see to it that a supervisor runs it."""
+"""The protocol of engines, which run the supervisors of jobs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ Handle = dict[str, Any]
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a job stands with its engine. why: what it waits for, or where it runs; for people."""
+    """The state of a job in its engine."""
 
     state: Literal["queued", "running"]
+    """Whether the job waits to be started, or has been started."""
     why: str = ""
+    """What the job waits for, or where it runs; for people."""
 
     @property
     def queued(self) -> bool:
-        """Whether it has not been started yet."""
+        """Whether the job has not been started yet."""
         return self.state == "queued"
 
     def __str__(self) -> str:
@@ -28,37 +30,68 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Engine(Protocol):
-    """A place where supervisors run. What they do there is the same everywhere.
+    """Runs the supervisors of jobs: on this machine, or on a cluster.
 
-    A handle is a dict of JSON values that finds the job again, from another machine too; its "id"
-    is what the engine's own commands call it. The suite in `outlast.engines.testing` says in tests
-    what is written here in words.
+    A handle is a dict of JSON values. With it, any machine finds the job again. Its "id" is the
+    name of the job in the engine's own commands. Test an implementation with the suite in
+    `outlast.engines.testing`:
+
+        class TestMine(EngineConformance):
+            def make(self) -> Engine:
+                return MyEngine()
     """
 
     def plan(self, spec: JobSpec, storage: Storage) -> str:
-        """Return what `launch` would hand over, for people; nothing is started.
+        """Return what `launch` would submit, for people. Nothing is started.
 
-        Raises `SpecInvalid` for options that the engine does not know.
+        Args:
+            spec: Spec of the job.
+            storage: Storage of the job.
+
+        Raises:
+            SpecInvalid: the engine does not know an option, or its value is invalid.
         """
 
     def launch(self, spec: JobSpec, storage: Storage) -> Handle:
-        """Hand the job over; come back when it is accepted.
+        """Submit the job and return when it is accepted.
 
-        Raises `SpecInvalid` as `plan` does, and `EngineFailed` when it was not accepted.
+        Args:
+            spec: Spec of the job.
+            storage: Storage of the job.
+
+        Returns:
+            The handle of the job.
+
+        Raises:
+            SpecInvalid: as `plan`.
+            EngineFailed: the job was not accepted.
         """
 
     def poll(self, handle: Handle) -> Standing | None:
-        """Return how it stands, None when the engine has nothing of it any more.
+        """Return the state of the job; None when the engine no longer has it.
 
-        Raises `EngineFailed` when that cannot be known now.
+        Raises:
+            EngineFailed: the state is unknown now.
         """
 
     def stop(self, handle: Handle) -> None:
-        """Take it back, queued or running; nothing when it is gone. Raises `EngineFailed`."""
+        """Remove the job from the engine, queued or running. Do nothing when it is gone.
+
+        Raises:
+            EngineFailed: the engine does not answer now.
+        """
 
     def again(self, handle: Handle, storage: Storage) -> Handle | None:
-        """Asked by a supervisor that leaves with work undone: have the job started once more.
+        """Have the job started again; called by a supervisor that leaves before the job is done.
 
-        Returns where it is found from then on; None when it was taken back meanwhile, or when
-        nobody starts it. Raises `EngineFailed`.
+        Args:
+            handle: Handle of the job as it runs now.
+            storage: Storage of the job.
+
+        Returns:
+            The handle of the job from now on. None when the job was removed meanwhile, or when
+            nothing will start it.
+
+        Raises:
+            EngineFailed: the engine refused, or does not answer now.
         """

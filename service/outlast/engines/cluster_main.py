@@ -1,4 +1,4 @@
-"""A supervisor that a cluster starts, again and again, until the job is done."""
+"""The supervisor that a cluster starts, repeatedly, until the job is done."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 
-_REQUEUED: Final = "left with its state saved; {engine} starts it again as {id}"
+_REQUEUED: Final = "the state is saved; {engine} will restart the job as {id}"
 
 
 def run(storage: Storage) -> int:
-    """Supervise the job in `storage` here; return what to exit with.
+    """Supervise the job in `storage`; return the exit code.
 
-    A job that was stopped or has ended meanwhile is left alone. When this process has to leave
-    before the job is done, the cluster is asked to start it once more.
+    A job that has ended meanwhile is not started. When this process has to leave before the job
+    is done, it asks the cluster to start the job again.
     """
     spec, journal = load_spec(storage), Journal(storage)
     job = takeover.free(storage, journal, spec, on_wait=_say)
-    _enter(spec.engine, journal)  # not before: of two that were started one has to leave
+    _enter(spec.engine, journal)  # only now: of two that were started, one has left
     requests = StopRequests()
-    with requests.signals():  # to the end: a requeue signals whoever has asked for it
+    with requests.signals():  # to the end, because a requeue sends a signal
         if not job.state.final:
             job = Supervisor(storage, requests=requests).run()
         if not job.state.final:
             _come_back(spec.engine, storage, journal)
             return exit_codes.RESUMABLE
-    # Somebody stopped it, and it did: for the cluster nothing has failed.
+    # A job that was stopped on request has not failed for the cluster.
     return exit_codes.DONE if job.state is State.STOPPED else exit_code(job)
 
 
 def _enter(engine: str, journal: Journal) -> None:
-    """Have in the journal where the job is, should whoever submitted it have died before that."""
+    """Record the job's place in the cluster, if the submitter died before recording it."""
     place, job = cluster_slot.here(), journal.existing_job()
     if place is not None and not job.state.final and _id(job) != place.id:
         _queued(journal, engine, {"id": place.id})
@@ -55,7 +55,7 @@ def _come_back(engine: str, storage: Storage, journal: Journal) -> None:
     try:
         handle = engines.get(engine).again({"id": place.id}, storage)
     except EngineFailed as error:
-        _say(f"{error} Resume it by hand: outlast resume {storage.root}")
+        _say(f"{error} Resume the job by hand: outlast resume {storage.root}")
         return
     if handle is not None:
         if handle["id"] != _id(journal.existing_job()):
@@ -67,7 +67,7 @@ def _queued(journal: Journal, engine: str, handle: engines.base.Handle) -> None:
     try:
         journal.append(Queued(engine=engine, handle=handle))
     except InvalidTransition:
-        return  # it was stopped a moment ago
+        return  # the job was just stopped
 
 
 def _id(job: Job) -> str | None:
@@ -79,7 +79,7 @@ def _say(text: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Supervise the job in ARGV[0]; return its exit code."""
+    """Supervise the job at the URL `argv[0]`; return the exit code."""
     try:
         return run(open_storage(argv[0]))
     except OutlastError as error:

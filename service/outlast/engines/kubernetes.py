@@ -1,7 +1,7 @@
-"""Kubernetes: the supervisor runs in the pod of a Job, which replaces a pod that was preempted.
+"""The Kubernetes engine: a Job runs the supervisor in a pod and replaces preempted pods.
 
-The official client finds the cluster as kubectl does: by KUBECONFIG, else ~/.kube/config, else, in
-a pod, by its service account. See `manifest` for the Job.
+The official client finds the cluster like kubectl: by KUBECONFIG, else ~/.kube/config, else, in a
+pod, by its service account. `kubernetes_job` makes the manifest of the Job.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GONE: Final = 404
 
 
 class KubernetesEngine:
-    """Makes batch/v1 Jobs by the API, looks at them, deletes them."""
+    """Creates, reads and deletes batch/v1 Jobs through the API."""
 
     def plan(self, spec: JobSpec, storage: Storage) -> str:
         try:
@@ -79,8 +79,8 @@ class KubernetesEngine:
         ))  # fmt: skip
 
     def again(self, handle: Handle, storage: Storage) -> Handle | None:
-        # The Job's own rules start another pod (see `manifest`), unless it is being deleted; a pod
-        # need not, and may not, ask the API for that.
+        # The rules of the Job start another pod, unless the Job is being deleted. The pod has no
+        # permission to ask the API.
         if "namespace" not in handle:
             return handle
         found = self.poll(handle)
@@ -96,12 +96,12 @@ class _Cluster:
         except ImportError as error:
             raise _extra_missing() from error
         self._failed: type[Exception] = client.ApiException
-        # The client looks at the variable only once, when it is imported.
+        # The client reads the variable only once, at its import.
         given = os.environ.get("KUBECONFIG")
         file = given or str(Path(config.KUBE_CONFIG_DEFAULT_LOCATION).expanduser())
         in_pod = bool(os.environ.get(_POD)) and not given and not Path(file).exists()
         settings = client.Configuration()
-        settings.retries = False  # a Job must not be made twice
+        settings.retries = False  # a Job must not be created twice
         self.context: str | None = None
         try:
             if in_pod and context is None:
@@ -124,7 +124,7 @@ class _Cluster:
         self.pods = client.CoreV1Api(api)
 
     def ask(self, action: str, request: Callable[[], Any]) -> Any:
-        """Return what a request answers, None for what is not there (any more)."""
+        """Return the answer to a request; None when the object does not exist."""
         from urllib3.exceptions import HTTPError
 
         try:
@@ -146,7 +146,7 @@ def _failed(action: str, reason: str) -> EngineFailed:
 
 
 def _said(error: Any) -> str:
-    """Return the API's own words."""
+    """Return the error message of the API."""
     try:
         return str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""The Kubernetes Job that runs a supervisor: plain data, nothing is asked of a cluster here."""
+"""The manifest of the Kubernetes Job that runs a supervisor. No cluster is contacted."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage.base import Storage
 
 OPTIONS: Final = {
-    "image": "the container image; Python, Outlast and the script are in it",
-    "namespace": "where the Job is made; default: that of the kubeconfig's context",
-    "context": "of the kubeconfig; default: its current one",
-    "service-account": "that the pod runs as",
-    "cpu": "CPUs, as in 4 or 500m",
-    "memory": "as in 16Gi",
-    "gpus": "NVIDIA GPUs, a number",
-    "claim": "a PersistentVolumeClaim with the root on it, mounted where the root is",
-    "secret": "a Secret whose entries become variables: the keys of a bucket, say",
-    "user": "the number of the user it runs as; default: 10001",
+    "image": "container image with Python, Outlast and the script",
+    "namespace": "namespace of the Job; default: that of the kubeconfig's context",
+    "context": "context of the kubeconfig; default: the current one",
+    "service-account": "service account of the pod",
+    "cpu": "CPUs, for example 4 or 500m",
+    "memory": "memory, for example 16Gi",
+    "gpus": "number of NVIDIA GPUs",
+    "claim": "PersistentVolumeClaim that holds the root; mounted at the path of the root",
+    "secret": "Secret whose entries become environment variables, for example the keys of a bucket",
+    "user": "numeric user id of the pod; default: 10001",
 }
 CONTAINER: Final = "training"
 USER: Final = 10001
-_PARTING: Final = 30  # seconds beyond --grace that the supervisor has to write that it left
-# What another pod would only meet again: the supervisor has done what retries there are.
+_PARTING: Final = 30  # seconds beyond --grace for the supervisor's own end
+# Another pod would end the same way; the supervisor has already done all retries.
 _HOPELESS: Final = (
     exit_codes.FAILED,
     exit_codes.USAGE,
@@ -34,12 +34,16 @@ _HOPELESS: Final = (
     exit_codes.JOB_UNKNOWN,
     exit_codes.DIVERGED,
 )
-# Saved, to be gone on with; or the pod before has not left yet.
+# State saved, or the previous pod has not left yet.
 _AGAIN: Final = (exit_codes.JOB_BUSY, exit_codes.RESUMABLE)
 
 
 def manifest(spec: JobSpec, storage: Storage) -> dict[str, Any]:
-    """Return the batch/v1 Job. Raises `SpecInvalid` naming the option."""
+    """Return the batch/v1 Job.
+
+    Raises:
+        SpecInvalid: an option is unknown, missing or invalid.
+    """
     options = _options(spec, storage)
     labels = {"app.kubernetes.io/name": "outlast", "app.kubernetes.io/instance": _label(spec.job)}
     return {
@@ -55,7 +59,7 @@ def manifest(spec: JobSpec, storage: Storage) -> dict[str, Any]:
             "completions": 1,
             "parallelism": 1,
             "backoffLimit": spec.max_retries,
-            "podReplacementPolicy": "Failed",  # two pods at once would only wait for each other
+            "podReplacementPolicy": "Failed",  # two simultaneous pods would wait for each other
             "podFailurePolicy": {"rules": _rules()},
             "template": {
                 "metadata": {"labels": dict(labels)},
@@ -66,7 +70,7 @@ def manifest(spec: JobSpec, storage: Storage) -> dict[str, Any]:
 
 
 def _rules() -> list[dict[str, Any]]:
-    """What counts as a failure of the Job: neither preemption nor what is worth no other try."""
+    """Return which exits count: preemption is ignored, a hopeless error fails the Job."""
 
     def codes(action: str, values: tuple[int, ...]) -> dict[str, Any]:
         on = {"containerName": CONTAINER, "operator": "In", "values": sorted(values)}
@@ -119,7 +123,7 @@ def _pod(spec: JobSpec, storage: Storage, options: dict[str, str]) -> dict[str, 
         pod["serviceAccountName"] = options["service-account"]
     if "claim" in options:
         place = storage.local_path("")
-        assert place is not None  # seen to by _options
+        assert place is not None  # checked by _options
         container["volumeMounts"] = [{"name": "root", "mountPath": str(place.parent)}]
         claim = {"claimName": options["claim"]}
         pod["volumes"] = [{"name": "root", "persistentVolumeClaim": claim}]
@@ -138,23 +142,23 @@ def _options(spec: JobSpec, storage: Storage) -> dict[str, str]:
     options = {name: str(value) for name, value in spec.engine_options.items()}
     for name in options:
         if name not in OPTIONS:
-            raise _invalid(name, f"Kubernetes has {', '.join(OPTIONS)}")
+            raise _invalid(name, f"there is no such option. Use {', '.join(OPTIONS)}")
     if "image" not in options:
-        raise _invalid("image", "which one? --engine-option image=registry/name:tag")
+        raise _invalid("image", "it is missing. Use --engine-option image=registry/name:tag")
     for name in ("gpus", "user"):
         if not options.get(name, "1").isdecimal():
-            raise _invalid(name, f"{options[name]!r} is no number")
+            raise _invalid(name, f"{options[name]!r} is not a number")
     if options.get("user") == "0":
-        raise _invalid("user", "trainings do not run as root. Give another number")
+        raise _invalid("user", "trainings must not run as root. Use another user id")
     folder = storage.local_path("") is not None
     if folder and "claim" not in options:
         raise _invalid(
             "claim",
-            f"{storage.root} is a folder, which a pod does not see. Name the claim of the volume "
-            "that it is on, or use a bucket as --root",
+            f"{storage.root} is a folder, which a pod cannot see. Name the claim of its volume, "
+            "or use a bucket as --root",
         )
     if not folder and "claim" in options:
-        raise _invalid("claim", f"{storage.root} needs no volume. Leave it out")
+        raise _invalid("claim", f"{storage.root} needs no volume. Omit this option")
     return options
 
 
@@ -163,5 +167,5 @@ def _invalid(name: str, problem: str) -> SpecInvalid:
 
 
 def _label(job: str) -> str:
-    """Return the job's name as a label's value and the beginning of a name (RFC 1123)."""
+    """Return the name of the job as a valid label value (RFC 1123)."""
     return re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")[:63].strip("-") or "job"

@@ -1,4 +1,4 @@
-"""A detached supervisor on this machine."""
+"""The local engine: a detached supervisor on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from outlast_checkpoints.storage.base import Storage
 
 
 class LocalEngine:
-    """Starts supervisors that outlive the terminal."""
+    """Starts supervisors that survive the terminal."""
 
     def plan(self, spec: JobSpec, storage: Storage) -> str:
         return shlex.join(detached.command(storage))

@@ -1,7 +1,7 @@
-"""Slurm: the supervisor runs in a batch job that is requeued until the training is done.
+"""The Slurm engine: a batch job runs the supervisor and is requeued until the job is done.
 
-It is started by srun, for the signals of preemption reach only the processes of job steps within
-the grace time of a partition (PreemptMode, GraceTime: slurm.conf(5)). No accounting is needed.
+The supervisor is started by srun, because preemption signals reach only job steps within the grace
+time of a partition (PreemptMode, GraceTime: slurm.conf(5)). No accounting database is needed.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
 
 WITHIN: Final = 60.0  # seconds for one of Slurm's commands
-# Slurm sends the signal up to a minute early: sbatch(1), --signal. So that is not part of the time.
+# Slurm may send the signal up to a minute early (sbatch(1), --signal).
 EARLY: Final = 60
 _OPTIONS: Final = ("partition", "nodes", "gpus", "time")
 _OURS: Final = frozenset(
     {"signal", "requeue", "no-requeue", "output", "error", "open-mode", "chdir", "job-name", "wrap"}
 )
 _ONE: Final = frozenset({"nodes", "ntasks", "ntasks-per-node"})  # a training is one process
-_SEVERAL: Final = "a training on several nodes or in several processes is not supported yet"
-# Which sbatch takes before what the script says (and hands on, from one array to the next job): of
-# these it would not be the job that was meant.
+_SEVERAL: Final = "training on several nodes or in several processes is not supported yet"
+# sbatch prefers these variables to the options in the script, and passes them on from one array to
+# the next job. They would change the job, so they are removed.
 _VARIABLES: Final = re.compile(
     "SBATCH_(ARRAY_INX|REQUEUE|NO_REQUEUE|SIGNAL|OPEN_MODE|OUTPUT|ERROR|WAIT)|SLURM_ARRAY_.*"
 )
 _LIMIT: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-_LEAVING: Final = ("RUNNING", "PREEMPTED")  # states from which being requeued is what is wanted
+_LEAVING: Final = ("RUNNING", "PREEMPTED")  # states in which a requeue is wanted
 
 
 class SlurmEngine:
-    """Submits by sbatch, looks by squeue, stops by scancel, comes back by scontrol requeue."""
+    """Uses sbatch, squeue, scancel and scontrol requeue."""
 
     def plan(self, spec: JobSpec, storage: Storage) -> str:
         return script(spec, storage)
@@ -69,13 +69,17 @@ class SlurmEngine:
             _call("requeue the job", "scontrol", "requeue", handle["id"])
             return handle
         except EngineFailed:
-            # A cluster may forbid it (JobRequeue=0, or the queue is full): another job then.
+            # If the cluster refuses (JobRequeue=0, or a full queue), submit another job.
             text = storage.read(layout.BATCH_SCRIPT).decode()
             return _submit(text, f"--dependency=afterany:{handle['id']}")
 
 
 def script(spec: JobSpec, storage: Storage) -> str:
-    """Return the batch script of a job. Raises `SpecInvalid` naming the option."""
+    """Return the batch script of a job.
+
+    Raises:
+        SpecInvalid: an option is unknown or invalid.
+    """
     options = _options(spec)
     given: dict[str, str | None] = {
         "job-name": spec.job,
@@ -95,7 +99,7 @@ def script(spec: JobSpec, storage: Storage) -> str:
         f"# {spec.runs.splitlines()[0] if spec.runs else spec.job}",
         *(f"#SBATCH {shlex.quote(_flag(name, value))}" for name, value in given.items()),
         "",
-        "# It saves and is requeued when its time is nearly up or it is preempted.",
+        "# Near its time limit or when preempted, the job saves its state and is requeued.",
     ]
     if (source := source_path()) is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(source)}${{PYTHONPATH:+:$PYTHONPATH}}")
@@ -110,7 +114,7 @@ def _flag(name: str, value: str | None) -> str:
 
 
 def _margin(spec: JobSpec) -> int:
-    """Return how many seconds before its time is up the job is told."""
+    """Return how many seconds before its time limit the job gets its signal."""
     return int(spec.grace) + EARLY
 
 
@@ -120,25 +124,23 @@ def _options(spec: JobSpec) -> dict[str, Any]:
         if name not in (*_OPTIONS, "sbatch"):
             raise SpecInvalid(
                 field=f"engine_options.{name}",
-                problem=f"Slurm has {', '.join(_OPTIONS)} here; all else goes by --sbatch {name}=…",
+                problem=f"there is no such option. Use {', '.join(_OPTIONS)}, or --sbatch {name}=…",
             )
     if (nodes := str(options.get("nodes", "1"))) != "1":
-        raise SpecInvalid(
-            field="engine_options.nodes", problem=f"{nodes} nodes: {_SEVERAL}. Leave it at 1"
-        )
+        raise SpecInvalid(field="engine_options.nodes", problem=f"{nodes} nodes: {_SEVERAL}. Use 1")
     if (limit := options.get("time")) is not None:
         seconds = _seconds(str(limit))
         if seconds <= _margin(spec):
             raise SpecInvalid(
                 field="engine_options.time",
-                problem=f"{limit} is no longer than the {_margin(spec)} s before its end in which "
-                "the job saves and leaves (--grace, and a minute). Give it more time",
+                problem=f"{limit} is too short: the job needs {_margin(spec)} s to save and leave "
+                "(--grace and a minute). Use a longer time limit",
             )
     return options
 
 
 def _more(given: Iterable[str]) -> dict[str, str | None]:
-    """Return sbatch's own options, "key=value" or "key"."""
+    """Return the options given by --sbatch, "key=value" or "key"."""
     found: dict[str, str | None] = {}
     for one in given:
         name, equals, value = one.partition("=")
@@ -148,35 +150,38 @@ def _more(given: Iterable[str]) -> dict[str, str | None]:
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise SpecInvalid(
                 field="engine_options.sbatch",
-                problem=f"{one!r} is no long option of sbatch: write it as key=value",
+                problem=f"{one!r} is not a long option of sbatch. Use key=value",
             )
         if "\n" in value or "\0" in value:
-            raise SpecInvalid(field="engine_options.sbatch", problem=f"{name} has several lines")
+            raise SpecInvalid(
+                field="engine_options.sbatch", problem=f"the value of {name} must be one line"
+            )
         found[name] = value if equals else None
     return found
 
 
 def _refused(name: str, value: str) -> str | None:
-    """Return why an option of sbatch's own is not for the user to set, None when it is."""
+    """Return why the user may not set an option of sbatch; None if they may."""
     if name == "array":
         return (
-            f"array={value} would start one job several times over, and it runs once. Submit a "
-            "job for each task, under names of their own"
+            f"array={value} would start the same job several times. Submit one job for each "
+            "task, with different names"
         )
     if name in _ONE and value.strip() != "1":
-        return f"{name}={value}: {_SEVERAL}. Leave it at 1"
-    return f"{name!r} is set by Outlast itself" if name in _OURS else None
+        return f"{name}={value}: {_SEVERAL}. Use 1"
+    return f"Outlast sets {name!r} itself. Omit it" if name in _OURS else None
 
 
 def _seconds(limit: str) -> float:
-    """Return what a time limit of Slurm's says: "90", "1:30:00", "2-12" (sbatch(1), --time)."""
+    """Return the seconds of a time limit such as "90", "1:30:00" or "2-12" (sbatch(1), --time)."""
     if limit.upper() in ("UNLIMITED", "INFINITE"):
         return float("inf")
     match = _LIMIT.fullmatch(limit)
     if match is None:
         raise SpecInvalid(
             field="engine_options.time",
-            problem=f"{limit!r} is no time limit of Slurm's. Write 90 (minutes), 1:30:00 or 2-12",
+            problem=f"{limit!r} is not a time limit of Slurm. Use for example 90 (minutes), "
+            "1:30:00 or 2-12",
         )
     days, first, second, third = (None if part is None else int(part) for part in match.groups())
     if days is not None:
@@ -200,7 +205,7 @@ def _state(number: str) -> str:
 
 
 def _call(action: str, *command: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
-    """Return what a command of Slurm's prints; "" for a job that it does not know any more."""
+    """Return the output of a Slurm command; "" when Slurm no longer knows the job."""
     try:
         done = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=WITHIN, env=env

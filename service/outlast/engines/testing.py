@@ -1,10 +1,10 @@
-"""The suite that every engine must pass: subclass `EngineConformance`, give it a `make`.
+"""The conformance suite of engines: subclass `EngineConformance` and define `make`.
 
     class TestMine(EngineConformance):
         def make(self) -> Engine:
             return MyEngine()
 
-Its jobs are real ones, run to their end or stopped; nothing here needs TensorFlow.
+The jobs are real and run to their end or are stopped, without TensorFlow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from outlast.job.submission import request_stop, submit
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 
-# Steps until it is told to leave, or until there is a file "done" beside it.
+# Steps until it is asked to leave, or until a file "done" exists beside it.
 TRAINING = """
 import pathlib, time
 from outlast.attempt import context
@@ -43,18 +43,18 @@ while not (here / "done").exists():
 
 
 class EngineConformance:
-    """What an engine has to do."""
+    """Tests what every engine must do."""
 
     options: dict[str, Any] = {}  # noqa: RUF012  (of the spec; overridden whole)
     patience = 120.0  # seconds until something that happens soon must have happened
 
     def make(self) -> Engine:
-        """Return the engine under test, a new one each time."""
+        """Return a new object of the engine under test."""
         raise NotImplementedError
 
     @pytest.fixture
     def job(self, tmp_path: Path) -> tuple[JobSpec, Storage]:
-        """A submitted job that no engine has yet; its script is in the root's own folder."""
+        """Return a submitted job that no engine has yet."""
         (tmp_path / "train ☂.py").write_text(TRAINING, encoding="utf-8")
         values: dict[str, Any] = {"job": "j", "script": "train ☂.py", "cwd": str(tmp_path)}
         spec = JobSpec(**{**values, "heartbeat_every": 0.2, "lost_after": 10.0, **self.options})

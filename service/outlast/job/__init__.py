@@ -1,1 +1,1 @@
-"""What every process of a job shares: spec, journal, heartbeat, logs and the state machine."""
+"""What all processes of a job share: spec, journal, heartbeat, logs and state machine."""

@@ -1,7 +1,7 @@
-"""The place that a cluster has given this process, and so who may be written off for it.
+"""The slot that a cluster has given this process. It decides who may be written off.
 
-A cluster that starts a job once more has ended what ran there before, as far as it can see; where a
-node's daemon died the old processes may still be at work, and are fenced.
+A cluster that restarts a job has ended the previous start, as far as it knows. If the daemon of a
+node died, the old processes may still run; they are fenced.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ VARIABLE: Final = "OUTLAST_SLOT"
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
-    """One start of a job by a cluster.
-
-    engine: the cluster's kind. id: the job's name there, the same at each start. start: how often
-    it was started before.
-    """
+    """One start of a job by a cluster."""
 
     engine: str
+    """Name of the engine, for example "slurm"."""
     id: str
+    """Id of the job in the cluster; the same at each start."""
     start: int = 0
+    """How often the cluster started the job before."""
 
     def follows(self, other: Slot | None) -> bool:
-        """Return whether the cluster has given this place instead of that one."""
+        """Return whether the cluster has given this slot in place of `other`."""
         return (
             other is not None
             and (self.engine, self.id) == (other.engine, other.id)
@@ -36,12 +35,12 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def here(environ: Mapping[str, str] = os.environ) -> Slot | None:
-    """Return the slot that this process is in, None outside of a cluster.
+    """Return the slot of this process; None outside a cluster.
 
-    Slurm: SLURM_JOB_ID, and SLURM_RESTART_COUNT, which counts requeues (sbatch(1)). Of an array
-    each task is a place of its own, named as squeue names it: the array's own number, which is also
-    the SLURM_JOB_ID of one of them, would mean all of them. Elsewhere OUTLAST_SLOT says
-    "<engine>:<id>"; which start it is, is not known then.
+    Slurm sets SLURM_JOB_ID and SLURM_RESTART_COUNT, which counts requeues (sbatch(1)). Each task of
+    an array is its own slot, named as in squeue, because the number of the array is also the
+    SLURM_JOB_ID of one of its tasks. Elsewhere, OUTLAST_SLOT is "<engine>:<id>", without the
+    number of the start.
     """
     if (job := environ.get("SLURM_JOB_ID", "")).isdecimal():
         array, task = (environ.get(f"SLURM_ARRAY_{name}_ID", "") for name in ("JOB", "TASK"))

@@ -1,6 +1,6 @@
-"""By when an attempt has to be gone: said by its supervisor in a file, before it sends the signal.
+"""The deadline of an attempt: its supervisor writes it to a file before it sends the signal.
 
-Both are on one machine, so the moment is one of that machine's clock.
+Both run on the same machine, so they share a clock.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
 
 class Departure(msgspec.Struct, frozen=True, kw_only=True):
-    """why: the machine is about to be taken. by: unix seconds."""
+    """When and why an attempt has to be gone."""
 
     why: str
+    """Why the machine is taken."""
     by: float
+    """Deadline in unix seconds."""
 
 
 def write(storage: Storage, attempt: int, why: str, within: float) -> bool:
-    """Say that the attempt has so many seconds; return whether that could be written."""
+    """Give the attempt `within` seconds to leave; return whether that could be written."""
     departure = Departure(why=why, by=time.time() + within)
     try:
         with patience(BRIEF):
@@ -35,7 +37,7 @@ def write(storage: Storage, attempt: int, why: str, within: float) -> bool:
 
 
 def seconds_left(storage: Storage, attempt: int) -> float | None:
-    """Return the seconds that the attempt still has, None when nobody has said so."""
+    """Return the seconds until the deadline of the attempt; None if it has none."""
     try:
         with patience(BRIEF):
             found = msgspec.json.decode(storage.read(layout.departure(attempt)), type=Departure)

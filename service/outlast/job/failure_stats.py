@@ -1,4 +1,4 @@
-"""How often a job's attempts have died so far, by its journal."""
+"""Counts the failures of a job in its journal."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from outlast.job.journal import Entry
 from outlast.job.outcome import Outcome
 from outlast.job.save_interval import LIVES, Failures
 
-# Not those that end by themselves, or because somebody wants it, or would end so again.
+# Outcomes that would not repeat by themselves, and that nobody asked for.
 _FAILURES = frozenset(
     {Outcome.PREEMPTED, Outcome.CRASHED, Outcome.KILLED, Outcome.STALLED, Outcome.LOST}
 )
 
 
 def seen_in(entries: Iterable[Entry]) -> Failures:
-    """Return the failures and the time under way of all attempts that have ended."""
+    """Return the failures and the total run time of all ended attempts."""
     lives: list[float] = []
     seconds = 0.0
     started: float | None = None
@@ -25,7 +25,7 @@ def seen_in(entries: Iterable[Entry]) -> Failures:
             case Started():
                 started = entry.at
             case Ended(outcome=outcome):
-                # by the clocks of the writers, which may have been set back in between
+                # writers' clocks may have been set back
                 life = max(0.0, entry.at - started) if started is not None else 0.0
                 seconds += life
                 if outcome in _FAILURES:

@@ -1,4 +1,4 @@
-"""What became of a job's time: which part of it went into steps that counted. Pure."""
+"""Goodput: the share of a job's time that went into steps that counted. Pure."""
 
 from __future__ import annotations
 
@@ -14,46 +14,56 @@ _GETTING_READY = ("starting", "importing", "compiling", "restoring")
 
 
 class Life(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt: from its claim to its end, unix seconds; ended None: it goes on.
-
-    on_purpose: it ended because it was done or somebody stopped it, so what comes after it until
-    the next one is nobody's loss. beat: its last, None when it never gave one.
-    """
+    """The life of one attempt, from its claim to its end."""
 
     began: float
+    """Time of the claim, in unix seconds."""
     ended: float | None
+    """Time of the end, in unix seconds; None while the attempt runs."""
     on_purpose: bool
+    """Whether it was done or stopped on request; the pause after it then does not count."""
     beat: Beat | None
+    """Its last heartbeat; None if it never wrote one."""
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
-    """The time of a job, in seconds, from its first attempt on, without what it stood stopped.
+    """How a job spent its time since its first attempt, in seconds, pauses on request excluded.
 
-    total: of which `training` went into steps that counted, `repeated` into those that a later
-    attempt had to do again (`repeated_steps` of them), `validating` into validation, `saving`
-    into holding the loop for saves and waiting for the last ones, `getting_ready` into starts:
-    Python, imports, restoring, tracing and compiling; the rest is `down`: from a death to the
-    next claim, and what no beat has told. All to within about a heartbeat for each death.
+    The numbers are accurate to about one heartbeat for each death of an attempt.
     """
 
     total: float
+    """All of the time."""
     training: float
+    """Steps that counted."""
     repeated: float
+    """Steps that a later attempt repeated."""
     validating: float
+    """Validation."""
     saving: float
+    """Holding the loop for saves, and waiting for the last save."""
     getting_ready: float
+    """Starting Python, importing, restoring, tracing and compiling."""
     down: float
+    """From the death of an attempt to the next claim, and whatever no heartbeat reported."""
     steps: int
+    """Number of steps that counted."""
     repeated_steps: int
+    """Number of steps that were repeated."""
 
     @property
     def share(self) -> float:
-        """The goodput: training over total, 0 to 1."""
+        """The goodput: `training` divided by `total`, from 0 to 1."""
         return self.training / self.total if self.total > 0 else 0.0
 
 
 def measure(lives: Sequence[Life], now: float) -> Goodput:
-    """Return what became of the time of these attempts, oldest first. now: unix seconds."""
+    """Return how a job spent its time.
+
+    Args:
+        lives: Its attempts, oldest first.
+        now: Unix seconds.
+    """
     spent: dict[str, float] = {}
     total = 0.0
     steps, repeated_steps, repeated = 0, 0, 0.0
@@ -88,7 +98,7 @@ def measure(lives: Sequence[Life], now: float) -> Goodput:
 
 
 def _repeated_steps(beat: Beat, following: Life | None) -> int:
-    """Return how many of an attempt's steps the next one has to do again."""
+    """Return how many steps of an attempt the next one repeats."""
     if following is None or following.beat is None or beat.phase is None:
         return 0
     restored = CheckpointId.parse(following.beat.restored_from or "")

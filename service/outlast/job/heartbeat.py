@@ -1,4 +1,4 @@
-"""An attempt's sign of life: one small object, overwritten every few seconds."""
+"""The heartbeat of an attempt: one small object, overwritten every few seconds."""
 
 from __future__ import annotations
 
@@ -20,55 +20,78 @@ from outlast_checkpoints.format.sealed_json import UNREADABLE
 from outlast_checkpoints.storage.base import Storage, read_document
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
-PARTING: Final = 10.0  # seconds that the last beat may take
+PARTING: Final = 10.0  # seconds to wait for the last beat
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt says of itself.
-
-    count: beats so far. progress: grows with any sign of progress (a step, a save). activity:
-    what it does, for people. step, epoch, batch: done so far in the phase. steps_per_second:
-    over the last seconds. preload: what a spare for the next attempt would import. steps_done: by
-    this attempt. saves: begun by it. saves_postponed: that fell due while an earlier one was being
-    written, and came after it. away_since: unix seconds since when the job's storage cannot be
-    reached. spooled, spooled_bytes, spool: what waits on this machine to be sent there, and where.
-    spent: seconds by activity. ended: the exit code, once it is known;
-    error: what it died of. at: unix seconds by the writer's clock, for people only.
-    """
+    """One heartbeat: what an attempt reports about itself."""
 
     attempt: int
+    """Number of the attempt, from 1."""
     count: int = 0
+    """Number of heartbeats so far."""
     pid: int = 0
+    """Process id of the attempt."""
     host: str = ""
+    """Host name of its machine."""
     boot_id: str = ""
+    """Boot of that machine, and pid namespace."""
     process_start: int | None = None
+    """Start of the process in clock ticks since boot; None if unknown."""
     activity: str = "starting"
+    """What the attempt does now: "starting", "importing", "training", "saving", …"""
     phase: int | None = None
+    """Index of the phase, from 0; None before the first phase."""
     phase_name: str | None = None
+    """Name of the phase, if the script gave one."""
     step: int = 0
+    """Steps done in the phase."""
     epoch: int = 0
+    """Epochs done in the phase."""
     epochs: int | None = None
+    """Epochs of the whole phase; None if unknown."""
     batch: int = 0
+    """Batches done in the epoch."""
     steps_per_epoch: int | None = None
+    """Steps of one epoch; None if unknown."""
     total_steps: int | None = None
+    """Steps of the whole phase; None if unknown."""
     logs: dict[str, float | None] = {}
+    """Newest metrics; None where a value is not finite."""
     steps_per_second: float | None = None
+    """Speed over the last seconds; None if unknown."""
     last_checkpoint: str | None = None
+    """Id of the newest committed checkpoint."""
     last_checkpoint_at_step: int | None = None
+    """Step of that checkpoint."""
     restored_from: str | None = None
+    """Id of the checkpoint that the attempt resumed from."""
     progress: int = 0
+    """Grows with every sign of progress, such as a step or a save."""
     preload: Preload | None = None
+    """What a spare for the next attempt should import."""
     steps_done: int = 0
+    """Steps done by this attempt."""
     saves: int = 0
+    """Saves begun by this attempt."""
     saves_postponed: int = 0
+    """Saves that were due while an earlier one was being written."""
     away_since: float | None = None
+    """Since when the job's storage cannot be reached, in unix seconds; None while it can."""
     spooled: int = 0
+    """Checkpoints that wait on this machine to be sent."""
     spooled_bytes: int = 0
+    """Size of these checkpoints in bytes."""
     spool: str | None = None
+    """Folder of these checkpoints."""
     spent: dict[str, float] = {}
+    """Seconds spent on each activity."""
     ended: int | None = None
+    """Exit code, once it is known."""
     error: str | None = None
+    """Error that ended the attempt."""
     at: float = 0.0
+    """Time of the heartbeat in unix seconds by the writer's clock; for people only."""
 
     def reached(self) -> Reached:
         """Return how far the attempt has come."""
@@ -76,9 +99,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status:
-    """The beat in the making: the training sets its attributes, the heartbeat thread reads them.
+    """The current values of the next `Beat`. The training sets them; the heartbeat reads them.
 
-    Each attribute is set in one go, so a reader on another thread sees old or new, never half.
+    Each attribute is set atomically, so that another thread sees the old or the new value.
     """
 
     def __init__(self) -> None:
@@ -112,7 +135,7 @@ class Status:
 
     @property
     def activity(self) -> str:
-        """What the attempt does now, for people; setting it ends what it did before."""
+        """What the attempt does now, for people. Setting it ends the previous activity."""
         return self._activity
 
     @activity.setter
@@ -124,26 +147,27 @@ class Status:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds spent on each activity so far, the present one included."""
+        """Seconds spent on each activity so far, including the current one."""
         now = self._spent.get(self._activity, 0.0) + time.monotonic() - self._since
         return {**self._spent, self._activity: now}
 
     def move(self, seconds: float, activity: str) -> None:
-        """Count so many of the present activity's seconds as another's."""
+        """Count `seconds` of the current activity as those of another activity."""
         spent = self.spent
         spent[self._activity] -= seconds
         spent[activity] = spent.get(activity, 0.0) + seconds
         self._spent, self._since = spent, time.monotonic()
 
     def tick(self) -> None:
-        """Show a sign of progress: the stall watchdog starts to count anew."""
+        """Report progress, which restarts the stall timeout."""
         self.progress += 1
 
     def beat(self, attempt: int, count: int, who: process_identity.Identity) -> Beat:
+        """Return the current values as a heartbeat."""
         values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         values["activity"] = self.activity
         values["spent"] = {name: round(seconds, 3) for name, seconds in self.spent.items()}
-        # JSON knows no NaN; null is "not a finite number"
+        # JSON has no NaN; null means "not finite".
         values["logs"] = {
             str(name): float(value) if math.isfinite(value) else None
             for name, value in dict(self.logs).items()
@@ -161,13 +185,20 @@ class Status:
 
 
 class HeartbeatWriter:
-    """Writes the beat of `status` every `every` seconds from a thread of its own.
+    """Writes heartbeats from a background thread.
 
-    fence: called before each beat; when it raises `Superseded`, `on_superseded` is called once
-    and no more beats are written. on_beat: called on the thread after each beat (every second at
-    the least), for whatever else has to be done in time. A beat that cannot be written is left
-    out, or goes to the storage `aside`: the next one tells the same. rank: of the attempt's
-    processes; the first one's beat is the attempt's.
+    A heartbeat that cannot be written is skipped, or written to `aside`.
+
+    Args:
+        storage: Storage of the job.
+        attempt: Number of the attempt.
+        status: Source of the values.
+        every: Seconds between two heartbeats.
+        on_superseded: Called once when the fence raises; no heartbeat follows.
+        fence: Called before each heartbeat; raises `Superseded` when a newer attempt exists.
+        on_beat: Called on the thread after each heartbeat, and at least every second.
+        aside: Storage for heartbeats that `storage` does not accept.
+        rank: Rank of this process in the attempt; the attempt's heartbeat is that of rank 0.
     """
 
     def __init__(
@@ -200,15 +231,15 @@ class HeartbeatWriter:
         self._failing = False
 
     def start(self) -> None:
-        """Write the first beat, so that the start is seen at once, and go on in a thread."""
+        """Write the first heartbeat now, and start the thread."""
         self._write()
         self._thread = threading.Thread(target=self._run, name="outlast-heartbeat", daemon=True)
         self._thread.start()
 
     def stop(self, exit_code: int | None = None) -> None:
-        """End the thread and, with an exit code, write the last beat that tells it.
+        """End the thread. With an exit code, write a last heartbeat that has it.
 
-        A storage that does not answer is waited for at most ten seconds.
+        It waits at most ten seconds for a storage that does not answer.
         """
         if exit_code is not None:
             self._status.ended = exit_code
@@ -235,7 +266,7 @@ class HeartbeatWriter:
         self._write_last()
 
     def _patience(self) -> AbstractContextManager[None]:
-        # A storage that is away is asked but once, so that nothing is held up at the end.
+        # Do not retry on a storage that is away, so that the end is not delayed.
         return patience(0.0 if self._failing else BRIEF)
 
     def _write_last(self) -> None:
@@ -251,7 +282,7 @@ class HeartbeatWriter:
             if self._on_superseded is not None:
                 self._on_superseded(error)
             return True
-        except OutlastError as error:  # storage out of reach: not known, so not superseded
+        except OutlastError as error:  # the storage is away, so nothing is known
             self.last_error = error
         return False
 
@@ -272,7 +303,7 @@ class HeartbeatWriter:
 
 
 def read(storage: Storage, attempt: int) -> Beat | None:
-    """Return the newest beat of an attempt, None when there is none that can be read."""
+    """Return the newest heartbeat of an attempt; None when there is no readable one."""
     try:
         data = read_document(storage, layout.heartbeat(attempt), often=True)
         return msgspec.json.decode(data, type=Beat)
@@ -281,16 +312,18 @@ def read(storage: Storage, attempt: int) -> Beat | None:
 
 
 class Unchanged(NamedTuple):
-    """For how many seconds the observer has seen no new beat, and no progress."""
+    """How long an observer has seen nothing new of an attempt."""
 
     beat: float
+    """Seconds without a new heartbeat."""
     progress: float
+    """Seconds without progress."""
 
 
 class Watch:
-    """How long an attempt has been silent, by the observer's own monotonic clock.
+    """Measures how long an attempt has been silent, by the observer's monotonic clock.
 
-    Clocks of two machines are never compared: only *changes* of what the beat says count.
+    Clocks of two machines are never compared; only changes of the heartbeat count.
     """
 
     def __init__(self, now: float) -> None:
@@ -301,13 +334,13 @@ class Watch:
         self._looked_at = now
 
     def unseen(self, now: float) -> None:
-        """Note that nothing could be looked at since the last time, which so counts for nothing."""
+        """Do not count the time since the last look, because nothing could be seen."""
         passed, self._looked_at = now - self._looked_at, now
         self._beat_at += passed
         self._progress_at += passed
 
     def observe(self, beat: Beat | None, now: float) -> Unchanged:
-        """Take in the newest beat seen at `now` (monotonic seconds)."""
+        """Take the newest heartbeat, seen at `now` (monotonic seconds)."""
         self._looked_at = now
         if beat is not None:
             if (beat.attempt, beat.count) != self._count:

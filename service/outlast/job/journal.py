@@ -1,7 +1,7 @@
-"""A job's event log on storage: one immutable file an event, created exclusively.
+"""The journal of a job: one immutable file for each event, created exclusively.
 
-The number is in the file's name and nothing else is, so that two writers of event 7 collide and
-exactly one of them wins: appending is a compare-and-swap on the job's state.
+Only the number is in the file's name. So two writers of event 7 collide, and exactly one of them
+wins: an append is a compare-and-swap on the state of the job.
 """
 
 from __future__ import annotations
@@ -35,38 +35,42 @@ FORMAT: Final = 1
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """One event as it is stored.
-
-    state, attempt: the job's after the event, so that one file tells them. at: unix seconds by
-    the writer's clock, for people. by: the writer. nonce: tells a write whose answer was lost
-    from somebody else's.
-    """
+    """One event, as it is stored."""
 
     seq: int
+    """Number of the event, from 1."""
     event: Event
+    """What happened."""
     state: State
+    """State of the job after the event."""
     attempt: int
+    """Newest attempt of the job after the event."""
     at: float
+    """Time in unix seconds by the writer's clock; for people only."""
     by: Identity
+    """The process that wrote it."""
     nonce: str = ""
+    """Random; tells a write whose answer was lost from another writer's."""
     format: int = FORMAT
+    """Version of the format."""
 
 
 class Journal:
-    """The events of the job in `storage`, read once each and folded as they come."""
+    """The events of the job in `storage`. Each is read once and folded into the job."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._lock = threading.RLock()  # the loop, the writer and the heartbeat all ask the fence
+        self._lock = threading.RLock()  # several threads call the fence
         self._entries: list[Entry] = []
         self._jobs: list[Job] = []
         self._actions: list[tuple[Action, ...]] = []
-        self._lost: set[str] = set()  # nonces of what was given up on and may arrive all the same
+        self._lost: set[str] = set()  # nonces of failed writes that may still arrive
 
     def read(self) -> list[Entry]:
-        """Return all events, oldest first; only those not seen before are read.
+        """Return all events, oldest first. Only new ones are read from the storage.
 
-        Raises `FormatError` for one that cannot be read or does not follow from those before.
+        Raises:
+            FormatError: an event is unreadable, or is not allowed after those before it.
         """
         with self._lock:
             while (entry := self._load(len(self._entries) + 1)) is not None:
@@ -74,12 +78,12 @@ class Journal:
             return list(self._entries)
 
     def job(self) -> Job | None:
-        """Return the job as of now, None when nothing was ever submitted."""
+        """Return the current job; None when none was submitted."""
         self.read()
         return self._jobs[-1] if self._jobs else None
 
     def existing_job(self) -> Job:
-        """Return the job as of now. Raises `JobUnknown`."""
+        """Return the current job. Raises `JobUnknown`."""
         job = self.job()
         if job is None:
             raise JobUnknown(root=self._storage.root)
@@ -89,38 +93,40 @@ class Journal:
         return len(self._entries)
 
     def entry(self, seq: int) -> Entry:
-        """Return event `seq` (from 1) of those that were read."""
+        """Return event number `seq` (from 1) of those that were read."""
         return self._entries[seq - 1]
 
     def job_after(self, seq: int) -> Job:
-        """Return the job as it was after event `seq` (from 1)."""
+        """Return the job after event number `seq` (from 1)."""
         return self._jobs[seq - 1]
 
     def actions_after(self, seq: int) -> tuple[Action, ...]:
-        """Return what was to be done about event `seq` (from 1)."""
+        """Return the actions that follow from event number `seq` (from 1)."""
         return self._actions[seq - 1]
 
     def append(self, event: Event) -> Job:
-        """Add an event and return the job after it.
+        """Append an event and return the job after it.
 
-        When somebody else was first, theirs is read and the event tried again on top of it.
-        Raises `InvalidTransition` with the story when it does not fit (any more).
+        If another writer was first, its event is read and the append is repeated after it.
+
+        Raises:
+            InvalidTransition: the event is not allowed in the state of the job.
         """
         return self.act(event)[0]
 
     def act(self, event: Event) -> tuple[Job, tuple[Action, ...]]:
-        """Like `append`, and return also what is to be done about it."""
+        """Append an event; return the job after it and the actions that follow from it."""
         with self._lock:
             while (done := self._try(event)) is None:
                 pass
             return done
 
     def _try(self, event: Event) -> tuple[Job, tuple[Action, ...]] | None:
-        """Append once; None when somebody else's event took the number."""
+        """Try to append once; return None when another writer took the number."""
         self.read()
         if (seq := self._arrived(event)) is not None:
             return self.job_after(seq), self.actions_after(seq)
-        # Not read again: what arrives from here on takes the number.
+        # Do not read again: an event that arrives from now on takes the number.
         job, actions = self._transition(self._jobs[-1] if self._jobs else None, event)
         entry = Entry(
             seq=len(self._entries) + 1,
@@ -133,11 +139,11 @@ class Journal:
         )
         path = layout.journal_event(entry.seq)
         data = msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n"
-        self._lost.add(entry.nonce)  # until its fate is known
+        self._lost.add(entry.nonce)  # until the result is known
         try:
             self._storage.create(path, data)
         except StorageError as error:
-            there = self._load(entry.seq)  # the file itself says whose it is
+            there = self._load(entry.seq)  # the file shows whose it is
             if there is None and not isinstance(error, AlreadyExists):
                 raise
             if there is None or there.nonce != entry.nonce:
@@ -150,7 +156,7 @@ class Journal:
         return job, actions
 
     def _arrived(self, event: Event) -> int | None:
-        """Return the number of an event that was given up on and has been read since."""
+        """Return the number of an event whose write seemed to fail and that has arrived since."""
         for entry in self._entries:
             if entry.nonce in self._lost and _tells_the_same(entry.event, event):
                 self._lost.remove(entry.nonce)
@@ -158,30 +164,30 @@ class Journal:
         return None
 
     def newest(self) -> Entry | None:
-        """Return the newest event by one listing and one read; None for no job."""
+        """Return the newest event with one listing and one read; None if there is no job."""
         seq = self._newest_seq()
         return self._load(seq) if seq else None
 
     def latest_attempt(self) -> int:
-        """Return the newest claim's attempt, 0 before the first. Cheap when nothing is new."""
+        """Return the newest claimed attempt, 0 before the first. Cheap when nothing is new."""
         with self._lock:
             if self._newest_seq() > len(self._entries):
                 self.read()
             return self._jobs[-1].attempt if self._jobs else 0
 
     def fence(self, attempt: int) -> None:
-        """Raise `Superseded` when a newer attempt than `attempt` was claimed."""
+        """Raise `Superseded` if an attempt newer than `attempt` was claimed."""
         newest = self.latest_attempt()
         if newest > attempt:
             raise Superseded(attempt=attempt, by=newest)
 
     def claim(self, owner: Identity, slot: Slot | None = None) -> tuple[Job, tuple[Action, ...]]:
-        """Claim the next attempt for `owner`. Raises `InvalidTransition` when it is taken."""
+        """Claim the next attempt for `owner`. Raises `InvalidTransition` if it is taken."""
         attempt = self.existing_job().attempt + 1
         return self.act(Claimed(attempt=attempt, owner=owner, slot=slot))
 
     def _newest_seq(self) -> int:
-        names = reversed(self._storage.list(layout.JOURNAL))  # sorted, and so by number
+        names = reversed(self._storage.list(layout.JOURNAL))  # sorted by number
         found = map(layout.parse_journal_event, names)
         return next((seq for seq in found if seq is not None), 0)
 
@@ -225,12 +231,12 @@ class Journal:
         except UNREADABLE as error:
             raise FormatError(path=path, reason=str(error)) from None
         if entry.seq != seq:
-            raise FormatError(path=path, reason=f"it says that it is event {entry.seq}")
+            raise FormatError(path=path, reason=f"it has the number {entry.seq}")
         return entry
 
 
 def _tells_the_same(one: Event, other: Event) -> bool:
-    """Whether two events are one: of an attempt each happens once, however it is told."""
+    """Return whether two events are the same; each kind happens once in an attempt."""
     if type(one) is not type(other):
         return False
     attempt = getattr(one, "attempt", None)

@@ -1,8 +1,7 @@
-"""All jobs below a root, each told by its newest event, and at work by its attempt's last beat.
+"""Lists all jobs below a root: each with its newest event and, while it runs, its heartbeat.
 
-That is a listing and one small read a job, two while it is at work. On a disk that has none of it
-in memory, and in a bucket always, waiting for them is what takes the time: many jobs are read at
-once.
+This takes one listing and one small read for each job, or two while it runs. Several jobs are read
+at a time, because most of the time is spent waiting for the disk or the bucket.
 """
 
 from __future__ import annotations
@@ -20,29 +19,30 @@ from outlast_checkpoints.errors import OutlastError, StorageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
 
-_AT_ONCE = 4  # more get into each other's way, for Python runs one at a time
-_PORTION = 64  # jobs that one reader takes at a time
+_AT_ONCE = 4  # more threads would only compete for Python's lock
+_PORTION = 64  # jobs that one thread takes at a time
 
 
 class Listed(NamedTuple):
-    """A job as a list shows it. entry: None when it cannot be read, for what `problem` says.
-
-    beat: None also when the newest event tells how far the job has come.
-    """
+    """A job in a list."""
 
     name: str
+    """Name of the job."""
     entry: Entry | None = None
+    """Its newest event; None if it cannot be read."""
     beat: Beat | None = None
+    """Its newest heartbeat; None also if the newest event has the progress."""
     problem: str = ""
+    """Why the job cannot be read."""
 
     @property
     def reached(self) -> Reached | None:
-        """How far the job has come; None when nobody says so."""
+        """How far the job has come; None if unknown."""
         return self.beat.reached() if self.beat else _told(self.entry)
 
 
 def listed(root: Storage) -> list[Listed]:
-    """Return the jobs below `root` by name. Raises `StorageError` when it is out of reach."""
+    """Return the jobs below `root`, by name. Raises `StorageError` if it cannot be reached."""
     names = root.list("")
     portions = [names[at : at + _PORTION] for at in range(0, len(names), _PORTION)]
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as readers:
@@ -56,10 +56,10 @@ def _portion(root: Storage, names: Iterable[str]) -> list[Listed]:
 
 
 def _look(root: Storage, name: str) -> Listed | None:
-    """Return the job `name`, None when there is none of that name."""
+    """Return the job `name`; None if there is no such job."""
     storage = root.sub(name)
     try:
-        # An event that reads well needs no look whether there is a spec beside it.
+        # A readable event proves that this is a job, without a look at the spec.
         entry = Journal(storage).newest()
         if entry is None:
             return Listed(name, problem="no journal") if storage.exists(layout.SPEC) else None
@@ -71,7 +71,7 @@ def _look(root: Storage, name: str) -> Listed | None:
 
 
 def _told(entry: Entry | None) -> Reached | None:
-    """Return how far the job has come by the event that ended its attempt, the newest one."""
+    """Return the progress in the newest event, if that event ended an attempt."""
     return entry.event.reached if entry is not None and isinstance(entry.event, Ended) else None
 
 
@@ -79,6 +79,6 @@ def _holds_job(storage: Storage) -> bool:
     try:
         return storage.exists(layout.SPEC)
     except StorageError as error:
-        if error.fields.get("errno") == errno.ENOTDIR:  # a file of somebody's
+        if error.fields.get("errno") == errno.ENOTDIR:  # a file, not a job
             return False
         raise

@@ -1,7 +1,8 @@
 """The structured log: JSON lines in the job's folder, merged and rendered for people.
 
-Every attempt has two files, its own (`log.jsonl`) and its supervisor's (`supervisor.jsonl`), each
-with one writer. Where a store cannot append they are numbered segments (`log-00000000.jsonl`).
+Each attempt has two log files, its own (`log.jsonl`) and that of its supervisor
+(`supervisor.jsonl`), with one writer each. On a store that cannot append, they are numbered
+segments (`log-00000000.jsonl`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from outlast_checkpoints.redaction import redact, redactor
 from outlast_checkpoints.storage.base import Appender, Storage
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-_WAITING: Final = 1 << 20  # bytes of lines that a full disk does not take
-_PENDING: Final = 8 << 20  # that a store which is away does not
+_WAITING: Final = 1 << 20  # bytes of lines that wait for a full disk
+_PENDING: Final = 8 << 20  # bytes of lines that wait for a store
 _FIRST: Final = ("time", "level", "event", "job", "attempt", "phase", "step")
 _SEGMENT: Final = re.compile(r"(?P<stem>log|supervisor)(?:-(?P<index>\d{8}))?\.jsonl")
 
@@ -35,10 +36,15 @@ Row = dict[str, Any]
 
 
 class LogFile:
-    """One log file in the making. Lines that cannot be written wait for those after them.
+    """Writes one log file. Lines that cannot be written now are written with later ones.
 
-    What would wait beyond 1 MiB (8 MiB where the store cannot append) is lost, and `lost` counts
-    the lines: never the training. echo: called with each row as well, for a terminal.
+    At most 1 MiB waits (8 MiB on a store that cannot append). Further lines are dropped, and
+    `lost` counts them.
+
+    Args:
+        storage: Storage of the job.
+        path: Path of the log file.
+        echo: Called with each row too, for a terminal.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class LogFile:
         self.lost = 0
 
     def write(self, row: Row) -> None:
-        """Add a row; it can be read at once, or from the next `flush` on without append."""
+        """Add a row. On a store that cannot append, it is published by the next `flush`."""
         line = json.dumps(row, default=_words, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             if self._storage.capabilities.append:
@@ -69,14 +75,14 @@ class LogFile:
             self._echo(row)
 
     def flush(self) -> None:
-        """Publish what has gathered, where the store cannot append."""
-        # Whoever writes a line never waits for the store.
-        with self._flushing, suppress(StorageError):  # tried again at the next flush
+        """Publish the rows that wait, on a store that cannot append."""
+        # A writer of a line never waits for the store.
+        with self._flushing, suppress(StorageError):  # the next flush retries
             while self._publish():
                 pass
 
     def _publish(self) -> bool:
-        """Write a segment of what has gathered; return whether there is more to do."""
+        """Write the waiting rows as a segment; return whether more are left."""
         with self._lock:
             lines = bytes(self._pending)
         if not lines:
@@ -89,12 +95,13 @@ class LogFile:
         except FileExistsError:
             there = self._storage.read(name)
         self._segment += 1
-        if lines.startswith(there):  # else it is of a process before this one
+        if lines.startswith(there):  # otherwise an earlier process wrote it
             with self._lock:
                 del self._pending[: len(there)]
         return there != lines
 
     def close(self) -> None:
+        """Write what waits, and close the file."""
         self.flush()
         with self._lock:
             if self._waiting:
@@ -123,9 +130,13 @@ class LogFile:
 def make_logger(
     file: LogFile, *, status: Status | None = None, level: str = "debug", **bound: Any
 ) -> FilteringBoundLogger:
-    """Return a structlog logger that writes to `file` with `bound` in every row.
+    """Return a structlog logger that writes to `file`.
 
-    status: its phase and step go into every row as well.
+    Args:
+        file: The log file.
+        status: Source of the phase and step of each row.
+        level: Lowest level that is logged.
+        bound: Fields of every row.
     """
 
     def finish(logger: Any, method: str, row: MutableMapping[str, Any]) -> Any:
@@ -150,7 +161,7 @@ def make_logger(
 
 
 def silent_logger() -> FilteringBoundLogger:
-    """Return a logger that says nothing, for when there is no log yet."""
+    """Return a logger that discards everything, for the time before there is a log."""
 
     def drop(logger: Any, method: str, row: MutableMapping[str, Any]) -> Any:
         raise structlog.DropEvent
@@ -160,12 +171,12 @@ def silent_logger() -> FilteringBoundLogger:
 
 
 def level_number(level: str) -> int:
-    """Return the rank of a level's name. Raises `UsageError`."""
+    """Return the rank of a level. Raises `UsageError` for an unknown one."""
     try:
         return LEVELS[level.lower()]
     except KeyError:
         raise UsageError(
-            field="level", problem=f"{level!r} is no level", hint=f"One of {', '.join(LEVELS)}."
+            field="level", problem=f"unknown level {level!r}", hint=f"Use {', '.join(LEVELS)}."
         ) from None
 
 
@@ -186,7 +197,7 @@ def _plain(value: Any, hide: Callable[[str], str]) -> Any:
 
 
 class LogTail:
-    """Reads the complete lines of one log (all its segments) that were not read before."""
+    """Reads the new complete lines of one log, over all its segments."""
 
     def __init__(self, storage: Storage, attempt: int, stem: str) -> None:
         self._storage = storage
@@ -195,7 +206,7 @@ class LogTail:
         self._offsets: dict[str, int] = {}
 
     def read(self) -> list[Row]:
-        """Return the new rows. A line that is no JSON is left out, a torn last one waits."""
+        """Return the new rows. Invalid lines are skipped; an incomplete last line waits."""
         rows: list[Row] = []
         for name in self._names():
             path = f"{self._folder}/{name}"
@@ -212,7 +223,7 @@ class LogTail:
         return rows
 
     def _names(self) -> list[str]:
-        # Both kinds on any storage: a job may have been copied here from another kind.
+        # Look for both kinds of files: the job may be a copy from another kind of storage.
         matches = map(_SEGMENT.fullmatch, self._storage.list(self._folder))
         return [match[0] for match in matches if match and match["stem"] == self._stem]
 
@@ -226,13 +237,13 @@ def _row(line: bytes) -> Row | None:
 
 
 def attempts(storage: Storage) -> list[int]:
-    """Return the numbers of the attempts that have a folder, oldest first."""
+    """Return the numbers of all attempts with a folder, oldest first."""
     found = map(layout.parse_attempt, storage.list(layout.ATTEMPTS))
     return sorted(number for number in found if number is not None)
 
 
 def read(storage: Storage, *, attempt: int | None = None, level: str = "debug") -> Iterator[Row]:
-    """Yield the rows of all attempts (or of one) from `level` up, oldest first."""
+    """Yield the rows of all attempts (or of one), at least of `level`, oldest first."""
     least = level_number(level)
     for number in attempts(storage) if attempt is None else [attempt]:
         rows = [row for tail in _tails(storage, number) for row in tail.read()]
@@ -248,10 +259,15 @@ def follow(
     stop: Callable[[], bool] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Row]:
-    """Like `read`, then go on with new rows, over new attempts as well.
+    """Yield rows as `read` does, then new rows as they arrive, also of new attempts.
 
-    poll: seconds between two looks. stop: asked before each look; the look after it said yes is
-    the last, so that nothing written before is missed.
+    Args:
+        storage: Storage of the job.
+        attempt: Number of the attempt to read; None for all.
+        level: Lowest level to yield.
+        poll: Seconds between two looks.
+        stop: Called before each look. When it returns True, that look is the last.
+        sleep: Waits between two looks.
     """
     least = level_number(level)
     tails: dict[int, list[LogTail]] = {}
@@ -260,7 +276,7 @@ def follow(
         last = stop is not None and stop()
         known = attempts(storage) if attempt is None else [attempt]
         for number in known:
-            # an attempt before the newest two has nobody left who writes
+            # attempts before the newest two have no writer any more
             if number not in tails:
                 tails[number] = _tails(storage, number)
             elif number < known[-1] - 1:
@@ -282,7 +298,7 @@ def _wanted(rows: list[Row], least: int) -> list[Row]:
 
 
 def _time(row: Row) -> float:
-    """Return a row's unix seconds, 0 where it has none that can be."""
+    """Return the unix seconds of a row; 0 if it has no valid time."""
     value = row.get("time")
     return float(value) if isinstance(value, int | float) and 0 <= value < 1e11 else 0.0
 
@@ -291,7 +307,7 @@ _COLOURS: Final = {"debug": "2", "info": "32", "warning": "33", "error": "31", "
 
 
 def render(row: Row, *, colour: bool = False) -> str:
-    """Return a row as one line for people (an exception's traceback follows on lines below)."""
+    """Return a row as one line for people, followed by the traceback of an exception."""
     rest = {name: value for name, value in row.items() if name not in _FIRST}
     exception = rest.pop("exception", None)
     level = str(row.get("level", "info"))

@@ -1,9 +1,8 @@
-"""What a process imports before its script runs, and whether the script can live with it.
+"""What a warm spare imports before its script runs, and whether that fits the script.
 
-What TensorFlow and Keras read from the environment, they read when they are imported. So a
-spare sets what the script has set by its first phase (as the attempt before it told), and when
-the script turns out to set something else, the process starts itself again without a spare: an
-attempt must not depend on how it was started.
+TensorFlow and Keras read environment variables at their import. So a spare first sets the variables
+that the previous attempt's script had set by its first phase. If the script sets other values this
+time, the process restarts itself cold, because an attempt must not depend on how it was started.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from typing import Final
 
 import msgspec
 
-# What the libraries below read when they are imported or first used.
+# Prefixes of variables that the libraries below read at their import or first use.
 _PREFIXES: Final = (
     "CUDA_", "CUDNN_", "GOMP_", "KERAS_", "KMP_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "ONEDNN_",
     "OPENBLAS_", "TF_", "TPU_", "XLA_",
 )  # fmt: skip
-# Importing these has no effect but time; a script's own modules are left to the script.
+# Importing these only costs time; modules of the script are imported by the script.
 _WORTHWHILE: Final[tuple[str, ...]] = (
     "numpy",
     "h5py",
@@ -35,58 +34,65 @@ _WORTHWHILE: Final[tuple[str, ...]] = (
 
 
 class Preload(msgspec.Struct, frozen=True, kw_only=True):
-    """What a spare does in advance. modules: to import, in order. environment: to set before."""
+    """What a spare does in advance."""
 
     modules: list[str] = []
+    """Modules to import, in this order."""
     environment: dict[str, str | None] = {}
+    """Variables to set before the imports; None removes one."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """What the spare is told when it is to become an attempt. output: its output.log. heir: fork
-    the next spare before, whom the supervisor adopts."""
+    """Tells a spare to become an attempt."""
 
     url: str
+    """URL of the job."""
     attempt: int
+    """Number of the attempt."""
     output: str
+    """Path of its output.log."""
     heir: bool = False
+    """Whether to fork the next spare first; the supervisor adopts it."""
 
 
 @dataclass(frozen=True)
 class Warmth:
-    """How this process was warmed. environ: as it was at the process' start. seconds: how long it
-    waited. memory: bytes resident, and of those bytes of its own, when it began to. forks: how
-    many there were between the process that has imported and this one."""
+    """How this process was warmed up."""
 
     environ: Mapping[str, str]
+    """Environment at the start of the process."""
     seconds: float
+    """How long it waited."""
     memory: tuple[int, int]
+    """Resident bytes, and resident bytes that it shares with nobody, when it began to wait."""
     forks: int
+    """Number of forks between the process that imported and this one."""
 
 
 start: Final = dict(os.environ)
-_before: dict[str, str] | None = None  # the concerned variables when the first import began
-_after: dict[str, str] = {}  # and with what the imports themselves have set
-_late = False  # something else has set more of them between two of the imports
+_before: dict[str, str] | None = None  # the relevant variables when the first import began
+_after: dict[str, str] = {}  # and after the imports, which set some themselves
+_late = False  # whether they were changed between two imports
 _depth = 0
 _warmth: Warmth | None = None
 
 
 def warmth() -> Warmth | None:
-    """Return how this process was warmed; None when it started cold."""
+    """Return how this process was warmed up; None if it started cold."""
     return _warmth
 
 
 def set_warmth(warmth: Warmth) -> None:
-    """Make `warmth` what this process goes by."""
+    """Record how this process was warmed up."""
     global _warmth
     _warmth = warmth
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Note which variables the import of TensorFlow or Keras in this block sees, and which it sets.
+    """Record which variables an import of TensorFlow or Keras in this block sees and sets.
 
-    Keras imports TensorFlow, and more that sets variables: blocks within a block are part of it.
+    Keras imports TensorFlow, so blocks can be nested; only the outermost one counts.
     """
     global _before, _after, _late, _depth
     found = concerned(os.environ)
@@ -104,15 +110,18 @@ def importing() -> Iterator[None]:
 
 
 def concerned(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that may change what an import of the numeric libraries does."""
+    """Return the variables that may affect the import of the numeric libraries."""
     return {name: value for name, value in environ.items() if name.startswith(_PREFIXES)}
 
 
 def preload_of(loaded: Iterable[str]) -> Preload | None:
-    """Return what a spare for a process like this one has to do.
+    """Return what a spare for a process like this one should do.
 
-    loaded: names of all modules of this process, whose script is about to train. None when the
-    script sets variables later than it imports: a spare could not tell what it imports under.
+    Returns None when the script changes variables after the imports, because a spare could not
+    reproduce that.
+
+    Args:
+        loaded: Names of all modules of this process, whose script is about to train.
     """
     if _before is None or _late or _after != concerned(os.environ):
         return None
@@ -123,17 +132,17 @@ def preload_of(loaded: Iterable[str]) -> Preload | None:
 
 
 def unfit() -> list[str]:
-    """Return the variables in which a warmed process differs from what its script has set."""
+    """Return the variables that the script has set otherwise than this warm process assumed."""
     return [] if _warmth is None else different(_after, concerned(os.environ))
 
 
 def different(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Return the names of variables that are not the same in both."""
+    """Return the names of the variables that differ, sorted."""
     return sorted(name for name in {**one, **other} if one.get(name) != other.get(name))
 
 
 def start_cold(url: str, attempt: int) -> None:
-    """Put a cold attempt in this process' place: same pid, same output. Does not return."""
+    """Replace this process by a cold attempt with the same pid and output; never return."""
     assert _warmth is not None
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
@@ -143,7 +152,7 @@ def start_cold(url: str, attempt: int) -> None:
 
 
 def memory() -> tuple[int, int]:
-    """Return this process' resident bytes, and how many of them it shares with nobody."""
+    """Return the resident bytes of this process, and those that it shares with nobody."""
     found = {"Rss": 0, "Private_Clean": 0, "Private_Dirty": 0}
     with suppress(OSError):
         for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]:

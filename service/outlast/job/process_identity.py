@@ -1,4 +1,4 @@
-"""Who has a job: a process, named so that nobody else is ever taken for it."""
+"""The identity of a process, which no other process can be mistaken for."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ SUPERVISOR_PID: Final = "OUTLAST_SUPERVISOR_PID"  # set in the environment of an
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of one boot of one machine.
-
-    boot_id: the boot, and the pid namespace (two containers of one machine share a boot, not
-    their pids). start: the process' start in clock ticks since boot, so that a recycled pid is
-    not taken for it; None where /proc does not tell.
-    """
+    """One process of one boot of one machine."""
 
     host: str
+    """Host name of the machine."""
     pid: int
+    """Process id."""
     boot_id: str
+    """Boot of the machine and pid namespace; containers of one machine differ in the latter."""
     start: int | None = None
+    """Start of the process in clock ticks since boot, as pids are reused; None if unknown."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
 
     @property
     def local(self) -> bool:
-        """Whether this process can look at that one."""
+        """Whether this process can see that one."""
         return self.host == socket.gethostname() and self.boot_id == _boot_id() != ""
 
     def gone(self) -> bool:
-        """Return True when the process has certainly ended; False when it may be alive."""
+        """Return True if the process has certainly ended; False if it may be alive."""
         if not self.local:
             return False
         found = _stat(self.pid)
@@ -45,7 +44,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         return state in "ZX" or (self.start is not None and start != self.start)
 
     def at_work(self) -> bool:
-        """Return True when the process is certainly alive and not stopped (as by SIGSTOP)."""
+        """Return True if the process is certainly alive and not stopped (as by SIGSTOP)."""
         if not self.local or self.gone():
             return False
         found = _stat(self.pid)
@@ -78,12 +77,12 @@ def _boot_id() -> str:
 
 
 def _stat(pid: int) -> tuple[str, int] | None:
-    """Return state letter and start time of a process, None when it (or /proc) is not there."""
+    """Return state letter and start time of a process; None if it or /proc does not exist."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    fields = stat.rpartition(")")[2].split()  # the name in front may hold blanks and brackets
+    fields = stat.rpartition(")")[2].split()  # the name before it may contain blanks and brackets
     return fields[0], int(fields[19])
 
 

@@ -1,4 +1,4 @@
-"""Which of an attempt's processes this one is: a gang has several, and one attempt number."""
+"""The rank of this process in its attempt. A gang has several processes in one attempt."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ WORLD_SIZE: Final = "OUTLAST_WORLD_SIZE"
 
 
 class Rank(msgspec.Struct, frozen=True, kw_only=True):
-    """Process `number` (from 0) of `of`. The first speaks for all: it alone begins and commits."""
+    """The rank of a process. Only the first process begins an attempt and commits."""
 
     number: int = 0
+    """Index of the process, from 0."""
     of: int = 1
+    """Number of processes."""
 
     @property
     def first(self) -> bool:
-        """Whether it speaks for the attempt."""
+        """Whether this is the first process, which acts for the attempt."""
         return self.number == 0
 
     def variables(self, local: int) -> dict[str, str]:
-        """Return the variables of such a process; local: its number among those of its machine.
+        """Return the environment variables of this process: Outlast's and torchrun's.
 
-        Ours, which `here` reads, and those of torchrun, for the script.
+        Args:
+            local: Index of the process on its machine, from 0.
         """
         ours = {RANK: str(self.number), WORLD_SIZE: str(self.of)}
         theirs = {"RANK": str(self.number), "WORLD_SIZE": str(self.of), "LOCAL_RANK": str(local)}
@@ -36,9 +39,12 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def here(environ: Mapping[str, str] = os.environ) -> Rank:
-    """Return the rank of this process, the only one of its attempt where nothing else is said.
+    """Return the rank of this process; by default it is the only one of its attempt.
 
-    RANK alone says nothing: any launcher may have set it. Raises `SpecInvalid`.
+    RANK alone is ignored, because any launcher may have set it.
+
+    Raises:
+        SpecInvalid: the variables do not name a process.
     """
     given = [environ.get(name, "") for name in (RANK, WORLD_SIZE)]
     if given == ["", ""]:
@@ -46,11 +52,12 @@ def here(environ: Mapping[str, str] = os.environ) -> Rank:
     number, of = (int(text) if text.isdecimal() else -1 for text in given)
     if not 0 <= number < of:
         raise SpecInvalid(
-            field=RANK, problem=f"{RANK}={given[0]!r}, {WORLD_SIZE}={given[1]!r} name no process"
+            field=RANK,
+            problem=f"{RANK}={given[0]!r}, {WORLD_SIZE}={given[1]!r} do not name a process",
         )
     return Rank(number=number, of=of)
 
 
 def none(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment for a process that is of no gang, or of another one."""
+    """Return `environ` without the rank, for a process outside this gang."""
     return {name: text for name, text in environ.items() if name not in (RANK, WORLD_SIZE)}

@@ -1,4 +1,4 @@
-"""How often to save, from what a save costs and how often attempts die: pure.
+"""How often to save, from the cost of a save and the rate of failures. Pure.
 
 Sources: J. W. Young, "A first order approximation to the optimum checkpoint interval",
 Communications of the ACM 17(9), 1974; J. T. Daly, "A higher order estimate of the optimum
@@ -13,47 +13,49 @@ from typing import Final
 
 import msgspec
 
-# One failure within ten minutes is assumed beside what is seen: a job that is new saves often, and
-# one that has run for days without a failure seldom.
+# One failure within ten minutes is assumed in addition to those seen. So a new job saves often, and
+# a job that has run for days without a failure saves seldom.
 ASSUMED_UPTIME: Final = 600.0
 SHORTEST: Final = 1.0
-LONGEST: Final = 600.0  # a save costs little: more than this need never be lost
-UNMEASURED: Final = 3.0  # so soon comes the save that shows what one costs
-LIVES: Final = 5  # recent failures that show how long attempts live
+LONGEST: Final = 600.0  # a save costs little, so at most this much may be lost
+UNMEASURED: Final = 3.0  # seconds until the first save, which measures the cost
+LIVES: Final = 5  # recent failures that determine the usual life
 
 
 class Failures(msgspec.Struct, frozen=True):
-    """How often attempts of a job ended otherwise than they should.
-
-    count: in `seconds` of all attempts. lives: seconds that those lived which failed last, the
-    newest last.
-    """
+    """How often the attempts of a job have failed."""
 
     count: int = 0
+    """Number of failures."""
     seconds: float = 0.0
+    """Total run time of all attempts."""
     lives: tuple[float, ...] = ()
+    """Run times of the last failed attempts in seconds, the newest last."""
 
     @property
     def mean_time_between(self) -> float:
-        """Seconds between two failures, estimated."""
+        """Estimated seconds between two failures."""
         return (self.seconds + ASSUMED_UPTIME) / (self.count + 1)
 
     @property
     def usual_life(self) -> float:
-        """Seconds that attempts which fail have lately lived; infinite before the first."""
+        """Median run time of recent failed attempts in seconds; infinite before the first."""
         return statistics.median(self.lives[-LIVES:]) if self.lives else math.inf
 
     @property
     def bearable(self) -> float:
-        """Seconds between two saves with which attempts that die so soon come further still."""
+        """Longest seconds between two saves with which such short attempts still advance."""
         return self.usual_life / 4
 
 
 def daly(cost: float, mean_time: float) -> float:
-    """Return Daly's optimum of the time between two saves.
+    """Return Daly's optimal time between two saves, in seconds.
 
-    cost: seconds that a save takes from the training. mean_time: seconds between two failures.
-    For a small cost it is Young's sqrt(2 * cost * mean_time).
+    For a small cost it equals Young's sqrt(2 * cost * mean_time).
+
+    Args:
+        cost: Seconds that a save costs the training.
+        mean_time: Mean seconds between two failures.
     """
     if cost >= 2 * mean_time:
         return mean_time
@@ -64,9 +66,14 @@ def daly(cost: float, mean_time: float) -> float:
 def interval(cost: SaveCost, failures: Failures, overhead: float) -> float:
     """Return the seconds from one save to the next.
 
-    overhead: the share of the time that saves may take at most. Where attempts die so fast that
-    within this bound more than a quarter of their life would pass between two saves, it yields:
-    what is best for that life counts. A save is never begun while another is written.
+    If attempts die so fast that, within `overhead`, more than a quarter of their life would pass
+    between two saves, the optimum for that life is used instead. A save never begins while
+    another one is being written.
+
+    Args:
+        cost: Measured cost of a save.
+        failures: Failures of the job.
+        overhead: Largest share of the time that saves may cost, from 0 to 1.
     """
     wanted = daly(cost.seconds, failures.mean_time_between)
     bounded = max(min(max(wanted, SHORTEST), LONGEST), cost.seconds / overhead)
@@ -79,19 +86,15 @@ def interval(cost: SaveCost, failures: Failures, overhead: float) -> float:
 
 
 def first(failures: Failures) -> float:
-    """Return the seconds after which an attempt saves for the first time.
-
-    That save shows what one costs. What the attempt went on from is saved already.
-    """
+    """Return the seconds after which an attempt saves first; that save measures the cost."""
     return min(UNMEASURED, failures.bearable)
 
 
 class SaveCost:
-    """What saves have cost the training so far.
+    """Measures what saves cost the training.
 
-    While a save is being written the steps may be slower than otherwise; what they take more,
-    and the time that the loop was held, is the save's cost. Until one was measured the whole
-    writing counts, which is the most that it can be.
+    The cost is the time for which the loop is held, plus the slowdown of steps while the save is
+    being written. Until it is measured, the whole writing time counts, as an upper bound.
     """
 
     def __init__(self) -> None:
@@ -104,16 +107,16 @@ class SaveCost:
 
     @property
     def measured(self) -> bool:
-        """Whether steps were taken while a save was being written."""
+        """Whether steps ran while a save was being written."""
         return self._cost is not None
 
     @property
     def seconds(self) -> float:
-        """The cost of a save."""
+        """The cost of one save in seconds."""
         return self._held + self.writing if self._cost is None else self._cost
 
     def steps(self, count: int, seconds: float, *, writing: bool) -> None:
-        """Take in a call of so many steps. writing: a save was being written meanwhile."""
+        """Record a call of `count` steps. `writing`: whether a save was being written."""
         if not writing:
             pace = seconds / count
             self._pace = pace if self._pace is None else 0.8 * self._pace + 0.2 * pace
@@ -122,11 +125,11 @@ class SaveCost:
             self._steps += count
 
     def held(self, seconds: float) -> None:
-        """Take in that the loop was held for a save, which begins now."""
+        """Record that the loop was held for `seconds` for a save that begins now."""
         self._held, self._excess, self._steps = seconds, 0.0, 0
 
     def written(self, seconds: float) -> None:
-        """Take in that the save is durable, after so many seconds of writing."""
+        """Record that the save is durable after `seconds` of writing."""
         self.writing = seconds
         if self._steps:
             cost = self._held + max(0.0, self._excess)

@@ -1,4 +1,4 @@
-"""When to save: every so many steps, every so many seconds, at each epoch's end. Pure values."""
+"""When to save: by steps, by time, after epochs, or automatically. Pure."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)([smh])")
 _AUTO: Final = re.compile(r"auto(?::(\d+(?:\.\d+)?)%)?")
 OVERHEAD: Final = 0.01
 _HINT: Final = (
-    "Give steps (100), a time (30s, 5m, 1h), 'epoch', 'auto' or 'auto:2%', several of them with "
+    "Use steps (100), a time (30s, 5m, 1h), 'epoch', 'auto' or 'auto:2%', several separated by "
     "commas, or 'never'."
 )
 
 
 class SaveEvery(msgspec.Struct, frozen=True, kw_only=True):
-    """When a checkpoint is due; several conditions add up.
+    """When a checkpoint is due. Several conditions can be combined.
 
-    steps: at every multiple of so many steps of the phase. seconds: so long after the last save.
-    epoch: after each epoch's validation and callbacks. overhead: as often as `interval` says, at
-    most at this share of the time (0.01: one per cent); None: not so. With none of them only
-    stops and the end of a phase save.
+    Without any condition, only stops and the end of a phase save.
     """
 
     steps: int | None = None
+    """Save at every multiple of this many steps of the phase."""
     seconds: float | None = None
+    """Save this many seconds after the last save."""
     epoch: bool = False
+    """Save after the validation and callbacks of each epoch."""
     overhead: float | None = None
+    """Save as often as `interval` chooses, within this share of the time (0.01: one percent)."""
 
     @classmethod
     def parse(cls, text: str | int | SaveEvery) -> SaveEvery:
-        """Return what `text` spells ("100", "30s", "5m", "epoch", "auto:2%", "100,epoch", "never").
+        """Parse for example "100", "30s", "5m", "epoch", "auto:2%", "100,epoch" or "never".
 
-        Raises `UsageError` (field save_every) for anything else.
+        Raises:
+            UsageError: the text is not a valid cadence.
         """
         if isinstance(text, SaveEvery):
             return text
         if isinstance(text, bool) or not isinstance(text, int | str):
-            raise UsageError(field="save_every", problem=f"{text!r} is not a cadence", hint=_HINT)
+            raise UsageError(field="save_every", problem=f"invalid cadence {text!r}", hint=_HINT)
         steps: int | None = None
         seconds: float | None = None
         epoch = False
@@ -64,12 +66,12 @@ class SaveEvery(msgspec.Struct, frozen=True, kw_only=True):
                 overhead = OVERHEAD if auto[1] is None else float(auto[1]) / 100
             else:
                 raise UsageError(
-                    field="save_every", problem=f"{part!r} in {text!r} is not a cadence", hint=_HINT
+                    field="save_every", problem=f"invalid cadence {part!r} in {text!r}", hint=_HINT
                 )
         return cls(steps=steps, seconds=seconds, epoch=epoch, overhead=overhead)
 
     def next_step_due(self, step: int) -> int | None:
-        """Return the first step after `step` that a save is due at, None without a step cadence."""
+        """Return the first step after `step` with a save due; None without a step cadence."""
         if self.steps is None:
             return None
         return (step // self.steps + 1) * self.steps

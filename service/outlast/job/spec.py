@@ -1,4 +1,4 @@
-"""`JobSpec`: what a job is, written once when it is submitted."""
+"""`JobSpec`: what a job runs and under which policies; written once, at submission."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.D
 
 
 def version() -> str:
-    """Return Outlast's own version, "unknown" when it runs without being installed."""
+    """Return the version of Outlast; "unknown" when it is not installed."""
     try:
         return importlib.metadata.version("outlast")
     except importlib.metadata.PackageNotFoundError:
@@ -41,79 +41,100 @@ def version() -> str:
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a job runs and under which policies; every value is checked on the way in.
+    """What a job runs, and under which policies.
 
-    job: the job's id. script, module: what to run, one of them (neither: a script started without
-    `outlast run`). args, cwd, python: how (python None: the supervisor's own). env: variables
-    set for the attempts, OUTLAST_* and those given by name, never secrets. save_every, keep: as
-    `cadence.SaveEvery` and `retention.Keep` parse them. seed: of all generators. deterministic:
-    TensorFlow's op determinism. max_retries: consecutive attempts without a new checkpoint.
-    backoff, backoff_max: first and longest wait before a retry, seconds. stall_timeout: seconds
-    without progress before an attempt is killed, 0 for never. heartbeat_every: seconds.
-    lost_after: seconds of an unchanged heartbeat. grace: seconds between asking an attempt to
-    leave and killing it. grace_is_limit: a cloud's notice that leaves more does not prolong it.
-    preemption: whose notices are listened to: "auto", a cloud's name, "none". warm_spare: keep a
-    process ready that has imported what the script imports. on_nan, on_save_error: policies of the
-    loop. created: unix seconds.
-
-    Raises `SpecInvalid` naming the field.
+    Raises:
+        SpecInvalid: a value is invalid; the error names the field.
     """
 
     job: str
+    """Name of the job."""
     format: int = FORMAT
+    """Version of the format of spec.json."""
     script: str | None = None
+    """Script to run, relative to `cwd`; None for a module or a job started by hand."""
     module: str | None = None
+    """Module to run as `python -m` would; excludes `script`."""
     args: list[str] = []
+    """Arguments of the script."""
     cwd: str = ""
+    """Working directory of the attempts; "" for the supervisor's."""
     python: str | None = None
+    """Python interpreter of the attempts; None for the supervisor's."""
     env: dict[str, str] = {}
+    """Environment variables set for the attempts; never secrets."""
     save_every: str = "auto"
+    """When to save, as `SaveEvery.parse` reads it."""
     keep: str = "last:3"
+    """Which checkpoints to keep, as `Keep.parse` reads it."""
     seed: int = msgspec.field(default_factory=lambda: secrets.randbits(63))
+    """Seed of all random generators, 0 to 2**63 - 1; default: random."""
     deterministic: bool = True
+    """Whether to enable TensorFlow's op determinism."""
     max_retries: int = 3
+    """Consecutive attempts without a new checkpoint that are retried."""
     backoff: float = 1.0
+    """Seconds before the first retry."""
     backoff_max: float = 60.0
+    """Longest wait before a retry, in seconds."""
     stall_timeout: float = 1800.0
+    """Seconds without progress before an attempt is killed; 0 for never."""
     heartbeat_every: float = 2.0
+    """Seconds between two heartbeats."""
     lost_after: float = 30.0
+    """Seconds of an unchanged heartbeat before an attempt elsewhere counts as lost."""
     grace: float = 30.0
+    """Seconds between asking an attempt to leave and killing it."""
     grace_is_limit: bool = False
+    """Whether `grace` caps the time that a cloud's preemption notice allows."""
     preemption: Literal["auto", "gce", "aws", "azure", "none"] = "auto"
+    """Cloud whose preemption notices to watch for; "auto" detects it."""
     warm_spare: bool = False
+    """Whether to keep a process ready that has imported what the script imports."""
     on_nan: Literal["ignore", "stop"] = "ignore"
+    """What the training does at a loss that is NaN or infinite."""
     on_save_error: Literal["continue", "stop"] = "continue"
+    """What the training does after a failed save."""
     engine: str = "local"
+    """Engine that runs the supervisor: "local", "slurm", "kubernetes" or a plugin's name."""
     engine_options: dict[str, Any] = {}
+    """Options of the engine, by name."""
     backend: str = "local"
+    """Backend that launches the attempts: "local" or a plugin's name."""
     created: float = 0.0
+    """When the job was created, in unix seconds."""
     outlast: str = msgspec.field(default_factory=version)
+    """Version of Outlast that created the job."""
 
     def __post_init__(self) -> None:
         _parses("job", lambda: check_name("job", self.job))
         _parses("save_every", lambda: SaveEvery.parse(self.save_every))
         _parses("keep", lambda: Keep.parse(self.keep))
         if self.script is not None and self.module is not None:
-            raise SpecInvalid(field="script", problem="a job has a script or a module, not both")
+            raise SpecInvalid(
+                field="script", problem="a job must not have both a script and a module"
+            )
         if self.script == "" or self.module == "":
-            raise SpecInvalid(field="script", problem="it is empty")
+            raise SpecInvalid(field="script", problem="it must not be empty")
         for field, low in _LOWEST.items():
             value = getattr(self, field)
             if not low <= value < _ENDLESS:
-                raise SpecInvalid(field=field, problem=f"{value} is not a number from {low} on")
+                raise SpecInvalid(
+                    field=field, problem=f"{value} must be a number of at least {low}"
+                )
         if not 0 <= self.seed < 2**63:
-            raise SpecInvalid(field="seed", problem=f"{self.seed} is not from 0 to 2**63 - 1")
+            raise SpecInvalid(field="seed", problem=f"{self.seed} must be between 0 and 2**63 - 1")
         if self.lost_after < 2 * self.heartbeat_every:
             raise SpecInvalid(
                 field="lost_after",
-                problem=f"{self.lost_after} s is less than two heartbeats ({self.heartbeat_every} "
-                "s each): living attempts would be given up",
+                problem=f"{self.lost_after} s must be at least two heartbeats "
+                f"({self.heartbeat_every} s each); otherwise living attempts count as lost",
             )
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
                 raise SpecInvalid(
                     field=field,
-                    problem=f"{getattr(self, field)!r} is none of {', '.join(choices)}",
+                    problem=f"{getattr(self, field)!r} must be one of {', '.join(choices)}",
                 )
         for name, value in self.env.items():
             _check_variable(name, value)
@@ -122,13 +143,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def runs(self) -> str:
         """What the job runs, for people: "train.py --lr 1e-3", "-m package.train".
 
-        The value of an option that is named like a secret is hidden.
+        Values of options that are named like secrets are hidden.
         """
         what = f"-m {self.module}" if self.module is not None else (self.script or "(by hand)")
         return redact(" ".join([what, *_shown(self.args)]))
 
 
-_ENDLESS: Final = 1e300  # what is not less is infinite, or too large for a float
+_ENDLESS: Final = 1e300  # a larger value is infinite, or too large for a float
 _LOWEST: Final[dict[str, float]] = {
     "max_retries": 0,
     "backoff": 0,
@@ -147,7 +168,7 @@ _CHOICES: Final = {
 
 
 def _shown(args: Sequence[str]) -> list[str]:
-    """Return arguments without the values of options that are named like a secret."""
+    """Return the arguments, with the values of options that are named like secrets hidden."""
     shown: list[str] = []
     hide = False
     for arg in args:
@@ -171,29 +192,32 @@ def _parses(field: str, parse: Any) -> None:
 
 def _check_variable(name: str, value: str) -> None:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise SpecInvalid(field="env", problem=f"{name!r} is no name of a variable")
+        raise SpecInvalid(field="env", problem=f"{name!r} is not a valid variable name")
     if "\0" in value:
-        raise SpecInvalid(field="env", problem=f"the value of {name} holds a zero byte")
+        raise SpecInvalid(field="env", problem=f"the value of {name} contains a zero byte")
     if _SECRET.search(name):
         raise SpecInvalid(
             field="env",
-            problem=f"{name} looks like a secret and would be stored readable in {SPEC}. Set it in "
-            "the environment that the supervisor is started in instead: attempts inherit it",
+            problem=f"{name} looks like a secret, and {SPEC} would store it readable. Set it in "
+            "the environment of the supervisor instead; attempts inherit it",
         )
     if carries_credentials(value):
         raise SpecInvalid(
             field="env",
-            problem=f"the value of {name} carries credentials and would be stored readable in "
-            f"{SPEC}. Give them to the clients by their own variables or files instead",
+            problem=f"the value of {name} contains credentials, and {SPEC} would store them "
+            "readable. Use the variables or files of the storage's client instead",
         )
 
 
 def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return what the spec stores of the environment: OUTLAST_* and what was `given` by name.
+    """Return the variables that the spec stores: OUTLAST_* and the `given` ones.
 
-    Of OUTLAST_* those that look like secrets, or carry some, are left out (attempts inherit them),
-    and OUTLAST_SPOOL*, OUTLAST_METADATA_URL and the rank, which are each machine's and process'
-    own; a secret that was given by name raises `SpecInvalid`.
+    Variables of OUTLAST_* that look like secrets, or contain credentials, are omitted; attempts
+    inherit them. OUTLAST_SPOOL*, OUTLAST_METADATA_URL and the rank are omitted too, because they
+    belong to one machine or process.
+
+    Raises:
+        SpecInvalid: a given variable looks like a secret, or is invalid.
     """
     for name, value in given.items():
         _check_variable(name, value)
@@ -209,19 +233,24 @@ def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) 
 
 
 def new_job_id(script: str | None) -> str:
-    """Return a fresh id "<script's stem>-<8 of base32>"."""
+    """Return a new name of a job: "<stem of the script>-<8 characters of base32>"."""
     stem = PurePath(script).stem if script else ""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")[:80] or "job"
     return f"{stem}-{base64.b32encode(secrets.token_bytes(5)).decode().lower()}"
 
 
 def encode(spec: JobSpec) -> bytes:
-    """Return the bytes of spec.json."""
+    """Return a spec as the bytes of spec.json."""
     return msgspec.json.format(msgspec.json.encode(spec), indent=2) + b"\n"
 
 
 def decode(data: bytes, path: str = SPEC) -> JobSpec:
-    """Read spec.json. Raises `SpecInvalid` naming the field, `FormatTooNew`."""
+    """Return the spec that the bytes of spec.json hold.
+
+    Raises:
+        SpecInvalid: the document or one of its fields is invalid.
+        FormatTooNew: a newer Outlast wrote it.
+    """
     try:
         found = msgspec.json.decode(data, type=_Format).format
         if found > FORMAT:
@@ -231,10 +260,10 @@ def decode(data: bytes, path: str = SPEC) -> JobSpec:
         if isinstance(error.__cause__, SpecInvalid):
             raise error.__cause__ from None
         match = _PATH.match(str(error))
-        assert match is not None  # the pattern takes any text
+        assert match is not None  # the pattern matches any text
         raise SpecInvalid(field=match["field"] or path, problem=match["problem"]) from None
     except UNREADABLE as error:
-        raise SpecInvalid(field=path, problem=f"it is no JSON: {error}") from None
+        raise SpecInvalid(field=path, problem=f"it is not valid JSON: {error}") from None
 
 
 class _Format(msgspec.Struct):
@@ -242,9 +271,10 @@ class _Format(msgspec.Struct):
 
 
 def script_path(spec: JobSpec) -> Path | None:
-    """Return where the script is, None for a module."""
+    """Return the path of the script; None for a module."""
     return None if spec.script is None else Path(spec.cwd or ".") / spec.script
 
 
 def interpreter(spec: JobSpec) -> str:
+    """Return the Python interpreter of the attempts."""
     return spec.python or sys.executable

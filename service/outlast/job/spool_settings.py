@@ -1,4 +1,4 @@
-"""This machine's spool of a job, and how long a finished training waits for its store."""
+"""The spool of a job on this machine, and how long a finished training waits for its store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WAIT_AT_END: Final = 600.0
 
 
 def spool_of(storage: Storage, spec: JobSpec) -> Spool | None:
-    """Return this machine's spool of a job, made; None when the job is on this machine itself."""
+    """Return the job's spool on this machine; None if the job's storage is on this machine."""
     spool = Spool.of(storage, f"{spec.job} {spec.created!r}")
     if spool is not None:
         spool.make()
@@ -23,14 +23,19 @@ def spool_of(storage: Storage, spec: JobSpec) -> Spool | None:
 
 
 def wait_at_end() -> float:
-    """Return the seconds that a finished training waits for a store that is away.
+    """Return how long a finished training waits for its store: $OUTLAST_SPOOL_WAIT seconds.
 
-    They are $OUTLAST_SPOOL_WAIT (default 600). Raises `UsageError`.
+    The default is 600.
+
+    Raises:
+        UsageError: the variable is not a number.
     """
     given = os.environ.get(_WAIT)
     try:
         return _WAIT_AT_END if given is None else max(0.0, float(given))
     except ValueError:
         raise UsageError(
-            field=_WAIT, problem=f"{given!r} is no number of seconds", hint="For example 3600."
+            field=_WAIT,
+            problem=f"{given!r} is not a number of seconds",
+            hint="Use for example 3600.",
         ) from None

@@ -1,4 +1,4 @@
-"""What a user asks of a job: that it exists, that it goes on, that it stops."""
+"""Submits, resumes and stops jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ from outlast_checkpoints.storage.base import Storage, read_document
 
 
 def load_spec(storage: Storage) -> JobSpec:
-    """Return the spec of the job in `storage`. Raises `JobUnknown`, `SpecInvalid`."""
+    """Return the spec of the job in `storage`.
+
+    Raises:
+        JobUnknown: there is no job.
+        SpecInvalid: the spec cannot be read.
+    """
     try:
         return specs.decode(read_document(storage, layout.SPEC))
     except NotFound as error:
@@ -27,9 +32,10 @@ def load_spec(storage: Storage) -> JobSpec:
 
 
 def submit(root: Storage, spec: JobSpec) -> Job:
-    """Make the job `spec.job` below `root`; it is PENDING until a supervisor runs it.
+    """Create the job `spec.job` below `root`. It is PENDING until a supervisor runs it.
 
-    Raises `JobExists`.
+    Raises:
+        JobExists: a job of this name exists.
     """
     storage = root.sub(spec.job)
     try:
@@ -46,15 +52,26 @@ def resume(
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[str], None] | None = None,
 ) -> Job:
-    """Make a job ready for `Supervisor.run`, with a fresh retry budget when it had ended.
+    """Make a job ready for `Supervisor.run`, with a new retry budget if it had ended.
 
-    A supervisor that is gone is written off (see `succession.free`; on_wait: told what is waited
-    for). A job that SUCCEEDED is returned as it is. Raises `JobUnknown`, `JobBusy`.
+    A supervisor that is gone is written off. A job that has succeeded is returned unchanged.
+
+    Args:
+        storage: Storage of the job.
+        clock: Returns monotonic seconds.
+        sleep: Waits for that many seconds.
+        on_wait: Called once with a text about what is waited for.
+
+    Raises:
+        JobUnknown: there is no job.
+        JobBusy: another process has the job.
     """
     job = take_up(storage, clock=clock, sleep=sleep, on_wait=on_wait)
     if job.state in (State.STOPPED, State.FAILED):
         journal = Journal(storage)
-        with suppress(InvalidTransition):  # somebody else resumed it; who wins the claim runs it
+        with suppress(
+            InvalidTransition
+        ):  # another process resumed it; the winner of the claim runs it
             return journal.append(Resumed(by=str(process_identity.here())))
         return journal.existing_job()
     return job
@@ -67,9 +84,9 @@ def take_up(
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[str], None] | None = None,
 ) -> Job:
-    """Make a job that has not ended ready for `Supervisor.run`; else return it as it is.
+    """Make an unfinished job ready for `Supervisor.run`; return an ended job unchanged.
 
-    A supervisor that is gone is written off, as by `resume`. Raises `JobUnknown`, `JobBusy`.
+    Like `resume`, it writes off a supervisor that is gone; arguments and errors are the same.
     """
     spec = load_spec(storage)
     journal = Journal(storage)
@@ -78,27 +95,35 @@ def take_up(
 
 
 def request_stop(storage: Storage, now: bool = False, *, by: str | None = None) -> Job:
-    """Ask whoever runs the job to save and stop, or (now) to kill it; return the job as it is.
+    """Ask the supervisor of a job to save and stop it; return the job.
 
-    The supervisor sees the request within about a second, on whatever machine it is. With an
-    owner that is gone the job is stopped at once. Raises `JobUnknown`.
+    The supervisor sees the request within about a second, on any machine. If the owner is gone,
+    the job is stopped immediately.
+
+    Args:
+        storage: Storage of the job.
+        now: Kill the attempt instead of letting it save.
+        by: Who wants it; default: this process.
+
+    Raises:
+        JobUnknown: there is no job.
     """
     spec = load_spec(storage)
     journal = Journal(storage)
     job = _submitted(journal, spec)
     if not job.state.final:
-        with suppress(InvalidTransition):  # it ended at the same moment
+        with suppress(InvalidTransition):  # the job ended at the same moment
             job = journal.append(StopRequested(by=by or str(process_identity.here()), now=now))
         job = journal.existing_job()
     if not job.state.final and job.owner is not None and job.owner.gone():
-        with suppress(JobBusy):  # somebody took it over at the same moment
+        with suppress(JobBusy):  # another process took it over at the same moment
             return takeover.free(storage, journal, spec)
     return job
 
 
 def _submitted(journal: Journal, spec: JobSpec) -> Job:
-    """Return the job, submitted now if its submitter died after writing the spec."""
+    """Return the job; submit it now if its submitter died after writing the spec."""
     if journal.job() is None:
-        with suppress(InvalidTransition):  # somebody else did so at the same moment
+        with suppress(InvalidTransition):  # another process did so at the same moment
             journal.append(Submitted(max_retries=spec.max_retries))
     return journal.existing_job()

@@ -1,4 +1,4 @@
-"""When one owner is gone and the next may come: nobody is ever pushed out who may be at work."""
+"""Takes over a job whose owner is gone, and never one whose owner may be alive."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from outlast_checkpoints.format import layout, lineage
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.storage.base import Storage
 
-_LOOK_EVERY = 0.2  # seconds between two looks at somebody who may be alive
+_LOOK_EVERY = 0.2  # seconds between two looks at an owner that may be alive
 
 
 def new_checkpoint(storage: Storage, attempt: int) -> str | None:
-    """Return the newest checkpoint that an attempt committed beyond the one it started from."""
+    """Return the newest checkpoint that an attempt committed beyond its start; None if none."""
     try:
         origin = origin_place(storage, attempt)
     except FormatError:
-        return None  # where it started is not known, so nothing shows that it came further
+        return None  # its start is unknown, so nothing proves that it advanced
     found = map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))
     own = sorted(name for name in found if name is not None and name.attempt == attempt)
     for checkpoint in reversed(own):
@@ -38,19 +38,19 @@ def new_checkpoint(storage: Storage, attempt: int) -> str | None:
 
 
 def origin_place(storage: Storage, attempt: int) -> tuple[int, int, int]:
-    """Return the place in the training that an attempt started from. Raises `FormatError`."""
+    """Return the place in the training where an attempt started. Raises `FormatError`."""
     path = layout.origin(attempt)
     try:
         origin = lineage.decode(storage.read(path), path)
     except NotFound:
         return (0, 0, 0)
     parsed = CheckpointId.parse(origin.checkpoint) if origin.checkpoint else None
-    # the "start" checkpoint of a first attempt is no progress: a crash at step 1 repeats for ever
+    # The checkpoint at step 0 is no progress; otherwise a crash at step 1 would repeat forever.
     return parsed.place if parsed is not None else (0, 0, 0)
 
 
 def busy(job_id: str, job: Job) -> JobBusy:
-    """Return the error that says who has the job."""
+    """Return the error that names the owner of the job."""
     owner = job.owner or Identity(host="?", pid=0, boot_id="")
     return JobBusy(
         job=job_id, state=job.state.value, pid=owner.pid, host=owner.host, attempt=job.attempt
@@ -66,14 +66,25 @@ def free(
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[str], None] | None = None,
 ) -> Job:
-    """Return the job once nobody owns it; an owner that is gone is written off in the journal.
+    """Return the job once nobody owns it. An owner that is gone is written off in the journal.
 
-    Where a cluster has started the owner's job once more, here, that is at once, whether the owner
-    is gone or not. Otherwise it is looked for as `quiet` does. Raises `JobBusy`.
+    If the cluster has requeued this job onto us, the previous owner is written off immediately,
+    dead or alive. Otherwise `quiet` decides.
+
+    Args:
+        storage: Storage of the job.
+        journal: Journal of the job.
+        spec: Spec of the job.
+        clock: Returns monotonic seconds.
+        sleep: Waits for that many seconds.
+        on_wait: Called once with a text about what is waited for.
+
+    Raises:
+        JobBusy: another process has the job.
     """
     place = cluster_slot.here()
     while True:
-        # Judged and written off by one reading: a second one may find somebody else.
+        # Decide and write off from one reading; a second one may find another owner.
         job = None if place is None else journal.existing_job()
         if job is None or place is None or not place.follows(job.slot):
             job = quiet(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
@@ -91,12 +102,14 @@ def quiet(
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[str], None] | None = None,
 ) -> Job:
-    """Return the job once nobody is at work on it; it may have an owner still that is gone.
+    """Return the job once its owner is gone, and write nothing.
 
-    On this machine and boot the owner's pid and start time tell at once. Otherwise its journal
-    and heartbeat are watched: unchanged for `lost_after` seconds of this process' clock means
-    gone, any change that it is at work. on_wait: called once, with what is waited for. Nothing is
-    written. Raises `JobBusy` naming the owner.
+    On the same machine and boot, the owner's pid and start time decide immediately. Otherwise its
+    journal and heartbeat are watched: unchanged for `lost_after` seconds of this process' clock
+    means gone, and any change means alive. Arguments as for `free`.
+
+    Raises:
+        JobBusy: the owner is alive; the error names it.
     """
     watch: _Watch | None = None
     while True:
@@ -106,7 +119,7 @@ def quiet(
             return job
         if owner == process_identity.here() or owner.at_work():
             raise busy(spec.job, job)
-        if watch is None or watch.events != len(journal):  # an event is a sign of life as well
+        if watch is None or watch.events != len(journal):  # an event is a sign of life too
             watch = _Watch(storage, journal, spec, job, owner, clock)
         if watch.at_work():
             raise busy(spec.job, job)
@@ -119,7 +132,7 @@ def quiet(
 
 
 class _Watch:
-    """Looks at an owner that is not certainly at work."""
+    """Watches an owner that may be alive."""
 
     def __init__(
         self,
@@ -139,23 +152,23 @@ class _Watch:
         self._orphan = self._find_orphan()
         if owner.gone():
             self._limit = spec.grace if self._orphan is not None else 0.0
-            self.story = f"attempt {job.attempt}, whose supervisor is gone, is saving and leaving"
+            self.story = (
+                f"the supervisor is gone; waiting for attempt {job.attempt} to save and leave"
+            )
         else:
             self._limit = spec.lost_after + (0.0 if job.in_flight else job.delay)
-            self.story = (
-                f"{owner} has the job; {self._limit:.0f} s of silence means that it is gone"
-            )
+            self.story = f"{owner} has the job; waiting {self._limit:.0f} s for a sign of life"
 
     def given_up(self) -> bool:
-        """Return whether the owner is gone for good."""
+        """Return whether the owner counts as gone."""
         if self.owner.gone() and (self._orphan is None or self._orphan.gone()):
             return True
         if self._orphan is not None and self._saving():
-            return False  # nobody else would save what it is saving now
+            return False  # its save in progress may finish
         return self._clock() - self._started >= self._limit
 
     def at_work(self) -> bool:
-        """Return whether the owner has shown that it is alive."""
+        """Return whether the owner has shown a sign of life."""
         return not self.owner.gone() and self._beaten()
 
     def _saving(self) -> bool:
@@ -171,7 +184,7 @@ class _Watch:
         return beat is not None and (self._first is None or beat.count != self._first.count)
 
     def _find_orphan(self) -> Identity | None:
-        """Return the attempt's own process when it is one of this machine and not the owner."""
+        """Return the process of the attempt if it is on this machine and is not the owner."""
         beat = self._first
         if beat is None or beat.ended is not None:
             return None
@@ -182,7 +195,7 @@ class _Watch:
 
 
 def _write_off(storage: Storage, journal: Journal, job: Job) -> None:
-    """Record that the owner is gone, unless somebody else did so or it came back meanwhile."""
+    """Record that the owner is gone, unless the journal has changed meanwhile."""
     try:
         if job.in_flight:
             journal.append(ended_unseen(storage, job))
@@ -194,12 +207,12 @@ def _write_off(storage: Storage, journal: Journal, job: Job) -> None:
 
 
 def ended_unseen(storage: Storage, job: Job) -> Ended:
-    """Return how an attempt ended that nobody watched, from the last it said itself."""
+    """Return the end of an attempt that nobody watched, from its last heartbeat."""
     beat = heartbeat.read(storage, job.attempt)
     code = None if beat is None else beat.ended
     outcome, reason = judge(code, None, None if beat is None else beat.error)
     if outcome is Outcome.LOST:
-        reason = f"{job.owner} is gone and attempt {job.attempt} shows no sign of life"
+        reason = f"{job.owner} is gone, and attempt {job.attempt} shows no sign of life"
     checkpoint = new_checkpoint(storage, job.attempt)
     return Ended(
         attempt=job.attempt,

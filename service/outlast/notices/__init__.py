@@ -1,4 +1,4 @@
-"""Clouds that are about to take this machine: who tells so, and how it is heard."""
+"""Preemption notices: clouds that announce that they take this machine."""
 
 from outlast.notices.base import Notice
 from outlast.notices.detect import CLOUDS

@@ -1,4 +1,4 @@
-"""Amazon EC2: `spot/instance-action` by IMDSv2, asked every five seconds.
+"""Amazon EC2: reads `spot/instance-action` through IMDSv2 every five seconds.
 
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 """
@@ -20,13 +20,13 @@ TOKEN: Final = "latest/api/token"
 ACTION: Final = "latest/meta-data/spot/instance-action"
 REBALANCE: Final = "latest/meta-data/events/recommendations/rebalance"
 WITHIN: Final = 120.0
-_LIFE: Final = 21600  # seconds of a token, the longest there is
+_LIFE: Final = 21600  # seconds; the longest life of a token
 
 
 class Aws:
     """The metadata service of an EC2 instance.
 
-    $AWS_EC2_METADATA_SERVICE_ENDPOINT is Amazon's own variable for it.
+    Amazon's variable AWS_EC2_METADATA_SERVICE_ENDPOINT changes its address.
     """
 
     name = "aws"
@@ -43,9 +43,9 @@ class Aws:
         if found is not None:
             action, within = parse_action(found, time.time())
             if action in ("stop", "terminate"):
-                why = f"the spot instance is going to {action}"
+                why = f"the spot instance will {action}"
                 return Notice.now(self.name, why, within)
-            # It is frozen with all its memory, and goes on where it was.
+            # The machine hibernates with its memory and continues later.
             self._tell_once(tell, LogEvent.SPOT_ACTION_ANNOUNCED, found)
         if (rebalance := self._ask(REBALANCE)) is not None:
             self._tell_once(tell, LogEvent.REBALANCE_RECOMMENDED, rebalance)
@@ -57,9 +57,9 @@ class Aws:
             tell(event, {"said": said[:200], "hint": "the training continues"})
 
     def _ask(self, path: str) -> str | None:
-        """Return what stands there, None when there is nothing (404)."""
+        """Return the text at a path; None if there is none (404)."""
         answer = self._with_token(path)
-        if answer.status == 401:  # the token has expired, or the machine was thawed
+        if answer.status == 401:  # the token has expired, or the machine hibernated
             self._token = None
             answer = self._with_token(path)
         if answer.status == 404:
@@ -79,13 +79,14 @@ class Aws:
         return self._server.ask(path, headers={"X-aws-ec2-metadata-token": self._token})
 
     def acknowledge(self) -> bool:
-        return False  # Amazon does not ask
+        return False  # Amazon expects no answer
 
 
 def parse_action(text: str, now: float) -> tuple[str, float]:
-    """Return the action, and the seconds that are left at `now` (unix seconds), 120 at most.
+    """Return the action, and the seconds left at `now` (unix seconds), at most 120.
 
-    Raises `Unanswered`.
+    Raises:
+        Unanswered: the text is not valid.
     """
     try:
         said: dict[str, Any] = json.loads(text)
@@ -93,5 +94,5 @@ def parse_action(text: str, now: float) -> tuple[str, float]:
     except (ValueError, KeyError, TypeError) as error:
         raise Unanswered(f"{ACTION}: {text[:100]!r}") from error
     moment = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    # The clock of this machine may be off; more than Amazon promises is never left.
+    # The clock of this machine may be wrong; Amazon never promises more than this.
     return action, min(WITHIN, max(0.0, moment.timestamp() - now))

@@ -1,4 +1,4 @@
-"""Azure: Scheduled Events, asked every second, acknowledged when the state is safe.
+"""Azure: reads Scheduled Events every second, and acknowledges them when the state is saved.
 
 https://learn.microsoft.com/azure/virtual-machines/linux/scheduled-events
 """
@@ -22,20 +22,18 @@ from outlast.notices.metadata_server import LINK_LOCAL, URL, Metadata, unexpecte
 
 EVENTS: Final = "metadata/scheduledevents?api-version=2020-07-01"
 NAME: Final = "metadata/instance/compute/name?api-version=2021-02-01&format=text"
-# What it does to the machine. A Freeze passes by itself within seconds.
+# Events that end a training. A Freeze passes within seconds.
 TAKING: Final = {
     "Preempt": "the spot machine is evicted",
     "Terminate": "the machine is deleted",
     "Reboot": "the machine is rebooted",
     "Redeploy": "the machine is moved to another host",
 }
-_FIRST: Final = (
-    125.0  # seconds: the first question turns the service on, which may take two minutes
-)
+_FIRST: Final = 125.0  # seconds; the first request enables the service, in up to two minutes
 
 
 class Event(msgspec.Struct, frozen=True, rename="pascal"):
-    """One event as Azure spells it. not_before: "" once it has begun."""
+    """One event in Azure's format. `not_before` is "" once the event has begun."""
 
     event_id: str
     event_type: str
@@ -45,13 +43,13 @@ class Event(msgspec.Struct, frozen=True, rename="pascal"):
     description: str | None = ""
 
     def affects(self, machine: str | None) -> bool:
-        """Whether it is about this machine; all of a group are told of each one's events."""
+        """Return whether the event is about this machine; a group gets all its events."""
         if not machine or not self.resources:
             return True
         return machine.lower() in {name.lstrip("_").lower() for name in self.resources}
 
     def within(self, now: float) -> float | None:
-        """Return the seconds that are left at `now` (unix seconds), None: Azure does not say."""
+        """Return the seconds left at `now` (unix seconds); None if unknown."""
         try:
             return max(0.0, parsedate_to_datetime(self.not_before or "").timestamp() - now)
         except ValueError:
@@ -102,10 +100,10 @@ class Azure:
         return self._machine
 
     def acknowledge(self) -> bool:
-        """Let Azure begin, instead of waiting for its time to come.
+        """Let Azure begin the event early.
 
-        Not for events that are about other machines too, nor while another training of this
-        machine still watches: it may not have saved.
+        This is not done for an event that affects other machines too, nor while another training
+        on this machine is still watching, because it may not have saved.
         """
         event = self._noticed
         if event is None or len(event.resources or []) > 1 or not last_to_leave(self._part):
@@ -116,7 +114,7 @@ class Azure:
 
 
 def parse_events(text: str) -> list[Event]:
-    """Return the events of Azure's document. Raises `Unanswered`."""
+    """Return the events in Azure's document. Raises `Unanswered`."""
     try:
         return msgspec.json.decode(text, type=_Document).events
     except msgspec.DecodeError as error:

@@ -1,4 +1,4 @@
-"""What a cloud says, and what it has to be able to do for it to be heard."""
+"""A preemption notice, and the protocol of the clouds that give it."""
 
 from __future__ import annotations
 
@@ -7,42 +7,45 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-RESERVE: Final = 2.0  # seconds of what a notice leaves that are for the supervisor's own end
+RESERVE: Final = 2.0  # seconds of a notice that are reserved for the supervisor's own end
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """This machine is about to be taken.
-
-    cloud: its short name. why: for people. within: seconds that are left, None: nobody said.
-    heard_at: monotonic seconds. deadline: when it is taken, as text.
-    """
+    """The announcement that this machine will be taken."""
 
     cloud: str
+    """Short name of the cloud."""
     why: str
+    """What will happen, for people."""
     within: float | None
+    """Seconds until then when the notice was heard; None if unknown."""
     heard_at: float
+    """When the notice was heard, in monotonic seconds."""
     deadline: str | None
+    """When the machine will be taken, as text; None if unknown."""
 
     @classmethod
     def now(cls, cloud: str, why: str, within: float | None) -> Notice:
-        """Return the notice that is heard at this moment."""
+        """Return a notice that is heard now."""
         deadline = None if within is None else iso(time.time() + within)
         return cls(cloud, why, within, time.monotonic(), deadline)
 
     def left(self, now: float) -> float | None:
-        """Return the seconds that are left for a training at `now` (monotonic), None: unknown."""
+        """Return the seconds left for the training at `now` (monotonic); None if unknown."""
         if self.within is None:
             return None
         return max(0.0, self.heard_at + self.within - RESERVE - now)
 
     def time_to_leave(self, now: float, grace: float, *, limit: bool) -> float:
-        """Return the seconds that a training has for saving and leaving.
+        """Return the seconds that a training has to save and leave.
 
-        What the notice leaves goes before the grace, be it less or more; with `limit` only when it
-        is less.
+        Args:
+            now: Monotonic seconds.
+            grace: Grace of the job, used when the notice has no time.
+            limit: Whether the grace caps the time of the notice.
         """
         left = self.left(now)
         if left is None:
@@ -51,12 +54,12 @@ class Notice:
 
     @property
     def story(self) -> str:
-        """What happens and by when, for people."""
+        """What will happen and when, for people."""
         by = "" if self.deadline is None else f", by {self.deadline}"
         return f"{self.cloud}: {self.why}{by}"
 
     def told(self) -> dict[str, Any]:
-        """Return what the log tells of it."""
+        """Return the fields of the log line about this notice."""
         return {
             "cloud": self.cloud,
             "why": self.why,
@@ -67,23 +70,29 @@ class Notice:
 
 
 class Unanswered(Exception):
-    """The metadata server does not answer, or not as it should: what it did say."""
+    """The metadata server did not answer, or not properly; the text has its answer."""
 
 
 class Cloud(Protocol):
-    """A cloud's own way to say that it takes this machine."""
+    """How a cloud announces that it takes this machine."""
 
     name: str
-    pause: float  # seconds between two looks
+    """Short name of the cloud."""
+    pause: float
+    """Seconds between two looks."""
 
     def look(self, tell: Tell) -> Notice | None:
-        """Ask once, which may wait for news. tell: what is only worth a line in the log.
+        """Ask the metadata server once; this may wait for news.
 
-        Raises `Unanswered`.
+        Args:
+            tell: Logs an event that does not end the training.
+
+        Raises:
+            Unanswered: the server does not answer properly.
         """
 
     def acknowledge(self) -> bool:
-        """Say that the machine may be taken now; return whether that was wanted and said."""
+        """Tell the cloud that it may take the machine now; return whether it was told."""
 
 
 def iso(unix: float) -> str:

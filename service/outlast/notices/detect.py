@@ -1,4 +1,4 @@
-"""Which cloud's machine this is: as its firmware says, without a word over the network."""
+"""Detects the cloud of this machine from its firmware (DMI), without network access."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AZURE_TAG: Final = "7783-7084-3265-9085-8269-3286-77"
 
 
 def found_in(dmi: Path = DMI) -> str | None:
-    """Return the name of the cloud that the firmware is of, None when it is none of these."""
+    """Return the name of the cloud whose firmware this is; None if it is none of these."""
     if (
         _says(dmi, "product_name") == "Google Compute Engine"
         or _says(dmi, "bios_vendor") == "Google"
@@ -35,7 +35,7 @@ def found_in(dmi: Path = DMI) -> str | None:
 
 
 def choose(choice: str, dmi: Path = DMI) -> Cloud | None:
-    """Return the cloud to listen to. choice: a cloud's name, "none", or "auto": look where."""
+    """Return the cloud to watch. `choice`: a cloud's name, "none", or "auto" to detect it."""
     name = found_in(dmi) if choice == "auto" else choice
     return CLOUDS[name]() if name in CLOUDS else None
 

@@ -1,4 +1,4 @@
-"""Google Compute Engine: `preempted` waits for news, `maintenance-event` is asked in between.
+"""Google Compute Engine: waits for `preempted`, and reads `maintenance-event` in between.
 
 https://cloud.google.com/compute/docs/instances/spot and
 https://cloud.google.com/compute/docs/metadata/getting-live-migration-notice
@@ -20,13 +20,13 @@ PREEMPTED: Final = "instance/preempted"
 MAINTENANCE: Final = "instance/maintenance-event"
 PREEMPTED_WITHIN: Final = 30.0
 MAINTENANCE_WITHIN: Final = 60.0
-WAIT: Final = 20  # seconds that the server may hold an answer back: so old is maintenance's news
+WAIT: Final = 20  # seconds that the server may hold back an answer
 _PREFIX: Final = "computeMetadata/v1/"
 _TERMINATE: Final = "TERMINATE_ON_HOST_MAINTENANCE"
 
 
 class Gce:
-    """The metadata server of a GCE machine; $GCE_METADATA_HOST is Google's own variable for it."""
+    """The metadata server of a GCE machine; Google's GCE_METADATA_HOST changes its address."""
 
     name = "gce"
 
@@ -40,11 +40,11 @@ class Gce:
     def look(self, tell: Tell) -> Notice | None:
         first, asked_at = self._etag is None, time.monotonic()
         preempted = self._look_preempted()
-        # It is the server that waits; one that does not is not asked all the time.
+        # The server waits. If it does not, pause here instead.
         self.pause = 0.0 if first or time.monotonic() - asked_at > 1.0 else 1.0
         if preempted:
             return Notice.now(self.name, "the machine is preempted", PREEMPTED_WITHIN)
-        # It is this question that makes Google give notice at all.
+        # Google gives notice only to machines that read this.
         event = self._ask(MAINTENANCE).text.strip()
         if event == _TERMINATE:
             why = "the machine is terminated for maintenance of its host"
@@ -76,4 +76,4 @@ class Gce:
         return answer
 
     def acknowledge(self) -> bool:
-        return False  # Google does not ask
+        return False  # Google expects no answer

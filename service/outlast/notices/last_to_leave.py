@@ -1,4 +1,4 @@
-"""Several trainings on one machine: the last one that leaves may say that it can be taken."""
+"""Finds the last of several trainings on a machine, which may tell the cloud to take it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NAME: Final = "outlast-watching.lock"
 
 
 def take_part() -> int | None:
-    """Show that a training of this machine watches; return what to give to `last_to_leave`.
+    """Register a training of this machine; return the file for `last_to_leave`.
 
-    That is an open file with a shared lock, which ends with the process. None: it cannot be shown.
+    The file has a shared lock, which ends with the process. None: registering failed.
     """
     path = _FOLDER / _NAME
     try:
@@ -24,14 +24,14 @@ def take_part() -> int | None:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # somebody is just leaving as the last one
+    except OSError:  # another training is just leaving as the last one
         os.close(file)
         return None
     return file
 
 
 def last_to_leave(part: int | None) -> bool:
-    """Return whether nobody else takes part any more; whoever asks does so no longer."""
+    """Unregister a training; return whether no other one is left."""
     if part is None:
         return False
     try:

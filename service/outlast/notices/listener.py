@@ -1,4 +1,4 @@
-"""Listens to a cloud on a thread of its own, and never gets into the training's way."""
+"""Watches a cloud for preemption notices, on a background thread."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from outlast.notices import detect
 from outlast.notices.base import Cloud, Notice, Tell, Unanswered
 
 WATCHED: Final = LogEvent.PREEMPTION_WATCHED
-LONGEST: Final = 10.0  # seconds between two questions to a server that does not answer well
+LONGEST: Final = 10.0  # seconds between two requests to a server that does not answer properly
 
 
 class Listener:
-    """Asks `cloud` until it gives notice, which `on_notice` is told once.
+    """Asks a cloud until it gives notice.
 
-    tell: what belongs into the log. Both are called on the thread and must not raise. A server that
-    does not answer, or answers nonsense, is asked again with growing pauses and logged once.
+    A server that does not answer properly is asked again with growing pauses, and logged once.
+
+    Args:
+        cloud: The cloud to ask.
+        on_notice: Called once with the notice, on the thread; must not raise.
+        tell: Called with log events, on the thread; must not raise.
     """
 
     def __init__(self, cloud: Cloud, on_notice: Callable[[Notice], None], tell: Tell) -> None:
@@ -32,14 +36,15 @@ class Listener:
         self._thread = threading.Thread(target=self._run, name="outlast-notices", daemon=True)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Listen no longer; a question that is under way is left to itself."""
+        """Stop asking; a request in progress is abandoned."""
         self._stop.set()
 
     def acknowledge(self) -> bool:
-        """Tell the cloud that all is saved, where it waits for that; return whether it was told."""
+        """Tell a cloud that waits for it that all is saved; return whether it was told."""
         with suppress(Unanswered):
             return self._cloud.acknowledge()
         return False
@@ -49,7 +54,7 @@ class Listener:
         while not self._stop.wait(pause):
             try:
                 notice = self._cloud.look(self._tell)
-            except Exception as error:  # noqa: BLE001  (nothing of this may end a training)
+            except Exception as error:  # noqa: BLE001  (no error here may end a training)
                 pause = self._pause_after(error)
                 continue
             self._failed, pause = 0, self._cloud.pause
@@ -73,10 +78,13 @@ class Listener:
 
 
 def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Listener | None:
-    """Start to listen to the cloud that `choice` names; None: there is none to listen to.
+    """Start watching a cloud for preemption notices; return None if there is none to watch.
 
-    choice: "auto", "none", or a name of `CLOUDS`. With "auto" nothing is asked over the network on
-    a machine whose firmware is of none of them.
+    Args:
+        choice: "auto", "none", or a name in `CLOUDS`. "auto" uses no network on machines whose
+            firmware is of none of them.
+        on_notice: Called once with the notice, on a background thread.
+        tell: Called with log events, on that thread.
     """
     cloud = detect.choose(choice)
     if cloud is None:

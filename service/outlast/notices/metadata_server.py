@@ -1,4 +1,4 @@
-"""One request to a metadata server: plain HTTP on the link, without proxy and redirects."""
+"""Requests to a metadata server: plain HTTP, without proxies and redirects."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from outlast.notices.base import Unanswered
 
 LINK_LOCAL: Final = "http://169.254.169.254"
 URL: Final = "OUTLAST_METADATA_URL"
-_LONGEST: Final = 1 << 20  # bytes; what they say is a few hundred
+_LONGEST: Final = 1 << 20  # bytes; answers have a few hundred
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers (names in lower case) and body of an answer."""
+    """An HTTP answer."""
 
     status: int
+    """Status code."""
     headers: Mapping[str, str]
+    """Headers, with names in lower case."""
     text: str
+    """Body."""
 
 
 class Metadata:
-    """The metadata server at `base`. headers: sent with each request."""
+    """The metadata server at the URL `base`; `headers` are sent with each request."""
 
     def __init__(self, base: str, headers: Mapping[str, str] | None = None) -> None:
         self._base = base if "://" in base else f"http://{base}"
@@ -40,7 +43,7 @@ class Metadata:
         body: str | None = None,
         timeout: float = 5.0,
     ) -> Answer:
-        """Return the answer, whatever its status. Raises `Unanswered` when there is none."""
+        """Return the answer, with any status. Raises `Unanswered` if there is none."""
         connection: http.client.HTTPConnection | None = None
         try:
             base = urlsplit(self._base)
@@ -60,6 +63,6 @@ class Metadata:
 
 
 def unexpected(path: str, answer: Answer) -> Unanswered:
-    """Return the error that says what came instead of an answer that makes sense."""
+    """Return the error that describes an unexpected answer."""
     said = " ".join(answer.text.split())[:100]
     return Unanswered(f"{path}: status {answer.status}, {said!r}")

@@ -1,1 +1,1 @@
-"""Learning curves: reduced to a few thousand points, drawn as a PNG."""
+"""Learning curves, reduced to a few thousand points and drawn as a PNG."""

@@ -1,4 +1,4 @@
-"""Learning curves: any number of history rows gathered in bounded memory, ready to draw."""
+"""Learning curves of any number of history rows, gathered in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MOST_SPANS = 4096  # about four for each pixel of a plot's width
 
 
 class Curve:
-    """Values by their place: each as it is, or least, mean and most of spans of equal length.
+    """Values by place, as minimum, mean and maximum over spans of equal length.
 
-    Spans begin with a length of 1 and double whenever a place lies beyond the last of
-    `MOST_SPANS`; so what is kept does not grow, and no value is left out of it. Where no value of
-    a span is finite there is a gap: an infinity would take the whole axis along.
+    Spans start with a length of 1. Their length doubles whenever a place is beyond the last of
+    `MOST_SPANS`. So the memory is bounded, and every value counts. A span without a finite value
+    is a gap, because an infinity would distort the axis.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Curve:
         self._high = np.full(MOST_SPANS, -np.inf)
 
     def add(self, places: Numbers, values: Numbers) -> None:
-        """Add values at their places (from 0 on, in any order)."""
+        """Add values at their places (at least 0, in any order)."""
         if not len(places):
             return
         while places.max() >= MOST_SPANS * self._length:
@@ -54,33 +54,33 @@ class Curve:
         _halve(self._high, self._high.reshape(-1, 2).max(axis=1), -np.inf)
 
     def __bool__(self) -> bool:
-        """Whether there is anything in it."""
+        """Return whether the curve has any value."""
         return bool(self._seen.any())
 
     @property
     def exact(self) -> bool:
-        """Whether each value is there as it is: no span has more than one."""
+        """Whether no span has more than one value, so that each value is exact."""
         return bool(self._seen.max() <= 1)
 
     @property
     def x(self) -> Numbers:
-        """The mean place of each span that has values, rising."""
+        """The mean place of each span with values, ascending."""
         seen = self._seen > 0
         return self._places[seen] / self._seen[seen]
 
     @property
     def y(self) -> Numbers:
-        """The mean of the finite values of each such span; NaN where there are none."""
+        """The mean of the finite values of each such span; NaN if there are none."""
         return self._of_seen(self._total / np.maximum(1, self._finite))
 
     @property
     def low(self) -> Numbers:
-        """The least of them."""
+        """The minimum of these values."""
         return self._of_seen(self._low)
 
     @property
     def high(self) -> Numbers:
-        """The most of them."""
+        """The maximum of these values."""
         return self._of_seen(self._high)
 
     def _of_seen(self, numbers: Numbers) -> Numbers:
@@ -94,19 +94,25 @@ def _halve(numbers: Numbers, joined: Numbers, empty: float) -> None:
 
 @dataclass
 class Panel:
-    """A metric's lines: each step's own value, its running mean, each epoch's, validation's."""
+    """The curves of one metric."""
 
     own: Curve = field(default_factory=Curve)
+    """Value of each step."""
     running: Curve = field(default_factory=Curve)
+    """Running mean over the epoch, at each step."""
     epoch: Curve = field(default_factory=Curve)
+    """Value of each epoch."""
     validation: Curve = field(default_factory=Curve)
+    """Value of each validation."""
 
 
 class Curves:
-    """What is drawn: panels by metric, where phases begin, where later attempts took over.
+    """All learning curves of a job. The steps of its phases follow each other on one axis.
 
-    Steps of a script's phases follow one another on one axis. phases: (place, name). restarts:
-    (place, attempt).
+    Attributes:
+        panels: Curves by metric.
+        phases: (place, name) of the start of each phase.
+        restarts: (place, attempt) where later attempts resumed.
     """
 
     def __init__(self) -> None:
@@ -118,7 +124,7 @@ class Curves:
 
     @classmethod
     def of(cls, blocks: Iterable[Columns], restarts: Iterable[tuple[int, int, int]] = ()) -> Curves:
-        """Gather a history's columns; `restarts` are (attempt, phase, step) as history tells."""
+        """Gather the columns of a history; `restarts` are (attempt, phase, step)."""
         curves = cls()
         for columns in blocks:
             curves._add(columns)
@@ -144,7 +150,7 @@ class Curves:
             self._gather("loss", "own", begin, own)
         for name, points in columns.logs.items():
             if own is not None and name == "loss":
-                continue  # nobody looks at its running mean beside it
+                continue  # its running mean would only repeat it
             metric = name.removeprefix("val_")
             kind = "running" if columns.kind == "step" else "epoch"
             self._gather(metric, "validation" if metric != name else kind, begin, points)
@@ -156,7 +162,7 @@ class Curves:
 
 
 def of_epochs(history: Mapping[str, Sequence[float]], epochs: Sequence[int]) -> Curves:
-    """Return metrics by epoch, counted from 1, of lists as Keras' History has them."""
+    """Return the curves of a Keras History: lists of metrics by epoch, counted from 1."""
     steps = np.array(epochs, float) + 1
     logs = {}
     for name, values in history.items():

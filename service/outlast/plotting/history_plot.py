@@ -1,4 +1,4 @@
-"""The learning curves of a job's history, written as a PNG file."""
+"""Writes the learning curves of a job's history as a PNG file."""
 
 from __future__ import annotations
 
@@ -18,25 +18,35 @@ if TYPE_CHECKING:
 def plot_history(
     reader: HistoryReader, path: Path, *, title: str, metrics: Sequence[str] = ()
 ) -> Curves:
-    """Write the learning curves of a job to `path`, a PNG; return the curves.
+    """Write the learning curves of a job to a PNG file; return the curves.
 
-    metrics: which to draw; default: all, at most `plot.MOST_PANELS`. Raises UsageError for another
-    kind of file, an unknown metric or an empty history, StorageError when the file cannot be
-    written.
+    Args:
+        reader: History of the job.
+        path: File to write; must end in .png.
+        title: Title of the plot.
+        metrics: Metrics to draw; default: all, at most `plot.MOST_PANELS`.
+
+    Raises:
+        UsageError: not a PNG file, an unknown metric, or an empty history.
+        StorageError: the file cannot be written.
     """
     if path.suffix.lower() != ".png":
-        raise UsageError(field="--plot", problem=f"{path.name!r} is no PNG", hint="End it in .png.")
+        raise UsageError(
+            field="--plot",
+            problem=f"{path.name!r} is not a PNG file",
+            hint="Use a name that ends in .png.",
+        )
     curves = Curves.of(reader.columns(), reader.restarts())
     for name in metrics:
         if name not in curves.panels:
             raise UsageError(
                 field="--metric",
-                problem=f"there is no {name!r} in the history",
-                hint=f"There are: {', '.join(curves.panels) or 'none yet'}.",
+                problem=f"the history has no metric {name!r}",
+                hint=f"Known metrics: {', '.join(curves.panels) or 'none yet'}.",
             )
     if not curves.panels:
         raise UsageError(
-            field="--plot", problem=f"{title} has no history yet", hint="Draw it later."
+            field="--plot", problem=f"{title} has no history yet", hint="Try again later."
         )
     with replacing(path) as file:
         file.write(draw(curves, title=title, metrics=metrics))

@@ -1,4 +1,4 @@
-"""The learning curves of a job as a PNG, its restarts marked. Only importer of matplotlib."""
+"""Draws learning curves as a PNG with restarts marked. The only importer of matplotlib."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outlast.errors import ExtraMissing
 from outlast.plotting.curves import Curve, Curves, Panel
 
 MOST_PANELS = 6
-MOST_LABELS, FEW = 40, 8  # restarts that are numbered at all, and those with the word
+MOST_LABELS, FEW = 40, 8  # most restarts with a number, and with the word "attempt"
 _BLUE, _ORANGE, _GREY, _RED = "#0072b2", "#d55e00", "#8c8c8c", "#b22222"
 
 
@@ -22,16 +22,22 @@ def draw(
     metrics: Sequence[str] | None = None,
     unit: str = "step",
 ) -> bytes:
-    """Return a PNG of `curves`: one panel a metric, the loss on top.
+    """Return a PNG of `curves` with one panel for each metric, the loss on top.
 
-    metrics: which to draw; default: all, at most MOST_PANELS. unit: what the axis counts. Raises
-    ExtraMissing when matplotlib is not installed.
+    Args:
+        curves: The curves.
+        title: Title of the plot.
+        metrics: Metrics to draw; default: all, at most MOST_PANELS.
+        unit: Label of the axis.
+
+    Raises:
+        ExtraMissing: matplotlib is not installed.
     """
     try:
         import matplotlib
     except ImportError:
         raise ExtraMissing(feature="A plot", package="matplotlib", extra="plot") from None
-    # The backend is named on the canvas, so that nothing global changes in the user's process.
+    # Use a canvas directly, so that no global setting of the user's process changes.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,11 +51,11 @@ def draw(
         for axes, name in zip(all_axes, names, strict=True):
             _draw_panel(axes, name, curves.panels.get(name, Panel()))
             _draw_marks(axes, curves)
-            # Beside the curves: over them it would hide some, and looking for room is slow.
+            # Beside the curves, so that it hides none.
             axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
         all_axes[-1].set_xlabel(unit)
         png = io.BytesIO()
-        # Without the version of matplotlib in it, equal curves give equal bytes.
+        # Omit the version of matplotlib, so that equal curves give equal bytes.
         figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
 
@@ -63,7 +69,7 @@ def _draw_panel(axes: Any, name: str, panel: Panel) -> None:
         axes.plot(panel.own.x, smooth(panel.own.y), color=_BLUE, linewidth=1.4, label="smoothed")
     elif panel.running:
         if not panel.running.exact:
-            _draw_each(axes, panel.running, "least to most")
+            _draw_each(axes, panel.running, "range")
         axes.plot(
             panel.running.x, panel.running.y, color=_BLUE, linewidth=1.0, label="mean in the epoch"
         )
@@ -82,7 +88,7 @@ def _draw_panel(axes: Any, name: str, panel: Panel) -> None:
 
 
 def _draw_each(axes: Any, curve: Curve, label: str) -> None:
-    """Draw every value palely; where they are too many for the picture, from least to most."""
+    """Draw every value in a pale colour; if there are too many, the range of values."""
     if curve.exact:
         axes.plot(curve.x, curve.y, color=_BLUE, alpha=0.25, linewidth=0.6, label=label)
     else:
@@ -120,7 +126,7 @@ def _label(axes: Any, place: float, text: str, color: str) -> None:
 
 
 def smooth(values: Iterable[float]) -> list[float]:
-    """Return an exponential mean over about a fiftieth of `values`; NaN stays where it is."""
+    """Return an exponential mean over about a fiftieth of `values`; NaN stays NaN."""
     values = list(values)
     weight = 1.0 / max(1.0, len(values) / 50)
     smoothed: list[float] = []
@@ -129,7 +135,7 @@ def smooth(values: Iterable[float]) -> list[float]:
         if math.isnan(value):
             smoothed.append(value)
             continue
-        # Dividing by the weight seen so far keeps the start from leaning to zero.
+        # Dividing by the weight so far avoids a bias towards zero at the start.
         mean += weight * (value - mean)
         seen += weight * (1.0 - seen)
         smoothed.append(mean / seen)

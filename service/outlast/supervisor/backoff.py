@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt."""
+"""The delay before the next attempt."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from outlast.job.spec import JobSpec
 
 
 def delay(spec: JobSpec, fruitless: int, outcome: Outcome) -> float:
-    """Return the seconds to wait after `fruitless` attempts in a row without a new checkpoint.
+    """Return the seconds to wait before the next attempt.
 
-    Doubles from `backoff` up to `backoff_max`, with up to one `backoff` of jitter so that jobs
-    that crashed together do not come back together. After an attempt that came further there is
-    nothing to wait for, nor after a preempted one unless it was fruitless before.
+    The delay doubles from `backoff` to `backoff_max`, with up to one `backoff` of jitter, so that
+    jobs that crashed together do not restart together. It is 0 after an attempt that advanced, and
+    after a preempted attempt unless earlier ones were fruitless too.
+
+    Args:
+        spec: Spec of the job.
+        fruitless: Consecutive attempts without a new checkpoint.
+        outcome: Outcome of the last attempt.
     """
     failures = fruitless - 1 if outcome is Outcome.PREEMPTED else fruitless
     if failures <= 0 or spec.backoff == 0:

@@ -1,4 +1,4 @@
-"""A supervisor that outlives the terminal it was started from."""
+"""A detached supervisor, which survives the terminal that started it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,21 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 
-CLAIM_WITHIN: Final = 30.0
+CLAIM_WITHIN: Final = 30.0  # seconds
 
 
 def start_detached(job_url: str, *, wait: float = CLAIM_WITHIN) -> int:
-    """Start a supervisor for the job in a session of its own and return its pid.
+    """Start a supervisor in a new session and return its pid.
 
-    Comes back when it has claimed the job, or after `wait` seconds. Its own words go to
-    supervisor.log in the job's folder (a temporary file when the job is elsewhere).
-    Raises `DaemonFailed` when it ended at once without having done the job.
+    It returns when the supervisor has claimed the job. The supervisor's stderr goes to
+    supervisor.log in the job's folder, or to a temporary file if the storage is elsewhere.
+
+    Args:
+        job_url: Folder or URL of the job.
+        wait: Longest time to wait for the claim, in seconds.
+
+    Raises:
+        DaemonFailed: the supervisor ended without having done the job.
     """
     storage = open_storage(job_url)
     output = _output_path(storage)
@@ -51,7 +57,7 @@ def start_detached(job_url: str, *, wait: float = CLAIM_WITHIN) -> int:
 
 
 def command(storage: Storage) -> list[str]:
-    """Return the command line of a supervisor of the job in `storage`."""
+    """Return the command line of a supervisor for the job in `storage`."""
     return [sys.executable, "-P", "-m", "outlast.supervisor.detached", storage.root]
 
 
@@ -67,7 +73,7 @@ def _await_claim(storage: Storage, pid: int, output: Path, wait: float) -> None:
         if ended:
             code = os.waitstatus_to_exitcode(status)
             if any(entry.by.pid == pid for entry in journal.read()):
-                return  # it did its job, however that went; the journal tells
+                return  # it has done the job; the journal has the result
             said = output.read_bytes()[-2000:] if size or output.exists() else b""
             raise DaemonFailed(code=code, output=said.decode(errors="replace").strip())
         time.sleep(0.05)
@@ -83,7 +89,7 @@ def _output_path(storage: Storage) -> Path:
 
 
 def main(argv: list[str]) -> int:
-    """Supervise the job in ARGV[0]; return its exit code."""
+    """Supervise the job at the URL `argv[0]`; return the exit code."""
     try:
         return lifecycle.exit_code(Supervisor(open_storage(argv[0])).run())
     except OutlastError as error:

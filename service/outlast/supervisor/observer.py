@@ -1,4 +1,4 @@
-"""What a supervisor says: to whoever watches it, and into its log."""
+"""Reports what a supervisor sees: to an observer and to its log."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
 
 class Observer:
-    """Is told what the supervisor sees; override what is of interest."""
+    """Sees what the supervisor sees. Override the methods that you need."""
 
     def on_state(self, job: Job) -> None:
-        """Take the job after each event of its journal."""
+        """Get the job after each event of its journal."""
 
     def on_beat(self, beat: Beat) -> None:
-        """Take each new heartbeat."""
+        """Get each new heartbeat."""
 
     def on_output(self, data: bytes) -> None:
-        """Take what the script wrote to stdout and stderr."""
+        """Get what the script wrote to stdout and stderr."""
 
     def on_log(self, row: dict[str, Any]) -> None:
-        """Take each line of the structured log, the attempt's and the supervisor's own."""
+        """Get each row of the logs of the attempt and of the supervisor."""
 
 
 class Reporter:
-    """The observer, and a log for each attempt. An observer that fails is left out."""
+    """Informs the observer, and writes the supervisor's log. An observer that fails is dropped."""
 
     def __init__(self, storage: Storage, job: str, observer: Observer | None) -> None:
         self.log: FilteringBoundLogger = silent_logger()
@@ -45,33 +45,36 @@ class Reporter:
         self._file: LogFile | None = None
 
     def open(self, attempt: int) -> None:
-        """Write into the supervisor's log of this attempt from now on."""
+        """Write to the supervisor's log of this attempt from now on."""
         self._file = LogFile(self._storage, layout.supervisor_log(attempt), echo=self.log_row)
         self.log = make_logger(self._file, job=self._job, attempt=attempt)
 
     def flush(self) -> None:
-        """Publish what was logged, where the storage cannot append."""
+        """Publish the log rows that wait, on a storage that cannot append."""
         if self._file is not None:
             with patience(BRIEF):
                 self._file.flush()
 
     def close(self, *, away: bool) -> None:
-        """Close the log. away: the storage is known to be, so it is asked only once."""
+        """Close the log. `away`: the storage is away, so do not retry."""
         if self._file is not None:
             with patience(0.0 if away else BRIEF):
                 self._file.close()
 
     def beat(self, beat: Beat) -> None:
+        """Report a heartbeat."""
         self._show(self._observer.on_beat, beat)
 
     def output(self, data: bytes) -> None:
+        """Report output of the script."""
         self._show(self._observer.on_output, data)
 
     def log_row(self, row: dict[str, Any]) -> None:
+        """Report a log row."""
         self._show(self._observer.on_log, row)
 
     def event(self, entry: Entry, job: Job) -> None:
-        """Tell an event of the journal, and the job after it."""
+        """Report an event of the journal, and the job after it."""
         self._show(self._observer.on_state, job)
         match entry.event:
             case Ended() as ended:
@@ -98,7 +101,7 @@ class Reporter:
                 pass
 
     def _show(self, show: Callable[[Any], None], what: Any) -> None:
-        """Tell the observer; one that fails (a closed terminal) is left out, the job goes on."""
+        """Call the observer; drop it when it fails, for example at a closed terminal."""
         try:
             show(what)
         except Exception as error:  # noqa: BLE001

@@ -96,7 +96,7 @@ class RunningAttempt:
             within: Seconds that the attempt has; default: the grace of the job.
         """
         if how == "now":
-            self._late = (Outcome.STOPPED, "killed at once, as asked")
+            self._late = (Outcome.STOPPED, "killed on request")
             self._leave_by, self._hurry = now, True
             return
         outcome = Outcome.STOPPED if how == "stop" else Outcome.PREEMPTED

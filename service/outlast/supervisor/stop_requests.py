@@ -1,4 +1,4 @@
-"""Who wants a supervisor to leave: signals to its process, and the cloud that takes its machine."""
+"""Requests to stop or to leave: signals to the supervisor, and notices of the cloud."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from outlast.notices import Listener, Notice
 
 
 class StopRequests:
-    """What was asked of this supervisor from outside of its job; taken in by its own thread.
+    """Collects signals and preemption notices for the supervisor's thread.
 
-    interrupts: how often Ctrl-C was pressed. terminated: why this machine is to be left, None to
-    stay; the first reason. notice: the cloud's, if it gave one.
+    Attributes:
+        interrupts: How often Ctrl-C was pressed.
+        terminated: Why the supervisor has to leave (the first reason); None to stay.
+        notice: Notice of the cloud, if it gave one.
     """
 
     def __init__(self) -> None:
@@ -33,29 +35,31 @@ class StopRequests:
 
     @property
     def pending(self) -> bool:
-        """Whether anybody wants it to leave."""
+        """Whether anybody wants the supervisor to stop or leave."""
         return self.interrupts > 0 or self.terminated is not None
 
     @property
     def story(self) -> str:
-        """Why it left, for the journal."""
+        """Why the supervisor left, for the journal."""
         if self.notice is not None and self.terminated == self.notice.story:
             return self.notice.story
         return f"the supervisor got {self.terminated}"
 
     def interrupt(self) -> None:
+        """Count a Ctrl-C."""
         self.interrupts += 1
 
     def terminate(self, why: str) -> None:
+        """Request that the supervisor leaves. The first reason counts."""
         self.terminated = self.terminated or why
 
     def listen(self, preemption: str) -> None:
-        """Hear when the cloud takes this machine; what its thread hears waits for `hear`."""
+        """Start watching for preemption notices; `hear` takes what the thread hears."""
         put = self._heard.put
         self._listener = notices.watch(preemption, put, lambda event, fields: put((event, fields)))
 
     def hear(self, log: FilteringBoundLogger) -> None:
-        """Take in what the cloud has said meanwhile."""
+        """Take what the cloud has announced meanwhile, and log it."""
         while not self._heard.empty():
             heard = self._heard.get()
             if isinstance(heard, Notice):
@@ -68,7 +72,7 @@ class StopRequests:
                 say(event, **fields)
 
     def close(self, *, left: bool) -> None:
-        """Listen no more. left: the state is saved, so the cloud need not wait any longer."""
+        """Stop watching. `left`: the state is saved, so the cloud need not wait."""
         if self._listener is None:
             return
         self._listener.stop()
@@ -77,7 +81,7 @@ class StopRequests:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Take the signals of this process meanwhile; in its main thread only."""
+        """Handle the signals of this process in this context; in its main thread only."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

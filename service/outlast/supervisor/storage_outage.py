@@ -1,4 +1,4 @@
-"""The job's storage is away: since when, and when to ask it again. What it misses waits here."""
+"""Outages of the job's storage: when to try again, and what waits to be written."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from structlog.typing import FilteringBoundLogger
 
 from outlast.job.log_events import LogEvent
 from outlast_checkpoints.errors import StorageError
-from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.storage.private_rng import rng
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
-_PAUSES: Final = (1.0, 15.0)  # seconds between two questions: at first, at most
+_PAUSES: Final = (1.0, 15.0)  # first and longest seconds between two tries
 
 
 class StorageOutage:
-    """What one observer knows of a storage that may be away; it never raises `StorageError`.
+    """Runs actions on a storage that may be away; never raises `StorageError`.
 
-    since: by the clock, None while it is there. error: the last one.
+    Attributes:
+        since: Since when the storage is away, by the clock; None while it works.
+        error: The last error.
+        log: Log for the beginning and the end of an outage.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -34,18 +37,18 @@ class StorageOutage:
 
     @property
     def waiting(self) -> bool:
-        """Whether something has to be done yet that needs the storage."""
+        """Whether an action waits for the storage."""
         return bool(self._waiting)
 
     @property
     def due(self) -> bool:
-        """Whether the storage is there, or it is time to ask whether it is there again."""
+        """Whether the storage works, or it is time to try it again."""
         return self.since is None or self._clock() >= self._ask_at
 
     def ask(self, question: Callable[[], None]) -> bool:
-        """Do what needs the storage, if that is due; return whether it was done."""
+        """Run a read on the storage, if that is due; return whether it succeeded."""
         done = self._ask(question)
-        if done and not self._waiting:  # it can be read, but what waits has to be written
+        if done and not self._waiting:  # reading works, but waiting actions have to write
             self._worked()
         return done
 
@@ -61,14 +64,14 @@ class StorageOutage:
         return True
 
     def do(self, action: Callable[[], None]) -> None:
-        """Do what must be done, now or when the storage is back, after what waits already."""
+        """Run an action now or when the storage is back, after all waiting actions."""
         self._waiting.append(action)
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Do what waits, as far as the storage lets it."""
+        """Run the waiting actions, as far as the storage works."""
         if self._catching_up:
-            return  # what is being done has added to it
+            return  # called by an action
         self._catching_up = True
         try:
             while self._waiting:
@@ -76,7 +79,7 @@ class StorageOutage:
                     if not self._ask(self._waiting[0]):
                         return
                 except BaseException:
-                    self._waiting.popleft()  # it has failed, and not for want of the storage
+                    self._waiting.popleft()  # it failed for another reason
                     raise
                 self._waiting.popleft()
                 self._worked()
@@ -94,7 +97,7 @@ class StorageOutage:
                 )
         pause = min(longest, first * 2.0**self._tries)
         self._tries = min(self._tries + 1, 16)
-        self._ask_at = self._clock() + pause * chance.uniform(0.75, 1.0)
+        self._ask_at = self._clock() + pause * rng.uniform(0.75, 1.0)
 
     def _worked(self) -> None:
         if self.since is not None:

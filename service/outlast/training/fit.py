@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from outlast.training import arguments
 from outlast.training.data.permutation import Shuffle
-from outlast.training.fit_arguments import Plan
+from outlast.training.fit_arguments import Plan, check_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
 from outlast.training.trainer import Trainer
@@ -82,36 +82,13 @@ def fit(
         JobBusy: another process trains this job.
         StateSaved (a SystemExit with code 75): a stop was asked for and the state is safe.
     """
-    arguments.check(
-        batch_size=batch_size,
-        epochs=epochs,
-        verbose=verbose,
-        validation_split=validation_split,
-        shuffle=shuffle,
-        initial_epoch=initial_epoch,
-        steps_per_epoch=steps_per_epoch,
-        validation_freq=validation_freq,
-        seed=seed,
-        max_queue_size=max_queue_size,
-        jit_compile=jit_compile,
-        save_every=save_every,
-        keep=keep,
-        name=name,
-    )
-    arguments.check_model(model)
-    seed = None if seed is None else int(seed)
-    most = keras.config.max_epochs()
-    if most and most < epochs:
-        warnings.warn(f"Limiting epochs to {most}", stacklevel=2)
-        epochs = most
-    job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=seed)
     plan = Plan(
         x=x,
         y=y,
         sample_weight=sample_weight,
-        batch_size=None if batch_size is None else int(batch_size),
-        epochs=int(epochs),
-        initial_epoch=int(initial_epoch),
+        batch_size=batch_size,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
         verbose=verbose,
         callbacks=callbacks,
         validation_split=validation_split,
@@ -127,5 +104,13 @@ def fit(
         view_metrics=view_metrics,
         seed=seed,
         name=name,
+        save_every=save_every,
+        keep=keep,
     )
+    check_model(model)
+    most = keras.config.max_epochs()
+    if most and most < plan.epochs:
+        warnings.warn(f"Limiting epochs to {most}", stacklevel=2)
+        plan = replace(plan, epochs=most)
+    job = TrainingJob.current(job_dir, save_every=plan.save_every, keep=plan.keep, seed=plan.seed)
     return Trainer(model, plan, job).run()

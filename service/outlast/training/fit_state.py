@@ -13,7 +13,6 @@ from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
 from outlast.training.loaded_checkpoint import Stored
-from outlast.training.phase import Phase
 from outlast.training.state import document, random_state
 from outlast.training.state.callback_state import CallbackStates
 from outlast.training.state.live_variables import LiveState
@@ -82,13 +81,13 @@ class FitState:
             metrics={k: v for k, v in logs.items() if isinstance(v, float)},
         )
 
-    def restore(self, stored: Stored, phase: Phase, *, finished: bool) -> None:
+    def restore(self, stored: Stored, log: Any, *, finished: bool) -> None:
         """Put everything back. Raises `StateMismatch` before anything is changed.
 
         finished: the phase takes no more data; what it took counts as taken all the same.
         """
         plain = stored.plain
-        stored.check_data(phase, self._feed.describe())
+        stored.check_data(log, self._feed.describe())
         weights = stored.files[WEIGHTS_FILE]
         with stored.naming_versions():
             if self._rehearse is not None and self._live.lacks(weights, plain["model"]):
@@ -98,7 +97,7 @@ class FitState:
         self._live.assign(weights, stored.variables)
         rate, script = plain["model"]["learning_rate"], self._live.learning_rate
         if rate != script:
-            phase.log.warning(
+            log.warning(
                 LogEvent.LEARNING_RATE_KEPT,
                 why=f"the script says {_short(script)}, but the training began with {_short(rate)} "
                 "and its present value goes on",
@@ -106,7 +105,7 @@ class FitState:
             )
         lost = self._callbacks.restore(plain["callbacks"])
         if lost:
-            phase.log.warning(
+            log.warning(
                 LogEvent.CALLBACK_STATE_IGNORED,
                 callbacks=lost,
                 why="the script has no such callback there",
@@ -120,7 +119,7 @@ class FitState:
             self._feed.restore(plain["feed"])
             seconds = self._validation.restore(plain["validation"])
             if seconds is not None:
-                phase.log.info(LogEvent.VALIDATION_DATA_REPLAYED, seconds=round(seconds, 3))
+                log.info(LogEvent.VALIDATION_DATA_REPLAYED, seconds=round(seconds, 3))
         random_state.restore(plain["generators"])
 
     def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:

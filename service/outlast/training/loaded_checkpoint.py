@@ -10,7 +10,6 @@ from outlast.job.log_events import LogEvent
 from outlast.training.errors import StateMismatch, VersionMismatch
 from outlast.training.job import TrainingJob
 from outlast.training.keras_internals import versions
-from outlast.training.phase import Phase
 from outlast.training.state import document, random_state
 from outlast_checkpoints.format.layout import STATE_FILE, CheckpointId
 from outlast_checkpoints.format.snapshot import Progress
@@ -92,7 +91,7 @@ class Stored:
         later = job.newest is not None and job.newest.progress.phase > self.progress.phase
         return later or stopped or self.progress.epoch >= epochs
 
-    def check_data(self, phase: Phase, facts: Mapping[str, Any]) -> None:
+    def check_data(self, log: Any, facts: Mapping[str, Any]) -> None:
         """Raise `StateMismatch` when other data would be trained in the middle of an epoch."""
         stored = self.plain["data"]
         if stored == facts:
@@ -101,7 +100,7 @@ class Stored:
         problem = f"the checkpoint has {stored.get(field)!r}, the script {facts.get(field)!r}"
         if self.progress.batch > 0:
             raise StateMismatch(checkpoint=self.checkpoint, what=field, problem=problem)
-        phase.log.warning(LogEvent.DATA_CHANGED, field=field, difference=problem)
+        log.warning(LogEvent.DATA_CHANGED, field=field, difference=problem)
 
 
 def _named(packages: Mapping[str, str]) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 from keras.callbacks import ProgbarLogger
 
 from outlast.job.log_events import LogEvent
-from outlast.training import arguments
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
+from outlast.training.fit_arguments import check
 from outlast.training.fit_state import describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
@@ -87,7 +87,7 @@ class Loop:
         keep: str | int | None = None,
         name: str | None = None,
     ) -> None:
-        arguments.check(
+        check(
             batch_size=batch_size,
             epochs=epochs,
             initial_epoch=initial_epoch,
@@ -251,7 +251,7 @@ class Loop:
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         plain = stored.plain
-        stored.check_data(self._phase, self._feed.describe())
+        stored.check_data(self._phase.log, self._feed.describe())
         with stored.naming_versions():
             self._state.restore(stored.checkpoint, stored.files, stored.variables, plain["state"])
         if finished:

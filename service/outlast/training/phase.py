@@ -28,7 +28,7 @@ MARGIN = 1.25  # a save may take so many times as long as the last one
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldSnapshot:
     """A snapshot with the history's length at that very place."""
 
     snapshot: Snapshot
@@ -183,7 +183,7 @@ class Phase:
 
     # -- saving and leaving ----------------------------------------------------------------
 
-    def hold(self, epoch: int, batch: int, stage: Stage, *, let_go: bool = False) -> Held:
+    def hold(self, epoch: int, batch: int, stage: Stage, *, let_go: bool = False) -> HeldSnapshot:
         """Hold the complete state at this place; costs no copy of the variables.
 
         let_go: it is tried to be saved once, while training goes on (see `Snapshot`); not where
@@ -204,7 +204,7 @@ class Phase:
         let_go = let_go and self.job.ctx.spec.on_save_error != "stop"
         snapshot = replace(self._take(progress), let_go=let_go)
         mark = self.job.history.mark()
-        return Held(snapshot, mark, (time.perf_counter() - started) * 1e3)
+        return HeldSnapshot(snapshot, mark, (time.perf_counter() - started) * 1e3)
 
     def at_border(self, epoch: int, batch: int) -> None:
         """Between two calls: save when due, or save and leave when asked to."""
@@ -253,7 +253,7 @@ class Phase:
         if self._cadence.epoch or early:
             self.commit(self.hold(epoch + 1, 0, Stage.EPOCH, let_go=True), "epoch")
 
-    def commit(self, held: Held, reason: str) -> None:
+    def commit(self, held: HeldSnapshot, reason: str) -> None:
         """Hand the held state to the writer; waits only while an earlier write is in flight."""
         self._last_save = time.monotonic()
         self._last_step_saved = held.snapshot.progress.step
@@ -298,7 +298,7 @@ class Phase:
             )
             self._interval = chosen
 
-    def commit_now(self, held: Held, reason: str) -> None:
+    def commit_now(self, held: HeldSnapshot, reason: str) -> None:
         """Save and wait until it is durable; a failure is raised, after one more try."""
         self.job.ctx.status.activity = "saving"
         self.commit(held, reason)
@@ -312,7 +312,7 @@ class Phase:
         if error is not None:
             raise error
 
-    def leave(self, held: Held) -> None:
+    def leave(self, held: HeldSnapshot) -> None:
         """Save what is held and leave the script: always raises."""
         reason = self.job.ctx.stop.reason or "stop"
         if reason == "superseded":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack
 from typing import Any
 
 import keras
@@ -45,24 +45,23 @@ class Trainer:
         stop = self.job.ctx.stop
         watched, stop.watched = stop.watched, True
         try:
-            return self._run(index)
+            # What is made on the way is closed also when an error, which the script may catch,
+            # ends the training.
+            with ExitStack() as made:
+                return self._run(index, made)
         except BaseException as error:
-            self._abandon(error)
+            self.job.fail_phase(error)
             raise
         finally:
             stop.watched = watched
 
-    def _run(self, index: int) -> History:
+    def _run(self, index: int, made: ExitStack) -> History:
         stored = Stored.of(self.job, index, "fit")
         self.job.make_deterministic()
         seed = choose_seed(stored, self.plan.seed)
-        self._prepare_data(seed)
-        with closing(self.feed):
-            return self._run_phase(index, stored, seed)
-
-    def _run_phase(self, index: int, stored: Stored | None, seed: int) -> History:
+        self._prepare_data(seed, made)
         live = self._compile(stored)
-        self._prepare_callbacks()
+        self._prepare_callbacks(made)
         over = self._is_over(stored)
         if over:
             keras_callbacks.history_of(self.callbacks).on_train_begin()
@@ -106,19 +105,9 @@ class Trainer:
         stopped = stored.plain["stop_training"]
         return stored.is_over(self.job, self.plan.epochs, stopped=stopped)
 
-    def _abandon(self, error: BaseException) -> None:
-        """Leave nothing running behind an error that the script may catch."""
-        if hasattr(self, "feed"):
-            self.feed.close()
-        if hasattr(self, "validation"):
-            self.validation.close()
-        if hasattr(self, "probe") and self.probe in self.callbacks.callbacks:
-            self.callbacks.callbacks.remove(self.probe)
-        self.job.fail_phase(error)
-
     # -- before the first step -------------------------------------------------------------
 
-    def _prepare_data(self, seed: int) -> None:
+    def _prepare_data(self, seed: int, made: ExitStack) -> None:
         plan = self.plan
         train = (plan.x, plan.y, plan.sample_weight)
         validation_data = plan.validation_data
@@ -134,6 +123,7 @@ class Trainer:
             max_queue_size=plan.max_queue_size,
             steps_per_execution=self.model.steps_per_execution,
         )
+        made.callback(self.feed.close)
         for doubt in self.feed.doubts():
             self.job.ctx.log.warning(LogEvent.INEXACT_DATA_FOUND, why=doubt)
         self.validation = Validation(
@@ -143,6 +133,7 @@ class Trainer:
             steps=plan.validation_steps,
             freq=plan.validation_freq,
         )
+        made.callback(self.validation.close)
 
     def _compile(self, stored: Stored | None) -> LiveState:
         """Trace the step, so that every variable exists, and find where each one is kept."""
@@ -171,7 +162,7 @@ class Trainer:
         self.job.ctx.status.tick()
         return live
 
-    def _prepare_callbacks(self) -> None:
+    def _prepare_callbacks(self, made: ExitStack) -> None:
         plan = self.plan
         verbose = plan.verbose
         if verbose == "auto":
@@ -198,6 +189,7 @@ class Trainer:
         keras_callbacks.wait_for_hooks(self.callbacks)
         self.every_batch = any(wants_batches(c) for c in self.callbacks.callbacks)
         self.probe = self.validation.add_probe(self.callbacks, self.job.ctx)
+        made.callback(self._remove_probe)
 
     def _start(self, stored: Stored | None) -> tuple[int, int]:
         """Begin anew or go back; return the epoch and batch to go on with."""
@@ -217,7 +209,7 @@ class Trainer:
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         self.job.ctx.status.activity = "restoring"
-        self.state.restore(stored, self.phase, finished=finished)
+        self.state.restore(stored, self.phase.log, finished=finished)
         stored.release()
         self.phase.resumed(
             stored.checkpoint,
@@ -323,12 +315,16 @@ class Trainer:
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.validation.close()
         self.callbacks.on_train_end(logs=self.state.training_logs)
-        self.callbacks.callbacks.remove(self.probe)
+        self._remove_probe()
         if self.view is not None:
             self.view.close()
         self.phase.commit_now(self.phase.hold(self.ended_at, 0, Stage.END), "end")
         self.phase.log.info(LogEvent.PHASE_FINISHED, step=self.phase.step, name=self.plan.name)
         return self._history()
+
+    def _remove_probe(self) -> None:
+        if self.probe in self.callbacks.callbacks:
+            self.callbacks.callbacks.remove(self.probe)
 
     def _history(self) -> History:
         history: History = self.model.history

@@ -10,10 +10,10 @@ import keras
 from keras.callbacks import Callback, CallbackList
 
 from outlast.attempt.context import AttemptContext
-from outlast.training.data.loaders import Iterated, generators_of, set_generators
 from outlast.training.data.pydataset_workers import enqueue
 from outlast.training.data.source import Plain
 from outlast.training.data.tfdata_graph import Pipeline
+from outlast.training.data.torch import Iterated, generators_of, set_generators
 from outlast.training.keras_internals import data_adapters, evaluation
 
 

@@ -74,7 +74,8 @@ def training(kind: str, folder: Path, held_at: int, held: int) -> None:
 
     from outlast import fit
     from outlast.attempt import context
-    from tests.support.data_kinds import X, Y, plain_model
+    from tests.support.data_models import plain_model
+    from tests.support.data_samples import X, Y
 
     kind, _, way = kind.partition("-")
     validating = way == "validation"
@@ -125,36 +126,36 @@ def training(kind: str, folder: Path, held_at: int, held: int) -> None:
 
 
 def data(kind: str, way: str) -> Any:
-    from tests.support import data_kinds
+    from tests.support import data_samples
 
     if way == "stuck":
         return stuck()
     if way == "spawn":
-        return data_kinds.torch_loader(num_workers=2, multiprocessing_context="spawn")
+        return data_samples.torch_loader(num_workers=2, multiprocessing_context="spawn")
     if kind == "torch":
-        return data_kinds.torch_noisy(num_workers=2)
+        return data_samples.torch_noisy(num_workers=2)
     if kind == "grain":
-        return data_kinds.grain_loader(workers=2)
+        return data_samples.grain_loader(workers=2)
     # More batches than are fetched ahead: the workers still have something to do.
-    return data_kinds.Batches(workers=2, use_multiprocessing=True, max_queue_size=2)
+    return data_samples.Batches(workers=2, use_multiprocessing=True, max_queue_size=2)
 
 
 def stuck() -> Any:
     """A loader whose workers never get to the end of an item beyond those that are needed."""
     import torch
 
-    from tests.support import data_kinds
+    from tests.support import data_samples
 
     class Stuck(torch.utils.data.Dataset):  # type: ignore[misc]
         def __len__(self) -> int:
-            return data_kinds.SAMPLES
+            return data_samples.SAMPLES
 
         def __getitem__(self, i: int) -> Any:
             while i >= 40:
                 time.sleep(60)
-            return data_kinds.X[i], data_kinds.Y[i]
+            return data_samples.X[i], data_samples.Y[i]
 
-    return data_kinds.torch_loader(Stuck(), num_workers=2)
+    return data_samples.torch_loader(Stuck(), num_workers=2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Errors say what to do, carry what they are about, and survive being sent around."""
+"""Errors say what to do, carry their fields, and can be pickled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`import outlast_checkpoints` costs nothing, and still has every name."""
+"""`import outlast_checkpoints` imports nothing heavy and offers every name."""
 
 from __future__ import annotations
 

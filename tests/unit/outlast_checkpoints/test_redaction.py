@@ -1,4 +1,4 @@
-"""No credential is readable in what is shown; what is no credential stays as it is."""
+"""Credentials are hidden in all output; everything else stays unchanged."""
 
 from __future__ import annotations
 

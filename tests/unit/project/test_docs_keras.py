@@ -144,9 +144,10 @@ def test_every_kind_of_validation_data_has_a_row() -> None:
 
 
 def test_what_is_said_to_be_in_the_log_is_what_is_logged() -> None:
-    source = "".join(path.read_text() for path in (TOP / "service/outlast/training").rglob("*.py"))
+    training = (TOP / "service/outlast/training").rglob("*.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in training)
     events = [
-        code for row in table("What is not exact, and how it is told") for code in codes(row[1])
+        code for row in table("What is not exact, and what the log says") for code in codes(row[1])
     ]
     assert len(events) > 8
     for event in events:

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 TOP = Path(__file__).parents[3]
-NOT_OURS = {".git", ".venv", "build", "dist", "outlast-jobs", "demo-output", "__pycache__"}
+NOT_OURS = {".git", ".nox", ".venv", "build", "dist", "outlast-jobs", "demo-output", "__pycache__"}
 
 
 def our_files() -> list[Path]:
@@ -162,12 +162,15 @@ OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 
 
 def extras() -> list[str]:
-    """The extras that are tested here: only .ci/run asks for torch, only `make bench` for bench."""
+    """The extras that are tested here: only .ci/run asks for torch, only `make bench` for bench,
+    only `make test-versions` for versions."""
     names = list(PROJECT["project"]["optional-dependencies"])
     if os.environ.get("OUTLAST_REQUIRE") != "all" and find_spec("torch") is None:
         names.remove("torch")
     if find_spec("orbax") is None:
         names.remove("bench")
+    if find_spec("nox") is None:
+        names.remove("versions")
     return names
 
 
@@ -204,7 +207,7 @@ def test_everything_that_is_installed_for_us_is_pinned_and_tested_at_its_pin() -
 def test_nothing_is_pinned_that_nobody_needs() -> None:
     if "torch" not in extras():
         pytest.skip("torch is not installed, so what it brings is not known")
-    missing = {"bench"} - set(extras())
+    missing = {"bench", "versions"} - set(extras())
     assert set(pins(without=missing)) <= required(extras())
 
 

@@ -1,1 +1,1 @@
-"""The commands of `outlast`, one file each; loaded when used."""
+"""The commands of `outlast`, one file each, imported on first use."""

@@ -1,4 +1,4 @@
-"""`outlast checkpoints`: what is kept, and what it takes up."""
+"""`outlast checkpoints`: the checkpoints of a job and their sizes."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ def checkpoints(root: str, job: str, as_json: bool) -> None:
 
 
 class Shared:
-    """Which files of a job's checkpoints are the very same as an older one's: links to it."""
+    """Finds the files that a checkpoint shares with older ones by hard links."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._seen: set[tuple[int, int]] = set()
 
     def of(self, store: CheckpointStore, checkpoint: CheckpointId) -> dict[str, int]:
-        """Return the bytes that only a checkpoint and newer ones have, and those it shares.
+        """Return how many bytes a checkpoint wrote, and how many it shares with older ones.
 
-        Called with one checkpoint after the other, oldest first.
+        Call it for one checkpoint after the other, oldest first.
         """
         try:
             manifest = store.manifest(checkpoint)
@@ -78,7 +78,7 @@ class Shared:
 
 
 def describe(store: CheckpointStore, checkpoint: CheckpointId) -> dict[str, Any]:
-    """Return what `--json` tells of a checkpoint; a damaged manifest is said in "damage"."""
+    """Return the JSON fields of a checkpoint; "damage" describes a damaged manifest."""
     known: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "phase": checkpoint.phase,

@@ -1,4 +1,4 @@
-"""`outlast copy`: a whole job to another folder or bucket, every byte of it checked there."""
+"""`outlast copy`: copy a whole job to another folder or bucket and verify the copy."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ if TYPE_CHECKING:
 @click.argument("dest", metavar="DEST")
 @json_option()
 def copy(root: str, job: str, dest: str, as_json: bool) -> int:
-    """Copy JOB to DEST, a folder or URL of its own, and check every byte there.
+    """Copy JOB to DEST, the folder or URL of the new job, and verify every byte there.
 
-    DEST/ with a slash at its end takes JOB by its name. A copy that was cut short goes on where it
-    was when the same is said again, and one of a job that has gone on since is brought up to date.
-    JOB itself is only read; one that somebody trains is refused (exit code 5).
+    DEST with a trailing slash means DEST/JOB. Repeat the command to continue an interrupted copy,
+    or to update a copy after JOB has continued. JOB is only read. A job that is being trained is
+    refused (exit code 5).
 
-    The copy can be resumed on its own. What is damaged in JOB is copied as it is and named (exit
-    code 65).
+    You can resume the copy. Damaged files of JOB are copied unchanged and reported (exit code 65).
     """
     from outlast_checkpoints.storage import open_storage
     from outlast_checkpoints.store.copy_job import copy_job
@@ -41,16 +40,18 @@ def copy(root: str, job: str, dest: str, as_json: bool) -> int:
     place = find_job(root, job)
     url = _url(dest, place)
     if url == place.url:
-        raise UsageError(field="DEST", problem="it is JOB's own place", hint="Name another one.")
+        raise UsageError(
+            field="DEST", problem="it is the place of JOB itself", hint="Name another place."
+        )
     refuse_at_work(place)
     with Bar(f"copying {place.name}") as bar:
         copied = copy_job(place.storage, open_storage(url), meter=bar)
     waiting = _waiting(place)
     if waiting:
         click.echo(
-            f"{units.count(len(waiting), 'checkpoint')} of {place.name} on this machine were never "
-            "sent to its storage, and are not in the copy. `outlast resume` of JOB here sends "
-            "them; then copy it again.",
+            f"{units.count(len(waiting), 'checkpoint')} of {place.name} wait on this machine to be "
+            "sent to its storage. They are not in the copy. Run `outlast resume` for JOB here to "
+            "send them, then copy again.",
             err=True,
         )
     if as_json:
@@ -84,7 +85,7 @@ def _waiting(place: Place) -> list[str]:
 
 
 def refuse_at_work(place: Place) -> None:
-    """Raise `JobBusy` when somebody trains the job; wait until that can be told."""
+    """Raise `JobBusy` when somebody trains the job; wait until that is known."""
     from outlast.job import spec as specs
     from outlast.job import takeover
     from outlast.job.journal import Journal
@@ -100,18 +101,18 @@ def refuse_at_work(place: Place) -> None:
 
 def _print_copied(url: str, copied: Copied) -> None:
     for damage in copied.damages:
-        click.echo(f"DAMAGED  {damage}  (in the source too)")
+        click.echo(f"DAMAGED  {damage}  (in the source as well)")
     told = [
         f"{units.size(count)} {what}"
         for count, what in (
             (copied.tally.written, "copied"),
-            (copied.tally.kept, "there already"),
+            (copied.tally.kept, "already there"),
             (copied.tally.linked, "shared"),
         )
         if count
     ]
     click.echo(
         f"{url}: {units.count(len(copied.checkpoints), 'checkpoint')}, "
-        f"{units.count(copied.tally.files, 'file')}, {', '.join(told)}; every byte read back. "
-        "`outlast resume` goes on with it there."
+        f"{units.count(copied.tally.files, 'file')}, {', '.join(told)}; every byte verified. "
+        "Resume the copy with `outlast resume`."
     )

@@ -1,4 +1,4 @@
-"""`outlast demo`: the main promise, shown on this machine."""
+"""`outlast demo`: show on this machine that a killed training loses nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from outlast.exit_codes import DONE, FAILED
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("demo-output"),
     show_default=True,
-    help="Folder for the two jobs and the picture; made anew.",
+    help="Folder for the two jobs and the plot; recreated by each run.",
 )
 def demo(output: Path) -> int:
-    """Train a CNN on handwritten digits, kill it twice on the way, and compare the end.
+    """Train a CNN on handwritten digits, kill it twice, and compare the result.
 
-    The same training is done again untouched: weights, optimizer, all other state and the history
-    must be equal to the last byte (times aside). Takes about a minute; needs
+    The same training runs again without kills. Weights, optimizer, all other state and the history
+    must be equal to the last byte, except for times. The demo takes about a minute and needs
     pip install 'outlast[demo]'.
     """
     from outlast.demo.show import show

@@ -1,4 +1,4 @@
-"""`outlast export`: a checkpoint as a file that plain Keras loads."""
+"""`outlast export`: write a checkpoint as a file that plain Keras can load."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ _WEIGHTS, _WHOLE = ".weights.h5", ".keras"
 @click.option("--checkpoint", default="latest", show_default=True, help=checkpoint_choice.HELP)
 @json_option()
 def export(root: str, job: str, dest: Path, checkpoint: str, as_json: bool) -> None:
-    """Write a checkpoint of JOB to DEST, every byte of it verified.
+    """Export a verified checkpoint of JOB to the file DEST.
 
-    DEST ends in .keras (architecture, weights, optimizer: keras.saving.load_model) or in
-    .weights.h5 (model.load_weights). A file that is there already is replaced in one step.
+    DEST must end in .keras (architecture, weights and optimizer, for keras.saving.load_model) or
+    in .weights.h5 (for model.load_weights). An existing file is replaced atomically.
     """
     from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 
     kind = _kind(dest)
     if not dest.absolute().parent.is_dir():
         raise UsageError(
-            field="DEST", problem=f"there is no folder {str(dest.parent)!r}", hint="Make it first."
+            field="DEST",
+            problem=f"there is no folder {str(dest.parent)!r}",
+            hint="Create the folder first.",
         )
     place = find_job(root, job)
     store = CheckpointStore(place.storage)
@@ -70,8 +72,8 @@ def _kind(dest: Path) -> str:
             return ending
     raise UsageError(
         field="DEST",
-        problem=f"{dest.name!r} ends neither in .keras nor in .weights.h5",
-        hint="Name it like model.keras (all of the model) or model.weights.h5 (weights only).",
+        problem=f"{dest.name!r} must end in .keras or .weights.h5",
+        hint="Use for example model.keras (whole model) or model.weights.h5 (weights only).",
     )
 
 
@@ -82,9 +84,10 @@ def _entry(manifest: Manifest, name: str) -> FileEntry | None:
 def _pieces(
     storage: Storage, manifest: Manifest, entry: FileEntry
 ) -> Iterator[bytes | bytearray | memoryview]:
-    """Yield the file's content; raise CheckpointDamaged at its end when it is not what it was.
+    """Yield the content of a file. A file stored in parts is assembled in memory first.
 
-    A file that is kept in parts is put together first, in memory, as it would have been written.
+    Raises:
+        CheckpointDamaged: at the end, when the content does not match its hash.
     """
     import xxhash
 
@@ -125,14 +128,14 @@ def _weights(manifest: Manifest) -> FileEntry:
     if weights is None:
         raise UsageError(
             field="--checkpoint",
-            problem=f"{manifest.checkpoint} holds no single model's weights",
-            hint=f"It has: {', '.join(entry.name for entry in manifest.files)}.",
+            problem=f"{manifest.checkpoint} does not hold the weights of one model",
+            hint=f"Its files: {', '.join(entry.name for entry in manifest.files)}.",
         )
     return weights
 
 
 def _write_whole(storage: Storage, manifest: Manifest, dest: Path) -> None:
-    """Write a `.keras` file as Keras' own saving does: a zip of two documents and the weights."""
+    """Write a `.keras` file in Keras' format: a zip of two JSON documents and the weights."""
     weights = _weights(manifest)
     entry = _entry(manifest, layout.MODEL_FILE)
     if entry is None:

@@ -1,4 +1,4 @@
-"""`outlast history`: the metrics of a job, each step once over all its attempts."""
+"""`outlast history`: the metrics of a job over all its attempts, each step once."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ _CSV_FIRST = ("kind", "phase", "epoch", "step", "batch", "time", "batch_loss")
 
 @click.command("history", cls=Verb)
 @job_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
-@click.option("--epochs", "kind", flag_value="epoch", help="Only the rows of epochs' ends.")
-@click.option("--steps", "kind", flag_value="step", help="Only the rows of steps.")
-@click.option("--tail", "-n", type=click.IntRange(min=0), help="Only so many of the last rows.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a column for each metric.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the job has ended.")
+@click.option("--epochs", "kind", flag_value="epoch", help="Show only the rows of epochs.")
+@click.option("--steps", "kind", flag_value="step", help="Show only the rows of steps.")
+@click.option("--tail", "-n", type=click.IntRange(min=0), help="Show only the last N rows.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with one column for each metric.")
 @json_option("Print the rows as JSON lines.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.png",
-    help="Draw the learning curves, restarts marked (pip install 'outlast[plot]').",
+    help="Draw the learning curves with restarts marked (pip install 'outlast[plot]').",
 )
-@click.option("--metric", "metrics", multiple=True, help="Of --plot: only this one; repeatable.")
+@click.option(
+    "--metric", "metrics", multiple=True, help="With --plot: draw only this metric; repeatable."
+)
 def history(
     root: str,
     job: str,
@@ -51,19 +53,19 @@ def history(
     plot: Path | None,
     metrics: tuple[str, ...],
 ) -> None:
-    """Show the metrics of JOB: loss and all others, each step once over any number of attempts.
+    """Show the metrics of JOB over all its attempts; each step counts once.
 
-    For people it is the epochs unless --steps is given; --csv and --json print all rows unless
-    --epochs or --steps is given.
+    The table has the rows of epochs unless you give --steps. --csv and --json print all rows
+    unless you give --epochs or --steps.
     """
     from outlast_checkpoints.history import HistoryReader
 
     if sum((as_csv, as_json, plot is not None)) > 1:
-        raise click.UsageError("--csv, --json and --plot exclude one another.")
+        raise click.UsageError("--csv, --json and --plot exclude each other.")
     if follow and (as_csv or plot is not None):
-        raise click.UsageError("--follow goes with --json or with neither.")
+        raise click.UsageError("--follow cannot be combined with --csv or --plot.")
     if metrics and plot is None:
-        raise click.UsageError("--metric goes with --plot.")
+        raise click.UsageError("--metric requires --plot.")
     place = find_job(root, job)
     reader = HistoryReader(place.storage)
     if plot is not None:
@@ -84,12 +86,12 @@ def history(
 
 
 def _rows(reader: HistoryReader, kind: str | None, tail: int | None) -> Iterator[Row]:
-    """Give the rows of a kind (None: all), at most the last `tail`."""
+    """Return the rows of a kind (None: all kinds), only the last `tail` if that is given."""
     return reader.rows(kind) if tail is None else iter(reader.tail(tail, kind))
 
 
 def print_csv(rows: Callable[[], Iterable[Row]]) -> None:
-    """Print rows as CSV. They are asked for twice: first to know which metrics there are."""
+    """Print rows as CSV. `rows` is called twice: once to find the metrics, once to print."""
     names = {name: None for row in rows() for name in row.get("logs", {})}
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow([*_CSV_FIRST, *names])
@@ -104,7 +106,7 @@ def print_csv(rows: Callable[[], Iterable[Row]]) -> None:
 def _print_rows(reader: HistoryReader, kind: str | None, tail: int | None) -> None:
     found = list(_rows(reader, kind or "epoch", tail))
     if not found and kind is None:
-        found = list(_rows(reader, "step", tail))  # the first epoch is not over yet
+        found = list(_rows(reader, "step", tail))  # the first epoch is not finished
     if not found:
         click.echo("No history yet.")
         return
@@ -133,7 +135,7 @@ def _print_rows(reader: HistoryReader, kind: str | None, tail: int | None) -> No
 
 
 def _place(name: str) -> tuple[bool, str, bool]:
-    """Return the sort key of a metric: the loss before all, each before its val_."""
+    """Return the sort key of a metric: the loss first, each metric before its val_ twin."""
     base = name.removeprefix("val_")
     return (base != "loss", base, name != base)
 

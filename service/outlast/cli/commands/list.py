@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @root_option()
 @json_option("Print a JSON array.")
 def list_jobs(root: str, as_json: bool) -> None:
-    """List the jobs below the root, the last touched first."""
+    """List the jobs below the root, most recently updated first."""
     from outlast.job import listing
     from outlast_checkpoints.storage import open_storage
 
@@ -32,7 +32,7 @@ def list_jobs(root: str, as_json: bool) -> None:
         print_json([{**summary, **_moments(summary)} for summary in summaries])
         return
     if not summaries:
-        click.echo(f"No jobs in {storage.root}. Start one: outlast run train.py")
+        click.echo(f"No jobs in {storage.root}. Start one with: outlast run train.py")
         return
     print_table(
         ["JOB", "STATE", "ATTEMPT", "STEP", "OF", "LOSS", "UPDATED", "NOTE"],
@@ -41,7 +41,7 @@ def list_jobs(root: str, as_json: bool) -> None:
 
 
 def _summary(found: Listed) -> dict[str, Any]:
-    """Return what the list tells of a job."""
+    """Return the fields that the list has for a job."""
     entry, beat, reached = found.entry, found.beat, found.reached
     if entry is None:
         return {"job": found.name, "state": "unreadable", "updated": 0.0, "note": found.problem}

@@ -1,4 +1,4 @@
-"""`outlast logs`: what happened, and the script's own output, over all attempts."""
+"""`outlast logs`: the log of a job, or the output of its script, over all attempts."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ Sleep = Callable[[float], None]
 
 @click.command("logs", cls=Verb)
 @job_argument
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing until the job has ended.")
 @click.option(
     "--level",
     type=click.Choice(["debug", "info", "warning", "error", "critical"]),
     default="info",
     show_default=True,
-    help="Leave out what is less than that.",
+    help="Hide entries below this level.",
 )
-@click.option("--lines", "-n", type=click.IntRange(min=0), help="Only so many of the last lines.")
-@click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt's.")
-@click.option("--output", is_flag=True, help="The script's own output instead of the log.")
-@json_option("Print the rows as they are stored: JSON lines.")
+@click.option("--lines", "-n", type=click.IntRange(min=0), help="Show only the last N lines.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Show only this attempt.")
+@click.option("--output", is_flag=True, help="Show the output of the script instead of the log.")
+@json_option("Print the stored entries as JSON lines.")
 def logs(
     root: str,
     job: str,
@@ -47,9 +47,11 @@ def logs(
     output: bool,
     as_json: bool,
 ) -> None:
-    """Show what happened to JOB, over all its attempts, oldest first."""
+    """Show the log of JOB over all its attempts, oldest entries first."""
     if output and as_json:
-        raise click.UsageError("--output is text as the script wrote it: it has no --json.")
+        raise click.UsageError(
+            "--output and --json exclude each other: the output of a script is plain text."
+        )
     storage = find_job(root, job).storage
 
     def stop() -> bool:
@@ -79,9 +81,13 @@ def logs(
 def output_lines(
     storage: Storage, *, attempt: int | None, stop: Callable[[], bool], sleep: Sleep
 ) -> Iterator[bytes]:
-    """Yield the lines of the script's output over attempts, the last one perhaps unfinished.
+    """Yield the lines of the script's output over all attempts; the last may be incomplete.
 
-    stop: asked before each look; the look after it said yes is the last.
+    Args:
+        storage: Storage of the job.
+        attempt: Number of the attempt to read; None for all.
+        stop: Called before each look. When it returns True, that look is the last.
+        sleep: Waits between two looks; gets the seconds.
     """
     from outlast.job.logs import attempts
 

@@ -1,4 +1,4 @@
-"""`outlast prune`: what need not be kept, and what writers that are gone have left behind."""
+"""`outlast prune`: delete checkpoints that retention does not keep, and leftovers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 @click.command("prune", cls=Verb)
 @job_argument
 @click.option(
-    "--keep", type=retention, metavar="WHICH", help="As in `outlast run`.  [default: the job's]"
+    "--keep",
+    type=retention,
+    metavar="WHICH",
+    help="Checkpoints to keep, as in `outlast run`.  [default: the job's]",
 )
 @click.option(
     "--older-than",
@@ -28,20 +31,23 @@ if TYPE_CHECKING:
     metavar="TIME",
     default="1d",
     show_default=True,
-    help="Leftovers younger than that may still be being written, and stay.",
+    help="Keep leftovers younger than this, because somebody may still be writing them.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be deleted, and why.")
+@click.option(
+    "--dry-run", is_flag=True, help="List what would be deleted and why, and delete nothing."
+)
 @json_option()
 def prune(
     root: str, job: str, keep: str | None, older_than: float, dry_run: bool, as_json: bool
 ) -> None:
-    """Delete checkpoints of JOB that --keep does not want, and what attempts left unfinished.
+    """Delete the checkpoints of JOB that --keep does not keep, and leftovers of its attempts.
 
-    Never deleted: the newest good checkpoint, each finished phase's end, what a running
-    attempt resumed from, and what a manifest names or a commit under way may name.
+    These are never deleted: the newest good checkpoint, the end of each finished phase, the
+    checkpoint that a running attempt resumed from, and files that a manifest names or that a
+    commit in progress may name.
 
-    Leftovers are checkpoints that were never committed, temporary files, and uploads to S3 that
-    were never finished. How old they are is told by the storage's own clock.
+    Leftovers are uncommitted checkpoints, temporary files and unfinished uploads to S3. Their age
+    is measured by the clock of the storage.
     """
     from outlast.job import spec as specs
     from outlast_checkpoints.format.retention import Keep
@@ -81,7 +87,7 @@ def prune(
         size = f", {units.size(one.size)}" if one.size else ""
         click.echo(f"{done} {one.path}  ({one.reason}{size}, {units.duration(one.age)} old)")
     if not unwanted and not left:
-        click.echo(f"Nothing to delete: {wanted} keeps all there is.")
+        click.echo(f"Nothing to delete: {wanted} keeps every checkpoint.")
 
 
 def _folder(one: Leftover) -> str:
@@ -89,7 +95,7 @@ def _folder(one: Leftover) -> str:
 
 
 def _at_work(place: Place) -> bool:
-    """Return whether somebody may be training the job, as far as can be told at once."""
+    """Return whether somebody may be training the job, without waiting to find out."""
     from outlast.job.journal import Journal
 
     job = Journal(place.storage).job()

@@ -1,4 +1,4 @@
-"""`outlast resume`: go on with a job that stopped, failed, or lost its supervisor."""
+"""`outlast resume`: resume a job that stopped, failed or lost its supervisor."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from outlast.exit_codes import DONE
 @click.command("resume", cls=Verb)
 @click.argument("job", metavar="[JOB]", required=False)
 @root_option()
-@click.option("--latest", is_flag=True, help="The unfinished job that was last at work.")
+@click.option("--latest", is_flag=True, help="Resume the most recently active unfinished job.")
 @click.option(
     "--all",
     "everything",
     is_flag=True,
-    help="All unfinished jobs of the root, detached; for after a reboot.",
+    help="Resume all unfinished jobs of the root, detached. Use it after a reboot.",
 )
-@click.option("--detach", is_flag=True, help="Supervise it detached, as `outlast submit` does.")
+@click.option(
+    "--detach", is_flag=True, help="Run the supervisor detached, as `outlast submit` does."
+)
 @json_option("With --detach or --all: print JSON.")
 def resume(
     root: str, job: str | None, latest: bool, everything: bool, detach: bool, as_json: bool
 ) -> int:
-    """Go on with JOB from its last checkpoint, under supervision in the foreground.
+    """Resume JOB from its last checkpoint, under supervision in the foreground.
 
-    Any machine will do that sees its storage and its script; a job of a cluster goes into its queue
-    again. The job's own options stay as they were given; its retry budget starts anew. A job that
-    somebody supervises is refused (exit code 5), one that has succeeded is left alone.
+    Any machine that can read the job's storage and script can resume it. A job of a cluster goes
+    back into the queue. The job keeps its options, and its retry budget starts anew. A job that is
+    being supervised is refused (exit code 5), and a job that has succeeded stays as it is.
 
-    --latest and --all take only jobs that have not ended and that nobody is at work on; what was
-    stopped or has failed waits for somebody to resume it by name. With nothing to do the exit code
-    is 0; with --all it is 1 when a job could not be brought back, and all others have been.
+    --latest and --all take only jobs that have not ended and that nobody supervises. Resume a
+    stopped or failed job by its name. The exit code is 0 when there is nothing to do, and 1 when
+    --all could not resume some of the jobs; the others are resumed.
     """
     if (job is not None) + latest + everything != 1:
-        raise click.UsageError("Say one of: JOB, --latest, --all.")
+        raise click.UsageError("Give exactly one of JOB, --latest and --all.")
     if everything:
         from outlast.cli.resume_all import bring_all_back
 
@@ -47,7 +49,7 @@ def resume(
 
 
 def _latest(root: str) -> str | None:
-    """Return the folder or URL of the job that was last at work; None: there is nothing to do."""
+    """Return the URL of the most recently active unfinished job; None when there is none."""
     from outlast.cli.resume_all import take_up, unfinished
 
     for place in unfinished(root):
@@ -55,7 +57,7 @@ def _latest(root: str) -> str | None:
         if in_the_way is None:
             return place.url
         _say(f"{place.name}: {in_the_way.how}: {in_the_way.note}")
-    _say(f"Nothing is unfinished and left alone in {root}.")
+    _say(f"No unfinished job in {root} is free to resume.")
     return None
 
 
@@ -71,15 +73,15 @@ def _resume(root: str, job: str, *, detach: bool, as_json: bool) -> int:
     place = find_job(root, job)
     detach = detach or load_spec(place.storage).engine != engines.LOCAL
     if as_json and not detach:
-        raise click.UsageError("--json goes with --detach.")
+        raise click.UsageError("--json requires --detach.")
     before = Journal(place.storage).existing_job()
     if not before.state.final and (there := engines.standing(before)) is not None and there.queued:
-        _say(f"{place.name} is in the queue already: {there}.")
+        _say(f"{place.name} is already in the queue: {there}.")
         tell(place, root, before.queued, as_json=as_json)
         return DONE
     queued = None
     if resume_job(place.storage, on_wait=_say).state is State.SUCCEEDED:
-        _say(f"{place.name} has succeeded already: nothing to do.")
+        _say(f"{place.name} has already succeeded; there is nothing to do.")
     elif not detach:
         return supervise(place, root)
     else:

@@ -17,21 +17,21 @@ from outlast_checkpoints.errors import UsageError
 @command_argument
 @click.pass_context
 def run(ctx: click.Context, /, command: tuple[str, ...], **options: Any) -> int:
-    """Run SCRIPT under supervision in the foreground, as `python SCRIPT ARGS` would.
+    """Run SCRIPT as `python SCRIPT ARGS` would, under supervision in the foreground.
 
-    All options go before SCRIPT; what follows it is the script's own. Each can come from a
-    OUTLAST_* variable (--save-every: OUTLAST_SAVE_EVERY) or from --config; the command line
-    goes before the environment, that before the file.
+    Put all options before SCRIPT; everything after it belongs to the script. An option can also
+    come from an OUTLAST_* variable (OUTLAST_SAVE_EVERY for --save-every) or from --config. The
+    command line overrides the environment, and the environment overrides the file.
 
-    After a crash or a preemption it is started again and goes on from its last checkpoint.
-    Ctrl-C once saves and stops, twice stops at once. A --name that exists already is refused,
-    unless --resume-if-exists is given; `outlast resume` goes on with it.
+    After a crash or a preemption, the script restarts and resumes from its last checkpoint. The
+    first Ctrl-C saves and stops the job, the second one kills it. If the job --name exists, the
+    command fails unless you give --resume-if-exists; `outlast resume` resumes such a job.
     """
     from outlast import engines
     from outlast.cli.summary import supervise
 
     if options["engine"] != engines.LOCAL and options["engine"] in engines.names():
-        problem = f"{options['backend']} runs jobs from its queue, not in the foreground"
+        problem = f"{options['engine']} runs jobs from a queue, not in the foreground"
         raise UsageError(field="--engine", problem=problem, hint="Use `outlast submit`.")
     place, finished = prepare(ctx, command, options)
     return DONE if finished else supervise(place, options["root"])

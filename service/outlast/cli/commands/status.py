@@ -19,7 +19,7 @@ from outlast.cli.options import job_argument, json_option
 @job_argument
 @json_option()
 def status(root: str, job: str, as_json: bool) -> None:
-    """Show how JOB stands: state, progress, last checkpoint, and each of its attempts."""
+    """Show the state, progress, last checkpoint and attempts of JOB."""
     from outlast.cli import offline_status
     from outlast_checkpoints.errors import StorageError
     from outlast_checkpoints.storage.retry_budget import BRIEF, patience
@@ -52,7 +52,7 @@ def _print_status(found: dict[str, Any]) -> None:
         "in": found["url"],
         "runs": found["runs"],
         "state": found["description"],
-        "": "its process is gone: `outlast resume` goes on" if found["process_gone"] else "",
+        "": "its process is gone; resume it with `outlast resume`" if found["process_gone"] else "",
     }
     if (there := found["queued"]) is not None and there["stands"] != "gone":
         fields["queue"] = f"{there['engine']} {there['id']}: {there['stands']}"
@@ -68,7 +68,7 @@ def _print_status(found: dict[str, Any]) -> None:
             fields |= {
                 "speed": " · ".join(speeds),
                 "doing": f"{beat.activity}, process {beat.pid} on {beat.host}, "
-                f"sign of life {_ago(beat.at)}",
+                f"heartbeat {_ago(beat.at)}",
             }
     if last is not None:
         fields["saved"] = (
@@ -101,5 +101,5 @@ def _attempt_line(attempt: dict[str, Any]) -> list[str]:
 
 
 def _ago(unix: float) -> str:
-    """Return how long ago by this machine's clock; another machine's may differ."""
+    """Return the age of a moment by this machine's clock; other machines' may differ."""
     return f"{units.duration(max(0.0, time.time() - unix))} ago"

@@ -1,4 +1,4 @@
-"""`outlast stop`: save and stop, or stop at once."""
+"""`outlast stop`: save and stop a job, or kill it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from outlast.cli.job_address import find_job
 from outlast.cli.options import duration, job_argument, json_option
 from outlast.exit_codes import DONE, RESUMABLE
 
-LOOK_EVERY = 0.2  # seconds
+LOOK_EVERY = 0.2  # seconds between two looks
 
 
 @click.command("stop", cls=Verb)
 @job_argument
-@click.option("--now", is_flag=True, help="Kill it: what it did since its last checkpoint is lost.")
+@click.option(
+    "--now", is_flag=True, help="Kill the job; its work since the last checkpoint is lost."
+)
 @click.option(
     "--wait",
     type=duration,
     metavar="TIME",
-    help="Come back when it has stopped, or with exit code 75 after that time.",
+    help="Wait for the job to stop. Exit with code 75 if that takes longer than TIME.",
 )
 @json_option()
 def stop(root: str, job: str, now: bool, wait: float | None, as_json: bool) -> int:
-    """Save and stop JOB. Whoever supervises it, on whatever machine, sees the request.
+    """Save and stop JOB. Its supervisor may run on any machine.
 
-    A stopped job goes on with `outlast resume`.
+    `outlast resume` resumes a stopped job.
     """
     from outlast.engines import take_back
     from outlast.job.journal import Journal

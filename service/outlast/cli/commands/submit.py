@@ -15,7 +15,7 @@ from outlast.exit_codes import DONE
 @click.command("submit", cls=ScriptVerb)
 @job_options
 @cluster_options
-@click.option("--dry-run", is_flag=True, help="Print what would be handed over; submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted, and submit nothing.")
 @json_option("Print JSON: job, url, pid, queued.")
 @command_argument
 @click.pass_context
@@ -27,12 +27,13 @@ def submit(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    """Run SCRIPT under supervision, detached: it survives this terminal.
+    """Run SCRIPT under supervision, detached from this terminal.
 
-    With --engine slurm in the queue of a cluster, where it is requeued until it is done: after
-    preemption, at the end of its time, after the death of its node.
+    With --engine slurm or kubernetes, the job runs on a cluster. It is requeued until it is done:
+    after a preemption, at the end of its time limit, and after the loss of its node.
 
-    Options as of `outlast run`. `outlast logs -f` follows it, `outlast stop` stops it.
+    The options are those of `outlast run`. `outlast logs -f` follows the job, and `outlast stop`
+    stops it.
     """
     from outlast.cli.handover import hand_over, plan, tell
 

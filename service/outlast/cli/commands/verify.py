@@ -1,4 +1,4 @@
-"""`outlast verify`: whether all is good that a job has stored, or all jobs below a root."""
+"""`outlast verify`: check the stored bytes of one job, or of all jobs below a root."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _COUNTED = {"history": "rows", "journal": "events"}
     "--deep/--quick",
     default=True,
     show_default=True,
-    help="Read and hash every byte, or only look at manifests and sizes.",
+    help="Read and hash every byte, or check only manifests and sizes.",
 )
 @json_option()
 def verify(root: str, job: str | None, deep: bool, as_json: bool) -> int:
-    """Check all that JOB has stored: checkpoints, history, journal, spec.
+    """Verify everything that JOB has stored: checkpoints, history, journal and spec.
 
-    Given a ROOT, or nothing, all jobs below it. Files are read several at a time, and what
-    checkpoints share is read once.
+    With a ROOT, or without an argument, verify all jobs below it. Several files are read at a
+    time, and a file that checkpoints share is read once.
 
-    Exit code 65 when something is damaged; a resume uses the newest checkpoint that is good.
+    The exit code is 65 when something is damaged. A resume uses the newest good checkpoint.
     """
     place = None if job is None else _find(root, job)
     if place is not None:
@@ -67,7 +67,7 @@ def verify(root: str, job: str | None, deep: bool, as_json: bool) -> int:
 
 
 def _find(root: str, job: str) -> Place | None:
-    """Return the place of a job, None where there are jobs below. Raises `JobNotFound`."""
+    """Return the place of a job; None for a root. Raises `JobNotFound` when it is neither."""
     try:
         return find_job(root, job)
     except JobNotFound:
@@ -79,7 +79,7 @@ def _find(root: str, job: str) -> Place | None:
 def _verified(
     places: Sequence[Place], *, deep: bool
 ) -> list[tuple[dict[str, Any], OutlastError | None]]:
-    """Return what `--json` prints of each job, and why one could not be seen to its end."""
+    """Return the JSON fields of each job, and the error that ended its verification early."""
     from outlast_checkpoints.store.checkpoint_store import CheckpointStore
     from outlast_checkpoints.store.verify import audit
 
@@ -104,7 +104,7 @@ def _verified(
 
 
 def _parts(place: Place) -> dict[str, dict[str, Any]]:
-    """Return whether what is not a checkpoint is good."""
+    """Verify the spec, journal, history and origins of a job."""
     from outlast.job import spec as specs
     from outlast.job.journal import Journal
     from outlast_checkpoints.format.lineage import read_lineage
@@ -130,7 +130,7 @@ def _count_rows(history: HistoryReader) -> int:
 
 
 def _part(count: Callable[[], int]) -> dict[str, Any]:
-    """Return whether all of it could be read, which `count` tries."""
+    """Return whether `count` could read everything, and what it counted."""
     try:
         return {"good": True, "entries": count(), "damage": None}
     except OutlastError as error:
@@ -162,8 +162,8 @@ def _print_job(found: dict[str, Any]) -> None:
             click.echo(f"good     {name}  {units.number(found[name]['entries'])} {what}")
     if found["orphans"]:
         click.echo(
-            f"{len(found['orphans'])} folders are no checkpoints of this line (cut short, or of "
-            "attempts that were superseded); `outlast prune` deletes the old ones."
+            f"{len(found['orphans'])} folders hold no checkpoint of this lineage (unfinished, or "
+            "of superseded attempts); `outlast prune` deletes the old ones."
         )
     total = len(found["checkpoints"])
     good = sum(one["good"] for one in found["checkpoints"])
@@ -171,7 +171,7 @@ def _print_job(found: dict[str, Any]) -> None:
 
 
 def _damages(found: dict[str, Any]) -> list[str]:
-    """Return everything that is wrong with a job, a line each."""
+    """Return one line for each damage of a job."""
     if "problem" in found:
         return [found["problem"]]
     lines = [

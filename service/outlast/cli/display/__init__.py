@@ -1,1 +1,1 @@
-"""Text for people: units, tables, progress lines."""
+"""Text for people: units, tables and progress lines."""

@@ -1,4 +1,4 @@
-"""The last lines of what is there, then all that comes: `-f` with `--lines` or `--tail`."""
+"""Prints the last lines, then everything that follows: `-f` with `--lines` or `--tail`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ POLL = 0.5  # seconds between two looks
 
 
 def is_final(storage: Storage) -> bool:
-    """Return whether nothing more will happen in the job by itself."""
+    """Return whether the job is in a final state."""
     from outlast.job.journal import Journal
 
     entry = Journal(storage).newest()
@@ -28,9 +28,13 @@ def show_last(
     lines: int | None,
     show: Callable[[T], None],
 ) -> None:
-    """Show the last `lines` items (None: all) of what is there already, then all that comes.
+    """Show the last existing items, then all new ones.
 
-    source: given a function to call each time when it has seen everything that is there.
+    Args:
+        source: Yields the items. It gets a function that it calls whenever it has yielded
+            everything that exists.
+        lines: How many existing items to show; None for all.
+        show: Shows one item.
     """
     held: deque[T] = deque(maxlen=lines)
     looked = lines is None

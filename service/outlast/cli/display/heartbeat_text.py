@@ -1,4 +1,4 @@
-"""What a heartbeat says, in words: shared by the live line, the plain lines and `status`."""
+"""Formats a heartbeat as text for the live line, the plain lines and `outlast status`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_METRICS = 3
 
 
 def steps(beat: Beat) -> str:
-    """Return "step 1,200/50,000", "step 1,200" where the end is not known, "" before any."""
+    """Return "step 1,200/50,000"; "step 1,200" if the end is unknown; "" before any step."""
     if beat.phase is None:
         return ""
     if beat.total_steps:
@@ -22,7 +22,7 @@ def steps(beat: Beat) -> str:
 
 
 def epochs(beat: Beat) -> str:
-    """Return "epoch 3/50", counted from 1 as people do; phases other than the first by name."""
+    """Return "epoch 3/50", counted from 1; phases other than the first are named."""
     if beat.phase is None:
         return ""
     now = min(beat.epoch + 1, beat.epochs or beat.epoch + 1)
@@ -33,36 +33,36 @@ def epochs(beat: Beat) -> str:
 
 
 def metrics(beat: Beat, most: int = MOST_METRICS) -> str:
-    """Return the first `most` metrics, the loss before all: "loss 0.123 · accuracy 0.98"."""
+    """Return the first `most` metrics, loss first: "loss 0.123 · accuracy 0.98"."""
     ordered = sorted(beat.logs, key=lambda name: name != "loss")[:most]
     return " · ".join(f"{name} {_value(beat.logs[name])}" for name in ordered)
 
 
 def _value(value: float | None) -> str:
-    # A heartbeat has no words for what is not finite: it says null.
+    # A heartbeat stores null for a value that is not finite.
     return "not finite" if value is None else units.metric(value)
 
 
 def speed(beat: Beat) -> str:
-    """Return "512 steps/s", "" when it is not known."""
+    """Return "512 steps/s"; "" if the speed is unknown."""
     return units.rate(beat.steps_per_second or 0.0)
 
 
 def remaining(beat: Beat) -> str:
-    """Return "ETA 1:35" for the phase, "" when its end or the speed is not known."""
+    """Return "ETA 1:35" for the phase; "" if its end or the speed is unknown."""
     if not beat.total_steps or not beat.steps_per_second:
         return ""
     return f"ETA {units.duration((beat.total_steps - beat.step) / beat.steps_per_second)}"
 
 
 def saved(beat: Beat) -> str:
-    """Return "saved at 1,200" for the last checkpoint's step, "" when there is none."""
+    """Return "saved at 1,200" for the step of the last checkpoint; "" if there is none."""
     if beat.last_checkpoint_at_step is None:
         return ""
     return f"saved at {units.number(beat.last_checkpoint_at_step)}"
 
 
 def line(beat: Beat, most: int = MOST_METRICS) -> str:
-    """Return everything in one line, with the first `most` metrics."""
+    """Return the whole heartbeat as one line, with the first `most` metrics."""
     parts = [epochs(beat), steps(beat), metrics(beat, most), speed(beat), remaining(beat)]
     return " · ".join(part for part in [*parts, saved(beat)] if part) or beat.activity

@@ -1,4 +1,4 @@
-"""Watching a job on a terminal: its output scrolls, one line below tells how far it is."""
+"""Shows a job on a terminal: scrolling output above one line of progress."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _BAR_FROM = 110  # columns of the terminal from which the bar has room
 
 
 class LiveLine(TerminalObserver):
-    """An observer of the supervisor that keeps one line at the terminal's bottom.
+    """An observer that keeps one line of progress at the bottom of the terminal.
 
-    Between two heartbeats the line still moves: a waiting job counts down.
+    The line also moves between two heartbeats; for example, a waiting job counts down.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -53,7 +53,7 @@ class LiveLine(TerminalObserver):
         self._live.start()
 
     def on_state(self, job: Job) -> None:
-        """Show the state; an attempt's end also stays readable above the line."""
+        """Show the state; print the end of an attempt above the line."""
         before, self._job = self._job, job
         self._since = time.monotonic()
         if before is None or before.attempt != job.attempt:
@@ -63,31 +63,31 @@ class LiveLine(TerminalObserver):
             self.say(state(job))
 
     def on_beat(self, beat: Beat) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         self.tell_resumed(beat)
         self._beat = beat
 
     def on_output(self, data: bytes) -> None:
-        """Let what the script wrote scroll by above the line, whole lines at a time."""
+        """Print the complete lines of the script's output above the line."""
         for line in self._output.feed(data):
             self._print(line)
 
     def on_log(self, row: dict[str, Any]) -> None:
-        """Say what went wrong."""
+        """Print warnings and errors."""
         if text := trouble(row, colour=True):
             self._print(text)
 
     def say(self, text: str) -> None:
-        """Say one thing above the line, with the time."""
+        """Print one message with the time above the line."""
         self._print(f"\x1b[2m[outlast] {time.strftime('%H:%M:%S')}\x1b[0m {text}")
 
     def close(self) -> None:
-        """Take the line away; what stands above it stays."""
+        """Remove the line; the text above it stays."""
         self._flush()
         self._live.stop()
 
     def render(self) -> RenderableType:
-        """Return the line as it is now; where it is too long it tells fewer metrics."""
+        """Return the current line, with as many metrics as fit."""
         beat = self._beat
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(width=1)
@@ -117,7 +117,7 @@ class LiveLine(TerminalObserver):
         if job.state is State.PENDING:
             return f"attempt {max(job.attempt, 1)} is starting"
         if job.state is State.STOPPING:
-            return "stopping at once" if job.stop == "now" else "saving and stopping"
+            return "being killed" if job.stop == "now" else "saving and stopping"
         doing = beat.activity if beat is not None and beat.phase is not None else ""
         return f"attempt {job.attempt}" + (f" {doing}" if doing not in ("", "training") else "")
 
@@ -131,9 +131,9 @@ class LiveLine(TerminalObserver):
 
 
 class Lines:
-    """Text in pieces, put together to whole lines.
+    """Assembles pieces of output into complete lines.
 
-    Of what a carriage return overwrites only the last is kept, as a terminal would show it.
+    Of text that carriage returns overwrite, only the last version is kept.
     """
 
     def __init__(self) -> None:
@@ -141,14 +141,14 @@ class Lines:
         self._rest = ""
 
     def feed(self, data: bytes) -> list[str]:
-        """Return the lines that are complete now."""
+        """Add output; return the lines that are complete now."""
         *lines, rest = (self._rest + self._decoder.decode(data)).replace("\r\n", "\n").split("\n")
-        # A return at the very end may yet be followed by its newline.
+        # A newline may still follow a carriage return at the end.
         self._rest = rest if rest.endswith("\r") else _shown(rest)
         return [_shown(line) for line in lines]
 
     def rest(self) -> list[str]:
-        """Return the unfinished last line, if there is one, and forget it."""
+        """Return and forget the incomplete last line, if there is one."""
         rest, self._rest = self._rest + self._decoder.decode(b"", final=True), ""
         self._decoder.reset()
         shown = _shown(rest)

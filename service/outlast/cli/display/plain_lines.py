@@ -1,4 +1,4 @@
-"""Watching a job without a terminal: the script's output, and a line of ours now and then."""
+"""Shows a job without a terminal: the script's output, and a line of progress at times."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from outlast.job.lifecycle import Job
 
 LINE_EVERY = 10.0  # seconds between two lines of progress
-CHECKPOINT_EVERY = 1.0  # seconds before a new checkpoint is worth a line of its own
+CHECKPOINT_EVERY = 1.0  # least seconds between two lines about new checkpoints
 
 
 class Plain(TerminalObserver):
-    """An observer of the supervisor: output to stdout, what Outlast says to stderr.
+    """An observer that writes output to stdout and messages of Outlast to stderr.
 
-    A reader that has gone (`| head`) never stops the training: its stream falls silent.
+    When the reader of a stream is gone (`| head`), the stream falls silent and the training
+    continues.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class Plain(TerminalObserver):
         self._silent: set[Any] = set()
 
     def on_state(self, job: Job) -> None:
-        """Say the job's state when it is not what was said last."""
+        """Print the state of the job when it has changed."""
         said = state(job)
         if said != self._said:
             self._said = said
             self.say(said)
 
     def on_beat(self, beat: Beat) -> None:
-        """Say how far it is at a new checkpoint, and every `LINE_EVERY` seconds."""
+        """Print the progress at a new checkpoint, and every `LINE_EVERY` seconds."""
         self.tell_resumed(beat)
         new = beat.last_checkpoint not in (None, self._saved, beat.restored_from)
         since = self._clock() - self._line_at
@@ -59,16 +60,16 @@ class Plain(TerminalObserver):
             self.say(heartbeat_text.line(beat))
 
     def on_output(self, data: bytes) -> None:
-        """Hand on what the script wrote."""
+        """Pass on the output of the script."""
         self._write(self._out, data)
 
     def on_log(self, row: dict[str, Any]) -> None:
-        """Say what went wrong."""
+        """Print warnings and errors."""
         if text := trouble(row):
             self._write(self._err, f"[outlast] {text}\n")
 
     def say(self, text: str) -> None:
-        """Say one thing, with the time."""
+        """Print one message with the time."""
         self._write(self._err, f"[outlast] {time.strftime('%H:%M:%S')} {text}\n")
 
     def _write(self, stream: Any, data: Any) -> None:

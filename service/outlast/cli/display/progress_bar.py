@@ -1,4 +1,4 @@
-"""A bar of bytes on a terminal, and nothing elsewhere."""
+"""A progress bar of bytes; shown on terminals only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """A `Meter` that shows itself on stderr while it is entered, where that is a terminal.
+    """A `Meter` that is shown on stderr, if that is a terminal, while its context is open.
 
-    label: what is going on.
+    Args:
+        label: What is in progress.
     """
 
     def __init__(self, label: str) -> None:
@@ -57,12 +58,12 @@ class Bar:
             self._progress.stop()
 
     def expect(self, count: int) -> None:
-        """Make the bar longer by so many bytes."""
+        """Add `count` bytes to the total."""
         self._total += count
         if self._progress is not None:
             self._progress.update(self._task, total=self._total)
 
     def done(self, count: int) -> None:
-        """Fill the bar by so many bytes."""
+        """Advance the bar by `count` bytes."""
         if self._progress is not None:
             self._progress.advance(self._task, count)

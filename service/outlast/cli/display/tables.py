@@ -1,4 +1,4 @@
-"""What goes to stdout for people (aligned columns) and for programs (JSON)."""
+"""Prints to stdout: aligned columns for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 
 def plain(value: Any) -> Any:
-    """Return `value` with floats that JSON cannot spell as "NaN", "Infinity" or "-Infinity"."""
+    """Return `value` with non-finite floats as "NaN", "Infinity" or "-Infinity"."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
@@ -22,17 +22,17 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document, indented."""
+    """Print one indented JSON document."""
     click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_json_line(value: Any) -> None:
-    """Print one JSON document in one line, at once: for streams."""
+    """Print one JSON document on one line and flush it."""
     click.echo(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns; a column of which every cell is a number leans to the right."""
+    """Print aligned columns; columns of numbers are aligned to the right."""
     cells = [list(row) for row in rows]
     columns = list(zip(*cells, strict=True)) if cells else [()] * len(headers)
     widths = [
@@ -47,7 +47,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
             for cell, width, leans in zip(row, widths, right, strict=True)
         ]
         lines.append("  ".join(parts).rstrip())
-    click.echo("\n".join(lines))  # at once: a call for each of ten thousand lines is felt
+    click.echo("\n".join(lines))  # one call, because ten thousand calls are slow
 
 
 def _is_number(cell: str) -> bool:
@@ -55,7 +55,7 @@ def _is_number(cell: str) -> bool:
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """Print names and values in two columns; fields without a value are left out."""
+    """Print names and values in two columns; fields without a value are omitted."""
     shown = {name: value for name, value in fields.items() if value}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():

@@ -1,4 +1,4 @@
-"""What watches a job for a person: the supervisor's observer, and a voice of its own."""
+"""The base of observers that show a job to a person."""
 
 from __future__ import annotations
 
@@ -11,43 +11,40 @@ from outlast.job.log_events import LogEvent
 from outlast.job.logs import LEVELS, render
 from outlast.supervisor.supervisor import Observer
 
-# The state says these too, and better.
+# The line about the state covers these.
 _SAID_BY_STATE = frozenset({LogEvent.ATTEMPT_ENDED, LogEvent.JOB_FAILED, LogEvent.SCRIPT_FAILED})
 
 
 class TerminalObserver(Observer):
-    """An observer that can also say something itself, and is closed when the job rests."""
+    """An observer that can also print messages, and that is closed at the end."""
 
     _resumed = 0
 
     def tell_resumed(self, beat: Beat) -> None:
-        """Say, once an attempt, what it goes on from."""
+        """Print, once for each attempt, the checkpoint that it resumed from."""
         if beat.restored_from is not None and beat.attempt != self._resumed:
             self._resumed = beat.attempt
             at = (
                 beat.last_checkpoint_at_step if beat.last_checkpoint == beat.restored_from else None
             )
             step = "" if at is None else f" (step {units.number(at)})"
-            self.say(f"attempt {beat.attempt} goes on from {beat.restored_from}{step}")
+            self.say(f"attempt {beat.attempt} resumed from {beat.restored_from}{step}")
 
     def say(self, text: str) -> None:
-        """Say one thing, with the time."""
+        """Print one message with the time."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing more is shown."""
+        """Stop showing the job."""
 
 
 def state(job: Job) -> str:
-    """Return the job's state in one line; that it is ours goes without saying."""
+    """Return the state of the job in one line, without its owner."""
     return describe(job.evolve(owner=None))
 
 
 def trouble(row: dict[str, Any], *, colour: bool = False) -> str:
-    """Return what a row of the log has to say to somebody who watches, "" for nothing.
-
-    Warnings and errors are shown at once; the rest is for `outlast logs`.
-    """
+    """Return the text of a log row to show on a terminal; "" for rows below a warning."""
     if LEVELS.get(str(row.get("level")), 0) < LEVELS["warning"]:
         return ""
     return "" if row.get("event") in _SAID_BY_STATE else render(row, colour=colour)

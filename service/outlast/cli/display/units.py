@@ -1,4 +1,4 @@
-"""Numbers, times and sizes as people read them. Pure, but for the local time zone."""
+"""Formats numbers, times and sizes for people. Pure, except for the local time zone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 def duration(seconds: float) -> str:
-    """Return `seconds` as people say it: "0.4 s", "12 s", "3:25", "2:03:25", "4 d 02:03"."""
+    """Return a duration as "0.4 s", "12 s", "3:25", "2:03:25" or "4 d 02:03"."""
     if not math.isfinite(seconds) or seconds < 0:
         return "?"
     if seconds < 10:
@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes as "812 B", "3.4 MB", …; powers of 1000, as disks are sold."""
+    """Return a number of bytes as "812 B", "3.4 MB", …, in powers of 1000."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("kB", "MB", "GB", "TB"):
@@ -43,12 +43,12 @@ def count(number: int, what: str) -> str:
 
 
 def number(count: float) -> str:
-    """Return a whole number with its thousands apart: "1,234,567"."""
+    """Return a whole number with thousands separators: "1,234,567"."""
     return f"{count:,.0f}"
 
 
 def metric(value: float) -> str:
-    """Return a metric in four significant digits; what is not finite is said as such."""
+    """Return a metric with four significant digits; "nan", "inf" or "-inf" if not finite."""
     if math.isnan(value):
         return "nan"
     if math.isinf(value):
@@ -57,7 +57,7 @@ def metric(value: float) -> str:
 
 
 def rate(steps_per_second: float) -> str:
-    """Return a speed: "512 steps/s", or "2.1 s/step" when it is slow."""
+    """Return a speed as "512 steps/s", or as "2.1 s/step" when it is slow."""
     if steps_per_second <= 0 or not math.isfinite(steps_per_second):
         return ""
     if steps_per_second < 1:
@@ -68,12 +68,12 @@ def rate(steps_per_second: float) -> str:
 
 
 def when(unix: float) -> str:
-    """Return a moment in local time, "2026-03-01 14:05:59"."""
+    """Return a moment in local time: "2026-03-01 14:05:59"."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
 
 
 def moment(unix: float) -> str:
-    """Return a moment as ISO 8601 in UTC, for machines: "2026-03-01T13:05:59.123Z"."""
+    """Return a moment as ISO 8601 in UTC: "2026-03-01T13:05:59.123Z"."""
     utc = datetime.datetime.fromtimestamp(unix, datetime.UTC)
     return utc.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

@@ -81,13 +81,13 @@ def _source(
         _refuse_beside(y, sample_weight, "PyDataset")
         return PyDatasetSource(x, class_weight=class_weight, shuffle=shuffle, seed=seed)
     if data_adapters.is_torch_dataloader(x):
-        from outlast.training.data.loaders import TorchSource
+        from outlast.training.data.torch import TorchSource
 
         _refuse_beside(y, sample_weight, "torch DataLoader")
         _refuse_class_weight(class_weight, "torch DataLoader")
         return TorchSource(x)
     if data_adapters.is_grain_dataset(x):
-        from outlast.training.data.loaders import GrainSource
+        from outlast.training.data.grain import GrainSource
 
         _refuse_beside(y, sample_weight, "grain.Dataset and grain.DataLoader")
         _refuse_class_weight(class_weight, "grain.Dataset and grain.DataLoader")

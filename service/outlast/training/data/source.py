@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -128,3 +129,14 @@ def to_tuple(batch: Any) -> Any:
 def spec_of(batches: list[Any]) -> Any:
     """Return the common tf.TypeSpec structure of a few batches, as Keras finds it."""
     return data_adapters.spec_of(batches)
+
+
+def of_numpy(batch: Any) -> Any:
+    """Return a batch with arrays in place of tensors, and tuples in place of lists, as Keras."""
+
+    def convert(value: Any) -> Any:
+        if hasattr(value, "detach"):  # a torch tensor
+            return np.asarray(value.detach().cpu())
+        return np.asarray(value) if hasattr(value, "__array__") else value
+
+    return tree.lists_to_tuples(tree.map_structure(convert, batch, none_is_leaf=False))

@@ -31,6 +31,17 @@ def wait_for_hooks(callbacks: Any) -> None:
     callbacks._async_train = False
 
 
+def flush_events(callback: Any) -> None:
+    """Write out what TensorBoard has recorded; other callbacks are left alone.
+
+    A death would take it along, and a resume does not record again what a checkpoint counts as
+    done. Keras does so by itself since 3.15.
+    """
+    if isinstance(callback, keras_callbacks.TensorBoard):
+        for writer in getattr(callback, "_writers", {}).values():
+            writer.flush()
+
+
 def is_hook_overridden(hook: Any) -> bool:
     """Whether a bound hook does anything beyond Keras' empty one."""
     return not is_default(hook)

@@ -20,7 +20,7 @@ import tensorflow as tf
 from keras import callbacks as keras_callbacks
 
 from outlast.training.errors import NotSupported
-from outlast.training.keras_internals.callbacks import is_hook_overridden, is_state
+from outlast.training.keras_internals.callbacks import flush_events, is_hook_overridden, is_state
 from outlast.training.state import trees
 from outlast.training.state.callback_files import rows_written
 
@@ -45,6 +45,7 @@ class CallbackStates:
         states = []
         for i, callback in enumerate(self.callbacks):
             state: Plain = {"class": type(callback).__name__}
+            flush_events(callback)
             rows = rows_written(callback)
             if rows is not None:
                 state["rows"] = rows

@@ -22,7 +22,7 @@ def hold(variable: Any) -> Any:
     return np.asarray(Holder([variable]).hold()[0])
 
 
-class Held:
+class HeldValue:
     """A variable's value at some moment, which `numpy.asarray` makes a view of, or an array.
 
     That is left to whoever writes it, for the loop waits while it is held.
@@ -34,6 +34,8 @@ class Held:
         self._tensor = tensor
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        if copy is None:  # numpy 1 does not take it
+            return np.asarray(_view(self._tensor), dtype=dtype)
         return np.array(_view(self._tensor), dtype=dtype, copy=copy)
 
     @property
@@ -58,7 +60,7 @@ class Holder:
             return [_view(tensor) for tensor in self._read_each()]
         at_once = len(self._sources) > 1 and can_read_many()
         return [
-            Held(tensor)
+            HeldValue(tensor)
             for tensor in (read_many(self._handles, self._types) if at_once else self._read_each())
         ]
 

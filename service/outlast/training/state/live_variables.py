@@ -95,7 +95,7 @@ class LiveState:
 
         for group, name in self.describe()["names"].items():
             stored = description["names"].get(group)
-            if stored is not None and stored != name:
+            if stored is not None and _plain_name(stored) != _plain_name(name):
                 fail(group, f"the checkpoint has {stored!r}, the script has {name!r}")
         self._check_weights(weights, fail)
         paths = self.describe()["rest"]
@@ -207,6 +207,11 @@ def _learning_rate(model: Any) -> float | None:
 
 def _path(variable: Any) -> str:
     return str(getattr(variable, "path", None) or variable.name)
+
+
+def _plain_name(name: str) -> str:
+    """Return a name as all versions of Keras have it: AdamW is "adamw" or "adam_w", SGD "SGD"."""
+    return name.replace("_", "").lower()
 
 
 def _natural(name: str) -> list[Any]:

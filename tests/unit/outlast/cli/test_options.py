@@ -78,10 +78,10 @@ def test_pairs_can_be_a_list(config: Path) -> None:
     [
         ("save_evry = 5", "unknown option 'save_evry'. Did you mean 'save_every'"),
         ("[job]\nkepe = 5", "unknown option 'kepe'. Did you mean 'keep'?"),
-        ("zzz = 1", "unknown option 'zzz'. The options of `outlast run --help`"),
+        ("zzz = 1", "unknown option 'zzz'. Use the option names of `outlast run --help`"),
         ("config = 'a'", "unknown option 'config'"),
         ("debug = true", "unknown option 'debug'"),
-        ("root = 'x'\n[job]\nkeep = 1", "'root' stands beside the table [job]"),
+        ("root = 'x'\n[job]\nkeep = 1", "'root' is outside the table [job]"),
         ("keep = 'none'", "'keep': unknown rule 'none'"),
         ("max_retries = true", "'max_retries' must be a single value"),
         ("max_retries = 'a'", "'max_retries': 'a' is not a valid integer"),
@@ -89,11 +89,11 @@ def test_pairs_can_be_a_list(config: Path) -> None:
         ("on_nan = 'maybe'", "'on_nan': 'maybe' is not one of"),
         ("deterministic = 'yes'", "'deterministic' must be true or false"),
         ("env = 'A'", "'env' must be a table, or a list of 'NAME=VALUE'"),
-        ("env = ['A']", "'env': 'A' is not NAME=VALUE"),
+        ("env = ['A']", "'env': Invalid pair 'A'. Use NAME=VALUE. Correct the file."),
         ("args = 'x'", "'args' must be a list of strings"),
         ("script = 3", "'script' must be a string"),
-        ("script = 'a'\nmodule = 'b'", "has both 'script' and 'module'"),
-        ("keep = [1", "is not TOML"),
+        ("script = 'a'\nmodule = 'b'", "'script' and 'module' exclude each other"),
+        ("keep = [1", "the file is not valid TOML"),
     ],
 )
 def test_what_a_file_cannot_say(config: Path, content: str, said: str) -> None:
@@ -141,7 +141,7 @@ def test_times(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1 hour", "1e3", "nan", "inf", "5ms"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="is no time"):
+    with pytest.raises(click.BadParameter, match="Invalid duration"):
         options.duration(text)
 
 

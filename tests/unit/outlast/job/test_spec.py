@@ -153,7 +153,7 @@ def test_secrets_among_the_arguments_are_not_shown() -> None:
 
 def test_values_that_carry_credentials_are_not_stored() -> None:
     url = "https://user:geheim@host/data"
-    with pytest.raises(SpecInvalid, match="DATA carries credentials") as caught:
+    with pytest.raises(SpecInvalid, match="DATA contains credentials") as caught:
         spec_env({"DATA": url}, {})
     assert "geheim" not in str(caught.value)
     assert spec_env({}, {"OUTLAST_ROOT": url, "OUTLAST_KEEP": "3"}) == {"OUTLAST_KEEP": "3"}

@@ -159,7 +159,7 @@ def test_of_a_stranger_the_limit_of_silence_means_that_it_is_gone(storage: Stora
     beat(storage, 1, at=1e12)  # what its clock says is of no interest
     waited = take(storage, journal, clock)
     assert 1030.0 <= clock.now < 1031.0
-    assert "30 s of silence" in waited[0]
+    assert "waiting 30 s for a sign of life" in waited[0]
     assert journal.existing_job().outcome is Outcome.LOST
 
 
@@ -199,7 +199,7 @@ def test_an_orphan_gets_the_grace_to_save(storage: Storage, child: subprocess.Po
 
     clock.during = [(1004.0, leave)]
     waited = take(storage, journal, clock)
-    assert "saving and leaving" in waited[0]
+    assert "to save and leave" in waited[0]
     assert 1004.0 <= clock.now < 1005.0
     assert journal.existing_job().outcome is Outcome.PREEMPTED
 

@@ -42,7 +42,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Listening:
-    """A watcher, and what it has told."""
+    """A listener, and what it has told."""
 
     def __init__(self, cloud: Cloud) -> None:
         self.notices: queue.Queue[Notice] = queue.Queue()
@@ -56,7 +56,7 @@ class Listening:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.watcher.stop()
+        self.listener.stop()
 
     def notice(self) -> Notice:
         return self.notices.get(timeout=PATIENCE)
@@ -138,7 +138,7 @@ def test_aws_needs_a_token_and_fetches_a_new_one_when_it_expires(serve: Serve[Aw
     assert notice is not None
     assert notice.within is not None
     assert 80 < notice.within <= 90
-    assert notice.why == "the spot instance is going to terminate"
+    assert notice.why == "the spot instance will terminate"
 
 
 def test_aws_tells_of_a_recommendation_and_a_hibernation_once_and_goes_on(
@@ -284,7 +284,7 @@ def test_a_server_that_hangs_holds_up_nobody(serve: Serve[GceServer]) -> None:
         Metadata(server.url).ask("anything", timeout=0.1)
     with Listening(gce.Gce({"OUTLAST_METADATA_URL": server.url})) as listening:
         server.until(2)
-    assert listening.watcher._thread.is_alive()  # it is still waiting: to stop did not
+    assert listening.listener._thread.is_alive()  # it is still waiting: to stop did not
     assert listening.notices.empty()
 
 

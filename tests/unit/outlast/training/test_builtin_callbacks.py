@@ -155,7 +155,8 @@ def test_every_built_in_callback_is_here() -> None:
         name for name, found in vars(callbacks).items()
         if inspect.isclass(found) and issubclass(found, callbacks.Callback)
     } | {"CallbackList"}  # fmt: skip
-    assert {name.split()[0] for name in CASES} | set(APART) == classes
+    # Versions of Keras before 3.15 have no OrbaxCheckpoint.
+    assert {name.split()[0] for name in CASES} | set(APART) == classes | {"OrbaxCheckpoint"}
 
 
 def events(folder: Path) -> dict[tuple[str, str, int], set[bytes]]:

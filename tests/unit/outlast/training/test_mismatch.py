@@ -91,12 +91,12 @@ COMPLETE = net(metrics=("mae", "mse"))
         (PLAIN, net(dense(3, use_bias=False)), r"layers/dense/vars/1", "the checkpoint has it"),
         (PLAIN, net(dense(3, dtype="float64")), r"layers/dense/vars/0", "float32.*float64"),
         (HALF, PLAIN, r"layers/dense/vars/0", "float16.*float32"),
-        (PLAIN, SGD, "optimizer", "'adam'.*'sgd'"),
+        (PLAIN, SGD, "optimizer", "'adam'.*'(sgd|SGD)'"),
         (
             net(optimizer=lambda: keras.optimizers.AdamW(0.01)),
             PLAIN,
             "optimizer",
-            "'adam_w'.*'adam'",
+            "'adam_?w'.*'adam'",
         ),
         (
             PLAIN,

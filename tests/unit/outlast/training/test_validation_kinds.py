@@ -17,7 +17,8 @@ import pytest
 import tensorflow as tf
 
 from outlast.training.validation import StopProbe
-from tests.support.data_kinds import (
+from tests.support.data_models import compiled, nested_inputs, plain_model
+from tests.support.data_samples import (
     BATCH,
     EPOCHS,
     Batches,
@@ -26,14 +27,11 @@ from tests.support.data_kinds import (
     X,
     Y,
     augmented,
-    compiled,
     finite,
     grain_dataset,
     nested_arrays,
-    nested_inputs,
     noisy,
     passes,
-    plain_model,
     slices,
     torch_loader,
     torch_noisy,

@@ -1,4 +1,4 @@
-"""Large files past the page cache: the same bytes whatever the file system takes, in any pieces."""
+"""Direct I/O gives the same bytes on every file system, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 7, 17 * BLOCK,
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of some blocks are large, and take several buffers and pieces."""
+    """Treat files of a few blocks as large, with several buffers and pieces."""
     monkeypatch.setattr(page_cache, "WORTHWHILE", 1)
     monkeypatch.setattr(direct_io, "_BUFFER", 3 * BLOCK)
     monkeypatch.setattr(direct_io, "_PIECE", 2 * BLOCK)
@@ -49,7 +49,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def read(path: Path, size: int) -> bytes:
-    """Return what comes piece by piece; it is in its place in the memory then."""
+    """Return the pieces joined, after checking that each is at its place in memory."""
     content = direct_io.memory(size)
     found = b""
     with opened(path, os.O_RDONLY) as file:
@@ -65,7 +65,7 @@ def forget(path: Path) -> None:
 
 
 def stays_out_of_the_cache(folder: Path) -> bool:
-    """Whether a block that is written directly is not in the page cache on this file system."""
+    """Return whether direct writes bypass the page cache on this file system."""
     with opened(folder / "probe", os.O_RDWR | os.O_CREAT) as file, mmap.mmap(-1, BLOCK) as block:
         if not direct_io._switch(file, on=True):
             return False

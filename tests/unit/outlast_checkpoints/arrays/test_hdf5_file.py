@@ -1,4 +1,4 @@
-"""Arrays to HDF5 and back: every kind, read by h5py and Keras too, and nothing odd let in."""
+"""HDF5 round trips for every dtype, readable by h5py and Keras; odd files are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import xxhash
 from outlast_checkpoints.arrays import direct_io, page_cache
 from outlast_checkpoints.arrays import hashing as digest
 from outlast_checkpoints.arrays.hdf5_file import as_arrays, read_file, write_arrays
-from outlast_checkpoints.arrays.hdf5_template import _laid_out, skeleton_of
+from outlast_checkpoints.arrays.hdf5_template import _laid_out, template_of
 from outlast_checkpoints.errors import FormatError, UsageError
 from outlast_checkpoints.format.manifest import FileEntry
 from outlast_checkpoints.format.snapshot import ArrayFile
@@ -309,26 +309,26 @@ def _as_keras(node: h5py.Dataset) -> np.ndarray:
     return np.array(node)
 
 
-def test_files_of_the_same_arrays_have_one_skeleton_and_any_other_has_its_own() -> None:
-    def skeleton(array: object, path: str = "a/vars/0", text: str = "x") -> object:
+def test_files_of_the_same_arrays_have_one_template_and_any_other_has_its_own() -> None:
+    def template(array: object, path: str = "a/vars/0", text: str = "x") -> object:
         file = ArrayFile({path: array, "b": np.ones(3)}, {"a": {"name": text}})
-        return skeleton_of(as_arrays(file), file.group_attributes)
+        return template_of(as_arrays(file), file.group_attributes)
 
-    first = skeleton(np.zeros((2, 3), np.float32))
-    assert skeleton(np.ones((2, 3), np.float32)) is first
+    first = template(np.zeros((2, 3), np.float32))
+    assert template(np.ones((2, 3), np.float32)) is first
     others = [
-        skeleton(np.zeros((3, 2), np.float32)),
-        skeleton(np.zeros((2, 3), np.int32)),
-        skeleton(np.zeros((2, 3), ">f4")),
-        skeleton(np.zeros((2, 3), np.float16)),
-        skeleton(np.zeros((2, 3), ml_dtypes.bfloat16)),
-        skeleton(np.zeros((2, 3), np.float32), path="a/vars/1"),
-        skeleton(np.zeros((2, 3), np.float32), text="y"),
+        template(np.zeros((3, 2), np.float32)),
+        template(np.zeros((2, 3), np.int32)),
+        template(np.zeros((2, 3), ">f4")),
+        template(np.zeros((2, 3), np.float16)),
+        template(np.zeros((2, 3), ml_dtypes.bfloat16)),
+        template(np.zeros((2, 3), np.float32), path="a/vars/1"),
+        template(np.zeros((2, 3), np.float32), text="y"),
     ]
     assert len({id(each) for each in [first, *others]}) == 8
 
 
-def test_a_kept_skeleton_gives_the_bytes_that_a_new_one_gives(tmp_path: Path) -> None:
+def test_a_kept_template_gives_the_bytes_that_a_new_one_gives(tmp_path: Path) -> None:
     file = ArrayFile(
         {k: v for k, v in KINDS.items() if k != "three pieces"}, {"nested": {"n": "x"}}
     )

@@ -1,6 +1,6 @@
-"""HDF5 files made to do harm: each is an error that says what is odd, within little memory.
+"""Malicious HDF5 files: each one is refused with a clear error and little memory.
 
-Those that want memory or depth are read in one process that may take only so much of either.
+Files that demand memory or depth are read in one process with limits.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ print(json.dumps(found))
 
 
 def plain(path: Path, **arrays: Any) -> bytearray:
-    """Write a file as Outlast does, to be changed."""
+    """Write a valid file, to be changed."""
     hdf5_file.write_arrays(path, hdf5_file.ArrayFile(arrays))
     return bytearray(path.read_bytes())
 
@@ -91,7 +91,7 @@ def beyond_the_end(path: Path) -> None:
 
 
 def many_arrays_of_the_same_bytes(path: Path) -> None:
-    """A file of some MB that would come to some GB."""
+    """A file of a few MB that expands to a few GB."""
     size = 1 << 20
     with h5py.File(path, "w") as file:
         file["x"] = np.zeros(size, np.uint8)
@@ -121,7 +121,7 @@ def linked_into_itself(path: Path) -> None:
 
 
 def one_text_in_many_attributes(path: Path) -> None:
-    """All attributes name one string of the file's global heap."""
+    """All attributes refer to one string in the file's global heap."""
     text = "x" * (1 << 20)
     with h5py.File(path, "w") as file:
         file.attrs["a"] = text
@@ -131,7 +131,7 @@ def one_text_in_many_attributes(path: Path) -> None:
     heaps = {found.start().to_bytes(8, "little") for found in re.finditer(b"GCOL", content)}
 
     def references(length: int) -> list[int]:
-        """Return where strings of so many bytes are named: length, heap, place in it."""
+        """Return the references to strings of the given size: length, heap, place in it."""
         pattern = re.escape(length.to_bytes(4, "little")) + b"(?s:(.{8}))"
         return [m.start() for m in re.finditer(pattern, content) if m[1] in heaps]
 
@@ -275,7 +275,7 @@ def test_hdf5_never_sees_a_file_whose_hash_is_wrong(
 
 
 def test_hostile_content_with_the_right_hash_is_damage_too(job: CheckpointStore) -> None:
-    """Somebody who can write manifests can name any content: reading it is an error, no more."""
+    """An attacker who writes manifests can name any content. Reading it raises an error."""
     found = job.manifest(job.ids()[0])
     path = job.storage.local_path(layout.checkpoint_file(found.id, "state.h5"))
     assert path is not None

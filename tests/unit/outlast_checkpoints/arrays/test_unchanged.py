@@ -1,4 +1,4 @@
-"""What did not change is written once: which arrays that are, and what becomes of their file."""
+"""Unchanged arrays are written once: how they are found, and the life of their file."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from tests.support.checkpoints import at, begun
 
 WEIGHTS, PART = layout.WEIGHTS_FILE, "model.weights.frozen.h5"
 MEGABYTE = 1 << 18  # of float32
@@ -34,12 +35,8 @@ def progress(step: int, phase: int = 0, stage: Stage = Stage.STEP) -> Progress:
     return Progress(phase=phase, step=step, epoch=0, batch=step, stage=int(stage))
 
 
-def at(step: int, attempt: int = 1, stage: Stage = Stage.STEP) -> CheckpointId:
-    return CheckpointId(0, step, stage, attempt)
-
-
 def tuning(step: int, *, base: int = 0, more: int = 0, stage: Stage = Stage.STEP) -> Snapshot:
-    """Two layers of a megabyte that follow from `base` and `more` alone, and a head that learns."""
+    """Two 1 MiB layers that depend only on `base` and `more`, and a head that learns."""
     arrays = {
         "layers/base/vars/0": np.full((512, 512), base, np.float32),
         "layers/base/vars/1": np.full(512, base, np.float32),  # small
@@ -56,12 +53,6 @@ def tuning(step: int, *, base: int = 0, more: int = 0, stage: Stage = Stage.STEP
 @pytest.fixture
 def storage(tmp_path: Path) -> FaultyStorage:
     return FaultyStorage(open_storage(tmp_path / "job"))
-
-
-def begun(storage: Storage, attempt: int = 1) -> CheckpointStore:
-    store = CheckpointStore(storage, attempt=attempt)
-    store.begin()
-    return store
 
 
 def save(store: CheckpointStore, snapshot: Snapshot) -> Manifest:
@@ -315,12 +306,12 @@ def test_an_array_in_two_files_is_refused(storage: FaultyStorage) -> None:
     one, other = made.files
     part = msgspec.structs.replace(other, part_of=one.name)
     store._manifests[made.id] = msgspec.structs.replace(made, files=(one, part), format=2)
-    with pytest.raises(CheckpointDamaged, match="in another file as well"):
+    with pytest.raises(CheckpointDamaged, match="is in two files"):
         store.load(made.id)
 
 
 def test_names_that_leave_no_room_for_a_part(storage: FaultyStorage) -> None:
-    """A name too long for the part's, and one that the part's would be equal to."""
+    """A name too long to add a part, and one that equals the part's name."""
     store = begun(storage)
     base = ArrayFile({"a": np.zeros(MEGABYTE, np.float32)})
     for long in (f"{'x' * 86}.weights.h5", "a.h5"):

@@ -1,13 +1,14 @@
-"""Which checkpoints and rows count, by the origins alone."""
+"""The lineage decides from origins alone which checkpoints and rows count."""
 
 from __future__ import annotations
 
 import pytest
 
 from outlast_checkpoints.errors import FormatError
-from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.layout import Stage
 from outlast_checkpoints.format.lineage import Lineage, Origin, decode, encode
 from outlast_checkpoints.format.manifest import HistoryMark
+from tests.support.checkpoints import at
 
 
 def origin(attempt: int, step: int | None = None, of: int = 0, mark: int | None = None) -> Origin:
@@ -15,10 +16,6 @@ def origin(attempt: int, step: int | None = None, of: int = 0, mark: int | None 
         return Origin(attempt=attempt)
     history = None if mark is None else HistoryMark(of, mark)
     return Origin(attempt=attempt, checkpoint=str(at(step, of)), history=history)
-
-
-def at(step: int, attempt: int, stage: Stage = Stage.STEP, phase: int = 0) -> CheckpointId:
-    return CheckpointId(phase, step, stage, attempt)
 
 
 def test_nothing_counts_before_the_first_attempt() -> None:

@@ -1,4 +1,4 @@
-"""The manifest as it is written, and what is refused."""
+"""The manifest's bytes, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept, rule by rule."""
+"""Retention, rule by rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns: the numbers of many rows side by side, the same as row by row."""
+"""Columns hold the same numbers as the rows."""
 
 from __future__ import annotations
 

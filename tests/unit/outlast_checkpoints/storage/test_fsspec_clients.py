@@ -1,6 +1,6 @@
-"""The clients of stores do one request a call; what is worth another is asked for by us alone.
+"""Storage clients send one request per call; only our code retries.
 
-The server is one of ours that answers as it is told. What real servers do is in the contract tests.
+The server is scripted. The contract tests use real servers.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Gives the statuses in turn, the last one for ever; HANG_UP is no answer."""
+    """A server that answers with the given statuses and repeats the last. HANG_UP: no answer."""
 
     daemon_threads = True
 
@@ -91,7 +91,7 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, bytes]] = []
 
     def handle_error(self, *args: Any) -> None:
-        """Leave alone a client that has hung up."""
+        """Ignore a client that has hung up."""
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def test_no_bucket_is_told_when_something_is_to_be_written(
     storage: FsspecStorage, server: Server
 ) -> None:
     server.statuses = [404]
-    with pytest.raises(StorageError, match="there is no such bucket") as caught:
+    with pytest.raises(StorageError, match="the bucket does not exist") as caught:
         storage.create("x", b"1")
     assert not isinstance(caught.value, NotFound)
     assert len(server.requests) == 1

@@ -1,4 +1,4 @@
-"""What only a folder of this machine can show: names in it, full disks, odd file systems."""
+"""Local folders: names, full disks, and unusual file systems."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_a_link_that_the_disk_refuses(
 
 
 def test_a_link_whose_answer_was_lost_is_there(tmp_path: Path) -> None:
-    """Over NFS a repeated request finds that the first one worked."""
+    """Over NFS a repeated request finds that the first one succeeded."""
     storage = open_storage(tmp_path)
     storage.create("a", b"1")
     os.link(tmp_path / "a", tmp_path / "b")

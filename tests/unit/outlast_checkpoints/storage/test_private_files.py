@@ -1,4 +1,4 @@
-"""What a job writes on this machine is its user's alone, and less where the umask says so."""
+"""A job's local files are private to its user, or stricter if the umask says so."""
 
 from __future__ import annotations
 

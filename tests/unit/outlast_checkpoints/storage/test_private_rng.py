@@ -1,4 +1,4 @@
-"""What a network does to a training: nothing that shows in its random numbers."""
+"""The network does not affect the training's random numbers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import tenacity
 
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.storage import open_storage
-from outlast_checkpoints.storage.private_rng import chance
+from outlast_checkpoints.storage.private_rng import rng
 from outlast_checkpoints.storage.retry_budget import patience
 from tests.support.object_stores import free_ports, package, s3_environment
 
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A bucket at a port that nobody listens at."""
+    """A bucket at a port where nothing listens."""
     package("s3fs")
     for name, value in s3_environment(*free_ports(1)).items():
         monkeypatch.setenv(name, value)
@@ -26,25 +26,25 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_pauses_between_tries_are_not_drawn_from_the_trainings_generator(nobody: str) -> None:
     storage = open_storage(nobody)
-    before = random.getstate(), chance.getstate()
+    before = random.getstate(), rng.getstate()
     with patience(1.0), pytest.raises(StorageError):
         storage.read("spec.json")
     assert random.getstate() == before[0]
-    assert chance.getstate() != before[1]  # there was a pause
+    assert rng.getstate() != before[1]  # there was a pause
 
 
 def test_every_client_that_draws_draws_apart(nobody: str) -> None:
     open_storage(nobody).local_path("")
-    assert tenacity.wait.random is chance
+    assert tenacity.wait.random is rng
     import aiohttp.connector
 
-    assert aiohttp.connector.random is chance
+    assert aiohttp.connector.random is rng
     assert sys.modules["random"] is random
 
 
 def test_a_client_finds_all_that_the_module_has() -> None:
-    """Azure's makes a generator of its own for the pauses between parts."""
-    assert isinstance(chance.Random(1), random.Random)
-    assert isinstance(chance.SystemRandom().random(), float)
+    """Azure's client creates its own generator for the pauses between parts."""
+    assert isinstance(rng.Random(1), random.Random)
+    assert isinstance(rng.SystemRandom().random(), float)
     with pytest.raises(AttributeError):
-        chance.no_such_thing()
+        rng.no_such_thing()

@@ -1,4 +1,4 @@
-"""Stores behind a network: what passes by itself, what was lost, what is not believed.
+"""Remote storages: passing failures, lost answers, and answers that are checked.
 
 The server is fsspec's own in-memory file system, made to misbehave.
 """
@@ -20,7 +20,7 @@ from outlast_checkpoints.storage.retry_budget import patience
 
 
 class Server(MemoryFileSystem):
-    """A store of its own, which takes an error for the next calls of an operation."""
+    """An in-memory store with errors for the next calls of an operation."""
 
     protocol = "server"
     cachable = False
@@ -51,7 +51,7 @@ class Server(MemoryFileSystem):
         return self._answer("put_file", lpath, rpath, *args, **kwargs)
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
-        """List as a store does that remembers what it answered before."""
+        """List like a store that caches its listings."""
         if (path, detail) not in self.listings:
             self.listings[path, detail] = super().ls(path, detail=detail, **kwargs)
         return self.listings[path, detail]
@@ -155,7 +155,10 @@ def test_an_upload_that_arrives_cut_short_is_not_believed(
 
     with monkeypatch.context() as patch:
         patch.setattr(server, "put_file", put_file)
-        with pytest.raises(StorageError, match="cut short"), storage.stage("a/file") as path:
+        with (
+            pytest.raises(StorageError, match="arrived incomplete"),
+            storage.stage("a/file") as path,
+        ):
             path.write_bytes(b"half of it")
     assert "rm_file" not in server.calls, "a deletion may arrive after the next try"
     with storage.stage("a/file", over=True) as path:

@@ -1,4 +1,4 @@
-"""What a killed process leaves of its uploads is cleared away; what is in use is not."""
+"""Temporary folders of killed processes are deleted; folders in use are not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from outlast_checkpoints.errors import StorageError
-from outlast_checkpoints.storage.temp_dirs import scratch, sweep
+from outlast_checkpoints.storage.temp_dirs import sweep, temp_dir
 
 HOLD = """
 import sys
-from outlast_checkpoints.storage.temp_dirs import scratch
-with scratch() as folder:
+from outlast_checkpoints.storage.temp_dirs import temp_dir
+with temp_dir() as folder:
     (folder / "model.weights.h5").write_bytes(b"large")
     print(folder, flush=True)
     sys.stdin.read()
@@ -23,7 +23,7 @@ with scratch() as folder:
 
 def test_a_folder_is_gone_with_its_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with scratch() as folder:
+    with temp_dir() as folder:
         (folder / "a").touch()
         assert sweep(tmp_path, settled=0) == []
     assert list(tmp_path.iterdir()) == []
@@ -50,5 +50,5 @@ def test_a_disk_for_temporary_files_that_takes_nothing_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
-    with pytest.raises(StorageError, match="none"), scratch():
+    with pytest.raises(StorageError, match="none"), temp_dir():
         pass

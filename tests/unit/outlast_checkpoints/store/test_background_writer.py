@@ -1,4 +1,4 @@
-"""The background writer: one write at a time, its error told once, its memory given back."""
+"""The background writer: one write at a time, each error raised once, memory released."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.background_writer import Writer
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from tests.support.checkpoints import begun
 
 
 class Gated(FaultyStorage):
@@ -54,12 +55,6 @@ class Gated(FaultyStorage):
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return open_storage(tmp_path / "job")
-
-
-def begun(storage: Storage, attempt: int = 1, **options: Any) -> CheckpointStore:
-    store = CheckpointStore(storage, attempt=attempt, **options)
-    store.begin()
-    return store
 
 
 def tracked(step: int) -> tuple[Snapshot, weakref.ref[Any]]:
@@ -133,7 +128,7 @@ def test_a_failed_snapshot_is_freed_too(storage: Storage, faults: str) -> None:
 def test_an_array_that_is_written_is_let_go_of_while_the_next_one_is_written(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, let_go: bool
 ) -> None:
-    """In every file, and also where the caller still holds the snapshot itself."""
+    """In every file, even if the caller still holds the snapshot."""
     arrays = {name: np.full(hdf5_file._PIECE // 8 + 1, ord(name), "float64") for name in "abc"}
     there = [weakref.ref(array) for array in arrays.values()]
     files = {
@@ -168,7 +163,7 @@ def test_an_array_that_is_written_is_let_go_of_while_the_next_one_is_written(
 def test_no_array_is_let_go_of_where_a_second_try_may_need_it(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, free: str
 ) -> None:
-    """Where there is space enough a full disk is none of leftovers: that save fails, once."""
+    """If pruning frees nothing, the save on a full disk fails, once."""
 
     def disk_usage(folder: Path) -> Any:
         if free == "unknown":

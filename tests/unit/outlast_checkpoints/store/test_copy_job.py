@@ -1,4 +1,4 @@
-"""A job copied between storages: whole, checked, taken up again, never over something else."""
+"""Copying a job: complete, verified, resumable, and never over another job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKBONE = 3
 
 @pytest.fixture
 def places(tmp_path: Path) -> Iterator[Callable[[str], Storage]]:
-    """Return a function that opens a new empty folder, or a new empty place in memory."""
+    """Return a function that opens a new empty folder or in-memory storage."""
     made: list[Storage] = []
 
     def place(kind: str) -> Storage:
@@ -39,7 +39,7 @@ def places(tmp_path: Path) -> Iterator[Callable[[str], Storage]]:
 
 
 def train(storage: Storage, attempt: int, steps: range, backbone: int | None = BACKBONE) -> None:
-    """Add an attempt: rows and a checkpoint of each of these steps."""
+    """Add an attempt with rows and a checkpoint at each step."""
     store = CheckpointStore(storage, attempt=attempt)
     store.begin()
     history = HistoryWriter(storage, attempt)
@@ -65,7 +65,7 @@ def parts(storage: Storage) -> set[int]:
 
 
 def assert_same(one: Storage, other: Storage) -> None:
-    """Assert that two storages have the same job, whatever they are made of."""
+    """Assert that two storages hold the same job."""
     ids = CheckpointStore(one).ids()
     assert CheckpointStore(other).ids() == ids
     for checkpoint in ids:
@@ -101,7 +101,7 @@ def test_there_and_back_over_a_storage_without_links(places: Callable[[str], Sto
 def test_death_at_any_call_leaves_no_job_and_is_taken_up_again(
     places: Callable[[str], Storage], kind: str
 ) -> None:
-    """Until the last call there is no spec, and no manifest whose files are not all there."""
+    """Until the last call there is no spec, and every manifest's files exist."""
     source = places("folder")
     make_job(source)
     whole = places(kind)
@@ -163,7 +163,7 @@ def test_a_place_that_has_something_else_is_left_alone(places: Callable[[str], S
     source, other = places("folder"), places("folder")
     make_job(source)
     other.create(layout.SPEC, b"another job")
-    with pytest.raises(PlaceTaken, match="another job is there"):
+    with pytest.raises(PlaceTaken, match="it holds another job"):
         copy_job(source, other)
     assert other.list("") == [layout.SPEC]
 
@@ -178,7 +178,7 @@ def test_a_place_that_has_something_else_is_left_alone(places: Callable[[str], S
         copy_job(source, FaultyStorage(half, "stage@2:die-before"), at_once=1)
     unlike = places("folder")
     unlike.create(layout.SPEC, b"of another job")
-    with pytest.raises(PlaceTaken, match="unfinished copy of another job"):
+    with pytest.raises(PlaceTaken, match="incomplete copy of another job"):
         copy_job(unlike, half)
 
 
@@ -188,11 +188,11 @@ def test_a_copy_that_went_on_by_itself_is_left_alone(places: Callable[[str], Sto
     copy_job(source, target)
     train(target, 2, range(5, 6))
     before = CheckpointStore(target).ids()
-    with pytest.raises(PlaceTaken, match="gone on by itself"):
+    with pytest.raises(PlaceTaken, match="has been run itself"):
         copy_job(source, target)
     train(source, 2, range(5, 6), backbone=9)
     source.replace(layout.journal_event(2), b"another attempt 2")
-    with pytest.raises(PlaceTaken, match="gone on by itself"):
+    with pytest.raises(PlaceTaken, match="has been run itself"):
         copy_job(source, target)
     assert CheckpointStore(target).ids() == before
     assert CheckpointStore(target).verify(before[-1]) == []
@@ -203,7 +203,7 @@ def test_a_job_that_goes_on_meanwhile_is_no_copy(places: Callable[[str], Storage
     make_job(source)
 
     class Going(FaultyStorage):
-        """Somebody takes the job up while its checkpoints are copied."""
+        """The job is resumed while its checkpoints are copied."""
 
         def read_range(self, path: str, start: int, end: int | None) -> bytes:
             if path.endswith(layout.MANIFEST_FILE) and not source.exists(layout.journal_event(2)):
@@ -240,7 +240,7 @@ def test_damage_of_the_source_is_copied_and_named(places: Callable[[str], Storag
 def test_a_job_whose_checkpoints_cannot_be_read_is_no_copy(
     places: Callable[[str], Storage],
 ) -> None:
-    """It would start over there: there would be nothing to see that anything was lost."""
+    """Otherwise the copy would silently start over."""
     source, target = places("folder"), places("folder")
     source.create(layout.SPEC, b"{}")
     train(source, 1, range(1, 2))

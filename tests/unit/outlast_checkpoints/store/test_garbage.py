@@ -1,4 +1,4 @@
-"""What writers that are gone have left: told by age, by the storage's clock, never what counts."""
+"""Leftovers of dead writers: found by age, by the storage's clock, and never a file that counts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from outlast_checkpoints.format import layout
-from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.garbage import clock, leftovers
 from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
+from tests.support.checkpoints import at
 
 DAY = 86400.0
 YEAR = 365 * DAY
@@ -41,10 +41,6 @@ def paths(storage: Storage, older_than: float = 0.0, *, at_work: bool = False) -
     return [one.path for one in leftovers(storage, older_than=older_than, at_work=at_work)]
 
 
-def at(step: int, attempt: int) -> CheckpointId:
-    return CheckpointId(0, step, Stage.STEP, attempt)
-
-
 def test_what_counts_is_none(storage: Storage) -> None:
     assert paths(storage) == []
     assert storage.list(layout.CHECKPOINTS) == sorted(storage.list(layout.CHECKPOINTS))
@@ -52,7 +48,7 @@ def test_what_counts_is_none(storage: Storage) -> None:
 
 
 def test_a_checkpoint_without_manifest_is_one_unless_somebody_is_at_work(storage: Storage) -> None:
-    """Of whichever attempt: a later one may be sending what an older one saved."""
+    """For every attempt: a later one may be sending what an older one saved."""
     for found in (at(9, 1), at(9, 2)):
         storage.create(layout.checkpoint_file(found, "state.h5"), b"half")
     wanted = [layout.checkpoint_dir(found) for found in (at(9, 1), at(9, 2))]
@@ -89,7 +85,7 @@ def test_a_probe_of_a_killed_process_is_one(storage: Storage) -> None:
 
 
 class OtherClock(FaultyStorage):
-    """A storage whose clock is a year ahead of this machine's."""
+    """A storage whose clock is a year ahead."""
 
     def modified(self, path: str) -> float:
         return super().modified(path) + YEAR

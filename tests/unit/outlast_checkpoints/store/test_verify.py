@@ -1,4 +1,4 @@
-"""Many checkpoints looked at at once: each damage found, what is shared read once, in pieces."""
+"""Verifying many checkpoints: all damage is found, and shared files are read once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Total:
 
 
 def make_job(storage: Storage) -> CheckpointStore:
-    """Three checkpoints, of which two share a file of a megabyte."""
+    """Three checkpoints; two of them share a 1 MiB file."""
     store = CheckpointStore(storage, attempt=1)
     store.begin()
     for step in range(1, 4):
@@ -102,7 +102,7 @@ def test_sizes_alone_read_nothing(jobs: list[Storage]) -> None:
 
 
 class Away(FaultyStorage):
-    """A storage elsewhere that cannot be reached for its content."""
+    """A remote storage whose content is out of reach."""
 
     def local_path(self, path: str) -> Path | None:
         return None
@@ -117,7 +117,7 @@ class Away(FaultyStorage):
 
 
 def test_one_that_cannot_be_reached_does_not_hide_the_others(jobs: list[Storage]) -> None:
-    """It is not damaged either: that is not known."""
+    """It is not reported as damaged, because that is unknown."""
     stores = [CheckpointStore(Away(jobs[0])), CheckpointStore(jobs[1])]
     away, here = audit(stores)
     assert isinstance(away.problem, StorageError)

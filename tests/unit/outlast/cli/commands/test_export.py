@@ -108,10 +108,10 @@ def test_the_checkpoint_that_is_meant_is_copied(
     [
         ("00-000000000009.0-0001", 66, "There is no 00-000000000009.0-0001 checkpoint"),
         ("phase:7", 66, "There is no phase:7 checkpoint"),
-        ("best:auc", 2, "There are: loss, val_accuracy."),
-        ("newest", 2, "'newest' is none. Give ID, 'latest'"),
-        ("best:", 2, "'best:' is none"),
-        ("phase:x", 2, "'phase:x' is none"),
+        ("best:auc", 2, "Known metrics: loss, val_accuracy."),
+        ("newest", 2, "invalid selection 'newest'. Use ID, 'latest'"),
+        ("best:", 2, "invalid selection 'best:'"),
+        ("phase:x", 2, "invalid selection 'phase:x'"),
     ],
 )
 def test_a_checkpoint_that_is_not_there(
@@ -186,7 +186,7 @@ def test_latest_passes_over_a_damaged_one_and_says_so(
     code, out, err = export(str(tmp_path / "a.weights.h5"))
     assert code == 0
     assert "00-000000000003.2-0001" in out
-    assert "passed over: 01-000000000001.0-0001: model.weights.h5: its content has changed" in err
+    assert "skipped: 01-000000000001.0-0001: model.weights.h5: its content has changed" in err
 
 
 @pytest.mark.parametrize("ending", ["weights.h5", "keras"])
@@ -234,8 +234,8 @@ def test_without_a_single_models_weights_it_says_what_there_is(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("model.h5", "ends neither in .keras nor in .weights.h5"),
-        (".keras", "ends neither"),
+        ("model.h5", "must end in .keras or .weights.h5"),
+        (".keras", "must end in"),
         ("no/folder/model.keras", "there is no folder"),
     ],
 )
@@ -274,4 +274,4 @@ def test_a_job_without_checkpoints_says_so(export: Call, job_root: Path, tmp_pat
     storage.create(layout.SPEC, specs.encode(JobSpec(job="digits", script="t.py")))
     code, _, err = export(str(tmp_path / "a.keras"))
     assert code == 66
-    assert "`outlast checkpoints` lists what there is" in err
+    assert "`outlast checkpoints` lists the existing ones" in err

@@ -356,8 +356,8 @@ def test_the_curves_as_a_png(outlast: Call, job: Storage, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--plot", "curve.jpg"], "End it in .png"),
-        (["--plot", "a.png", "--metric", "auc"], "There are: loss, accuracy."),
+        (["--plot", "curve.jpg"], "Use a name that ends in .png."),
+        (["--plot", "a.png", "--metric", "auc"], "Known metrics: loss, accuracy."),
         (["--plot", "no/such/folder/a.png"], "No such file or directory"),
     ],
 )
@@ -565,7 +565,7 @@ def test_copy_says_what_it_did_and_goes_on_where_it_was(
     for verb in (["checkpoints", "--json"], ["history", "--format", "jsonl"], ["logs"]):
         assert outlast(*verb, "digits").out == outlast(*verb, f"{dest}/digits").out
     told = outlast("copy", "digits", f"{dest}/digits").out
-    assert "there already; every byte read back" in told
+    assert "already there; every byte verified" in told
 
 
 def test_copy_refuses_a_place_that_is_taken_and_a_job_at_work(

@@ -92,7 +92,7 @@ def test_a_resumed_attempt_says_what_it_goes_on_from() -> None:
     restored = beat(8, restored_from="00-8", last_checkpoint="00-8", last_checkpoint_at_step=1200)
     shown.plain.on_beat(restored)
     shown.plain.on_beat(restored)
-    assert shown.said == ["attempt 1 goes on from 00-8 (step 1,200)"]
+    assert shown.said == ["attempt 1 resumed from 00-8 (step 1,200)"]
 
 
 def test_output_goes_to_stdout_as_it_is_and_words_to_stderr() -> None:
@@ -174,7 +174,7 @@ def test_the_line_tells_all(watcher: LiveLine) -> None:
     [
         (RUNNING.evolve(state=State.PENDING), "attempt 1 is starting"),
         (RUNNING.evolve(state=State.STOPPING, stop="save"), "saving and stopping"),
-        (RUNNING.evolve(state=State.STOPPING, stop="now"), "stopping at once"),
+        (RUNNING.evolve(state=State.STOPPING, stop="now"), "being killed"),
         (CRASHED, "attempt 2 in "),
     ],
 )

@@ -10,17 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.data_kinds import (
-    BEYOND_KERAS,
-    GRAINS_WAY,
-    KERAS_INSTEAD,
-    KINDS,
-    Kind,
-    X,
-    grain_loader,
-    of,
-    torch_loader,
-)
+from tests.support.data_kinds import BEYOND_KERAS, GRAINS_WAY, KERAS_INSTEAD, KINDS, Kind, of
+from tests.support.data_samples import X, grain_loader, torch_loader
 from tests.support.training_harness import (
     Death,
     End,

@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import pytest
 
-from tests.support.data_kinds import BATCH, Batches, X, Y, plain_model
+from tests.support.data_models import plain_model
+from tests.support.data_samples import BATCH, Batches, X, Y
 from tests.support.training_harness import Script, train
 
 PATIENCE_S = 60  # only a failure takes that long

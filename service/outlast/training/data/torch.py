@@ -1,19 +1,16 @@
-"""torch DataLoader and Grain datasets as training data."""
+"""torch DataLoaders as training data: a pass is made again from torch's generators."""
 
 from __future__ import annotations
 
 import itertools
-import json
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from keras import tree
 
 from outlast.attempt import loader_workers
-from outlast.training.data.source import Source, as_tensors, spec_of
+from outlast.training.data.source import Source, as_tensors, of_numpy, spec_of
 from outlast.training.keras_internals.data_adapters import BATCHES_FOR_SPEC
 
 
@@ -39,7 +36,7 @@ class TorchSource(Source):
                 "A torch DataLoader must yield (inputs,), (inputs, targets) or (inputs, targets, "
                 f"sample_weights). Received: {type(first[0]) if first else 'no batch at all'}"
             )
-        self.spec = spec_of([tuple(_of_numpy(batch)) for batch in first])
+        self.spec = spec_of([tuple(of_numpy(batch)) for batch in first])
         self._pass: Any = None  # the one in progress
         self._place = "before"  # of it; or "within" or "after"
         self._generators: dict[str, Any] = {}  # at the begin of the pass that we are within
@@ -95,7 +92,7 @@ class TorchSource(Source):
 
     def _rest(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
-            yield as_tensors(tuple(_of_numpy(batch)), self.spec)
+            yield as_tensors(tuple(of_numpy(batch)), self.spec)
         self._place = "after"
 
     def _go_to(self, count: int) -> Iterator[Any]:
@@ -112,85 +109,6 @@ class TorchSource(Source):
                 )
         self._cost = f"{time.perf_counter() - started:.2f} s this time"
         return batches
-
-
-class GrainSource(Source):
-    """A grain DataLoader, MapDataset or IterDataset, resumed by its iterator's own state.
-
-    Its worker processes hold signals back for good: Grain has no place where each could be asked to
-    `go_on`. It ends them itself, with SIGKILL if it has to.
-    """
-
-    kind = "Grain"
-    num_batches = None
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        peek = BATCHES_FOR_SPEC
-        with loader_workers.hold_back():
-            first = [_of_numpy(batch) for batch in itertools.islice(dataset, peek)]
-        self.spec = spec_of(first)
-        self._pass: Any = None
-        self._iterator: Any = None  # Grain's, of the pass in progress
-        self._position: Any = None  # where that is to begin
-
-    def open(self, index: int) -> Iterator[Any]:
-        return self._open(None)
-
-    def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
-        return self._open(position)
-
-    def skip_passes(self, taken: list[int]) -> None:
-        """Nothing to do: a pass does not depend on those before."""
-
-    def position(self) -> Any:
-        return self._position if self._iterator is None else self._iterator.get_state()
-
-    def how_resumed(self) -> str:
-        return "its iterator's own state"
-
-    def close(self) -> None:
-        if self._pass is not None:
-            self._pass.close()
-        self._pass = self._iterator = None
-
-    def _open(self, position: Any) -> Iterator[Any]:
-        self.close()
-        self._position = position
-        self._pass = self._batches()
-        return self._pass  # type: ignore[no-any-return]
-
-    def _batches(self) -> Iterator[Any]:
-        # A generator: Keras' rules open passes that are never used, which must start no worker.
-        with loader_workers.hold_back():
-            iterator = self._iterator = iter(self._dataset)
-            if self._position is not None:
-                iterator.set_state(_of_this_process(self._position, iterator.get_state()))
-            first = next(iterator, None)  # starts the workers
-        if first is None:
-            return
-        yield as_tensors(_of_numpy(first), self.spec)
-        for batch in iterator:
-            yield as_tensors(_of_numpy(batch), self.spec)
-
-
-def _of_this_process(stored: Any, present: Any) -> Any:
-    """Return the stored state of a Grain iterator as one of this process has it.
-
-    A DataLoader's state names its sampler and its data source by their repr and is refused when
-    that differs, as the address in python's own repr always does.
-    """
-    if not isinstance(stored, bytes):
-        return stored
-    state, mine = json.loads(stored), json.loads(present)
-    for name, value in state.items():
-        if isinstance(value, str) and _without_address(value) == _without_address(mine[name]):
-            state[name] = mine[name]
-    return json.dumps(state).encode()
-
-
-def _without_address(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
 def iterate(loader: Any) -> Iterator[Any]:
@@ -239,14 +157,3 @@ def set_generators(loader: Any, states: dict[str, Any]) -> None:
     torch.set_rng_state(torch.from_numpy(np.array(states["torch"])))
     if loader.generator is not None and states["own"] is not None:
         loader.generator.set_state(torch.from_numpy(np.array(states["own"])))
-
-
-def _of_numpy(batch: Any) -> Any:
-    """Return a batch with arrays in place of tensors, and tuples in place of lists, as Keras."""
-
-    def convert(value: Any) -> Any:
-        if hasattr(value, "detach"):  # a torch tensor
-            return np.asarray(value.detach().cpu())
-        return np.asarray(value) if hasattr(value, "__array__") else value
-
-    return tree.lists_to_tuples(tree.map_structure(convert, batch, none_is_leaf=False))
