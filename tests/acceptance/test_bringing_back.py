@@ -161,7 +161,7 @@ def test_every_unfinished_job_is_brought_back_once(root: Root) -> None:
 
 def test_the_latest_is_the_one_that_was_last_at_work(root: Root) -> None:
     code, _, err = root.resume("--latest")
-    assert (code, "Nothing is unfinished" in err) == (0, True)
+    assert (code, "No unfinished job" in err) == (0, True)
     there = str(root.folder / "train.py")
     for name in ("older", "newer", "stopped"):
         root.make(name, there)
@@ -200,4 +200,4 @@ def test_one_of_three_has_to_be_said(root: Root, arguments: tuple[str, ...]) -> 
 
     answer = CliRunner().invoke(resume, [*arguments, "--root", root.url])
     assert answer.exit_code == 2
-    assert "Say one of: JOB, --latest, --all." in answer.output
+    assert "Give exactly one of JOB, --latest and --all." in answer.output

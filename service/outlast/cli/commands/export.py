@@ -141,10 +141,10 @@ def _write_whole(storage: Storage, manifest: Manifest, dest: Path) -> None:
     if entry is None:
         raise UsageError(
             field="DEST",
-            problem=f"{manifest.checkpoint} holds no description of the model: it is a custom "
-            "model whose get_config() does not give one",
-            hint="Export to a name that ends in .weights.h5, and load that into the model as your "
-            "script builds it.",
+            problem=f"{manifest.checkpoint} has no description of the model, because get_config() "
+            "of this custom model does not return one",
+            hint="Export to a name that ends in .weights.h5, and load that file into the model "
+            "that your script builds.",
         )
     document = json.loads(b"".join(_pieces(storage, manifest, entry)))
     metadata = {
