@@ -124,7 +124,7 @@ def test_the_seed_stays_with_the_job_and_arguments_go_first(bare: Bare) -> None:
 def test_a_bad_argument_is_named(bare: Bare) -> None:
     code, said = bare.run("", "save_every='sometimes'")
     assert code == 1
-    assert "SpecInvalid: The job's save_every is not valid" in said
+    assert "SpecInvalid: Invalid value for save_every" in said
 
 
 def test_a_crash_is_recorded_with_its_reason(bare: Bare) -> None:

@@ -25,7 +25,7 @@ from outlast_checkpoints.errors import Superseded, UsageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.support.away import Bucket
-from tests.unit.outlast_checkpoints.store.test_spool import Machine, committed, machines, steps_of
+from tests.support.spooled_training import Machine, committed, machines, steps_of
 
 
 @pytest.fixture
