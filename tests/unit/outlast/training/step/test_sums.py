@@ -15,7 +15,6 @@ from tensorflow.python.eager import context
 
 from outlast.training.keras_internals.summation import one_by_one
 from outlast.training.step.compiled_steps import CompiledSteps
-from outlast.training.step.program import nodes_of
 from outlast.training.step.sums import racy_sums
 from tests.support.training_harness import Script, assert_same_end, train
 
