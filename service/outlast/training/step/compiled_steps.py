@@ -105,7 +105,8 @@ class CompiledSteps:
         self._call: Any = None
         self._graph: Any = None
         self._summaries = False
-        self._summing: Callable[[], AbstractContextManager[None]] = nullcontext
+        # In this context what the steps call, and what is like them, adds in one order.
+        self.summing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def trace(self) -> None:
         """Build and trace the step, so that every variable that it touches exists."""
@@ -118,8 +119,8 @@ class CompiledSteps:
             build_symbolically(self.model, self.spec)
         concrete = self._trace_inner()
         if racy_sums(concrete.graph.as_graph_def()):
-            self._summing = one_by_one
-            with self._summing():
+            self.summing = one_by_one
+            with self.summing():
                 concrete = self._trace_inner()
         self._graph = concrete.graph
         self.own_loss = OwnLoss(self.model)
@@ -150,7 +151,7 @@ class CompiledSteps:
 
     def use(self, program: Program) -> None:
         """Compile the calls to come in this way; after `trace`."""
-        with self._summing():
+        with self.summing():
             self._use(program)
 
     def _use(self, program: Program) -> None:
@@ -237,7 +238,7 @@ class CompiledSteps:
             return self._run_eagerly(lot)
         if tf.summary.should_record_summaries() and not self._summaries:
             self.trace()  # a callback has set a writer since: the model's own summaries go there
-        with self._summing():
+        with self.summing():
             return self._run_compiled(lot)
 
     def _run_compiled(self, lot: Any) -> StepLogs:
