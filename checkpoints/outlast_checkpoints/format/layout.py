@@ -12,6 +12,7 @@ from enum import IntEnum
 from outlast_checkpoints.errors import InvalidName
 
 SPEC = "spec.json"
+MACHINE = "machine.json"  # what of the first attempt's machine decides the numbers
 JOURNAL = "journal"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"

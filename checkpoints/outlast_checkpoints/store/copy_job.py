@@ -166,7 +166,11 @@ class _Copy:
                 if name.endswith(_OF_ATTEMPTS):
                     yield f"{folder}/{name}"
         top = self._source.list("")
-        yield from (path for path in (layout.SUPERVISOR_OUTPUT, layout.METRICS_PLOT) if path in top)
+        yield from (
+            path
+            for path in (layout.MACHINE, layout.SUPERVISOR_OUTPUT, layout.METRICS_PLOT)
+            if path in top
+        )
 
     def _manifests(self) -> list[tuple[CheckpointId, Manifest | None]]:
         store = CheckpointStore(self._source)

@@ -29,7 +29,15 @@ from outlast.attempt.prefetch import Ahead
 from outlast.attempt.safe_output import Output, guard_output
 from outlast.attempt.signals import StopFlag
 from outlast.errors import JobUnknown, ScriptRejected
-from outlast.job import deadline, failure_stats, preload, process_identity, rank, spool_settings
+from outlast.job import (
+    deadline,
+    failure_stats,
+    machine,
+    preload,
+    process_identity,
+    rank,
+    spool_settings,
+)
 from outlast.job import spec as specs
 from outlast.job.heartbeat import HeartbeatWriter, Status
 from outlast.job.journal import Journal
@@ -135,6 +143,7 @@ class Attempt:
         spec = self.context.spec
         try:
             self.context.fence()
+            self._keep_machine()
             seeding.seed_everything(spec.seed, deterministic=spec.deterministic)
             if spec.module is not None:
                 run_module(spec.module, spec.args)
@@ -145,6 +154,14 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001  (every error has an exit code)
             return self._judge(error)
         return exit_codes.DONE
+
+    def _keep_machine(self) -> None:
+        """Have TensorFlow use the job's threads and instruction set; it reads them at its start."""
+        spec = self.context.spec
+        first = machine.load(self._storage)
+        threads = spec.intra_op_threads if first is None else first.intra_op_threads
+        threads = threads or machine.threads_in(os.environ) or machine.cpus()
+        preload.add_variables(machine.set_variables(os.environ, threads, spec.cpu_isa))
 
     def _exit_code(self, left: SystemExit) -> int:
         if left.code is None:

@@ -125,6 +125,7 @@ def new_spec(
         key: options[key]
         for key in (
             "save_every", "keep", "on_save_error", "deterministic", "on_nan", "max_retries",
+            "intra_op_threads", "cpu_isa",
             "backoff", "backoff_max", "stall_timeout", "grace", "heartbeat_every", "lost_after",
             "engine", "backend", "warm_spare", "preemption",
         )

@@ -246,6 +246,23 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         help="Enable TensorFlow's op determinism: the same input gives the same bits.",
     ),
     option(
+        "--intra-op-threads",
+        section="Exactness",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads that TensorFlow may use for one op. Results depend on it, so all attempts "
+        "use the same number.  [default: the CPUs of the first attempt]",
+    ),
+    option(
+        "--cpu-isa",
+        section="Exactness",
+        type=click.Choice(["native", "avx2", "avx512"]),
+        default="native",
+        show_default=True,
+        help="Instruction set to compute with. Results depend on it; choose one that all machines "
+        "of the job have.",
+    ),
+    option(
         "--on-nan",
         section="Exactness",
         type=click.Choice(["ignore", "stop"]),

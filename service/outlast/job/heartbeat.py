@@ -76,6 +76,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """Saves begun by this attempt."""
     saves_postponed: int = 0
     """Saves that were due while an earlier one was being written."""
+    machine_changed: str | None = None
+    """What differs from the machine of the job's first attempt; None if nothing."""
     away_since: float | None = None
     """Since when the job's storage cannot be reached, in unix seconds; None while it can."""
     spooled: int = 0
@@ -126,6 +128,7 @@ class Status:
         self.steps_done = 0
         self.saves = 0
         self.saves_postponed = 0
+        self.machine_changed: str | None = None
         self.away_since: float | None = None
         self.spooled = 0
         self.spooled_bytes = 0

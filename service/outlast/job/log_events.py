@@ -109,6 +109,8 @@ class LogEvent(StrEnum):
     """A checkpoint is damaged; the next older one is used."""
     DATA_CHANGED = "data_changed"
     """The training data differs from that of the checkpoint."""
+    MACHINE_CHANGED = "machine_changed"
+    """The machine differs from that of the first attempt; last digits may differ."""
     VERSIONS_CHANGED = "versions_changed"
     """Another version of Keras or TensorFlow wrote the checkpoint; last digits may differ."""
     LEARNING_RATE_KEPT = "learning_rate_kept"

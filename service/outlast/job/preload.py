@@ -109,6 +109,14 @@ def importing() -> Iterator[None]:
             _after = concerned(os.environ)
 
 
+def add_variables(values: Mapping[str, str]) -> None:
+    """Count variables that a library reads only at its first use as set before its import."""
+    global _before
+    if _before is not None:
+        _before = {**_before, **values}
+        _after.update(values)
+
+
 def concerned(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that may affect the import of the numeric libraries."""
     return {name: value for name, value in environ.items() if name.startswith(_PREFIXES)}

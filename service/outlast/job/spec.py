@@ -71,6 +71,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Seed of all random generators, 0 to 2**63 - 1; default: random."""
     deterministic: bool = True
     """Whether to enable TensorFlow's op determinism."""
+    intra_op_threads: int | None = None
+    """Threads that TensorFlow may use for one op; None for the CPUs of the first attempt."""
+    cpu_isa: Literal["native", "avx2", "avx512"] = "native"
+    """Cap of the CPU's instruction set, so that a job can move between kinds of CPUs."""
     max_retries: int = 3
     """Consecutive attempts without a new checkpoint that are retried."""
     backoff: float = 1.0
@@ -122,6 +126,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise SpecInvalid(
                     field=field, problem=f"{value} must be a number of at least {low}"
                 )
+        if self.intra_op_threads is not None and self.intra_op_threads < 1:
+            raise SpecInvalid(
+                field="intra_op_threads", problem=f"{self.intra_op_threads} must be at least 1"
+            )
         if not 0 <= self.seed < 2**63:
             raise SpecInvalid(field="seed", problem=f"{self.seed} must be between 0 and 2**63 - 1")
         if self.lost_after < 2 * self.heartbeat_every:
@@ -161,6 +169,7 @@ _LOWEST: Final[dict[str, float]] = {
     "created": 0,
 }
 _CHOICES: Final = {
+    "cpu_isa": ("native", "avx2", "avx512"),
     "on_nan": ("ignore", "stop"),
     "on_save_error": ("continue", "stop"),
     "preemption": ("auto", "gce", "aws", "azure", "none"),

@@ -31,6 +31,13 @@ class NotSupported(UsageError):
     """{field}: {problem}. {hint}"""
 
 
+class MachineMismatch(OutlastError, RuntimeError):
+    """This job computes with {wanted} intra-op threads, this process with {threads}, and results
+    would differ in their last digits. Start the script with {variable} in its environment."""
+
+    exit_code = 3
+
+
 class Diverged(OutlastError, ArithmeticError):
     """The loss became {value} at step {step} (epoch {epoch}), and on_nan is "stop". Resume from an
     older checkpoint with a smaller learning rate, or clip the gradients."""

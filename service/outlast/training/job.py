@@ -18,6 +18,7 @@ from outlast.job.log_events import LogEvent
 from outlast.job.spec import version
 from outlast.training.errors import StateMismatch
 from outlast.training.keras_internals import versions
+from outlast.training.same_machine import require_same
 from outlast.training.state import random_state
 from outlast_checkpoints.errors import StorageError, UsageError
 from outlast_checkpoints.format.layout import CheckpointId
@@ -45,6 +46,7 @@ class TrainingJob:
                 hint="Start the attempt with one process; training in several is not supported.",
             )
         ctx.before_training()
+        require_same(ctx)
         self.ctx = ctx
         self.store = CheckpointStore(
             ctx.storage,

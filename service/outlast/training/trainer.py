@@ -297,7 +297,8 @@ class Trainer:
             held = self.phase.hold(epoch, batch, Stage.STEP)
             self.job.ctx.status.activity = "validating"
             self.job.ctx.status.tick()
-            results = self.validation.run(self.callbacks)
+            with self.steps.summing():  # what races in a step would race here too
+                results = self.validation.run(self.callbacks)
             if self.job.ctx.stop.reason is not None:
                 self.phase.leave(held)
             epoch_logs.update({f"val_{k}": v for k, v in results.items()})

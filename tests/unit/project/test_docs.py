@@ -132,6 +132,7 @@ def test_the_page_of_the_format_names_every_path_of_the_layout() -> None:
     checkpoint = layout.CheckpointId(0, 1200, layout.Stage.STEP, 3)
     whole = [
         layout.SPEC,
+        layout.MACHINE,
         layout.SUPERVISOR_OUTPUT,
         layout.METRICS_PLOT,
         layout.journal_event(7),

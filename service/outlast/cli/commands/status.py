@@ -70,6 +70,7 @@ def _print_status(found: dict[str, Any]) -> None:
                 "doing": f"{beat.activity}, process {beat.pid} on {beat.host}, "
                 f"heartbeat {_ago(beat.at)}",
             }
+        fields["machine"] = f"changed: {beat.machine_changed}" if beat.machine_changed else ""
     if last is not None:
         fields["saved"] = (
             f"{last['checkpoint']}: step {units.number(last['step'])}, {units.size(last['size'])}"

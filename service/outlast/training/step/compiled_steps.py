@@ -10,6 +10,7 @@ steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ from keras import tree
 from outlast.training.data import gather as rows
 from outlast.training.data.source import an_empty_batch, without_optionals
 from outlast.training.keras_internals.models import all_layers, build_symbolically
+from outlast.training.keras_internals.summation import one_by_one
 from outlast.training.step.batch_loss import OwnLoss
 from outlast.training.step.intra_op import APART, OneThreadAnOp, only_computes
 from outlast.training.step.program import Program, graph_program, nodes_of, xla_program
+from outlast.training.step.sums import racy_sums
 
 STREAMED_STEPS = 32  # largest number of streamed batches in memory
 XLA_STEPS = 128  # steps for which one XLA program has room for logs
@@ -109,6 +112,8 @@ class CompiledSteps:
         self._call: Any = None
         self._graph: Any = None
         self._summaries = False
+        # In this context what the steps call, and what is like them, adds in one order.
+        self.summing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def trace(self) -> None:
         """Build and trace the step, so that every variable that it uses exists."""
@@ -119,12 +124,19 @@ class CompiledSteps:
         self._summaries = tf.summary.should_record_summaries()
         if self._makes_plain_variables():
             build_symbolically(self.model, self.spec)
-        self._inner = tf.function(self.model.train_step, autograph=False)
-        concrete = self._inner.get_concrete_function(self.spec)
+        concrete = self._trace_inner()
+        if racy_sums(concrete.graph.as_graph_def()):
+            self.summing = one_by_one
+            with self.summing():
+                concrete = self._trace_inner()
         self._graph = concrete.graph
         self.own_loss = OwnLoss(self.model)
         self._example = _flat(concrete.structured_outputs)
         self.use(self.program)
+
+    def _trace_inner(self) -> Any:
+        self._inner = tf.function(self.model.train_step, autograph=False)
+        return self._inner.get_concrete_function(self.spec)
 
     def _makes_plain_variables(self) -> bool:
         """Return whether the variables of metrics and optimizer can be created before the trace.
@@ -146,6 +158,10 @@ class CompiledSteps:
 
     def use(self, program: Program) -> None:
         """Compile further calls as this program. Call it after `trace`."""
+        with self.summing():
+            self._use(program)
+
+    def _use(self, program: Program) -> None:
         self.program = program
         inner, whole = self._inner, program == Program.XLA_CALL
         if program in (Program.XLA_STEP, Program.XLA_CALL):
@@ -232,6 +248,10 @@ class CompiledSteps:
             return self._run_eagerly(lot)
         if tf.summary.should_record_summaries() and not self._summaries:
             self.trace()  # a callback has set a writer since, and the model writes summaries to it
+        with self.summing():
+            return self._run_compiled(lot)
+
+    def _run_compiled(self, lot: Any) -> StepLogs:
         if self.arrays is not None:
             return self._run(tf.constant(self._padded(lot), tf.int64), len(lot))
         if self._stacked:
