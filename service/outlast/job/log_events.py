@@ -129,6 +129,8 @@ class LogEvent(StrEnum):
     """A phase of the script is finished."""
     PHASE_SKIPPED = "phase_skipped"
     """An earlier attempt finished this phase."""
+    PHASE_LEFT = "phase_left"
+    """A phase that the script left by an error or `break` is ended, because another one began."""
     PHASE_ABANDONED = "phase_abandoned"
     """The script left a loop before its end."""
     PROGRAM_CHOSEN = "program_chosen"

@@ -112,5 +112,7 @@ def fit(
     if most and most < plan.epochs:
         warnings.warn(f"Limiting epochs to {most}", stacklevel=2)
         plan = replace(plan, epochs=most)
-    job = TrainingJob.current(job_dir, save_every=plan.save_every, keep=plan.keep, seed=plan.seed)
+    job = TrainingJob.current(
+        job_dir, save_every=plan.save_every, keep=plan.keep, seed=plan.seed, name=plan.name
+    )
     return Trainer(model, plan, job).run()

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras.callbacks import ProgbarLogger
 
 from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
+from outlast.training.data.fingerprint import of_data
 from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
@@ -24,8 +24,9 @@ from outlast.training.history import History
 from outlast.training.job import TrainingJob
 from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
-from outlast.training.state import document, random_state
-from outlast.training.state.epoch_means import Means
+from outlast.training.phase_exit import PhaseExit
+from outlast.training.state import document, raised_error, random_state
+from outlast.training.state.epoch_means import Means, numbers
 from outlast.training.state.loop_state import LoopState, Plain
 from outlast.training.state.trees import NotPlain
 from outlast_checkpoints.errors import UsageError
@@ -131,7 +132,8 @@ class Loop:
         self._stopped = False
         self._begun = False  # the epoch
         self._trained = False  # the epoch's batches
-        self._job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=self._seed)
+        given: Any = {"save_every": save_every, "keep": keep, "seed": self._seed, "name": name}
+        self._job = TrainingJob.current(job_dir, **given)
 
     # -- for the body ----------------------------------------------------------------------
 
@@ -159,12 +161,12 @@ class Loop:
     def log(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Record numbers of this step; an epoch's means are weighted by batch size."""
         self._require_body("log")
-        self._logs.update(_numbers({**(values or {}), **more}))
+        self._logs.update(numbers({**(values or {}), **more}))
 
     def log_epoch(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Record numbers of this epoch as they are (a validation loss, say)."""
         self._require_body("log_epoch")
-        self._means.fix(_numbers({**(values or {}), **more}))
+        self._means.fix(numbers({**(values or {}), **more}))
 
     def stop(self) -> None:
         """End the training after this step; the epoch ends with it."""
@@ -186,15 +188,13 @@ class Loop:
                 field="Loop", problem="it was begun before", hint="Make a new one for each phase."
             )
         index = self._job.enter_phase(self._name)
+        self._exit = PhaseExit(self._job, index)
         stop = self._job.ctx.stop
         watched, stop.watched = stop.watched, True
         try:
             yield from self._run(index)
-        except GeneratorExit:
-            self._job.leave_phase(index)
-            raise
         except BaseException as error:
-            self._job.fail_phase(error)
+            self._exit.note(error)
             raise
         finally:
             self._in_body = False
@@ -210,23 +210,44 @@ class Loop:
         with closing(self._feed):
             self._prepare(index, seed)
             if stored is not None:
+                left = stored.plain["left"]
                 over = stored.is_over(self._job, self.epochs, stopped=stored.plain["stopped"])
                 self._restore(stored, finished=over)
+                self._exit.began = True
                 if over:
                     self._phase.log.info(LogEvent.PHASE_SKIPPED, name=self._name)
+                    self._exit.repeat(left)
                     return
             else:
+                self._exit.begin()
                 self._feed.start()
                 self._phase.record_start(self._feed.describe())
                 self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
-            yield from self._epochs()
-            self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
+            try:
+                yield from self._epochs()
+                self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
+            except GeneratorExit:
+                if raised_error.left_by_break(sys._getframe(1), Loop.__iter__.__code__):
+                    self._exit.hold(self._phase, self.epoch, raised_error.BREAK)
+                raise
+            except Exception as error:
+                self._exit.hold(self._phase, self.epoch, raised_error.describe(error))
+                raise
+            self._exit.end()
             self._phase.log.info(LogEvent.PHASE_FINISHED, step=self._phase.step, name=self._name)
 
     def _prepare(self, index: int, seed: int) -> None:
         for doubt in self._feed.doubts():
             self._job.ctx.log.warning(LogEvent.INEXACT_DATA_FOUND, why=doubt)
         self._state.require_built(self._feed.spec)
+        self._fingerprint = {
+            "parts": self._state.fingerprint(describe_model),
+            "arguments": {
+                "data": of_data(self._data),
+                "steps_per_epoch": self._steps_per_epoch,
+                **{key: self._options[key] for key in ("batch_size", "shuffle")},
+            },
+        }
         model = self._state.alone
         self._documents = {} if model is None else describe_model(model)
         self.history.params = {
@@ -251,9 +272,18 @@ class Loop:
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         plain = stored.plain
-        stored.check_data(self._phase.log, self._feed.describe())
+        if not finished:
+            stored.check_data(self._phase.log, self._feed.describe())
         with stored.naming_versions():
-            self._state.restore(stored.checkpoint, stored.files, stored.variables, plain["state"])
+            self._state.check(stored.checkpoint, stored.files, stored.variables, plain["state"])
+        stored.check_fingerprint(
+            self._phase.log,
+            self._fingerprint,
+            epochs=self.epochs,
+            stopped=plain["stopped"],
+            finished=finished,
+        )
+        self._state.restore(stored.files, stored.variables, plain["state"])
         if finished:
             self._feed.skip(plain["feed"])
         else:
@@ -337,6 +367,7 @@ class Loop:
 
     def _take(self, progress: Progress) -> Snapshot:
         plain: Plain = {
+            "fingerprint": self._fingerprint,
             "state": self._state.plain(),
             "data": self._feed.describe(),
             "feed": self._feed.state(),
@@ -346,6 +377,7 @@ class Loop:
             "epochs": self.history.epoch,
             "epochs_of": self.history.epochs_of,
             "stopped": self._stopped,
+            "left": self._exit.left,
             "begun": self._begun,
             "trained": self._trained,
             "generators": random_state.capture(),
@@ -366,17 +398,3 @@ class Loop:
             documents=self._documents,
             metrics=dict(newest),
         )
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, value in values.items():
-        try:
-            found[name] = float(np.asarray(value).item())
-        except (TypeError, ValueError):
-            raise UsageError(
-                field="log",
-                problem=f"{name!r} is {value!r}, not a number",
-                hint="Log numbers, arrays and tensors of one element.",
-            ) from None
-    return found

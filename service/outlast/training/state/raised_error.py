@@ -1,0 +1,74 @@
+"""The error by which a script left a phase, as plain data and back; nothing is ever pickled."""
+
+from __future__ import annotations
+
+import dis
+import importlib
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+from outlast.training.errors import PhaseLeft
+from outlast.training.state import trees
+
+Plain = dict[str, Any]
+
+BREAK: Plain = {"by": "break"}
+
+
+def describe(error: BaseException) -> Plain | None:
+    """Return what `rebuild` needs; None for an error that it could not make again."""
+    kind = type(error)
+    found: Plain = {"by": "error", "module": kind.__module__, "class": kind.__qualname__}
+    if _find(found) is not kind or not _is_plain(error.args):
+        return None
+    attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
+    attributes.pop("__notes__", None)
+    return {**found, "args": error.args, "attributes": attributes}
+
+
+def rebuild(left: Plain, phase: int) -> BaseException:
+    """Return the error once more, with a note of where it comes from.
+
+    Raises `PhaseLeft` when the script no longer has its class.
+    """
+    kind = _find(left)
+    if kind is None:
+        raise PhaseLeft(phase=phase, error=f"{left['module']}.{left['class']}")
+    error: BaseException = kind.__new__(kind, *left["args"])
+    error.args = tuple(left["args"])
+    vars(error).update(left["attributes"])
+    error.add_note(f"An earlier attempt left phase {phase} by this error; it is raised again.")
+    return error
+
+
+def left_by_break(frame: FrameType | None, generator: CodeType) -> bool:
+    """Whether the frame that has just dropped a loop's iterator left it by `break` or `return`.
+
+    An error in the body drops it as well, at the instruction that raised it.
+    generator: the code that hands the batches out; in some versions of Python it is on the stack.
+    """
+    while frame is not None and frame.f_code is generator:
+        frame = frame.f_back
+    if frame is None or frame.f_lasti < 0:
+        return False
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("POP_TOP", "POP_ITER", "END_FOR")
+
+
+def _find(left: Plain) -> Any:
+    found: Any = sys.modules.get(left["module"])
+    try:
+        found = found or importlib.import_module(left["module"])
+        for part in left["class"].split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        return None
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        trees.encode(value, {}, "error")
+    except trees.NotPlain:
+        return False
+    return True
