@@ -215,10 +215,9 @@ class TrainingJob:
         if left is None or self.ctx.supervised:
             return False
         shown = getattr(sys, "last_value", None)
-        if left.error is None:
-            again = shown is not None and shown is not left.shown
-        else:
-            again = shown is left.error or not isinstance(left.error, Exception)
+        again = shown is not None and shown is not left.shown
+        if left.error is not None and not isinstance(left.error, Exception):
+            again = True
         if not again and (name is None or name != left.name):
             return False
         self.order.withdraw(left.phase)

@@ -20,11 +20,17 @@ def describe(error: BaseException) -> Plain | None:
     """Return what `rebuild` needs; None for an error that it could not make again."""
     kind = type(error)
     found: Plain = {"by": "error", "module": kind.__module__, "class": kind.__qualname__}
-    if _find(found) is not kind or not _is_plain(error.args):
+    try:
+        args = _python_own(kind).__reduce__(error)[1]
+        attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
+        attributes.pop("__notes__", None)
+        again = _make(kind, args, attributes)
+        same = (str(again), again.args) == (str(error), error.args)
+    except Exception:  # noqa: BLE001 - the error's class is the user's
         return None
-    attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
-    attributes.pop("__notes__", None)
-    return {**found, "args": error.args, "attributes": attributes}
+    if _find(found) is not kind or not _is_plain(args) or not same:
+        return None
+    return {**found, "args": args, "attributes": attributes}
 
 
 def rebuild(left: Plain, phase: int) -> BaseException:
@@ -35,9 +41,7 @@ def rebuild(left: Plain, phase: int) -> BaseException:
     kind = _find(left)
     if kind is None:
         raise PhaseLeft(phase=phase, error=f"{left['module']}.{left['class']}")
-    error: BaseException = kind.__new__(kind, *left["args"])
-    error.args = tuple(left["args"])
-    vars(error).update(left["attributes"])
+    error = _make(kind, left["args"], left["attributes"])
     error.add_note(f"An earlier attempt left phase {phase} by this error; it is raised again.")
     return error
 
@@ -53,6 +57,19 @@ def left_by_break(frame: FrameType | None, generator: CodeType) -> bool:
     if frame is None or frame.f_lasti < 0:
         return False
     return dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("POP_TOP", "POP_ITER", "END_FOR")
+
+
+def _make(kind: Any, args: Any, attributes: Plain) -> BaseException:
+    """Make an error without its own `__init__`, whose arguments nobody knows any more."""
+    error: BaseException = kind.__new__(kind, *args)
+    _python_own(kind).__init__(error, *args)
+    vars(error).update(attributes)
+    return error
+
+
+def _python_own(kind: Any) -> Any:
+    """Return the nearest class of Python itself: it may keep data outside of the attributes."""
+    return next(one for one in kind.__mro__ if one.__module__ == "builtins")
 
 
 def _find(left: Plain) -> Any:
