@@ -108,7 +108,7 @@ class LogEvent(StrEnum):
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
     """A checkpoint is damaged; the next older one is used."""
     DATA_CHANGED = "data_changed"
-    """The training data differs from that of the checkpoint."""
+    """The training data, or an argument of `fit`, differs from that of the checkpoint."""
     VERSIONS_CHANGED = "versions_changed"
     """Another version of Keras or TensorFlow wrote the checkpoint; last digits may differ."""
     LEARNING_RATE_KEPT = "learning_rate_kept"

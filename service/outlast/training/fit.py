@@ -68,7 +68,8 @@ def fit(
             "auto:2%" sets another bound.
         keep: which checkpoints to keep: a number of newest ones, or
             "last:3,every:1000,best:val_loss". Default "last:3".
-        name: name of the phase; default: told apart by their order in the script.
+        name: name of the phase. It means this phase in whatever order the script calls them.
+            Default: phases without a name are told apart by their order.
 
     `verbose="auto"` is a progress bar on a terminal and one line an epoch elsewhere.
 
@@ -78,7 +79,9 @@ def fit(
     Raises:
         UsageError: an argument is wrong (its name is in the message).
         NotSupported: data or an argument that cannot be resumed yet.
-        StateMismatch: the checkpoint does not fit the model; names the first difference.
+        StateMismatch: the checkpoint is of another training; names the first difference.
+        PhaseMismatch: so is the finished phase whose turn it is.
+        PhaseUnfinished: it would begin a new phase while another one is unfinished.
         JobBusy: another process trains this job.
         StateSaved (a SystemExit with code 75): a stop was asked for and the state is safe.
     """

@@ -66,8 +66,8 @@ class Loop:
         epochs: as given. epoch, batch: of the batch handed out, from 0. step: steps done before.
         history: a `keras.callbacks.History` of the epochs' means, complete over all attempts.
 
-    Raises: as `fit`. Leaving the loop by `break`, or by an error, leaves the phase unfinished, with
-    the checkpoints that it has; `stop` ends it.
+    Raises: as `fit`. `stop` ends the phase; so does `break`, once another phase begins. An error
+    in the body leaves it unfinished, with the checkpoints that it has.
     """
 
     def __init__(
