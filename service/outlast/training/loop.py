@@ -227,7 +227,7 @@ class Loop:
                 yield from self._epochs()
                 self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
             except GeneratorExit:
-                if raised_error.left_by_break(sys._getframe(1), Loop.__iter__.__code__):
+                if raised_error.left_by_break():
                     self._exit.hold(self._phase, self.epoch, raised_error.BREAK)
                 raise
             except Exception as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dis
 import importlib
+import inspect
 import sys
-from types import CodeType, FrameType
 from typing import Any
 
 from outlast.training.errors import PhaseLeft
@@ -46,14 +46,16 @@ def rebuild(left: Plain, phase: int) -> BaseException:
     return error
 
 
-def left_by_break(frame: FrameType | None, generator: CodeType) -> bool:
-    """Whether the frame that has just dropped a loop's iterator left it by `break` or `return`.
+def left_by_break() -> bool:
+    """Whether who has just dropped the calling generator left its loop by `break` or `return`.
 
-    An error in the body drops it as well, at the instruction that raised it.
-    generator: the code that hands the batches out; in some versions of Python it is on the stack.
+    An error in the loop's body drops it as well, at the instruction that raised it.
     """
-    while frame is not None and frame.f_code is generator:
-        frame = frame.f_back
+    here = inspect.currentframe()
+    frame = None if here is None else here.f_back
+    generator = None if frame is None else frame.f_code.co_filename
+    while frame is not None and frame.f_code.co_filename == generator:
+        frame = frame.f_back  # it may hand on what another generator yields
     if frame is None or frame.f_lasti < 0:
         return False
     return dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("POP_TOP", "POP_ITER", "END_FOR")
