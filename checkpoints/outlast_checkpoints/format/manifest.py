@@ -19,7 +19,7 @@ from outlast_checkpoints.format.sealed_json import seal, unseal
 from outlast_checkpoints.format.snapshot import Progress
 
 FORMAT = 2  # the newest format that is read; 1 is written where it suffices, for older readers
-REASONS = ("start", "step", "time", "epoch", "stop", "signal", "end", "request")
+REASONS = ("start", "step", "time", "epoch", "stop", "signal", "end", "left", "request")
 
 _HASH = re.compile(r"xxh3:[0-9a-f]{32}")
 _SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

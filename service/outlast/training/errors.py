@@ -19,6 +19,28 @@ class VersionMismatch(StateMismatch):
     versions that wrote the checkpoint. Otherwise start a new job (another --name or job_dir)."""
 
 
+class PhaseMismatch(StateMismatch):
+    """Phase {phase} ({named}) was finished by another {maker} than the one that the script has
+    here: {what}: {problem}. Its result is not handed back, and nothing was changed. If the script
+    itself passes over what it has finished, or changes the order, give each fit and Loop a name
+    (name=...). If you have changed the script, start a new job (another --name or job_dir)."""
+
+
+class PhaseUnfinished(OutlastError, RuntimeError):
+    """The script begins a new phase {new}, but {phase} is not finished. After a restart nobody
+    could go on with it. Nothing was changed. Let the script first run the fit or Loop of the
+    unfinished phase again, or start a new job (another --name or job_dir)."""
+
+    exit_code = 3
+
+
+class PhaseLeft(OutlastError, RuntimeError):
+    """The script left phase {phase} by {error}, which has to be raised again, and no longer has a
+    class of that name. Bring it back, or start a new job (another --name or job_dir)."""
+
+    exit_code = 3
+
+
 class VersionUnsupported(OutlastError, ImportError):
     """{package} {found} is not supported: Outlast is tested with {package} {supported}. Install a
     supported version (pip install '{requirement}'), or set {variable}=1 to train with {found} at

@@ -52,7 +52,8 @@ def fit(
     uninterrupted run.
 
     Each call in a script is one phase of the job. A finished phase is not trained again: the call
-    restores the model and returns the phase's history.
+    restores the model and returns the phase's history. If an earlier attempt left the phase by an
+    error and then began another phase, the call restores the model and raises the same error.
 
     Args:
         model: Compiled `keras.Model`.
@@ -108,7 +109,8 @@ def fit(
             most 1 % of the time on saves; `"auto:2%"` sets another limit.
         keep: Checkpoints to keep: the number of newest ones, or a rule like
             `"last:3,every:1000,best:val_loss"`. Defaults to `"last:3"`.
-        name: Name of the phase. Without names, the order of the calls tells phases apart.
+        name: Name of the phase. It identifies the phase, in whatever order the script calls them.
+            Phases without a name are identified by their order among themselves.
 
     Returns:
         An `outlast.training.history.History`, a `keras.callbacks.History` with `plot()` and
@@ -120,6 +122,9 @@ def fit(
         NotSupported: the model, or the state of a callback, cannot be saved and resumed.
         StateMismatch: the checkpoint does not match the script. The message names the first
             difference; the model's variables are unchanged.
+        PhaseMismatch: the finished phase does not match this call. It is a `StateMismatch`.
+        PhaseUnfinished: this call would begin a new phase while another one is unfinished.
+        PhaseLeft: an earlier attempt left the phase by an error whose class no longer exists.
         JobBusy: another process runs this job.
         Diverged: the loss became NaN or infinite, and the job's `on_nan` is "stop".
         ExtraMissing: `view_metrics` needs matplotlib, which is not installed.
@@ -166,5 +171,7 @@ def fit(
     if most and most < plan.epochs:
         warnings.warn(f"Limiting epochs to {most}", stacklevel=2)
         plan = replace(plan, epochs=most)
-    job = TrainingJob.current(job_dir, save_every=plan.save_every, keep=plan.keep, seed=plan.seed)
+    job = TrainingJob.current(
+        job_dir, save_every=plan.save_every, keep=plan.keep, seed=plan.seed, name=plan.name
+    )
     return Trainer(model, plan, job).run()

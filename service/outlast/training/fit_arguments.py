@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from outlast.job.save_schedule import SaveEvery
+from outlast.training.data.fingerprint import of_data
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
 from outlast.training.keras_internals.models import require_compiled
@@ -62,6 +63,25 @@ class Plan:
         for name in ("batch_size", "epochs", "initial_epoch", "seed"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, int(getattr(self, name)))
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the arguments that decide the result, data as its fingerprint; not the epochs."""
+        weights = self.class_weight
+        return {
+            "x": of_data(self.x),
+            "y": of_data(self.y),
+            "sample_weight": of_data(self.sample_weight),
+            "class_weight": None if weights is None else {str(k): v for k, v in weights.items()},
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "steps_per_epoch": self.steps_per_epoch,
+            "initial_epoch": self.initial_epoch,
+            "validation_split": float(self.validation_split),
+            "validation_data": of_data(self.validation_data),
+            "validation_steps": self.validation_steps,
+            "validation_batch_size": self.validation_batch_size,
+            "validation_freq": self.validation_freq,
+        }
 
 
 def check(**arguments: Any) -> None:

@@ -13,6 +13,7 @@ from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
 from outlast.training.loaded_checkpoint import Stored
+from outlast.training.phase_exit import PhaseExit
 from outlast.training.state import document, random_state
 from outlast.training.state.callback_state import CallbackStates
 from outlast.training.state.live_variables import LiveState
@@ -45,6 +46,9 @@ class FitState:
         validation: Validation,
         callbacks: CallbackStates,
         program: str,
+        documents: dict[str, bytes],
+        fingerprint: dict[str, Any],
+        leaving: PhaseExit,
         rehearse: Callable[[], None] | None = None,
     ) -> None:
         self.logs: Logs = {}
@@ -58,19 +62,23 @@ class FitState:
         self._callbacks = callbacks
         self._program = program
         self._rehearse = rehearse
-        self._documents = describe_model(model)
+        self._documents = documents
+        self._fingerprint = fingerprint
+        self._exit = leaving
 
     def take(self, progress: Progress) -> Snapshot:
         """Hold the complete state at this progress, without copying variables."""
         if self._rehearse is not None:
             self._live.refresh()
         plain = {
+            "fingerprint": self._fingerprint,
             "model": self._live.describe(),
             "program": self._program,
             "data": self._feed.describe(),
             "callbacks": self._callbacks.capture(),
             "logs": self.logs,
             "training_logs": self.training_logs,
+            "left": self._exit.left,
             "stop_training": bool(self._model.stop_training),
             "epoch_begun": self.epoch_begun,
             "epoch_trained": self.epoch_trained,
@@ -87,19 +95,27 @@ class FitState:
             metrics={k: v for k, v in logs.items() if isinstance(v, float)},
         )
 
-    def restore(self, stored: Stored, log: Any, *, finished: bool) -> None:
+    def restore(self, stored: Stored, log: Any, *, epochs: int, finished: bool) -> None:
         """Restore the complete state. Raises `StateMismatch` before anything is changed.
 
         With `finished`, the phase reads no more data; its batches still count as taken.
         """
         plain = stored.plain
-        stored.check_data(log, self._feed.describe())
+        if not finished:
+            stored.check_data(log, self._feed.describe())
         weights = stored.files[WEIGHTS_FILE]
         with stored.naming_versions():
             if self._rehearse is not None and self._live.lacks(weights, plain["model"]):
                 self._rehearsed_check(self._rehearse, stored)
             else:
                 self._live.check(stored.checkpoint, weights, stored.variables, plain["model"])
+        stored.check_fingerprint(
+            log,
+            self._fingerprint,
+            epochs=epochs,
+            stopped=plain["stop_training"],
+            finished=finished,
+        )
         self._live.assign(weights, stored.variables)
         rate, script = plain["model"]["learning_rate"], self._live.learning_rate
         if rate != script:

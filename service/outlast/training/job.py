@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from outlast.attempt.context import AttemptContext
 from outlast.exit_codes import FAILED
 from outlast.job.log_events import LogEvent
 from outlast.job.spec import version
-from outlast.training.errors import StateMismatch
+from outlast.training.errors import StateMismatch, StateSaved
 from outlast.training.keras_internals import versions
+from outlast.training.phase_order import PhaseOrder
 from outlast.training.same_machine import require_same
 from outlast.training.state import random_state
 from outlast_checkpoints.errors import StorageError, UsageError
@@ -29,6 +32,18 @@ from outlast_checkpoints.store.checkpoint_store import CheckpointStore, Loaded
 from outlast_checkpoints.store.spool_sender import Sender
 
 _jobs: dict[int, TrainingJob] = {}
+
+
+@dataclass(frozen=True)
+class _Left:
+    """A phase that the script left before its end."""
+
+    phase: int
+    name: str | None
+    why: str
+    error: BaseException | None
+    record: Callable[[], None] | None  # saves it as left for good; None if that is impossible
+    shown: Any  # the error that the prompt had shown before
 
 
 class TrainingJob:
@@ -90,14 +105,11 @@ class TrainingJob:
         )
         self.written_in: float | None = None  # seconds until the newest save was durable
         self.save_takes: float | None = None  # seconds until a save is on the job's storage
-        self._entered: list[str | None] = []
-        self._failed = False
-        self._left: tuple[int, Any] | None = None
-        self._names = {
-            p: self.store.manifest(c).progress.phase_name for p, c in self.finished.items()
-        }
+        self._left: _Left | None = None
+        names = {p: self.store.manifest(c).progress.phase_name for p, c in self.finished.items()}
         if self.newest is not None:
-            self._names[self.newest.progress.phase] = self.newest.progress.phase_name
+            names[self.newest.progress.phase] = self.newest.progress.phase_name
+        self.order = PhaseOrder(names, self.finished)
 
     @classmethod
     def current(
@@ -107,6 +119,7 @@ class TrainingJob:
         save_every: Any = None,
         keep: Any = None,
         seed: int | None = None,
+        name: str | None = None,
     ) -> TrainingJob:
         """Return the job of this process: the supervised one, or the one in `job_dir`.
 
@@ -123,9 +136,7 @@ class TrainingJob:
                 )
             ctx = bare_script.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
         earlier = _jobs.get(id(ctx))
-        if earlier is not None:
-            earlier._judge_what_was_left()
-        if earlier is not None and earlier._failed:
+        if earlier is not None and earlier._is_retried(name):
             earlier._close()
             root = ctx.storage.root
             ctx = bare_script.open_bare(root, save_every=save_every, keep=keep, seed=seed)
@@ -134,7 +145,7 @@ class TrainingJob:
         if id(ctx) not in _jobs:
             _jobs[id(ctx)] = cls(ctx)
             if earlier is not None:
-                _jobs[id(ctx)]._entered = earlier._entered
+                _jobs[id(ctx)].order.entered = earlier.order.entered
         job = _jobs[id(ctx)]
         if ctx.supervised:
             job._say_what_the_job_decides(job_dir, save_every, keep)
@@ -143,65 +154,79 @@ class TrainingJob:
     def enter_phase(self, name: str | None) -> int:
         """Return the index of the phase that starts now, found by its name or else its order.
 
-        Raises `UsageError` if the previous phase was left unfinished, because a later attempt could
-        resume neither of them.
+        If the script left an earlier phase before its end, that phase is recorded first, because
+        the script continues without it. Raises `UsageError` if it cannot be recorded, and
+        `PhaseUnfinished` if another phase must come first.
         """
-        if self._left is not None:
-            raise UsageError(
-                field="Loop",
-                problem=f"phase {self._left[0]} was left by `break`, or by an error in the loop's "
-                "body, and is unfinished",
-                hint="Use loop.stop() instead of `break`. After an error, start the script again.",
-            )
-        if name is not None and name in self._entered:
-            raise UsageError(
-                field="name",
-                problem=f"{name!r} names an earlier phase of this script",
-                hint="Use a different name for each phase.",
-            )
-        known = [p for p, n in self._names.items() if name is not None and n == name]
-        index = known[0] if known else len(self._entered)
-        stored = self._names.get(index)
-        if index in self._names and stored != name:
-            raise StateMismatch(
-                checkpoint=f"of phase {index}",
-                what="name",
-                problem=f"the checkpoint has {stored!r}, the script has {name!r}",
-            )
-        self._entered.append(name)
-        return index
-
-    def fail_phase(self, error: BaseException) -> None:
-        """Note that the current phase ended with an error, which the script may catch.
-
-        In a bare script or a notebook, the next call is then a new attempt at the same phase.
-        """
-        self.writer.wait()
-        if not self.ctx.supervised and self._entered:
-            self._entered.pop()
-            self._failed = True
-            self.ctx.status.error = f"{type(error).__name__}: {error}"
-
-    def leave_phase(self, phase: int) -> None:
-        """Note that the script left a loop early, by `break` or by an error in its body."""
-        self.writer.wait()
-        self._left = phase, getattr(sys, "last_value", None)
-        self.ctx.log.warning(
-            LogEvent.PHASE_ABANDONED,
-            phase=phase,
-            why="`break`, or an error in the loop's body",
-            hint="the phase keeps its checkpoints; run the script again to resume it",
-        )
-
-    def _judge_what_was_left(self) -> None:
-        # A notebook or prompt shows the error that ended the cell and stays alive. The user then
-        # runs the cell again, as after an error in `fit`. `break` shows no error.
-        if self._left is None or self.ctx.supervised:
-            return
-        shown = getattr(sys, "last_value", None)
-        if shown is not None and shown is not self._left[1]:
-            self.fail_phase(shown)
+        left = self._left
+        if left is not None:
+            if isinstance(left.error, StateSaved):
+                raise left.error  # the stop is still requested
+            if left.record is None:
+                raise UsageError(
+                    field="fit, Loop",
+                    problem=f"phase {left.phase} was left by {left.why} and is unfinished, so a "
+                    "restart could not continue from here",
+                    hint="Leave a Loop by loop.stop() or `break`. Leave a fit by an error whose "
+                    "class is defined at the top of its module and whose arguments are plain "
+                    "data. After any other error, start the script again.",
+                )
+            left.record()
+            self.order.end(left.phase)
+            self.ctx.log.info(LogEvent.PHASE_LEFT, phase=left.phase, name=left.name, why=left.why)
             self._left = None
+        return self.order.enter(name)
+
+    def withdraw_phase(self, phase: int) -> None:
+        """Note that an error ended the phase before it began."""
+        self.writer.wait()
+        self.order.withdraw(phase)
+
+    def leave_phase(
+        self,
+        phase: int,
+        why: str,
+        *,
+        error: BaseException | None = None,
+        record: Callable[[], None] | None = None,
+    ) -> None:
+        """Note that the script left the phase before its end, and may continue.
+
+        `error` is the one that left the phase, or None if it is unknown. `record` saves the phase
+        as left for good; it is called when the next phase begins.
+        """
+        self.writer.wait()
+        name = self.order.names.get(phase)
+        shown = getattr(sys, "last_value", None)
+        self._left = _Left(phase, name, why, error, record, shown)
+        if error is None:
+            self.ctx.log.warning(
+                LogEvent.PHASE_ABANDONED,
+                phase=phase,
+                why=why,
+                hint="until another phase begins, a restart resumes from its last checkpoint",
+            )
+
+    def _is_retried(self, name: str | None) -> bool:
+        """Return whether the next call is another try at the phase that was left.
+
+        This is so only in a bare script: after Ctrl-C, with the phase's own name, or if a notebook
+        or prompt has shown the error that ended the cell. `break` shows no error.
+        """
+        left = self._left
+        if left is None or self.ctx.supervised:
+            return False
+        shown = getattr(sys, "last_value", None)
+        again = shown is not None and shown is not left.shown
+        if left.error is not None and not isinstance(left.error, Exception):
+            again = True
+        if not again and (name is None or name != left.name):
+            return False
+        self.order.withdraw(left.phase)
+        error = left.error or shown
+        if error is not None:
+            self.ctx.status.error = f"{type(error).__name__}: {error}"
+        return True
 
     def _close(self) -> None:
         del _jobs[id(self.ctx)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from outlast.job.log_events import LogEvent
-from outlast.training.errors import StateMismatch, VersionMismatch
+from outlast.training.errors import PhaseMismatch, StateMismatch, VersionMismatch
 from outlast.training.job import TrainingJob
 from outlast.training.keras_internals import versions
 from outlast.training.state import document, random_state
+from outlast.training.state.fingerprint import OF_KERAS, RATE, first_difference, without
 from outlast_checkpoints.format.layout import STATE_FILE, CheckpointId
 from outlast_checkpoints.format.snapshot import Progress
 
@@ -93,8 +94,10 @@ class Stored:
         """
         if not self.progress.finished:
             return False
-        later = job.newest is not None and job.newest.progress.phase > self.progress.phase
-        return later or stopped or self.progress.epoch >= epochs
+        left = self.plain["left"] is not None
+        if left or stopped or job.order.later_than(self.progress.phase):
+            return True
+        return self.progress.epoch >= epochs
 
     def check_data(self, log: Any, facts: Mapping[str, Any]) -> None:
         """Raise `StateMismatch` if the data changed in the middle of an epoch."""
@@ -106,6 +109,55 @@ class Stored:
         if self.progress.batch > 0:
             raise StateMismatch(checkpoint=self.checkpoint, what=field, problem=problem)
         log.warning(LogEvent.DATA_CHANGED, field=field, difference=problem)
+
+    def check_fingerprint(
+        self, log: Any, here: Mapping[str, Any], *, epochs: int, stopped: bool, finished: bool
+    ) -> None:
+        """Raise `StateMismatch` when this is the checkpoint of another training than the script's.
+
+        finished: its result is about to be handed back, and any difference counts. A training that
+        goes on may have another learning rate and, at an epoch's border, other data.
+        """
+        ignored = OF_KERAS if self.written else set()
+        stored, here = without(self.plain["fingerprint"], ignored), without(here, ignored)
+        if finished:
+            self._require_same(stored, here)
+            early = stopped or self.plain["left"] is not None
+            if self.progress.epochs != epochs and not (early and epochs >= self.progress.epoch):
+                self._refuse("epochs", self.progress.epochs, epochs)
+            return
+        may = {RATE, "arguments", "initial_epoch"}
+        found = first_difference(without(stored, may), without(here, may))
+        data = first_difference(
+            *(without(each.get("arguments", {}), {"initial_epoch"}) for each in (stored, here))
+        )
+        if found is None and self.progress.batch > 0:
+            found = data
+        if found is not None:
+            problem = _difference(found[1:])
+            raise StateMismatch(checkpoint=self.checkpoint, what=found[0], problem=problem)
+        if data is not None:
+            log.warning(LogEvent.DATA_CHANGED, field=data[0], difference=_difference(data[1:]))
+
+    def _require_same(self, stored: Any, here: Any) -> None:
+        found = first_difference(stored, here)
+        if found is not None:
+            self._refuse(*found)
+
+    def _refuse(self, what: str, stored: Any, here: Any) -> NoReturn:
+        name = self.progress.phase_name
+        raise PhaseMismatch(
+            checkpoint=self.checkpoint,
+            phase=self.progress.phase,
+            named="without a name" if name is None else f"named {name!r}",
+            maker="Loop" if "state" in self.plain else "fit",
+            what=what,
+            problem=_difference((stored, here)),
+        )
+
+
+def _difference(values: tuple[Any, Any]) -> str:
+    return f"the checkpoint has {values[0]!r}, the script {values[1]!r}"
 
 
 def _named(packages: Mapping[str, str]) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras.callbacks import ProgbarLogger
 
 from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
+from outlast.training.data.fingerprint import of_data
 from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
@@ -24,8 +24,9 @@ from outlast.training.history import History
 from outlast.training.job import TrainingJob
 from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
-from outlast.training.state import document, random_state
-from outlast.training.state.epoch_means import Means
+from outlast.training.phase_exit import PhaseExit
+from outlast.training.state import document, raised_error, random_state
+from outlast.training.state.epoch_means import Means, numbers
 from outlast.training.state.loop_state import LoopState, Plain
 from outlast.training.state.trees import NotPlain
 from outlast_checkpoints.errors import UsageError
@@ -40,8 +41,8 @@ class Loop:
     repeats an unfinished step as a whole. If the phase has finished before, the loop restores the
     state and the history, and does not run the body.
 
-    `stop` ends a phase early. A `break`, or an error in the body, leaves the phase unfinished: it
-    keeps its checkpoints and can be resumed.
+    `stop` ends a phase early. `break` ends it as soon as another phase begins. An error in the body
+    leaves the phase unfinished: it keeps its checkpoints and can be resumed.
 
     Args:
         state: Everything that a step changes: one model, or a dict from names to parts. A part is
@@ -81,6 +82,9 @@ class Loop:
         NotSupported: a part of the state cannot be stored.
         StateMismatch: the checkpoint does not match the state or the data. The message names the
             first difference; the state is unchanged.
+        PhaseMismatch: the finished phase does not match this loop. It is a `StateMismatch`.
+        PhaseUnfinished: this loop would begin a new phase while another one is unfinished.
+        PhaseLeft: an earlier attempt left the phase by an error whose class no longer exists.
         JobBusy: another process runs this job.
         Diverged: the logged "loss" became NaN or infinite, and the job's `on_nan` is "stop".
         StateSaved: a stop was requested, and the state is saved. This is a `SystemExit` with
@@ -161,7 +165,8 @@ class Loop:
         self._stopped = False
         self._begun = False  # whether the epoch has begun
         self._trained = False  # whether the epoch's batches are trained
-        self._job = TrainingJob.current(job_dir, save_every=save_every, keep=keep, seed=self._seed)
+        given: Any = {"save_every": save_every, "keep": keep, "seed": self._seed, "name": name}
+        self._job = TrainingJob.current(job_dir, **given)
 
     # -- for the body ----------------------------------------------------------------------
 
@@ -208,7 +213,7 @@ class Loop:
         ```
         """
         self._require_body("log")
-        self._logs.update(_numbers({**(values or {}), **more}))
+        self._logs.update(numbers({**(values or {}), **more}))
 
     def log_epoch(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Record values of the current epoch, for example a validation loss, without averaging.
@@ -228,7 +233,7 @@ class Loop:
         ```
         """
         self._require_body("log_epoch")
-        self._means.fix(_numbers({**(values or {}), **more}))
+        self._means.fix(numbers({**(values or {}), **more}))
 
     def stop(self) -> None:
         """End the epoch and the training after the current step; the phase counts as finished."""
@@ -251,15 +256,13 @@ class Loop:
                 field="Loop", problem="it was iterated before", hint="Create one Loop per phase."
             )
         index = self._job.enter_phase(self._name)
+        self._exit = PhaseExit(self._job, index)
         stop = self._job.ctx.stop
         watched, stop.watched = stop.watched, True
         try:
             yield from self._run(index)
-        except GeneratorExit:
-            self._job.leave_phase(index)
-            raise
         except BaseException as error:
-            self._job.fail_phase(error)
+            self._exit.note(error)
             raise
         finally:
             self._in_body = False
@@ -275,23 +278,44 @@ class Loop:
         with closing(self._feed):
             self._prepare(index, seed)
             if stored is not None:
+                left = stored.plain["left"]
                 over = stored.is_over(self._job, self.epochs, stopped=stored.plain["stopped"])
                 self._restore(stored, finished=over)
+                self._exit.began = True
                 if over:
                     self._phase.log.info(LogEvent.PHASE_SKIPPED, name=self._name)
+                    self._exit.repeat(left)
                     return
             else:
+                self._exit.begin()
                 self._feed.start()
                 self._phase.record_start(self._feed.describe())
                 self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
-            yield from self._epochs()
-            self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
+            try:
+                yield from self._epochs()
+                self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
+            except GeneratorExit:
+                if raised_error.left_by_break():
+                    self._exit.hold(self._phase, self.epoch, raised_error.BREAK)
+                raise
+            except Exception as error:
+                self._exit.hold(self._phase, self.epoch, raised_error.describe(error))
+                raise
+            self._exit.end()
             self._phase.log.info(LogEvent.PHASE_FINISHED, step=self._phase.step, name=self._name)
 
     def _prepare(self, index: int, seed: int) -> None:
         for doubt in self._feed.doubts():
             self._job.ctx.log.warning(LogEvent.INEXACT_DATA_FOUND, why=doubt)
         self._state.require_built(self._feed.spec)
+        self._fingerprint = {
+            "parts": self._state.fingerprint(describe_model),
+            "arguments": {
+                "data": of_data(self._data),
+                "steps_per_epoch": self._steps_per_epoch,
+                **{key: self._options[key] for key in ("batch_size", "shuffle")},
+            },
+        }
         model = self._state.alone
         self._documents = {} if model is None else describe_model(model)
         self.history.params = {
@@ -316,9 +340,18 @@ class Loop:
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         plain = stored.plain
-        stored.check_data(self._phase.log, self._feed.describe())
+        if not finished:
+            stored.check_data(self._phase.log, self._feed.describe())
         with stored.naming_versions():
-            self._state.restore(stored.checkpoint, stored.files, stored.variables, plain["state"])
+            self._state.check(stored.checkpoint, stored.files, stored.variables, plain["state"])
+        stored.check_fingerprint(
+            self._phase.log,
+            self._fingerprint,
+            epochs=self.epochs,
+            stopped=plain["stopped"],
+            finished=finished,
+        )
+        self._state.restore(stored.files, stored.variables, plain["state"])
         if finished:
             self._feed.skip(plain["feed"])
         else:
@@ -402,6 +435,7 @@ class Loop:
 
     def _take(self, progress: Progress) -> Snapshot:
         plain: Plain = {
+            "fingerprint": self._fingerprint,
             "state": self._state.plain(),
             "data": self._feed.describe(),
             "feed": self._feed.state(),
@@ -411,6 +445,7 @@ class Loop:
             "epochs": self.history.epoch,
             "epochs_of": self.history.epochs_of,
             "stopped": self._stopped,
+            "left": self._exit.left,
             "begun": self._begun,
             "trained": self._trained,
             "generators": random_state.capture(),
@@ -431,17 +466,3 @@ class Loop:
             documents=self._documents,
             metrics=dict(newest),
         )
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
-    for name, value in values.items():
-        try:
-            found[name] = float(np.asarray(value).item())
-        except (TypeError, ValueError):
-            raise UsageError(
-                field="log",
-                problem=f"{name!r} is {value!r}, not a number",
-                hint="Log numbers, or arrays and tensors with one element.",
-            ) from None
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -300,6 +301,17 @@ class Phase:
                 mean_time_between_failures_s=round(failures.mean_time_between),
             )
             self._interval = chosen
+
+    def ending(self, epoch: int) -> Callable[[], None] | None:
+        """Hold the state at which the script leaves the phase; return what saves it for good.
+
+        None when it cannot be held: then the phase stays unfinished.
+        """
+        try:
+            held = self.hold(epoch, 0, Stage.END)
+        except Exception:  # noqa: BLE001 - the error by which the phase was left comes first
+            return None
+        return functools.partial(self.commit_now, held, "left")
 
     def commit_now(self, held: HeldSnapshot, reason: str) -> None:
         """Save, and wait until the checkpoint is durable. Raises after a second failure."""

@@ -15,7 +15,7 @@ from outlast.training.data import arrays, make_feed
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import executed
 from outlast.training.fit_arguments import Plan
-from outlast.training.fit_state import FitState, Logs
+from outlast.training.fit_state import FitState, Logs, describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
 from outlast.training.keras_internals import callbacks as keras_callbacks
@@ -23,13 +23,15 @@ from outlast.training.keras_internals import models
 from outlast.training.live_plot import MetricsView
 from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
+from outlast.training.phase_exit import PhaseExit
+from outlast.training.state import fingerprint, raised_error
 from outlast.training.state.callback_files import appends_rows, going_on
 from outlast.training.state.callback_state import CallbackStates, files_before, wants_batches
 from outlast.training.state.live_variables import LiveState
 from outlast.training.step.compiled_steps import CompiledSteps
 from outlast.training.step.program_choice import ProgramChoice
 from outlast.training.validation import Validation
-from outlast_checkpoints.format.layout import Stage
+from outlast_checkpoints.format.layout import MODEL_FILE, Stage
 
 
 class Trainer:
@@ -43,6 +45,7 @@ class Trainer:
     def run(self) -> History:
         """Train or resume the phase, and return its complete history."""
         index = self.job.enter_phase(self.plan.name)
+        self.exit = PhaseExit(self.job, index)
         stop = self.job.ctx.stop
         watched, stop.watched = stop.watched, True
         try:
@@ -51,7 +54,7 @@ class Trainer:
             with ExitStack() as made:
                 return self._run(index, made)
         except BaseException as error:
-            self.job.fail_phase(error)
+            self.exit.note(error)
             raise
         finally:
             stop.watched = watched
@@ -74,7 +77,16 @@ class Trainer:
         states = CallbackStates(own)
         rehearse = self.steps.rehearse if self.steps.eager else None
         self.state = FitState(
-            self.model, live, self.feed, self.validation, states, str(self.steps.program), rehearse
+            self.model,
+            live,
+            self.feed,
+            self.validation,
+            states,
+            str(self.steps.program),
+            self.documents,
+            self.fingerprint,
+            self.exit,
+            rehearse,
         )
         self.phase = Phase(
             self.job,
@@ -86,11 +98,20 @@ class Trainer:
             take=self.state.take,
         )
         if over and stored is not None:
+            left = stored.plain["left"]
             self._restore(stored, finished=True)
             self.phase.log.info(LogEvent.PHASE_SKIPPED, name=self.plan.name)
+            self.exit.repeat(left)
             return self._history()
-        self._train(*self._start(stored))
-        return self._finish()
+        start = self._start(stored)
+        try:
+            self._train(*start)
+            self._finish()
+        except Exception as error:
+            self.exit.hold(self.phase, self.ended_at, raised_error.describe(error))
+            raise
+        self.exit.end()
+        return self._history()
 
     def _begin(self, stored: Stored | None) -> None:
         if stored is None:
@@ -160,6 +181,11 @@ class Trainer:
             choice = ProgramChoice(self.model, self.steps, live, self.feed, self.job.ctx.log)
             before = None if stored is None else stored.plain["program"]
             self.steps.use(choice.choose(self.plan.jit_compile, before))
+        self.documents = describe_model(self.model)
+        document = self.documents.get(MODEL_FILE)
+        # Before any callback's hook, which a finished phase does not call.
+        trained = fingerprint.of_training(self.model, document)
+        self.fingerprint = {**trained, "arguments": self.plan.decisive()}
         self.job.ctx.status.tick()
         return live
 
@@ -196,8 +222,10 @@ class Trainer:
         """Start or restore the training, and return the epoch and batch to continue with."""
         if stored is not None:
             self._restore(stored, finished=False)
+            self.exit.began = True
             return stored.progress.epoch, stored.progress.batch
         self.feed.start()
+        self.exit.begin()
         self.phase.record_start(self.feed.describe())
         # In a new job, Keras' BackupAndRestore may choose the first epoch.
         epoch = models.initial_epoch(self.model) or self.plan.initial_epoch
@@ -210,7 +238,7 @@ class Trainer:
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         self.job.ctx.status.activity = "restoring"
-        self.state.restore(stored, self.phase.log, finished=finished)
+        self.state.restore(stored, self.phase.log, epochs=self.plan.epochs, finished=finished)
         stored.release()
         self.phase.resumed(
             stored.checkpoint,
@@ -311,7 +339,7 @@ class Trainer:
         if epoch + 1 < self.plan.epochs and not self.model.stop_training:
             self.phase.at_epoch_end(epoch)
 
-    def _finish(self) -> History:
+    def _finish(self) -> None:
         model = self.model
         if isinstance(model.optimizer, keras.optimizers.Optimizer) and self.plan.epochs > 0:
             model.optimizer.finalize_variable_values(model.trainable_weights)
@@ -322,7 +350,6 @@ class Trainer:
             self.view.close()
         self.phase.commit_now(self.phase.hold(self.ended_at, 0, Stage.END), "end")
         self.phase.log.info(LogEvent.PHASE_FINISHED, step=self.phase.step, name=self.plan.name)
-        return self._history()
 
     def _remove_probe(self) -> None:
         if self.probe in self.callbacks.callbacks:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
+
+from outlast_checkpoints.errors import UsageError
 
 
 class Means:
@@ -40,3 +45,18 @@ class Means:
         """Restore data that `state` returned."""
         self._sums, self._weights = dict(state["sums"]), dict(state["weights"])
         self._fixed = dict(state["fixed"])
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return logged values as floats. Raises `UsageError` for what is no number."""
+    found = {}
+    for name, value in values.items():
+        try:
+            found[name] = float(np.asarray(value).item())
+        except (TypeError, ValueError):
+            raise UsageError(
+                field="log",
+                problem=f"{name!r} is {value!r}, not a number",
+                hint="Log numbers, arrays and tensors of one element.",
+            ) from None
+    return found

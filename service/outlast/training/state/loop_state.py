@@ -16,12 +16,12 @@ import tensorflow as tf
 from outlast.training.errors import NotSupported, StateMismatch
 from outlast.training.keras_internals.models import build_symbolically, metrics_are_built
 from outlast.training.keras_internals.variables import raw
-from outlast.training.state import trees
+from outlast.training.state import fingerprint, trees
 from outlast.training.state.held_values import Holder
 from outlast.training.state.in_place import can_hold, put_back
 from outlast.training.state.live_variables import LiveState, check_one
 from outlast_checkpoints.errors import UsageError
-from outlast_checkpoints.format.layout import WEIGHTS_FILE, check_name
+from outlast_checkpoints.format.layout import MODEL_FILE, WEIGHTS_FILE, check_name
 from outlast_checkpoints.format.snapshot import ArrayFile
 
 Plain = dict[str, Any]
@@ -94,6 +94,15 @@ class LoopState:
             problem = f"{name!r} is of type {type(part).__name__}, which has no known state"
             raise UsageError(field="state", problem=problem, hint=_HINT)
 
+    def fingerprint(self, describe: Callable[[Any], Mapping[str, bytes]]) -> Plain:
+        """Return what makes the parts what they are. describe: returns a model's `model.json`."""
+        found: Plain = {"kinds": self.kinds}
+        for name, model in self.models.items():
+            found[name] = fingerprint.of_training(model, describe(model).get(MODEL_FILE))
+        for name, holder in self._holders.items():
+            found[name] = {"optimizer": fingerprint.of_optimizer(holder)}
+        return found
+
     # -- before the first step -------------------------------------------------------------
 
     def require_built(self, batch: Any) -> None:
@@ -165,10 +174,10 @@ class LoopState:
 
     # -- out of a checkpoint ---------------------------------------------------------------
 
-    def restore(
+    def check(
         self, checkpoint: str, files: Mapping[str, Any], others: Mapping[str, Any], plain: Plain
     ) -> None:
-        """Restore everything. Raises `StateMismatch` before anything is changed."""
+        """Raise `StateMismatch` with the first difference. Changes nothing."""
 
         def fail(what: str, problem: str) -> None:
             raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
@@ -183,6 +192,9 @@ class LoopState:
                 was = f"shape {stored.shape} of {stored.dtype}"
                 now = f"shape {array.shape} of {array.dtype}"
                 fail(name, f"the checkpoint has {was}, the script has {now}")
+
+    def restore(self, files: Mapping[str, Any], others: Mapping[str, Any], plain: Plain) -> None:
+        """Restore everything. Call `check` first."""
         for name, live in self._live.items():
             live.assign(files[self.file_of(name)], others)
         for path, variable in self.loose.items():

@@ -22,7 +22,7 @@ ROOM = Path(outlast.training.__file__).parent
 TOP = Path(__file__).parents[4]
 PRIVATE_PACKAGES = re.compile(r"(keras\.src|tensorflow\.python)\b")
 # Attributes of Python's own and of torch's objects: executors, DataLoader iterators, other jobs.
-NOT_THEIRS = {"_processes", "_workers", "_entered", "_failed", "_close", "_judge_what_was_left",
+NOT_THEIRS = {"_processes", "_workers", "_close", "_is_retried",
               "_say_what_the_job_decides"}  # fmt: skip
 
 

@@ -1,0 +1,63 @@
+"""Scripts of several small phases, and what their job has of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import keras
+import numpy as np
+from keras import layers
+
+from outlast import fit
+from outlast.training.phase import Phase
+from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
+from tests.support.training_harness import Death
+
+RNG = np.random.default_rng(3)
+X = RNG.normal(size=(32, 4)).astype("float32")
+Y = X.sum(1, keepdims=True)
+
+
+def net(
+    rate: float = 0.1,
+    *,
+    units: int = 3,
+    activation: str = "relu",
+    dropout: float = 0.1,
+    momentum: float = 0.0,
+    loss: Any = "mse",
+) -> Any:
+    model = keras.Sequential(
+        [
+            layers.Input((4,)),
+            layers.Dense(units, activation),
+            layers.Dropout(dropout),
+            layers.Dense(1),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(rate, momentum=momentum), loss, run_eagerly=True)
+    return model
+
+
+def trained(folder: Path, model: Any = None, **arguments: Any) -> Any:
+    given = {"x": X, "y": Y, "epochs": 2, "batch_size": 16, "verbose": 0, "save_every": 1}
+    return fit(model or net(), job_dir=folder, **{**given, **arguments})
+
+
+def finished(folder: Path) -> list[tuple[int, str | None]]:
+    store = CheckpointStore(open_storage(folder))
+    return [(p, store.manifest(c).progress.phase_name) for p, c in store.finished_phases().items()]
+
+
+def dying_in(phase: int, step: int) -> Any:
+    record = Phase.record_steps
+
+    def record_and_die(self: Phase, *args: Any) -> None:
+        record(self, *args)
+        if self.index == phase and self.step >= step:
+            raise Death(step)
+
+    return mock.patch.object(Phase, "record_steps", record_and_die)
