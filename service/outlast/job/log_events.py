@@ -132,7 +132,7 @@ class LogEvent(StrEnum):
     PHASE_SKIPPED = "phase_skipped"
     """An earlier attempt finished this phase."""
     PHASE_LEFT = "phase_left"
-    """A phase that the script left by an error or `break` is ended, because another one began."""
+    """The script left a phase by an error or `break`, and began another; the phase is ended."""
     PHASE_ABANDONED = "phase_abandoned"
     """The script left a loop before its end."""
     PROGRAM_CHOSEN = "program_chosen"

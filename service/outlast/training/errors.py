@@ -20,23 +20,24 @@ class VersionMismatch(StateMismatch):
 
 
 class PhaseMismatch(StateMismatch):
-    """Phase {phase} ({named}) was finished by another {maker} than the one that the script has
-    here: {what}: {problem}. Its result is not handed back, and nothing was changed. If the script
-    itself passes over what it has finished, or changes the order, give each fit and Loop a name
-    (name=...). If you have changed the script, start a new job (another --name or job_dir)."""
+    """Phase {phase} ({named}) was finished by a different {maker} than the script calls here:
+    {what}: {problem}. Its result is not returned, and nothing was changed. If the script skips
+    finished phases itself, or changes their order, give each fit and Loop a name (name=...). If you
+    changed the script, start a new job (another --name or job_dir)."""
 
 
 class PhaseUnfinished(OutlastError, RuntimeError):
-    """The script begins a new phase {new}, but {phase} is not finished. After a restart nobody
-    could go on with it. Nothing was changed. Let the script first run the fit or Loop of the
-    unfinished phase again, or start a new job (another --name or job_dir)."""
+    """The script begins a new phase {new}, but {phase} is unfinished, and a restart could not
+    continue it. Nothing was changed. Run the fit or Loop of the unfinished phase first, or start a
+    new job (another --name or job_dir)."""
 
     exit_code = 3
 
 
 class PhaseLeft(OutlastError, RuntimeError):
-    """The script left phase {phase} by {error}, which has to be raised again, and no longer has a
-    class of that name. Bring it back, or start a new job (another --name or job_dir)."""
+    """The script left phase {phase} by {error}. This error must be raised again, but the script no
+    longer has a class of that name. Restore the class, or start a new job (another --name or
+    job_dir)."""
 
     exit_code = 3
 

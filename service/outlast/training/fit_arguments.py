@@ -65,7 +65,7 @@ class Plan:
                 object.__setattr__(self, name, int(getattr(self, name)))
 
     def decisive(self) -> dict[str, Any]:
-        """Return the arguments that decide the result, data as its fingerprint; not the epochs."""
+        """Return the arguments that decide the result, except `epochs`. Data is a fingerprint."""
         weights = self.class_weight
         return {
             "x": of_data(self.x),

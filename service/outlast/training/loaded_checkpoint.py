@@ -113,10 +113,11 @@ class Stored:
     def check_fingerprint(
         self, log: Any, here: Mapping[str, Any], *, epochs: int, stopped: bool, finished: bool
     ) -> None:
-        """Raise `StateMismatch` when this is the checkpoint of another training than the script's.
+        """Raise `StateMismatch` if the checkpoint belongs to a different training.
 
-        finished: its result is about to be handed back, and any difference counts. A training that
-        goes on may have another learning rate and, at an epoch's border, other data.
+        With `finished`, the phase's result is about to be returned, and every difference counts. A
+        training that continues may have another learning rate and, at an epoch's border, other data
+        and arguments.
         """
         ignored = OF_KERAS if self.written else set()
         stored, here = without(self.plain["fingerprint"], ignored), without(here, ignored)
@@ -157,7 +158,7 @@ class Stored:
 
 
 def _difference(values: tuple[Any, Any]) -> str:
-    return f"the checkpoint has {values[0]!r}, the script {values[1]!r}"
+    return f"the checkpoint has {values[0]!r}, the script has {values[1]!r}"
 
 
 def _named(packages: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from keras.callbacks import ProgbarLogger
 from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.fingerprint import of_data
-from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
+from outlast.training.data.loop_data import make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
 from outlast.training.fit_arguments import check
@@ -23,10 +23,10 @@ from outlast.training.fit_state import describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
 from outlast.training.loaded_checkpoint import Stored, choose_seed
+from outlast.training.loop_body import LoopBody
 from outlast.training.phase import Phase
 from outlast.training.phase_exit import PhaseExit
 from outlast.training.state import document, raised_error, random_state
-from outlast.training.state.epoch_means import Means, numbers
 from outlast.training.state.loop_state import LoopState, Plain
 from outlast.training.state.trees import NotPlain
 from outlast_checkpoints.errors import UsageError
@@ -34,7 +34,7 @@ from outlast_checkpoints.format.layout import STATE_FILE, Stage
 from outlast_checkpoints.format.snapshot import Progress, Snapshot
 
 
-class Loop:
+class Loop(LoopBody):
     """Yields the batches that are not trained yet. It saves, stops and resumes as `fit` does.
 
     The loop's body is one step. A checkpoint contains all of a step or nothing of it, so a resume
@@ -121,6 +121,7 @@ class Loop:
         keep: str | int | None = None,
         name: str | None = None,
     ) -> None:
+        super().__init__()
         check(
             batch_size=batch_size,
             epochs=epochs,
@@ -158,94 +159,10 @@ class Loop:
             "max_queue_size": max_queue_size,
         }
         self._seed = None if seed is None else int(seed)
-        self._means = Means()
-        self._logs: dict[str, float] = {}  # of the current step
-        self._iterated = False
-        self._in_body = False
-        self._stopped = False
         self._begun = False  # whether the epoch has begun
         self._trained = False  # whether the epoch's batches are trained
         given: Any = {"save_every": save_every, "keep": keep, "seed": self._seed, "name": name}
         self._job = TrainingJob.current(job_dir, **given)
-
-    # -- for the body ----------------------------------------------------------------------
-
-    @property
-    def step(self) -> int:
-        """Number of steps done before the current one, over all epochs and attempts."""
-        return self._phase.step if self._iterated else 0
-
-    @property
-    def last_batch(self) -> bool:
-        """Whether the epoch ends after the current batch.
-
-        Raises:
-            UsageError: the loop cannot know that, because the data has no known size and
-                `steps_per_epoch` is not given; or this was read outside of the loop's body.
-        """
-        self._require_body("last_batch")
-        if self._stopped:
-            return True
-        if not knows_its_end(self._feed, self._steps_per_epoch):
-            raise UsageError(
-                field="last_batch",
-                problem="the data does not say how many batches it has",
-                hint="Give steps_per_epoch.",
-            )
-        return not self._feed.within(self.batch + 1)
-
-    def log(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        """Record values of the current step.
-
-        An epoch's value is the mean over its steps, weighted by the samples in each batch.
-
-        Args:
-            values: Dict from names to numbers, or to arrays and tensors with one element.
-            **more: The same as keyword arguments.
-
-        Raises:
-            UsageError: a value is not a number, or this was called outside of the loop's body.
-
-        Example:
-
-        ```python
-        loop.log(loss=loss, accuracy=accuracy)
-        ```
-        """
-        self._require_body("log")
-        self._logs.update(numbers({**(values or {}), **more}))
-
-    def log_epoch(self, values: Mapping[str, Any] | None = None, /, **more: Any) -> None:
-        """Record values of the current epoch, for example a validation loss, without averaging.
-
-        Args:
-            values: Dict from names to numbers, or to arrays and tensors with one element.
-            **more: The same as keyword arguments.
-
-        Raises:
-            UsageError: a value is not a number, or this was called outside of the loop's body.
-
-        Example:
-
-        ```python
-        if loop.last_batch:
-            loop.log_epoch(val_loss=model.evaluate(x_val, y_val, verbose=0))
-        ```
-        """
-        self._require_body("log_epoch")
-        self._means.fix(numbers({**(values or {}), **more}))
-
-    def stop(self) -> None:
-        """End the epoch and the training after the current step; the phase counts as finished."""
-        self._stopped = True
-
-    def _require_body(self, field: str) -> None:
-        if not self._in_body:
-            raise UsageError(
-                field=field,
-                problem="it is only available inside the loop's body",
-                hint="Move it into the body of `for batch in loop:`.",
-            )
 
     # -- running a phase -------------------------------------------------------------------
 

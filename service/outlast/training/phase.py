@@ -303,13 +303,13 @@ class Phase:
             self._interval = chosen
 
     def ending(self, epoch: int) -> Callable[[], None] | None:
-        """Hold the state at which the script leaves the phase; return what saves it for good.
+        """Hold the state at which the script leaves the phase, and return what saves it for good.
 
-        None when it cannot be held: then the phase stays unfinished.
+        Returns `None` if the state cannot be held; then the phase stays unfinished.
         """
         try:
             held = self.hold(epoch, 0, Stage.END)
-        except Exception:  # noqa: BLE001 - the error by which the phase was left comes first
+        except Exception:  # noqa: BLE001 - the error that left the phase matters more
             return None
         return functools.partial(self.commit_now, held, "left")
 

@@ -1,4 +1,4 @@
-"""How the script leaves a phase: at its end, before it began, or by an error or `break`."""
+"""`PhaseExit`: how the script leaves a phase, at its end, or earlier by an error or `break`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from outlast.training.state.raised_error import Plain
 class PhaseExit:
     """Tells the job how one phase ends.
 
-    began: a checkpoint stands for the state of the training. left: how the script left the phase
-    before its end, as plain data for the checkpoint; None if it did not.
+    Attributes:
+        began: Whether a checkpoint represents the state of the training.
+        left: How the script left the phase before its end, as plain data for the checkpoint, or
+            `None` if it did not.
     """
 
     def __init__(self, job: TrainingJob, index: int) -> None:
@@ -36,20 +38,23 @@ class PhaseExit:
         self._job.order.end(self._index)
 
     def repeat(self, left: Plain | None) -> None:
-        """End the phase as an earlier attempt did; raises the error by which it was left."""
+        """End the phase as an earlier attempt did. Raises the error that left it, if any."""
         self.end()
         if left not in (None, raised_error.BREAK):
             assert left is not None
             raise raised_error.rebuild(left, self._index)
 
     def hold(self, phase: Phase, epoch: int, left: Plain | None) -> None:
-        """Hold the state at which the script leaves the phase, to be saved if it goes on."""
+        """Hold the state at which the script leaves, which is saved if the script continues."""
         self.left = left
         if left is not None:
             self._record = phase.ending(epoch)
 
     def note(self, error: BaseException) -> None:
-        """Tell the job what ended the phase, which the script may catch; nothing if it is over."""
+        """Tell the job which error left the phase; the script may catch it.
+
+        Does nothing if the phase is over.
+        """
         if not self.began:
             self._job.withdraw_phase(self._index)
         elif self._ended:
@@ -58,5 +63,5 @@ class PhaseExit:
             why = type(error).__name__
             self._job.leave_phase(self._index, why, error=error, record=self._record)
         else:
-            why = "`break`" if self._record is not None else "an error in the body of the loop"
+            why = "`break`" if self._record is not None else "an error in the loop's body"
             self._job.leave_phase(self._index, why, record=self._record)

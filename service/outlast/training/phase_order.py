@@ -1,4 +1,4 @@
-"""Which phase of the job each `fit` and `Loop` of the script is: by its name, else by its turn."""
+"""`PhaseOrder`: which phase of the job each `fit` or `Loop` is, by its name or else its order."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ from outlast_checkpoints.errors import UsageError
 class PhaseOrder:
     """The phases that the job has, and those that the script has entered.
 
-    A name means its phase, whatever the order. Phases without a name keep their order among each
-    other. What is not there yet is a new phase, which can begin once all others are ended: what
-    comes later is what a restart finds.
+    A name identifies its phase, in whatever order the script calls them. Phases without a name keep
+    their order among themselves. Any other phase is new. It can begin only when all others have
+    ended, because a restart finds only the latest phase.
 
-    Args:
-        names: Names of the stored phases by index, None for one without a name.
-        ended: Those that are finished, or were left for good.
+    `names` has the names of the stored phases by index, `None` for a phase without a name. `ended`
+    has the indices of those that are finished or were left for good.
+
+    Attributes:
+        names: Names of all phases by index.
+        entered: Index and name of each phase that the script has entered, in order.
     """
 
     def __init__(self, names: Mapping[int, str | None], ended: Iterable[int]) -> None:
         self.names = dict(names)
         self.entered: list[tuple[int, str | None]] = []
         self._open = set(names) - set(ended)
-        self._new: set[int] = set()  # has no checkpoint yet
+        self._new: set[int] = set()  # without a checkpoint yet
 
     def enter(self, name: str | None) -> int:
         """Return the index of the phase that starts now.
 
-        Raises `UsageError` for a name that was used before, `PhaseUnfinished` when a new phase
+        Raises `UsageError` for a name that was used before, and `PhaseUnfinished` if a new phase
         would begin while another one is unfinished.
         """
         used = [one for _, one in self.entered]
@@ -37,7 +40,7 @@ class PhaseOrder:
             raise UsageError(
                 field="name",
                 problem=f"{name!r} names an earlier phase of this script",
-                hint="Give each fit a name of its own.",
+                hint="Use a different name for each phase.",
             )
         like = sorted(index for index, one in self.names.items() if one == name)
         turn = 0 if name is not None else used.count(None)
@@ -55,7 +58,7 @@ class PhaseOrder:
         return index
 
     def begun(self, index: int) -> None:
-        """Note that the phase has, or may have, a checkpoint."""
+        """Note that the phase has a checkpoint, or may have one."""
         self._new.discard(index)
 
     def end(self, index: int) -> None:
@@ -64,7 +67,7 @@ class PhaseOrder:
         self._open.discard(index)
 
     def withdraw(self, index: int) -> None:
-        """Take back the phase entered last, which ended before it was saved or will be retried."""
+        """Withdraw the last entered phase: it ended before it was saved, or will be retried."""
         self.entered = [one for one in self.entered if one[0] != index]
         if index in self._new:
             self._new.discard(index)
@@ -72,7 +75,7 @@ class PhaseOrder:
             del self.names[index]
 
     def later_than(self, index: int) -> bool:
-        """Whether the job has a phase that comes after this one."""
+        """Return whether the job has a later phase than this one."""
         return max(self.names) > index
 
 

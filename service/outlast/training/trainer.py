@@ -183,7 +183,7 @@ class Trainer:
             self.steps.use(choice.choose(self.plan.jit_compile, before))
         self.documents = describe_model(self.model)
         document = self.documents.get(MODEL_FILE)
-        # Before any callback's hook, which a finished phase does not call.
+        # This must precede all hooks of callbacks, because a finished phase calls none.
         trained = fingerprint.of_training(self.model, document)
         self.fingerprint = {**trained, "arguments": self.plan.decisive()}
         self.job.ctx.status.tick()

@@ -1,7 +1,7 @@
-"""A cheap description of training data: shapes, dtypes and a hash of a few samples.
+"""A cheap fingerprint of training data: shapes, dtypes and a hash of a few samples.
 
-It tells other data from the same data in milliseconds, however much there is; it does not prove
-that two sets are equal.
+It detects different data within milliseconds, whatever the size. It does not prove that two data
+sets are equal.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import numpy as np
 import tensorflow as tf
 import xxhash
 
-ROWS = 32  # samples of an array that are read
-ROW = 1024  # elements of a sample that are read
-LEAVES = 256  # arrays of a structure that are looked at
+ROWS = 32  # samples read from an array
+ROW = 1024  # elements read from a sample
+LEAVES = 256  # arrays read from a structure
 
 
 def of_data(data: Any) -> dict[str, Any] | None:
-    """Return what is to be said of data of any kind; None for no data."""
+    """Return the fingerprint of data of any kind, or `None` for no data."""
     if data is None:
         return None
     leaves = [one for one in keras.tree.flatten(data) if one is not None]
@@ -28,7 +28,7 @@ def of_data(data: Any) -> dict[str, Any] | None:
     shapes = []
     for leaf in leaves[:LEAVES]:
         shapes.append(_shape(leaf))
-        with suppress(Exception):  # what cannot be read by rows is known by its shape
+        with suppress(Exception):  # data without rows is identified by its shape
             _hash_rows(leaf, content)
     return {"kind": " ".join(shapes), "count": len(leaves), "content": content.hexdigest()}
 
@@ -64,7 +64,7 @@ def _hash_rows(leaf: Any, content: Any) -> None:
         row = by_row[i]
         if hasattr(row, "detach"):  # a torch tensor
             row = row.detach().cpu()
-        if hasattr(row, "toarray"):  # of a sparse matrix
+        if hasattr(row, "toarray"):  # a row of a sparse matrix
             row = row.toarray()
         values = np.asarray(row).reshape(-1)[:ROW]
         if values.dtype == object:

@@ -48,7 +48,7 @@ class Means:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return logged values as floats. Raises `UsageError` for what is no number."""
+    """Return logged values as floats. Raises `UsageError` for a value that is not a number."""
     found = {}
     for name, value in values.items():
         try:
@@ -57,6 +57,6 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
             raise UsageError(
                 field="log",
                 problem=f"{name!r} is {value!r}, not a number",
-                hint="Log numbers, arrays and tensors of one element.",
+                hint="Log numbers, or arrays and tensors with one element.",
             ) from None
     return found

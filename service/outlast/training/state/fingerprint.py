@@ -1,7 +1,8 @@
-"""What makes a phase this phase and no other: a short description to compare with a later one.
+"""Fingerprints: short descriptions of models and optimizers, by which a phase is recognized.
 
-Only what decides the result counts. Names that Keras numbers by order, shapes that follow the batch
-size, seeds (their generators are state) and the addresses of objects do not.
+They contain only what decides the result. They leave out names that Keras numbers by order, shapes
+that depend on the batch size, seeds (their generators are part of the state) and addresses of
+objects.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from outlast.training.keras_internals.models import to_snake_case
 Plain = dict[str, Any]
 
 RATE = "learning_rate"
-OF_KERAS = {"model", "optimizer", "compiled"}  # what another version may describe otherwise
+OF_KERAS = {"model", "optimizer", "compiled"}  # may differ across versions of Keras
 _LEFT_OUT = {"build_config", "build_input_shape", "compile_config", "registered_name", "seed"}
 _LEFT_OUT |= {"shared_object_id", "quantization_config"}
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -29,7 +30,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 def of_model(model: Any, document: bytes | None) -> Plain:
     """Return a model's class and a digest of each layer's configuration.
 
-    document: the content of `model.json`, None where Keras cannot write one.
+    `document` is the content of `model.json`, or `None` if Keras cannot write one.
     """
     found: Plain = {"class": type(model).__name__}
     if document is None:
@@ -49,11 +50,11 @@ def of_model(model: Any, document: bytes | None) -> Plain:
 
 
 def of_optimizer(optimizer: Any) -> Plain:
-    """Return an optimizer's class, configuration and present learning rate."""
+    """Return an optimizer's class, configuration and current learning rate."""
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return {}
     found: Plain = {"class": to_snake_case(type(optimizer).__name__).replace("_", "")}
-    with suppress(Exception):  # a user's get_config may raise anything
+    with suppress(Exception):  # get_config may raise anything
         for key, value in optimizer.get_config().items():
             if key == "learning_rate":
                 schedule = isinstance(value, dict)
@@ -64,7 +65,7 @@ def of_optimizer(optimizer: Any) -> Plain:
 
 
 def of_compiled(model: Any, document: bytes | None) -> Plain:
-    """Return how losses and metrics are configured, where that differs from their defaults."""
+    """Return the configurations of losses and metrics; for losses, only what is not default."""
     losses = keras.tree.flatten(getattr(model, "loss", None))
     found: Plain = {f"loss {i}": _unusual(loss) for i, loss in enumerate(losses)}
     compiled = None if document is None else json.loads(document)["config"].get("compile_config")
@@ -75,7 +76,7 @@ def of_compiled(model: Any, document: bytes | None) -> Plain:
 
 
 def of_training(model: Any, document: bytes | None) -> Plain:
-    """Return the fingerprint of a model and of how it is compiled, if it is."""
+    """Return the fingerprint of a model, including what it is compiled with, if it is."""
     return {
         "model": of_model(model, document),
         "optimizer": of_optimizer(getattr(model, "optimizer", None)),
@@ -84,14 +85,14 @@ def of_training(model: Any, document: bytes | None) -> Plain:
 
 
 def without(value: Any, keys: set[str]) -> Any:
-    """Return a copy of nested dicts that lacks these keys at any depth."""
+    """Return a copy of nested dicts without these keys, at any depth."""
     if isinstance(value, Mapping):
         return {k: without(v, keys) for k, v in value.items() if k not in keys}
     return value
 
 
 def first_difference(stored: Any, here: Any, what: str = "") -> tuple[str, Any, Any] | None:
-    """Return where two fingerprints first differ, with both values; None when they are equal."""
+    """Return the first difference of two fingerprints, with both values; `None` if equal."""
     if isinstance(stored, Mapping) and isinstance(here, Mapping):
         for key in [*stored, *(key for key in here if key not in stored)]:
             name = f"{what}, {key}" if what else str(key)
@@ -103,7 +104,7 @@ def first_difference(stored: Any, here: Any, what: str = "") -> tuple[str, Any, 
 
 
 def digest(value: Any) -> str:
-    """Return 16 hex digits that stand for plain data."""
+    """Return a hash of plain data, as 16 hex digits."""
     text = json.dumps(value, sort_keys=True, default=str)
     return xxhash.xxh3_64_hexdigest(text.encode())
 
@@ -111,7 +112,7 @@ def digest(value: Any) -> str:
 def _unusual(loss: Any) -> Any:
     if not isinstance(loss, keras.losses.Loss):
         return None
-    with suppress(Exception):  # a class may need arguments, or have no get_config
+    with suppress(Exception):  # a class may need arguments or lack get_config
         usual: Mapping[str, Any] = {}
         with suppress(Exception):
             usual = type(loss)().get_config()
@@ -125,7 +126,7 @@ def _unusual(loss: Any) -> Any:
 
 
 def _names_in(config: Any, names: dict[str, str]) -> dict[str, str]:
-    """Number the layers' names in their order: Keras' own numbers depend on what came before."""
+    """Number layers' names by order, because Keras' numbers depend on earlier models."""
     if isinstance(config, list):
         for value in config:
             _names_in(value, names)
@@ -142,7 +143,7 @@ def _names_in(config: Any, names: dict[str, str]) -> dict[str, str]:
 def _plain(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         if value.get("class_name") == "__lambda__":
-            return "lambda"  # its code holds the lines of the file
+            return "lambda"  # its code contains line numbers of the file
         kept = {k: _plain(v, names) for k, v in value.items() if k not in _LEFT_OUT}
         shape = kept.get("batch_shape")
         if isinstance(shape, list) and shape:

@@ -95,7 +95,7 @@ class LoopState:
             raise UsageError(field="state", problem=problem, hint=_HINT)
 
     def fingerprint(self, describe: Callable[[Any], Mapping[str, bytes]]) -> Plain:
-        """Return what makes the parts what they are. describe: returns a model's `model.json`."""
+        """Return the fingerprints of all parts. `describe` returns the documents of a model."""
         found: Plain = {"kinds": self.kinds}
         for name, model in self.models.items():
             found[name] = fingerprint.of_training(model, describe(model).get(MODEL_FILE))

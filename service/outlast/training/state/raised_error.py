@@ -1,4 +1,4 @@
-"""The error by which a script left a phase, as plain data and back; nothing is ever pickled."""
+"""The error that left a phase, converted to plain data and back without pickle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BREAK: Plain = {"by": "break"}
 
 
 def describe(error: BaseException) -> Plain | None:
-    """Return what `rebuild` needs; None for an error that it could not make again."""
+    """Return what `rebuild` needs, or `None` for an error that it cannot rebuild."""
     kind = type(error)
     found: Plain = {"by": "error", "module": kind.__module__, "class": kind.__qualname__}
     try:
@@ -34,35 +34,35 @@ def describe(error: BaseException) -> Plain | None:
 
 
 def rebuild(left: Plain, phase: int) -> BaseException:
-    """Return the error once more, with a note of where it comes from.
+    """Return the error again, with a note that says where it comes from.
 
-    Raises `PhaseLeft` when the script no longer has its class.
+    Raises `PhaseLeft` if the script no longer has the error's class.
     """
     kind = _find(left)
     if kind is None:
         raise PhaseLeft(phase=phase, error=f"{left['module']}.{left['class']}")
     error = _make(kind, left["args"], left["attributes"])
-    error.add_note(f"An earlier attempt left phase {phase} by this error; it is raised again.")
+    error.add_note(f"An earlier attempt left phase {phase} by this error. It is raised again.")
     return error
 
 
 def left_by_break() -> bool:
-    """Whether who has just dropped the calling generator left its loop by `break` or `return`.
+    """Return whether the caller's generator was dropped by `break` or `return` from its loop.
 
-    An error in the loop's body drops it as well, at the instruction that raised it.
+    An error in the loop's body drops the generator as well, at the instruction that raised it.
     """
     here = inspect.currentframe()
     frame = None if here is None else here.f_back
     generator = None if frame is None else frame.f_code.co_filename
     while frame is not None and frame.f_code.co_filename == generator:
-        frame = frame.f_back  # it may hand on what another generator yields
+        frame = frame.f_back  # it may delegate to another generator
     if frame is None or frame.f_lasti < 0:
         return False
     return dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("POP_TOP", "POP_ITER", "END_FOR")
 
 
 def _make(kind: Any, args: Any, attributes: Plain) -> BaseException:
-    """Make an error without its own `__init__`, whose arguments nobody knows any more."""
+    """Create an error without its own `__init__`, whose arguments are no longer known."""
     error: BaseException = kind.__new__(kind, *args)
     _python_own(kind).__init__(error, *args)
     vars(error).update(attributes)
@@ -70,7 +70,7 @@ def _make(kind: Any, args: Any, attributes: Plain) -> BaseException:
 
 
 def _python_own(kind: Any) -> Any:
-    """Return the nearest class of Python itself: it may keep data outside of the attributes."""
+    """Return the nearest built-in base class, which may keep data outside of the attributes."""
     return next(one for one in kind.__mro__ if one.__module__ == "builtins")
 
 
