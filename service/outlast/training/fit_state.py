@@ -58,11 +58,13 @@ class FitState:
         """Hold everything at this place; the variables without a copy."""
         if self._rehearse is not None:
             self._live.refresh()
+        variables = self._live.others()
+        finished = progress.stage == Stage.END
         plain = {
             "model": self._live.describe(),
             "program": self._program,
             "data": self._feed.describe(),
-            "callbacks": self._callbacks.capture(),
+            **self._callbacks.capture(variables, finished=finished),
             "logs": self.logs,
             "training_logs": self.training_logs,
             "stop_training": bool(self._model.stop_training),
@@ -72,7 +74,7 @@ class FitState:
             "validation": self._validation.state(),
             "generators": random_state.capture(),
         }
-        state = document.pack(plain, self._live.others())
+        state = document.pack(plain, variables)
         logs = self.logs if progress.stage == Stage.STEP else self.training_logs or {}
         return Snapshot(
             progress=progress,
@@ -103,12 +105,12 @@ class FitState:
                 "and its present value goes on",
                 instead="set model.optimizer.learning_rate in a callback",
             )
-        lost = self._callbacks.restore(plain["callbacks"])
+        lost = self._callbacks.restore(plain, stored.variables, finished=finished)
         if lost:
             log.warning(
                 LogEvent.CALLBACK_STATE_IGNORED,
                 callbacks=lost,
-                why="the script has no such callback there",
+                why="the script has nothing that it could be put back into",
             )
         self.logs, self.training_logs = plain["logs"], plain["training_logs"]
         self.epoch_begun, self.epoch_trained = plain["epoch_begun"], plain["epoch_trained"]

@@ -62,15 +62,16 @@ class Trainer:
         self._prepare_data(seed, made)
         live = self._compile(stored)
         self._prepare_callbacks(made)
+        shown = (self.probe, self.progress_bar)  # they belong to the process
+        own = [c for c in self.callbacks.callbacks if c not in shown]
+        states = CallbackStates(own, live.objects(), self.job.ctx.log)
         over = self._is_over(stored)
         if over:
             keras_callbacks.history_of(self.callbacks).on_train_begin()
         else:
             self.model.stop_training = False
             self._begin(stored)
-        shown = (self.probe, self.progress_bar)  # they belong to the process
-        own = [c for c in self.callbacks.callbacks if c not in shown]
-        states = CallbackStates(own)
+            states.begin()
         rehearse = self.steps.rehearse if self.steps.eager else None
         self.state = FitState(
             self.model, live, self.feed, self.validation, states, str(self.steps.program), rehearse

@@ -53,5 +53,7 @@ def is_state(callback: Any, name: str) -> bool:
         return False
     if name in _OPEN_HERE and isinstance(callback, keras_callbacks.TensorBoard):
         return False
+    if name in ("csv_file", "writer") and isinstance(callback, keras_callbacks.CSVLogger):
+        return False
     # min_delta turns its sign when the callback first learns the direction of its metric.
     return not (name == "min_delta" and isinstance(callback, MonitorCallback))

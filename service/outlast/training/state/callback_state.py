@@ -1,49 +1,69 @@
 """Callbacks over a resume: their state, and which of them want every batch.
 
 State is what training changed: a callback with `get_state`/`set_state` speaks for itself; of any
-other, the plain attributes (numbers, strings, arrays, lists, dicts of them) that differ from what
-they were right after `on_train_begin` are kept. So configuration is never overwritten by an old
-value, functions and open files are left alone, and EarlyStopping's patience, ModelCheckpoint's best
-or a list that a user's callback appends to are all there after a resume.
+other, what it and its objects held right after `on_train_begin` is compared with what they hold now
+(`object_graph`). So configuration is never overwritten by an old value, functions and open files
+are left alone, and EarlyStopping's patience, ModelCheckpoint's best, a list that a user's callback
+appends to or a copy of the weights that it averages are all there after a resume.
 """
 
 from __future__ import annotations
 
-import random
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-import numpy as np
-import tensorflow as tf
 from keras import callbacks as keras_callbacks
 
+from outlast.job.log_events import LogEvent
 from outlast.training.errors import NotSupported
-from outlast.training.keras_internals.callbacks import flush_events, is_hook_overridden, is_state
+from outlast.training.keras_internals.callbacks import flush_events, is_hook_overridden
 from outlast.training.state import trees
 from outlast.training.state.callback_files import rows_written
+from outlast.training.state.object_graph import ObjectGraph, Unsaved
+from outlast.training.state.object_restore import Restore
 
 Plain = dict[str, Any]
+_INDEX = re.compile(r"(?<=[\w\])])\[[^\]]*\]")
 
 
 class CallbackStates:
     """The states of the callbacks of one fit, told apart by class and order.
 
-    Create it right after `on_train_begin`, which marks what is configuration.
+    Create it before `on_train_begin` and call `begin` right after, which marks what is
+    configuration. elsewhere: objects by name that are saved elsewhere, the model and its parts.
     """
 
-    def __init__(self, callbacks: list[Any]) -> None:
+    def __init__(self, callbacks: list[Any], elsewhere: Plain, log: Any) -> None:
         self.callbacks = callbacks
-        self._baselines = [
-            {} if _speaks(c) else {name: mark for name, _, mark in _plain_attributes(c)}
-            for c in callbacks
-        ]
+        self._elsewhere = elsewhere
+        self._log = log
+        self._names: dict[str, int] = {}  # place in the list
+        self._roots: Plain = {}
+        counts: Counter[str] = Counter()
+        for i, callback in enumerate(callbacks):
+            kind = type(callback).__name__
+            name = f"{kind}#{counts[kind]}"
+            counts[kind] += 1
+            self._names[name] = i
+            if not _speaks(callback):
+                self._roots[name] = callback
+        # A resume of a finished phase does not call `on_train_begin`.
+        self._unbegun = self._begun = ObjectGraph(self._roots, elsewhere)
+        self._warned: set[str] = set()
 
-    def capture(self) -> list[Plain]:
-        """Return each callback's class name and state, whose arrays are still its own."""
+    def begin(self) -> None:
+        """Note what `on_train_begin` has made."""
+        self._begun = ObjectGraph(self._roots, self._elsewhere)
+
+    def capture(self, variables: Plain, *, finished: bool) -> Plain:
+        """Return the callbacks' states as plain data, whose arrays are still their own.
+
+        variables: is filled with the variables, held. finished: the phase is.
+        """
         states = []
-        for i, callback in enumerate(self.callbacks):
+        for callback in self.callbacks:
             state: Plain = {"class": type(callback).__name__}
             flush_events(callback)
             rows = rows_written(callback)
@@ -51,27 +71,52 @@ class CallbackStates:
                 state["rows"] = rows
             if _speaks(callback):
                 state["own"] = _spoken(callback)
-            else:
-                state["changed"] = {
-                    name: value
-                    for name, value, mark in _plain_attributes(callback)
-                    if mark != self._baselines[i].get(name)
-                }
             states.append(state)
-        return states
+        names: dict[int, str] = {}
+        found: Plain = {"callbacks": states, "objects": self._begun.capture(variables, names)}
+        self._warn(self._begun.unsaved)
+        if finished:
+            found["finished_objects"] = self._unbegun.capture(variables, names)
+            found["unsaved"] = [[u.path, u.kind] for u in self._unbegun.unsaved]
+        return found
 
-    def restore(self, states: list[Plain]) -> list[str]:
-        """Put back what `capture` returned; return the names of states that found no callback."""
+    def restore(self, plain: Plain, variables: Plain, *, finished: bool) -> list[str]:
+        """Put back what `capture` returned; return what found no place, each with the reason."""
         lost = []
-        for state, callback in matched(states, self.callbacks):
+        for state, callback in matched(plain["callbacks"], self.callbacks):
             if callback is None:
                 lost.append(state["class"])
             elif "own" in state:
                 callback.set_state(state["own"])
-            else:
-                for name, value in state["changed"].items():
-                    _put_back(callback, name, value)
+        part = "finished_objects" if finished and "finished_objects" in plain else "objects"
+        restore = Restore(self._unbegun if finished else self._begun, plain[part], variables)
+        restore.apply()
+        unsaved = plain.get("unsaved", []) if finished else []
+        lost += [
+            f"{self._shown(path)}: nobody can make a {kind} anew, and a phase that was finished "
+            "before does not call on_train_begin"
+            for path, kind in unsaved
+        ]
+        kinds = {name.partition("#")[0] for name in self._names}
+        for path, problem in restore.problems:
+            if path.partition("#")[0] in kinds or "#" not in path:
+                lost.append(f"{self._shown(path)}: {problem}")
         return lost
+
+    def _warn(self, unsaved: list[Unsaved]) -> None:
+        for thing in unsaved:
+            path = _INDEX.sub("[*]", self._shown(thing.path))
+            if path not in self._warned:
+                self._warned.add(path)
+                self._log.warning(
+                    LogEvent.STATE_NOT_SAVED, what=self._shown(thing.path), kind=thing.kind,
+                    why="it cannot be stored; a resume has it as the script makes it",
+                    instead=thing.hint,
+                )  # fmt: skip
+
+    def _shown(self, path: str) -> str:
+        name = re.split(r"[.\[]", path, maxsplit=1)[0]
+        return f"callbacks[{self._names[name]}]{path[len(name) :]}" if name in self._names else path
 
 
 def matched(states: list[Plain], callbacks: list[Any]) -> Iterator[tuple[Plain, Any]]:
@@ -99,38 +144,6 @@ def wants_batches(callback: Any) -> bool:
     return any(is_hook_overridden(getattr(callback, hook)) for hook in hooks)
 
 
-def _put_back(callback: Any, name: str, value: Any) -> None:
-    # Containers are filled in place, since the script may hold the same list or dict itself.
-    present: Any = getattr(callback, name, None)
-    if _variable(present) is not None:
-        _variable(present).assign(value)
-    elif tf.is_tensor(present):
-        setattr(callback, name, tf.convert_to_tensor(value))
-    elif type(present) is not type(value):
-        setattr(callback, name, value)
-    elif isinstance(value, list | deque):
-        present.clear()
-        present.extend(value)
-    elif isinstance(value, dict | set):
-        present.clear()
-        present.update(value)
-    elif isinstance(value, random.Random):
-        present.setstate(value.getstate())
-    elif isinstance(value, np.random.Generator):
-        present.bit_generator.state = value.bit_generator.state
-    elif isinstance(value, np.random.RandomState):
-        present.set_state(value.get_state(legacy=False))
-    else:
-        setattr(callback, name, value)
-
-
-def _variable(value: Any) -> Any:
-    """Return the variable that `value` is or keeps its state in, None when it is none."""
-    if isinstance(value, keras.random.SeedGenerator):
-        return value.state
-    return value if isinstance(value, keras.Variable | tf.Variable) else None
-
-
 def _spoken(callback: Any) -> Any:
     """Return what a callback says of its state. Raises `NotSupported` for what cannot be stored."""
     state = callback.get_state()
@@ -149,17 +162,3 @@ def _speaks(callback: Any) -> bool:
     return callable(getattr(callback, "get_state", None)) and callable(
         getattr(callback, "set_state", None)
     )
-
-
-def _plain_attributes(callback: Any) -> Iterator[tuple[str, Any, bytes]]:
-    """Yield name, value and fingerprint of the attributes that are plain data."""
-    for name, value in vars(callback).items():
-        variable = _variable(value)
-        if not is_state(callback, name) or (callable(value) and variable is None):
-            continue
-        if variable is not None or tf.is_tensor(value):
-            value = np.array(tf.convert_to_tensor(value if variable is None else variable))
-        try:
-            yield name, value, trees.fingerprint(value)
-        except trees.NotPlain:
-            continue

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from outlast.training.errors import StateMismatch
-from outlast.training.keras_internals.models import to_snake_case
+from outlast.training.keras_internals.models import all_layers, to_snake_case
 from outlast.training.keras_internals.variables import learning_rate, raw
 from outlast.training.state import weights_layout
 from outlast.training.state.held_values import Holder
@@ -55,6 +55,18 @@ class LiveState:
                 self.rest.append(variable)
         self._weights = Holder(self.layout.variables.values())
         self._others = Holder(self.rest)
+
+    def objects(self) -> dict[str, Any]:
+        """Return the model, its parts and its variables by name."""
+        model, _ = self._of
+        found: dict[str, Any] = {f"model/{i}": layer for i, layer in enumerate(all_layers(model))}
+        for i, metric in enumerate(model.metrics):
+            found[f"metrics/{i}"] = metric
+        found["optimizer"] = getattr(model, "optimizer", None)
+        for variable in [*self.layout.variables.values(), *self.rest]:
+            found[f"variables/{len(found)}"] = variable
+            found[f"variables/{len(found)}"] = raw(variable)
+        return {name: value for name, value in found.items() if value is not None}
 
     def weights(self) -> ArrayFile:
         """Hold everything that `model.weights.h5` contains."""
