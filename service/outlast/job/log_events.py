@@ -116,7 +116,7 @@ class LogEvent(StrEnum):
     LEARNING_RATE_KEPT = "learning_rate_kept"
     """The checkpoint's learning rate is used instead of the script's."""
     CALLBACK_STATE_IGNORED = "callback_state_ignored"
-    """The checkpoint has state of callbacks that the script has no place for; the line names each."""
+    """State of callbacks in the checkpoint has no place in the script; the line names it."""
     VALIDATION_DATA_REPLAYED = "validation_data_replayed"
     """The validation data was replayed to reach its place."""
     CSV_ROWS_LOST = "csv_rows_lost"

@@ -17,7 +17,6 @@ from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
-from outlast.training.errors import NotSupported
 from outlast.training.fit_arguments import check
 from outlast.training.fit_state import describe_model
 from outlast.training.history import History
@@ -27,7 +26,7 @@ from outlast.training.phase import Phase
 from outlast.training.state import document, random_state
 from outlast.training.state.epoch_means import Means
 from outlast.training.state.loop_state import LoopState, Plain
-from outlast.training.state.trees import NotPlain
+from outlast.training.state.unsaved_warnings import UnsavedWarnings
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.layout import STATE_FILE, Stage
 from outlast_checkpoints.format.snapshot import Progress, Snapshot
@@ -50,8 +49,9 @@ class Loop:
     Args:
         state: everything that the step changes, by name: models, optimizers, metrics, layers,
             variables, random generators, numpy arrays, lists and dicts of plain data or of parts,
-            objects with get_state/set_state or state_dict/load_state_dict; or one model. Models
-            and optimizers have to be built, arrays and containers to be changed in place.
+            objects with get_state/set_state or state_dict/load_state_dict, other objects of yours
+            by their attributes (dataclasses too); or one model. Models and optimizers have to be
+            built, arrays and containers to be changed in place.
         data: x, (x,), (x, y) or (x, y, sample_weight) of arrays, or any other data that `fit`
             takes; batches come as tensors, in the structure that was given. None for a loop
             without data, which hands out the numbers of the steps, from 0 (needs
@@ -125,6 +125,7 @@ class Loop:
         }
         self._seed = None if seed is None else int(seed)
         self._means = Means()
+        self._unsaved = UnsavedWarnings()
         self._logs: dict[str, float] = {}  # of the step
         self._iterated = False
         self._in_body = False
@@ -336,8 +337,9 @@ class Loop:
             self._phase.at_epoch_end(ended)
 
     def _take(self, progress: Progress) -> Snapshot:
+        variables = self._state.others()
         plain: Plain = {
-            "state": self._state.plain(),
+            "state": self._state.plain(variables),
             "data": self._feed.describe(),
             "feed": self._feed.state(),
             "logs": self._logs,
@@ -350,14 +352,8 @@ class Loop:
             "trained": self._trained,
             "generators": random_state.capture(),
         }
-        try:
-            state = document.pack(plain, self._state.others())
-        except NotPlain as error:
-            raise NotSupported(
-                field="state",
-                problem=f"it has become what cannot be stored: {error}",
-                hint="Keep numbers, strings, arrays, lists and dicts of them.",
-            ) from None
+        state = document.pack(plain, variables)
+        self._unsaved.warn(self._state.unsaved, self._job.ctx.log)
         ended = progress.stage != Stage.STEP
         newest = {k: v[-1] for k, v in self.history.history.items()} if ended else self._logs
         return Snapshot(

@@ -146,7 +146,8 @@ class Trainer:
         else:
             self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
         self.steps.trace()
-        live = LiveState(self.model, self.steps.touched_variables())
+        touched = self.steps.touched_variables()
+        live = LiveState(self.model, touched, traced=not self.steps.eager)
         stateful = self.steps.stateful_random_ops()
         if stateful:
             self.job.ctx.log.warning(

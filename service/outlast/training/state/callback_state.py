@@ -16,16 +16,15 @@ from typing import Any
 
 from keras import callbacks as keras_callbacks
 
-from outlast.job.log_events import LogEvent
 from outlast.training.errors import NotSupported
 from outlast.training.keras_internals.callbacks import flush_events, is_hook_overridden
 from outlast.training.state import trees
 from outlast.training.state.callback_files import rows_written
-from outlast.training.state.object_graph import ObjectGraph, Unsaved
+from outlast.training.state.object_graph import ObjectGraph
 from outlast.training.state.object_restore import Restore
+from outlast.training.state.unsaved_warnings import UnsavedWarnings
 
 Plain = dict[str, Any]
-_INDEX = re.compile(r"(?<=[\w\])])\[[^\]]*\]")
 
 
 class CallbackStates:
@@ -51,7 +50,7 @@ class CallbackStates:
                 self._roots[name] = callback
         # A resume of a finished phase does not call `on_train_begin`.
         self._unbegun = self._begun = ObjectGraph(self._roots, elsewhere)
-        self._warned: set[str] = set()
+        self._warnings = UnsavedWarnings(self._shown)
 
     def begin(self) -> None:
         """Note what `on_train_begin` has made."""
@@ -74,7 +73,7 @@ class CallbackStates:
             states.append(state)
         names: dict[int, str] = {}
         found: Plain = {"callbacks": states, "objects": self._begun.capture(variables, names)}
-        self._warn(self._begun.unsaved)
+        self._warnings.warn(self._begun.unsaved, self._log)
         if finished:
             found["finished_objects"] = self._unbegun.capture(variables, names)
             found["unsaved"] = [[u.path, u.kind] for u in self._unbegun.unsaved]
@@ -102,17 +101,6 @@ class CallbackStates:
             if path.partition("#")[0] in kinds or "#" not in path:
                 lost.append(f"{self._shown(path)}: {problem}")
         return lost
-
-    def _warn(self, unsaved: list[Unsaved]) -> None:
-        for thing in unsaved:
-            path = _INDEX.sub("[*]", self._shown(thing.path))
-            if path not in self._warned:
-                self._warned.add(path)
-                self._log.warning(
-                    LogEvent.STATE_NOT_SAVED, what=self._shown(thing.path), kind=thing.kind,
-                    why="it cannot be stored; a resume has it as the script makes it",
-                    instead=thing.hint,
-                )  # fmt: skip
 
     def _shown(self, path: str) -> str:
         name = re.split(r"[.\[]", path, maxsplit=1)[0]

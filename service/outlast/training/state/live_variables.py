@@ -33,10 +33,19 @@ class LiveState:
 
     model: a built Keras model with a built optimizer. extra: further variables that training
     changes (seed generators in closures, say). Variables already in the layout are not repeated.
+    traced: `extra` has all that a step touches; otherwise they are looked for in attributes.
     """
 
-    def __init__(self, model: Any, extra: Iterable[Any] = (), *, prefix: str = "variables") -> None:
+    def __init__(
+        self,
+        model: Any,
+        extra: Iterable[Any] = (),
+        *,
+        prefix: str = "variables",
+        traced: bool = False,
+    ) -> None:
         self.prefix = prefix
+        self._traced = traced
         self._of = (model, list(extra))
         self.rest: list[Any] = []
         self.loss = _loss_names(getattr(model, "loss", None))
@@ -49,7 +58,8 @@ class LiveState:
         self.layout = weights_layout.weights_layout(model)
         known = {id(raw(v)) for v in self.layout.variables.values()}
         self.rest = []
-        for variable in [*weights_layout.all_variables(model), *extra]:
+        untracked = [] if self._traced else weights_layout.untracked_variables(model)
+        for variable in [*weights_layout.all_variables(model), *extra, *untracked]:
             if id(raw(variable)) not in known and raw(variable).dtype != tf.string:
                 known.add(id(raw(variable)))
                 self.rest.append(variable)

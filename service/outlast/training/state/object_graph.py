@@ -22,6 +22,7 @@ from outlast.training.state.held_values import Holder, hold
 PREFIX = "variables/@objects"  # of arrays in state.h5; no part of a Loop's state has such a name
 MAX_DEPTH = 200
 _LOST: Any = {"is": "lost"}
+_CHANGED = object()  # and so never compared again
 
 Content = dict[str, Any]
 
@@ -210,7 +211,13 @@ class Walk:
             if self._beginning:
                 marks.update({name: _mark(item) for name, item in attributes.items()})
             else:
-                changed = {n: i for n, i in attributes.items() if _mark(i) != marks.get(n)}
+                changed = {}
+                for name, item in attributes.items():
+                    mark = marks.get(name)
+                    if mark is not _CHANGED and _mark(item) != mark:
+                        mark = marks[name] = _CHANGED
+                    if mark is _CHANGED:
+                        changed[name] = item
                 if changed:
                     self.known[place] = {**content, "attributes": changed}
             return
@@ -314,4 +321,8 @@ def _refers(items: Any) -> bool:
 def _mark(content: Any) -> Any:
     """Return what tells plain data from any other."""
     kind = type(content)
-    return repr(content) if kind in plain_values.SCALARS else trees.fingerprint(content)
+    if kind in plain_values.SCALARS or kind is list:  # a reference
+        return repr(content)
+    if kind is dict and content.get("kind") == "owner":
+        return repr(content["items"])
+    return trees.fingerprint(content)
