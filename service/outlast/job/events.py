@@ -92,6 +92,10 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended", tag_field="k
     """Id of the newest such checkpoint."""
     delay: float = 0.0
     """Seconds to wait before a retry; includes backoff and jitter."""
+    exception: str | None = None
+    """The exception that ended the script and its place; None if trying again may help."""
+    stepped: bool = True
+    """Whether the attempt trained a step, as far as is known."""
     reached: Reached | None = None
     """How far the attempt came, so that a list of jobs need not read heartbeats."""
 

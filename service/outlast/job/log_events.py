@@ -37,6 +37,8 @@ class LogEvent(StrEnum):
     """The process of the attempt ends with this exit code."""
     SCRIPT_FAILED = "script_failed"
     """The script raised an error."""
+    NOTHING_PROTECTED = "nothing_protected"
+    """The script ran to its end without a fit or Loop of Outlast, so nothing was saved."""
     LEAVE_REQUESTED = "leave_requested"
     """The attempt has to leave: its supervisor is gone, or it is superseded."""
     EXIT_FORCED = "exit_forced"
