@@ -60,11 +60,13 @@ class FitState:
             self._live.refresh()
         variables = self._live.others()
         finished = progress.stage == Stage.END
+        callbacks, objects = self._callbacks.capture(variables, finished=finished)
         plain = {
             "model": self._live.describe(),
             "program": self._program,
             "data": self._feed.describe(),
-            **self._callbacks.capture(variables, finished=finished),
+            "callbacks": callbacks,
+            "objects": objects,
             "logs": self.logs,
             "training_logs": self.training_logs,
             "stop_training": bool(self._model.stop_training),
@@ -105,7 +107,9 @@ class FitState:
                 "and its present value goes on",
                 instead="set model.optimizer.learning_rate in a callback",
             )
-        lost = self._callbacks.restore(plain, stored.variables, finished=finished)
+        lost = self._callbacks.restore(
+            plain["callbacks"], plain["objects"], stored.variables, finished=finished
+        )
         if lost:
             log.warning(
                 LogEvent.CALLBACK_STATE_IGNORED,

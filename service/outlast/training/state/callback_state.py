@@ -56,8 +56,10 @@ class CallbackStates:
         """Note what `on_train_begin` has made."""
         self._begun = ObjectGraph(self._roots, self._elsewhere)
 
-    def capture(self, variables: Plain, *, finished: bool) -> Plain:
-        """Return the callbacks' states as plain data, whose arrays are still their own.
+    def capture(self, variables: Plain, *, finished: bool) -> tuple[list[Plain], Plain]:
+        """Return each callback's class and own state, and what changed in the objects of others.
+
+        All is plain data, whose arrays are still their own.
 
         variables: is filled with the variables, held. finished: the phase is.
         """
@@ -72,25 +74,27 @@ class CallbackStates:
                 state["own"] = _spoken(callback)
             states.append(state)
         names: dict[int, str] = {}
-        found: Plain = {"callbacks": states, "objects": self._begun.capture(variables, names)}
+        objects: Plain = {"begun": self._begun.capture(variables, names)}
         self._warnings.warn(self._begun.unsaved, self._log)
         if finished:
-            found["finished_objects"] = self._unbegun.capture(variables, names)
-            found["unsaved"] = [[u.path, u.kind] for u in self._unbegun.unsaved]
-        return found
+            objects["unbegun"] = self._unbegun.capture(variables, names)
+            objects["unsaved"] = [[u.path, u.kind] for u in self._unbegun.unsaved]
+        return states, objects
 
-    def restore(self, plain: Plain, variables: Plain, *, finished: bool) -> list[str]:
+    def restore(
+        self, states: list[Plain], objects: Plain, variables: Plain, *, finished: bool
+    ) -> list[str]:
         """Put back what `capture` returned; return what found no place, each with the reason."""
         lost = []
-        for state, callback in matched(plain["callbacks"], self.callbacks):
+        for state, callback in matched(states, self.callbacks):
             if callback is None:
                 lost.append(state["class"])
             elif "own" in state:
                 callback.set_state(state["own"])
-        part = "finished_objects" if finished and "finished_objects" in plain else "objects"
-        restore = Restore(self._unbegun if finished else self._begun, plain[part], variables)
+        part = "unbegun" if finished else "begun"
+        restore = Restore(self._unbegun if finished else self._begun, objects[part], variables)
         restore.apply()
-        unsaved = plain.get("unsaved", []) if finished else []
+        unsaved = objects["unsaved"] if finished else []
         lost += [
             f"{self._shown(path)}: nobody can make a {kind} anew, and a phase that was finished "
             "before does not call on_train_begin"

@@ -183,7 +183,8 @@ class Restore:
             return frozenset(self._sequence(item["items"]))
         try:
             if kind == "named":
-                return self._class(item["of"], tuple)._make(self._sequence(item["items"]))
+                named = self._class(item["of"], tuple)
+                return tuple.__new__(named, self._sequence(item["items"]))
             return plain_values.decode(item, lambda name: self._class(name, Enum))
         except LookupError as error:
             self.problems.append(

@@ -154,7 +154,7 @@ def call(method: str, *arguments: Any) -> Change:
     return lambda own: getattr(own.x, method)(*arguments)
 
 
-CASES: dict[str, tuple[Callable[[], Any], Change]] = {
+HELD: dict[str, tuple[Callable[[], Any], Change]] = {
     "tf.Variable": (lambda: tf.Variable([1.0]), call("assign_add", [2.0])),
     "keras.Variable": (lambda: keras.Variable([1.0]), call("assign", [2.0])),
     "list of variables": (lambda: [tf.Variable(1.0)], lambda o: o.x[0].assign(3.0)),
@@ -212,9 +212,9 @@ CASES: dict[str, tuple[Callable[[], Any], Change]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", HELD)
 def test_it_comes_back(name: str) -> None:
-    make, change = CASES[name]
+    make, change = HELD[name]
     changed, other, problems, graph = over(lambda: Own(x=make(), y=1), change)
     assert problems == graph.unsaved == []
     assert text_of(changed) == text_of(other) != text_of(Own(x=make(), y=1))
