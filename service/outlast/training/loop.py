@@ -28,6 +28,7 @@ from outlast.training.state import document, random_state
 from outlast.training.state.epoch_means import Means
 from outlast.training.state.loop_state import LoopState, Plain
 from outlast.training.state.trees import NotPlain
+from outlast.training.state.unsaved_warnings import UnsavedWarnings
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.layout import STATE_FILE, Stage
 from outlast_checkpoints.format.snapshot import Progress, Snapshot
@@ -46,9 +47,10 @@ class Loop:
     Args:
         state: Everything that a step changes: one model, or a dict from names to parts. A part is
             a model, optimizer, metric, layer, variable, random generator or numpy array, a list
-            or dict of plain data or of parts, or an object with `get_state`/`set_state` or
-            `state_dict`/`load_state_dict`. Models and optimizers must be built. Change arrays
-            and containers in place.
+            or dict of plain data or of parts, or an object. An object is saved by its
+            `get_state`/`set_state` or `state_dict`/`load_state_dict`, or by its attributes if
+            your script defines its class. Models and optimizers must be built. Change arrays and
+            containers in place.
         data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)` of arrays of shape
             `(samples, ...)`, or any other data that `fit` accepts. The loop yields batches of
             tensors in the same structure. With `None`, the default, it yields the number of the
@@ -155,6 +157,7 @@ class Loop:
         }
         self._seed = None if seed is None else int(seed)
         self._means = Means()
+        self._unsaved = UnsavedWarnings()
         self._logs: dict[str, float] = {}  # of the current step
         self._iterated = False
         self._in_body = False
@@ -401,8 +404,9 @@ class Loop:
             self._phase.at_epoch_end(ended)
 
     def _take(self, progress: Progress) -> Snapshot:
+        variables = self._state.others()
         plain: Plain = {
-            "state": self._state.plain(),
+            "state": self._state.plain(variables),
             "data": self._feed.describe(),
             "feed": self._feed.state(),
             "logs": self._logs,
@@ -416,13 +420,14 @@ class Loop:
             "generators": random_state.capture(),
         }
         try:
-            state = document.pack(plain, self._state.others())
+            state = document.pack(plain, variables)
         except NotPlain as error:
             raise NotSupported(
                 field="state",
                 problem=f"it now contains a value that cannot be stored: {error}",
                 hint="Keep only numbers, strings, arrays, and lists and dicts of them.",
             ) from None
+        self._unsaved.warn(self._state.unsaved, self._job.ctx.log)
         ended = progress.stage != Stage.STEP
         newest = {k: v[-1] for k, v in self.history.history.items()} if ended else self._logs
         return Snapshot(
