@@ -24,6 +24,11 @@ class JobUnknown(OutlastError, LookupError):
     exit_code = exit_codes.JOB_UNKNOWN
 
 
+class RootUnknown(JobUnknown):
+    """There is no folder or bucket {root!r}. Choose the root of your jobs with --root, or start a
+    job there with `outlast run`."""
+
+
 class JobNotFound(JobUnknown):
     """There is no job {job!r} in {root!r}.{hint} List the existing jobs with `outlast list`."""
 

@@ -42,6 +42,7 @@ def step():
     ctx.status.phase = 0
     ctx.status.activity = "training"
     ctx.status.step += 1
+    ctx.status.steps_done += 1
     ctx.status.tick()
     time.sleep(0.01)
     if ctx.stop.requested:

@@ -161,13 +161,25 @@ def test_killed_attempts_are_tried_again_and_counted(here: Path) -> None:
 
 
 def test_a_crash_loop_ends_when_the_budget_is_spent_and_says_why(here: Path) -> None:
-    write("train.py", "raise ValueError('too bad')")
+    write("train.py", "raise ConnectionError('too bad')")
     done = outlast("run", "--name", "a", "--backoff", "0.01s", "--max-retries", "2", "train.py")
     assert done.returncode == 1
-    assert done.stdout.count("ValueError: too bad") == 3
-    assert "2 retries are allowed. The last attempt crashed: ValueError: too bad" in done.stderr
+    assert done.stdout.count("ConnectionError: too bad") == 3
+    assert (
+        "2 retries are allowed. The last attempt crashed: ConnectionError: too bad" in done.stderr
+    )
     assert "outlast logs a" in done.stderr
     assert "outlast resume a" in done.stderr
+    assert done.stderr.count("The last attempt crashed: ConnectionError: too bad") == 1
+
+
+def test_a_script_without_fit_is_said_to_be_unprotected(here: Path) -> None:
+    write("train.py", "print('done')")
+    done = outlast("run", "--name", "a", "train.py")
+    assert done.returncode == 0
+    assert "nothing was protected: the script entered no fit or Loop" in done.stderr
+    assert "nothing was protected" in outlast("status", "a").stdout
+    assert "nothing_protected" in outlast("logs", "a").stdout
 
 
 @pytest.mark.parametrize(

@@ -38,25 +38,39 @@ def test_a_script_that_just_works(job: Make) -> None:
     assert plain.run() == exit_codes.DONE
     assert plain.job.state is State.SUCCEEDED
     assert plain.output() == "hello ['--lr', '1']\n"
-    assert plain.log() == ["attempt_launched", "attempt_started", "attempt_exited", "attempt_ended"]
+    assert plain.log() == [
+        "attempt_launched",
+        "attempt_started",
+        "nothing_protected",
+        "attempt_exited",
+        "attempt_ended",
+    ]
     assert resume(plain.storage).state is State.SUCCEEDED  # and nothing is started again
 
 
 def test_a_crash_loop_ends_by_the_budget_and_says_why(job: Make) -> None:
-    plain = job("def load():\n    raise ValueError('no such column')\nload()", max_retries=2)
+    plain = job("def load():\n    raise ConnectionError('no such host')\nload()", max_retries=2)
     assert plain.run() == exit_codes.FAILED
     found = plain.job
     assert (found.state, found.attempt) == (State.FAILED, 3)
     assert [end.outcome for end in plain.ends] == [Outcome.CRASHED] * 3
     assert "3 consecutive attempts" in found.reason
-    assert "ValueError: no such column (train.py, line " in found.reason
+    assert "ConnectionError: no such host (train.py, line " in found.reason
     assert "job_failed" in plain.log(level="error")
     # the traceback is the user's own, from the first frame on
     lines = plain.output().splitlines()
     assert lines[0] == "Traceback (most recent call last):"
     assert "train.py" in lines[1]
-    assert lines[-1] == "ValueError: no such column"
+    assert lines[-1] == "ConnectionError: no such host"
     assert not any("service/outlast" in line or "runpy" in line for line in lines)
+
+
+@pytest.mark.parametrize(("kind", "attempts"), [("ValueError", 1), ("KeyError", 2)])
+def test_an_error_that_cannot_pass_ends_the_job(job: Make, kind: str, attempts: int) -> None:
+    plain = job(f"raise {kind}('no such column')", max_retries=3, backoff=0.0)
+    assert plain.run() == exit_codes.FAILED
+    assert (plain.job.state, plain.job.attempt) == (State.FAILED, attempts)
+    assert "it is not retried, because" in plain.job.reason
 
 
 def test_progress_gives_the_budget_back(job: Make) -> None:

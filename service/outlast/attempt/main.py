@@ -153,6 +153,13 @@ class Attempt:
             return self._exit_code(left)
         except BaseException as error:  # noqa: BLE001  (every error has an exit code)
             return self._judge(error)
+        if self.context.status.phase is None:
+            self.context.log.warning(
+                LogEvent.NOTHING_PROTECTED,
+                why="the script did not call outlast's fit or Loop, so nothing was saved; after a crash, "
+                "it would have started from the beginning",
+                instead="use `from outlast import fit`, and call fit(model, …) instead of model.fit(…)",
+            )
         return exit_codes.DONE
 
     def _keep_machine(self) -> None:
@@ -177,6 +184,8 @@ class Attempt:
         trace = user_frames(error.__traceback__)
         where = _where(trace, error)
         self.context.status.error = f"{type(error).__name__}: {_short(str(error))}{where}"
+        if where and not _may_pass(error):
+            self.context.status.exception = f"{type(error).__name__}{where}"
         if isinstance(error, OutlastError) and DEBUG not in os.environ:
             # The message explains the error; a traceback would not help.
             sys.stderr.write(f"outlast: {error}{where}\n")
@@ -329,6 +338,14 @@ def user_frames(trace: TracebackType | None) -> TracebackType | None:
 
 def _is_own(filename: str) -> bool:
     return filename.startswith(_OWN)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether the script may get further in another attempt."""
+    if isinstance(error, OSError):
+        lasting = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
+        return not isinstance(error, lasting)
+    return isinstance(error, MemoryError | OutlastError) or not isinstance(error, Exception)
 
 
 def _where(trace: TracebackType | None, error: BaseException) -> str:

@@ -67,6 +67,7 @@ def job_status(place: Place) -> dict[str, Any]:
         "queued": _queued(job),
         "outcome": job.outcome.value if job.outcome else None,
         "reason": job.reason,
+        "protected": None if beat is None else beat.phase is not None,
         "exit_code": job.exit_code,
         "attempt": job.attempt,
         "failures": job.failures,
@@ -108,6 +109,16 @@ def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
     values = msgspec.to_builtins(found)
     rounded = {name: round(value, 3) for name, value in values.items()}
     return {"goodput": round(found.share, 4), **rounded}
+
+
+def unprotected(found: dict[str, Any]) -> str:
+    """Return a warning if the job succeeded without `fit` or `Loop`, or ""."""
+    if found["state"] != "succeeded" or found["protected"] is not False:
+        return ""
+    return (
+        "nothing was protected: the script did not call outlast's fit or Loop. "
+        "Use `from outlast import fit`"
+    )
 
 
 def goodput_line(found: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import click
 from outlast.cli import offline_status
 from outlast.cli.display import units
 from outlast.cli.job_address import Place, job_word
-from outlast.cli.job_status import goodput_line, job_status
+from outlast.cli.job_status import goodput_line, job_status, unprotected
 from outlast_checkpoints.arrays.unchanged import part_name
 from outlast_checkpoints.errors import OutlastError, StorageError
 from outlast_checkpoints.format import layout
@@ -70,6 +70,7 @@ def summary(place: Place, root: str) -> str:
         return f"\n{place.name}: {error}"
     lines = {
         "job": f"{found['job']}: {found['description']}",
+        "warning": unprotected(found),
         "steps": _steps(found),
         "attempts": _attempts(found),
         "goodput": goodput_line(found["goodput"]),

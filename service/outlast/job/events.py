@@ -92,6 +92,10 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended", tag_field="k
     """Id of the newest such checkpoint."""
     delay: float = 0.0
     """Seconds to wait before a retry; includes backoff and jitter."""
+    exception: str | None = None
+    """Exception that ended the script, with its place; None if a retry may help."""
+    stepped: bool = True
+    """Whether the attempt trained a step; True if unknown."""
     reached: Reached | None = None
     """How far the attempt came, so that a list of jobs need not read heartbeats."""
 

@@ -59,7 +59,7 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     logs: dict[str, float | None] = {}
     """Newest metrics; None where a value is not finite."""
     steps_per_second: float | None = None
-    """Speed over the last seconds; None if unknown."""
+    """Speed over the last seconds of wall-clock time, including callbacks and saves."""
     last_checkpoint: str | None = None
     """Id of the newest committed checkpoint."""
     last_checkpoint_at_step: int | None = None
@@ -92,6 +92,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """Exit code, once it is known."""
     error: str | None = None
     """Error that ended the attempt."""
+    exception: str | None = None
+    """Class and place of the exception that ended the attempt; None if a retry may help."""
     at: float = 0.0
     """Time of the heartbeat in unix seconds by the writer's clock; for people only."""
 
@@ -135,6 +137,7 @@ class Status:
         self.spool: str | None = None
         self.ended: int | None = None
         self.error: str | None = None
+        self.exception: str | None = None
 
     @property
     def activity(self) -> str:

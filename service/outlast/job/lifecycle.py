@@ -7,7 +7,7 @@ the event. So the same journal always gives the same job.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -28,6 +28,10 @@ from outlast.job.events import (
 )
 from outlast.job.outcome import FATAL, FREE, Outcome
 from outlast.job.process_identity import Identity
+
+LASTING: Final = frozenset(
+    {"ValueError", "TypeError", "SyntaxError"}
+)  # a retry cannot help before a step
 
 
 class State(StrEnum):
@@ -99,6 +103,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Consecutive attempts that used up budget without a new checkpoint."""
     fruitless: int = 0
     """Consecutive attempts without a new checkpoint, free ones included; sets the backoff."""
+    exception: str | None = None
+    """Exception that ended the last attempt; None if a retry may help."""
+    stepped: bool = False
+    """Whether any attempt trained a step."""
     outcome: Outcome | None = None
     """Outcome of the last attempt that ended."""
     exit_code: int | None = None
@@ -166,6 +174,7 @@ def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
                 state=State.PENDING,
                 failures=0,
                 fruitless=0,
+                exception=None,
                 stop=None,
                 delay=0.0,
                 reason="",
@@ -216,6 +225,8 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
         owner=None,
         failures=failures,
         fruitless=fruitless,
+        exception=event.exception,
+        stepped=job.stepped or event.stepped,
         outcome=event.outcome,
         exit_code=event.exit_code,
         reason=event.reason,
@@ -227,6 +238,9 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
         return after.evolve(state=State.STOPPED), (Leave(),)
     if event.outcome in FATAL:
         return after.evolve(state=State.FAILED), (Leave(),)
+    hopeless = _hopeless(job, event)
+    if hopeless is not None:
+        return after.evolve(state=State.FAILED, reason=f"{event.reason}; {hopeless}"), (Leave(),)
     if event.outcome not in FREE and failures > job.max_retries:
         spent = (
             f"{failures} consecutive attempts ended without a new checkpoint; {job.max_retries} "
@@ -235,6 +249,18 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
         return after.evolve(state=State.FAILED, reason=spent), (Leave(),)
     waiting = after.evolve(state=State.WAITING, owner=job.owner, delay=event.delay)
     return waiting, (Wait(event.delay),)
+
+
+def _hopeless(job: Job, event: Ended) -> str | None:
+    """Return why another attempt would end in the same way, or None if it may not."""
+    if event.outcome is not Outcome.CRASHED or event.exception is None or event.stepped:
+        return None
+    if event.exception == job.exception:
+        return "it is not retried, because the previous attempt ended with the same error"
+    kind = event.exception.partition(" ")[0]
+    if kind in LASTING and not job.stepped:
+        return f"it is not retried, because a {kind} before the first step would occur again"
+    return None
 
 
 def fruitless_after(job: Job, advanced: bool) -> int:

@@ -87,6 +87,8 @@ class AttemptRecords:
             advanced=checkpoint is not None,
             checkpoint=checkpoint,
             delay=backoff.delay(self._spec, fruitless, outcome),
+            exception=None if beat is None else beat.exception,
+            stepped=beat is None or beat.steps_done > 0,
             reached=None if beat is None else beat.reached(),
         )
 

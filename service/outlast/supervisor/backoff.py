@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tenacity import RetryCallState, wait_exponential_jitter
+import random
 
 from outlast.job.outcome import Outcome
 from outlast.job.spec import JobSpec
+
+MOST_DOUBLINGS = 64  # because more would overflow
 
 
 def delay(spec: JobSpec, fruitless: int, outcome: Outcome) -> float:
@@ -23,9 +25,6 @@ def delay(spec: JobSpec, fruitless: int, outcome: Outcome) -> float:
     failures = fruitless - 1 if outcome is Outcome.PREEMPTED else fruitless
     if failures <= 0 or spec.backoff == 0:
         return 0.0
-    wait = wait_exponential_jitter(
-        initial=spec.backoff, max=spec.backoff_max, exp_base=2, jitter=spec.backoff
-    )
-    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
-    state.attempt_number = failures
-    return float(wait(state))
+    doublings = min(failures - 1, MOST_DOUBLINGS)
+    wait = spec.backoff * 2.0**doublings + random.uniform(0.0, spec.backoff)
+    return min(wait, spec.backoff_max)

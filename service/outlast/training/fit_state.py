@@ -70,12 +70,16 @@ class FitState:
         """Hold the complete state at this progress, without copying variables."""
         if self._rehearse is not None:
             self._live.refresh()
+        variables = self._live.others()
+        finished = progress.stage == Stage.END
+        callbacks, objects = self._callbacks.capture(variables, finished=finished)
         plain = {
             "fingerprint": self._fingerprint,
             "model": self._live.describe(),
             "program": self._program,
             "data": self._feed.describe(),
-            "callbacks": self._callbacks.capture(),
+            "callbacks": callbacks,
+            "objects": objects,
             "logs": self.logs,
             "training_logs": self.training_logs,
             "left": self._exit.left,
@@ -86,7 +90,7 @@ class FitState:
             "validation": self._validation.state(),
             "generators": random_state.capture(),
         }
-        state = document.pack(plain, self._live.others())
+        state = document.pack(plain, variables)
         logs = self.logs if progress.stage == Stage.STEP else self.training_logs or {}
         return Snapshot(
             progress=progress,
@@ -125,12 +129,14 @@ class FitState:
                 f"{_short(rate)}; the value in the checkpoint stays in effect",
                 instead="set model.optimizer.learning_rate in a callback",
             )
-        lost = self._callbacks.restore(plain["callbacks"])
+        lost = self._callbacks.restore(
+            plain["callbacks"], plain["objects"], stored.variables, finished=finished
+        )
         if lost:
             log.warning(
                 LogEvent.CALLBACK_STATE_IGNORED,
                 callbacks=lost,
-                why="the script has no matching callback",
+                why="the script has nothing to restore it into",
             )
         self.logs, self.training_logs = plain["logs"], plain["training_logs"]
         self.epoch_begun, self.epoch_trained = plain["epoch_begun"], plain["epoch_trained"]

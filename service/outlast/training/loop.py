@@ -29,6 +29,7 @@ from outlast.training.phase_exit import PhaseExit
 from outlast.training.state import document, raised_error, random_state
 from outlast.training.state.loop_state import LoopState, Plain
 from outlast.training.state.trees import NotPlain
+from outlast.training.state.unsaved_warnings import UnsavedWarnings
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.layout import STATE_FILE, Stage
 from outlast_checkpoints.format.snapshot import Progress, Snapshot
@@ -47,9 +48,10 @@ class Loop(LoopBody):
     Args:
         state: Everything that a step changes: one model, or a dict from names to parts. A part is
             a model, optimizer, metric, layer, variable, random generator or numpy array, a list
-            or dict of plain data or of parts, or an object with `get_state`/`set_state` or
-            `state_dict`/`load_state_dict`. Models and optimizers must be built. Change arrays
-            and containers in place.
+            or dict of plain data or of parts, or an object. An object is saved by its
+            `get_state`/`set_state` or `state_dict`/`load_state_dict`, or by its attributes if
+            your script defines its class. Models and optimizers must be built. Change arrays and
+            containers in place.
         data: `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)` of arrays of shape
             `(samples, ...)`, or any other data that `fit` accepts. The loop yields batches of
             tensors in the same structure. With `None`, the default, it yields the number of the
@@ -159,6 +161,7 @@ class Loop(LoopBody):
             "max_queue_size": max_queue_size,
         }
         self._seed = None if seed is None else int(seed)
+        self._unsaved = UnsavedWarnings()
         self._begun = False  # whether the epoch has begun
         self._trained = False  # whether the epoch's batches are trained
         given: Any = {"save_every": save_every, "keep": keep, "seed": self._seed, "name": name}
@@ -351,9 +354,10 @@ class Loop(LoopBody):
             self._phase.at_epoch_end(ended)
 
     def _take(self, progress: Progress) -> Snapshot:
+        variables = self._state.others()
         plain: Plain = {
             "fingerprint": self._fingerprint,
-            "state": self._state.plain(),
+            "state": self._state.plain(variables),
             "data": self._feed.describe(),
             "feed": self._feed.state(),
             "logs": self._logs,
@@ -368,13 +372,14 @@ class Loop(LoopBody):
             "generators": random_state.capture(),
         }
         try:
-            state = document.pack(plain, self._state.others())
+            state = document.pack(plain, variables)
         except NotPlain as error:
             raise NotSupported(
                 field="state",
                 problem=f"it now contains a value that cannot be stored: {error}",
                 hint="Keep only numbers, strings, arrays, and lists and dicts of them.",
             ) from None
+        self._unsaved.warn(self._state.unsaved, self._job.ctx.log)
         ended = progress.stage != Stage.STEP
         newest = {k: v[-1] for k, v in self.history.history.items()} if ended else self._logs
         return Snapshot(

@@ -15,6 +15,7 @@ from outlast.exit_codes import RESUMABLE
 from outlast.job.log_events import LogEvent
 from outlast.job.save_interval import Failures, SaveCost, first, interval
 from outlast.job.save_schedule import SaveEvery
+from outlast.job.speed import Speed
 from outlast.training.errors import Diverged, StateSaved
 from outlast.training.job import TrainingJob
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
@@ -62,7 +63,8 @@ class Phase:
         self._cadence = SaveEvery.parse(job.ctx.spec.save_every)
         self._began = self._last_save = self._last_flush = time.monotonic()
         self._last_step_saved = -1
-        self._pace: float | None = None
+        self._pace: float | None = None  # of the compiled calls alone
+        self._speed = Speed()
         self._cost = SaveCost()
         self._interval = first(job.ctx.failures)  # seconds, for an automatic cadence
         self._writing = self._postponed = False
@@ -106,6 +108,7 @@ class Phase:
             self.job.history.append(row)
             self._check_finite(epoch, own_loss if own_loss is not None else logs.get("loss"))
         self.job.ctx.status.steps_done += len(rows)
+        self._speed.note(time.monotonic(), self.step, len(rows), seconds)
         pace = seconds / len(rows)
         self._pace = pace if self._pace is None else 0.5 * self._pace + 0.5 * pace
         self._cost.steps(len(rows), seconds, writing=self._writing)
@@ -162,7 +165,7 @@ class Phase:
             ahead = (self.epochs - epoch) * self.steps_per_epoch - batch
             status.total_steps = self.step + ahead
         status.logs = {k: v for k, v in logs.items() if isinstance(v, float)}
-        status.steps_per_second = None if not self._pace else 1.0 / self._pace
+        status.steps_per_second = self._speed.steps_per_second
         status.tick()
 
     def resumed(self, checkpoint: str, progress: Progress, *, seconds: float, data: str) -> None:

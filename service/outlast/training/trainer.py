@@ -66,15 +66,16 @@ class Trainer:
         self._prepare_data(seed, made)
         live = self._compile(stored)
         self._prepare_callbacks(made)
+        shown = (self.probe, self.progress_bar)  # these belong to the process, not to the state
+        own = [c for c in self.callbacks.callbacks if c not in shown]
+        states = CallbackStates(own, live.objects(), self.job.ctx.log)
         over = self._is_over(stored)
         if over:
             keras_callbacks.history_of(self.callbacks).on_train_begin()
         else:
             self.model.stop_training = False
             self._begin(stored)
-        shown = (self.probe, self.progress_bar)  # these belong to the process, not to the state
-        own = [c for c in self.callbacks.callbacks if c not in shown]
-        states = CallbackStates(own)
+            states.begin()
         rehearse = self.steps.rehearse if self.steps.eager else None
         self.state = FitState(
             self.model,
@@ -167,7 +168,8 @@ class Trainer:
         else:
             self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
         self.steps.trace()
-        live = LiveState(self.model, self.steps.touched_variables())
+        touched = self.steps.touched_variables()
+        live = LiveState(self.model, touched, traced=not self.steps.eager)
         stateful = self.steps.stateful_random_ops()
         if stateful:
             self.job.ctx.log.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,18 +17,25 @@ from outlast.cli.options import json_option, root_option
 if TYPE_CHECKING:
     from outlast.job.listing import Listed
 
+BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "abfss")
+
 
 @click.command("list", cls=Verb)
 @root_option()
 @json_option("Print a JSON array.")
 def list_jobs(root: str, as_json: bool) -> None:
-    """List the jobs below the root, most recently updated first."""
+    """List the jobs below the root, most recently updated first.
+
+    A root that does not exist is an error (exit code 4).
+    """
     from outlast.job import listing
     from outlast_checkpoints.storage import open_storage
 
     storage = open_storage(absolute(root))
     summaries = [_summary(found) for found in listing.listed(storage)]
     summaries.sort(key=lambda summary: summary["updated"], reverse=True)
+    if not summaries:
+        _require_root(storage.root)
     if as_json:
         print_json([{**summary, **_moments(summary)} for summary in summaries])
         return
@@ -38,6 +46,23 @@ def list_jobs(root: str, as_json: bool) -> None:
         ["JOB", "STATE", "ATTEMPT", "STEP", "OF", "LOSS", "UPDATED", "NOTE"],
         [_line(summary) for summary in summaries],
     )
+
+
+def _require_root(root: str) -> None:
+    """Raise `RootUnknown` if the folder, or the bucket of the URL, does not exist."""
+    from outlast.errors import RootUnknown
+    from outlast_checkpoints.storage import open_storage
+
+    scheme, mark, rest = root.partition("://")
+    # A bucket has no empty folders, so only the existence of the bucket counts.
+    if not mark:
+        found = Path(root).is_dir()
+    elif scheme in BUCKETS:
+        found = open_storage(f"{scheme}://{rest.partition('/')[0]}").exists("")
+    else:
+        found = open_storage(root).exists("")
+    if not found:
+        raise RootUnknown(root=root)
 
 
 def _summary(found: Listed) -> dict[str, Any]:

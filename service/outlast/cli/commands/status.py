@@ -11,7 +11,7 @@ from outlast.cli.display import heartbeat_text, units
 from outlast.cli.display.tables import print_fields, print_json, print_table
 from outlast.cli.group import Verb
 from outlast.cli.job_address import find_job
-from outlast.cli.job_status import goodput_line, job_status
+from outlast.cli.job_status import goodput_line, job_status, unprotected
 from outlast.cli.options import job_argument, json_option
 
 
@@ -80,6 +80,7 @@ def _print_status(found: dict[str, Any]) -> None:
         waiting = units.count(beat.spooled, "checkpoint")
         size = units.size(beat.spooled_bytes)
         fields["to send"] = f"{waiting} ({size}) on {beat.host} in {beat.spool}"
+    fields["warning"] = unprotected(found)
     fields["goodput"] = goodput_line(found["goodput"])
     print_fields(fields)
     if found["attempts"]:

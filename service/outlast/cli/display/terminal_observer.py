@@ -39,8 +39,11 @@ class TerminalObserver(Observer):
 
 
 def state(job: Job) -> str:
-    """Return the state of the job in one line, without its owner."""
-    return describe(job.evolve(owner=None))
+    """Return the state of the job in one line, without its owner.
+
+    It omits the reason of a failed job, because the summary that follows has it.
+    """
+    return describe(job.evolve(owner=None, **({"reason": ""} if job.state == "failed" else {})))
 
 
 def trouble(row: dict[str, Any], *, colour: bool = False) -> str:

@@ -12,7 +12,7 @@ from outlast.training.data.permutation import epoch_order
 from outlast.training.data.pydataset_workers import enqueue
 from outlast.training.data.source import Source, as_tensors, spec_of
 from outlast.training.keras_internals import data_adapters
-from outlast.training.state.callback_state import CallbackStates
+from outlast.training.state.object_state import ObjectState
 
 
 class PyDatasetSource(Source):
@@ -44,7 +44,7 @@ class PyDatasetSource(Source):
         if peek == 0:
             raise ValueError("The PyDataset has no batches: its length is 0")
         self.spec = spec_of([self._standard(dataset[i]) for i in range(peek)])
-        self._own = CallbackStates([dataset])
+        self._own = ObjectState("dataset", dataset)
 
     def open(self, index: int) -> Iterator[Any]:
         return self._batches(index, 0)

@@ -53,5 +53,7 @@ def is_state(callback: Any, name: str) -> bool:
         return False
     if name in _OPEN_HERE and isinstance(callback, keras_callbacks.TensorBoard):
         return False
+    if name in ("csv_file", "writer") and isinstance(callback, keras_callbacks.CSVLogger):
+        return False
     # Keras flips the sign of min_delta when it first learns the direction of the metric.
     return not (name == "min_delta" and isinstance(callback, MonitorCallback))

@@ -1,28 +1,28 @@
 """The state of callbacks over a resume, and which callbacks need every batch.
 
-A callback with `get_state` and `set_state` defines its state. For any other callback, the state
-consists of the plain attributes (numbers, strings, arrays, and lists and dicts of them) that
-changed since `on_train_begin`. So a resume restores EarlyStopping's patience, ModelCheckpoint's
-best value, or a list to which a callback appends. It does not overwrite configuration with old
-values, and does not touch functions and open files.
+A callback with `get_state` and `set_state` defines its state. For any other callback, the state is
+what changed since `on_train_begin` in its attributes and in the objects that they refer to
+(`object_graph`). So a resume restores EarlyStopping's patience, ModelCheckpoint's best value, a list
+to which a callback appends, or a copy of the weights that it averages. It does not overwrite
+configuration with old values, and does not touch functions and open files.
 """
 
 from __future__ import annotations
 
-import random
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-import numpy as np
-import tensorflow as tf
 from keras import callbacks as keras_callbacks
 
 from outlast.training.errors import NotSupported
-from outlast.training.keras_internals.callbacks import flush_events, is_hook_overridden, is_state
+from outlast.training.keras_internals.callbacks import flush_events, is_hook_overridden
 from outlast.training.state import trees
 from outlast.training.state.callback_files import rows_written
+from outlast.training.state.object_graph import ObjectGraph
+from outlast.training.state.object_restore import Restore
+from outlast.training.state.unsaved_warnings import UnsavedWarnings
 
 Plain = dict[str, Any]
 
@@ -30,21 +30,41 @@ Plain = dict[str, Any]
 class CallbackStates:
     """The states of the callbacks of one `fit` call, identified by class and order.
 
-    Create it right after `on_train_begin`. Attributes that keep the values they have then are
-    configuration.
+    Create it before `on_train_begin`, and call `begin` right after it. What keeps the value that it
+    has then is configuration. `elsewhere` are objects by name that are saved elsewhere: the model
+    and its parts.
     """
 
-    def __init__(self, callbacks: list[Any]) -> None:
+    def __init__(self, callbacks: list[Any], elsewhere: Plain, log: Any) -> None:
         self.callbacks = callbacks
-        self._baselines = [
-            {} if _speaks(c) else {name: mark for name, _, mark in _plain_attributes(c)}
-            for c in callbacks
-        ]
+        self._elsewhere = elsewhere
+        self._log = log
+        self._names: dict[str, int] = {}  # index in `callbacks`
+        self._roots: Plain = {}
+        counts: Counter[str] = Counter()
+        for i, callback in enumerate(callbacks):
+            kind = type(callback).__name__
+            name = f"{kind}#{counts[kind]}"
+            counts[kind] += 1
+            self._names[name] = i
+            if not _speaks(callback):
+                self._roots[name] = callback
+        # A resume of a finished phase does not call `on_train_begin`.
+        self._unbegun = self._begun = ObjectGraph(self._roots, elsewhere)
+        self._warnings = UnsavedWarnings(self._shown)
 
-    def capture(self) -> list[Plain]:
-        """Return the class name and state of each callback. The arrays are not copied."""
+    def begin(self) -> None:
+        """Record the objects as they are after `on_train_begin`."""
+        self._begun = ObjectGraph(self._roots, self._elsewhere)
+
+    def capture(self, variables: Plain, *, finished: bool) -> tuple[list[Plain], Plain]:
+        """Return the class and own state of each callback, and what changed in objects.
+
+        Both are plain data; the arrays are not copied. Adds the variables of the objects to
+        `variables`. `finished` says whether the phase is finished.
+        """
         states = []
-        for i, callback in enumerate(self.callbacks):
+        for callback in self.callbacks:
             state: Plain = {"class": type(callback).__name__}
             flush_events(callback)
             rows = rows_written(callback)
@@ -52,27 +72,43 @@ class CallbackStates:
                 state["rows"] = rows
             if _speaks(callback):
                 state["own"] = _spoken(callback)
-            else:
-                state["changed"] = {
-                    name: value
-                    for name, value, mark in _plain_attributes(callback)
-                    if mark != self._baselines[i].get(name)
-                }
             states.append(state)
-        return states
+        names: dict[int, str] = {}
+        objects: Plain = {"begun": self._begun.capture(variables, names)}
+        self._warnings.warn(self._begun.unsaved, self._log)
+        if finished:
+            objects["unbegun"] = self._unbegun.capture(variables, names)
+            objects["unsaved"] = [[u.path, u.kind] for u in self._unbegun.unsaved]
+        return states, objects
 
-    def restore(self, states: list[Plain]) -> list[str]:
-        """Restore states that `capture` returned. Return the class names without a callback."""
+    def restore(
+        self, states: list[Plain], objects: Plain, variables: Plain, *, finished: bool
+    ) -> list[str]:
+        """Restore what `capture` returned. Return what has no place in the script, with reasons."""
         lost = []
         for state, callback in matched(states, self.callbacks):
             if callback is None:
                 lost.append(state["class"])
             elif "own" in state:
                 callback.set_state(state["own"])
-            else:
-                for name, value in state["changed"].items():
-                    _put_back(callback, name, value)
+        part = "unbegun" if finished else "begun"
+        restore = Restore(self._unbegun if finished else self._begun, objects[part], variables)
+        restore.apply()
+        unsaved = objects["unsaved"] if finished else []
+        lost += [
+            f"{self._shown(path)}: the phase was finished before, so on_train_begin was not called, "
+            f"and only the script can create a {kind}"
+            for path, kind in unsaved
+        ]
+        kinds = {name.partition("#")[0] for name in self._names}
+        for path, problem in restore.problems:
+            if path.partition("#")[0] in kinds or "#" not in path:
+                lost.append(f"{self._shown(path)}: {problem}")
         return lost
+
+    def _shown(self, path: str) -> str:
+        name = re.split(r"[.\[]", path, maxsplit=1)[0]
+        return f"callbacks[{self._names[name]}]{path[len(name) :]}" if name in self._names else path
 
 
 def matched(states: list[Plain], callbacks: list[Any]) -> Iterator[tuple[Plain, Any]]:
@@ -100,38 +136,6 @@ def wants_batches(callback: Any) -> bool:
     return any(is_hook_overridden(getattr(callback, hook)) for hook in hooks)
 
 
-def _put_back(callback: Any, name: str, value: Any) -> None:
-    # Fill containers in place, because the script may hold the same list or dict.
-    present: Any = getattr(callback, name, None)
-    if _variable(present) is not None:
-        _variable(present).assign(value)
-    elif tf.is_tensor(present):
-        setattr(callback, name, tf.convert_to_tensor(value))
-    elif type(present) is not type(value):
-        setattr(callback, name, value)
-    elif isinstance(value, list | deque):
-        present.clear()
-        present.extend(value)
-    elif isinstance(value, dict | set):
-        present.clear()
-        present.update(value)
-    elif isinstance(value, random.Random):
-        present.setstate(value.getstate())
-    elif isinstance(value, np.random.Generator):
-        present.bit_generator.state = value.bit_generator.state
-    elif isinstance(value, np.random.RandomState):
-        present.set_state(value.get_state(legacy=False))
-    else:
-        setattr(callback, name, value)
-
-
-def _variable(value: Any) -> Any:
-    """Return a variable itself, or the state variable of a SeedGenerator, or None."""
-    if isinstance(value, keras.random.SeedGenerator):
-        return value.state
-    return value if isinstance(value, keras.Variable | tf.Variable) else None
-
-
 def _spoken(callback: Any) -> Any:
     """Return a callback's `get_state()`. Raises `NotSupported` if it cannot be stored."""
     state = callback.get_state()
@@ -150,17 +154,3 @@ def _speaks(callback: Any) -> bool:
     return callable(getattr(callback, "get_state", None)) and callable(
         getattr(callback, "set_state", None)
     )
-
-
-def _plain_attributes(callback: Any) -> Iterator[tuple[str, Any, bytes]]:
-    """Yield the name, value and fingerprint of each attribute that is plain data."""
-    for name, value in vars(callback).items():
-        variable = _variable(value)
-        if not is_state(callback, name) or (callable(value) and variable is None):
-            continue
-        if variable is not None or tf.is_tensor(value):
-            value = np.array(tf.convert_to_tensor(value if variable is None else variable))
-        try:
-            yield name, value, trees.fingerprint(value)
-        except trees.NotPlain:
-            continue

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from outlast.training.errors import StateMismatch
-from outlast.training.keras_internals.models import to_snake_case
+from outlast.training.keras_internals.models import all_layers, to_snake_case
 from outlast.training.keras_internals.variables import learning_rate, raw
 from outlast.training.state import weights_layout
 from outlast.training.state.held_values import Holder
@@ -32,11 +32,21 @@ class LiveState:
     """A model's variables, by their path in the checkpoint's two array files.
 
     `model` is a built Keras model with a built optimizer. `extra` are further variables that
-    training changes, for example seed generators in closures. Variables in both count once.
+    training changes, for example seed generators in closures. Variables in both count once. With
+    `traced`, `extra` has all variables that a step touches; otherwise they are looked for in
+    attributes.
     """
 
-    def __init__(self, model: Any, extra: Iterable[Any] = (), *, prefix: str = "variables") -> None:
+    def __init__(
+        self,
+        model: Any,
+        extra: Iterable[Any] = (),
+        *,
+        prefix: str = "variables",
+        traced: bool = False,
+    ) -> None:
         self.prefix = prefix
+        self._traced = traced
         self._of = (model, list(extra))
         self.rest: list[Any] = []
         self.loss = _loss_names(getattr(model, "loss", None))
@@ -49,12 +59,25 @@ class LiveState:
         self.layout = weights_layout.weights_layout(model)
         known = {id(raw(v)) for v in self.layout.variables.values()}
         self.rest = []
-        for variable in [*weights_layout.all_variables(model), *extra]:
+        untracked = [] if self._traced else weights_layout.untracked_variables(model)
+        for variable in [*weights_layout.all_variables(model), *extra, *untracked]:
             if id(raw(variable)) not in known and raw(variable).dtype != tf.string:
                 known.add(id(raw(variable)))
                 self.rest.append(variable)
         self._weights = Holder(self.layout.variables.values())
         self._others = Holder(self.rest)
+
+    def objects(self) -> dict[str, Any]:
+        """Return the model's layers, metrics, optimizer and variables, by name."""
+        model, _ = self._of
+        found: dict[str, Any] = {f"model/{i}": layer for i, layer in enumerate(all_layers(model))}
+        for i, metric in enumerate(model.metrics):
+            found[f"metrics/{i}"] = metric
+        found["optimizer"] = getattr(model, "optimizer", None)
+        for variable in [*self.layout.variables.values(), *self.rest]:
+            found[f"variables/{len(found)}"] = variable
+            found[f"variables/{len(found)}"] = raw(variable)
+        return {name: value for name, value in found.items() if value is not None}
 
     def weights(self) -> ArrayFile:
         """Hold the content of `model.weights.h5`."""

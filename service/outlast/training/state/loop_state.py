@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -18,8 +17,10 @@ from outlast.training.keras_internals.models import build_symbolically, metrics_
 from outlast.training.keras_internals.variables import raw
 from outlast.training.state import fingerprint, trees
 from outlast.training.state.held_values import Holder
-from outlast.training.state.in_place import can_hold, put_back
 from outlast.training.state.live_variables import LiveState, check_one
+from outlast.training.state.object_graph import ObjectGraph, Unsaved
+from outlast.training.state.object_kinds import kind_of
+from outlast.training.state.object_restore import Restore
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.layout import MODEL_FILE, WEIGHTS_FILE, check_name
 from outlast_checkpoints.format.snapshot import ArrayFile
@@ -48,7 +49,7 @@ class LoopState:
         self.objects: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {}
         self._live: dict[str, LiveState] = {}
         self._holders: dict[str, Any] = {}  # of the variables in `loose`
-        self._arrays: dict[str, Any] = {}  # filled in place, because the script holds them
+        self._roots: dict[str, Any] = {}  # plain data and the user's objects, for the graph
         parts = state if isinstance(state, Mapping) else {"model": state}
         for name, part in parts.items():
             self._sort(check_name("state", str(name)), part)
@@ -61,25 +62,21 @@ class LoopState:
             self.models[name] = part
         elif _has_variables(part):
             self._holders[name] = part
-        elif isinstance(part, np.ndarray):
-            self._arrays[name] = part
-            self.objects[name] = (lambda: part, lambda value: put_back(part, value))
+        elif isinstance(part, np.ndarray | np.random.RandomState | random.Random):
+            self._roots[name] = part
         elif isinstance(part, np.random.Generator):
-            bits = part.bit_generator
-            self.kinds[name] = type(bits).__name__
-            self.objects[name] = (lambda: bits.state, lambda s: setattr(bits, "state", s))
-        elif isinstance(part, random.Random):
-            self.objects[name] = (part.getstate, part.setstate)
+            self.kinds[name] = type(part.bit_generator).__name__
+            self._roots[name] = part
         elif (methods := _methods(part)) is not None:
             self.objects[name] = methods
         else:
             self._sort_plain(name, part)
 
     def _sort_plain(self, name: str, part: Any) -> None:
-        attributes = isinstance(part, SimpleNamespace) or dataclasses.is_dataclass(part)
-        held = vars(part) if attributes and hasattr(part, "__dict__") else part
-        if isinstance(held, list | dict | set | deque) and _is_plain(held):
-            self.objects[name] = (lambda: held, lambda value: put_back(held, value))
+        held = part
+        is_container = isinstance(held, list | dict | set | deque)
+        if kind_of(type(part)) == "object" or (is_container and _is_plain(held)):
+            self._roots[name] = part
         elif isinstance(held, list | tuple | Mapping) and len(held) > 0:
             items = held.items() if isinstance(held, Mapping) else enumerate(held)
             for key, child in items:
@@ -131,6 +128,16 @@ class LoopState:
                 self.loose[f"variables/{name}/{i}"] = variable
         for name, (get, _) in self.objects.items():
             self._check_plain(name, get())
+        for name, part in self._roots.items():
+            words = isinstance(part, np.ndarray) and part.dtype.kind in "mMUS"
+            if kind_of(type(part)) != "object" and not words:
+                self._check_plain(name, part)
+        elsewhere: Plain = {}
+        for name, live in self._live.items():
+            elsewhere |= {f"{name}/{key}": value for key, value in live.objects().items()}
+        elsewhere |= {f"part {name}": holder for name, holder in self._holders.items()}
+        elsewhere |= {f"loose {name}": variable for name, variable in self.loose.items()}
+        self._graph = ObjectGraph(self._roots, elsewhere, everything=True)
 
     @property
     def alone(self) -> Any:
@@ -154,13 +161,34 @@ class LoopState:
             held |= live.others()
         return held
 
-    def plain(self) -> Plain:
-        """Return the rest of the state, as plain data."""
+    def plain(self, variables: Plain) -> Plain:
+        """Return the rest of the state, as plain data.
+
+        Adds the variables of the user's objects to `variables`. Raises `NotSupported` if a
+        container that the user named holds a value that cannot be stored. Such values in objects
+        are in `unsaved`.
+        """
+        graph = self._graph.capture(variables)
+        for thing in self._graph.unsaved:
+            name = re.split(r"[.\[,]", thing.path, maxsplit=1)[0]
+            if kind_of(type(self._roots.get(name))) != "object":
+                raise NotSupported(
+                    field="state",
+                    problem="it now contains a value that cannot be stored: "
+                    f"{thing.kind} at {thing.path}",
+                    hint="Keep only numbers, strings, arrays, and lists and dicts of them.",
+                )
         return {
+            "graph": graph,
             "kinds": self.kinds,
             "models": {name: live.describe() for name, live in self._live.items()},
             "objects": {name: get() for name, (get, _) in self.objects.items()},
         }
+
+    @property
+    def unsaved(self) -> list[Unsaved]:
+        """What the last call of `plain` found in objects and could not store."""
+        return self._graph.unsaved
 
     def _check_plain(self, name: str, value: Any) -> None:
         try:
@@ -186,21 +214,19 @@ class LoopState:
         for name, live in self._live.items():
             live.check(checkpoint, files[self.file_of(name)], others, plain["models"][name])
         self._check_loose(others, fail)
-        for name, array in self._arrays.items():
-            stored = plain["objects"][name]
-            if not can_hold(array, stored):
-                was = f"shape {stored.shape} of {stored.dtype}"
-                now = f"shape {array.shape} of {array.dtype}"
-                fail(name, f"the checkpoint has {was}, the script has {now}")
+        for path, problem in Restore(self._graph, plain["graph"], others).problems:
+            fail(path, problem)
 
     def restore(self, files: Mapping[str, Any], others: Mapping[str, Any], plain: Plain) -> None:
         """Restore everything. Call `check` first."""
+        objects = Restore(self._graph, plain["graph"], others)
         for name, live in self._live.items():
             live.assign(files[self.file_of(name)], others)
         for path, variable in self.loose.items():
             raw(variable).assign(others[path])
         for name, (_, put) in self.objects.items():
             put(plain["objects"][name])
+        objects.apply()
 
     def _check_kinds(self, stored: Mapping[str, str], fail: Fail) -> None:
         for name in sorted({*stored, *self.kinds}):

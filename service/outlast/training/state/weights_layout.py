@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import tensorflow as tf
 from keras import Variable, optimizers
 
 from outlast.training.keras_internals import saving
+from outlast.training.keras_internals.models import all_layers
+from outlast.training.state.object_kinds import kind_of
 
 
 @dataclass
@@ -89,3 +92,27 @@ def all_variables(model: Any) -> Iterator[Any]:
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
         yield from optimizer.variables
+
+
+def untracked_variables(model: Any) -> Iterator[Any]:
+    """Yield what Keras does not know of: tf.Variables in attributes of the model and its parts.
+
+    A traced step tells which variables it touches; one that runs eagerly tells nothing.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    seen: set[int] = set()
+    stack = [*all_layers(model), *model.metrics, optimizer, getattr(model, "loss", None)]
+    parts = {id(part) for part in stack}
+    while stack:
+        value = stack.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, tf.Variable):
+            yield value
+        elif type(value) in (list, tuple) or isinstance(value, list):
+            stack += value
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif id(value) in parts or kind_of(type(value)) == "object":
+            stack += vars(value).values() if hasattr(value, "__dict__") else ()

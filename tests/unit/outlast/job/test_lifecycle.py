@@ -110,6 +110,45 @@ def test_a_crash_loop_ends_by_the_budget_and_says_why() -> None:
     assert exit_code(job) == exit_codes.FAILED
 
 
+def crash(exception: str | None, attempt: int = 1, *, stepped: bool = False, **more: Any) -> Ended:
+    return ended(Outcome.CRASHED, attempt, exception=exception, stepped=stepped, **more)
+
+
+@pytest.mark.parametrize("kind", ["ValueError", "TypeError", "SyntaxError"])
+def test_a_mistake_before_the_first_step_is_not_tried_again(kind: str) -> None:
+    end = crash(f"{kind} (train.py, line 3)", advanced=True, reason="no such column")
+    job, actions = transition(running(), end)
+    assert (job.state, actions) == (State.FAILED, (Leave(),))
+    assert job.reason.startswith("no such column; it is not retried, because")
+    assert exit_code(job) == exit_codes.FAILED
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        crash("ValueError (train.py, line 3)", stepped=True),
+        crash("KeyError (train.py, line 3)"),
+        crash(None),
+        ended(Outcome.KILLED, exception="ValueError (a.py, line 1)", stepped=False),
+    ],
+)
+def test_what_may_pass_is_tried_once_more(end: Ended) -> None:
+    assert after(end, job=running()).state is State.WAITING
+
+
+def test_the_same_exception_twice_without_a_step_is_not_tried_again() -> None:
+    here, there = "KeyError (train.py, line 3)", "KeyError (train.py, line 4)"
+    job = after(crash(here, stepped=True), *flight(2), job=running())
+    assert after(crash(there, 2), job=job).state is State.WAITING
+    assert after(crash(here, 2, stepped=True), job=job).state is State.WAITING
+    assert after(crash("ValueError (train.py, line 4)", 2), job=job).state is State.WAITING
+    failed = after(crash(here, 2), job=job)
+    assert failed.state is State.FAILED
+    assert "the attempt before ended in the same place" in failed.reason
+    again = after(Resumed(), *flight(3), crash(here, 3), job=failed)
+    assert again.state is State.WAITING
+
+
 def test_a_new_checkpoint_gives_the_budget_back() -> None:
     job = after(Submitted(max_retries=1))
     for attempt in range(1, 40):  # advanced, fruitless, advanced, fruitless ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -451,6 +452,57 @@ def test_another_callback_in_front_takes_no_state_away(tmp_path: Path) -> None:
     resumed = train(script, tmp_path / "resumed")
     assert resumed.callbacks[1].losses == untouched.callbacks[0].losses
     assert_same_end(untouched, resumed)
+
+
+@dataclass
+class Tally:
+    steps: int = 0
+
+
+class Averaging(keras.callbacks.Callback):
+    """Makes objects when the training begins, as callbacks of average weights do."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.ema = [tf.Variable(w) for w in self.model.get_weights()]
+        self.mean = keras.metrics.Mean()
+        self.tally = Tally()
+        self.losses: list[Any] = []
+        self.reader = iter([1])
+        self.started = "once"
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        for average, weight in zip(self.ema, self.model.get_weights(), strict=True):
+            average.assign(0.9 * average + 0.1 * weight)
+        self.mean.update_state(logs["loss"])
+        self.tally.steps += 1
+        self.losses.append(tf.constant(logs["loss"]))
+
+    def found(self) -> Any:
+        ema = [np.asarray(v).tolist() for v in self.ema]
+        return ema, float(self.mean.result()), self.tally.steps, [float(v) for v in self.losses]
+
+
+def test_objects_that_a_callback_makes_go_on(tmp_path: Path) -> None:
+    script = PLAIN.with_callbacks(lambda: [Averaging()])
+    untouched, resumed = assert_survives(script, tmp_path, 4, 7)
+    assert untouched.callbacks[0].found() == resumed.callbacks[0].found()
+    lines = (tmp_path / "untouched/attempts/0001/log.jsonl").read_text().splitlines()
+    named = [line for line in lines if "state_not_saved" in line]
+    assert len(named) == 1
+    assert "callbacks[0].reader" in named[0]
+
+
+def test_what_a_finished_phase_has_made_is_there_when_it_is_skipped(tmp_path: Path) -> None:
+    script = PLAIN.with_callbacks(lambda: [Averaging()])
+    untouched = train(script, tmp_path).callbacks[0]
+    skipped = train(script, tmp_path).callbacks[0]
+    for one, two in zip(untouched.ema, skipped.ema, strict=True):
+        assert np.array_equal(one, two)
+    assert [float(v) for v in untouched.losses] == [float(v) for v in skipped.losses]
+    assert skipped.started == "once"
+    # Of a class that no file may name: nobody can make these anew.
+    text = (tmp_path / "attempts/0002/log.jsonl").read_text()
+    assert "callback_state_ignored" in text
 
 
 class Adapting(keras.callbacks.Callback):
