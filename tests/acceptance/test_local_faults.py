@@ -247,7 +247,7 @@ def test_a_script_that_may_not_be_read(
     finally:
         (folder / closed).chmod(0o755)
     assert code == 2
-    assert said.startswith(f"outlast: SCRIPT: user {os.geteuid()} may not read '{folder}/train.py'")
+    assert said.startswith(f"outlast: SCRIPT: user {os.geteuid()} cannot read '{folder}/train.py'")
     assert not (tmp_path / "jobs").exists()
 
 

@@ -116,5 +116,5 @@ def test_preempted_requeued_its_node_lost_stopped_and_resumed_it_ends_the_same(
 
     assert job.outcomes() == [Outcome.PREEMPTED, Outcome.LOST, Outcome.STOPPED, Outcome.COMPLETED]
     said = training.storage.read(layout.SUPERVISOR_OUTPUT).decode()
-    assert f"slurm starts it again as {number}" in said
+    assert f"slurm will restart the job as {number}" in said
     assert_same(training, untouched("mlp"))

@@ -14,7 +14,7 @@ from outlast.cli.display.tables import print_json_line
 from outlast.cli.group import Verb
 from outlast.cli.job_address import find_job
 from outlast.cli.options import job_argument, json_option
-from outlast_checkpoints.errors import NotFound
+from outlast_checkpoints.errors import NotFound, UsageError
 from outlast_checkpoints.format import layout
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def logs(
             "--output and --json exclude each other: the output of a script is plain text."
         )
     storage = find_job(root, job).storage
+    if attempt is not None and not follow:
+        _require_attempt(storage, attempt)
 
     def stop() -> bool:
         return not follow or is_final(storage)
@@ -78,6 +80,15 @@ def logs(
     except KeyboardInterrupt:
         if not follow:
             raise
+
+
+def _require_attempt(storage: Storage, attempt: int) -> None:
+    from outlast.job.logs import attempts
+
+    known = attempts(storage)
+    if attempt not in known:
+        there = f"The last one is {known[-1]}." if known else "It has had none so far."
+        raise UsageError(field="--attempt", problem=f"the job has no attempt {attempt}", hint=there)
 
 
 def output_lines(

@@ -10,6 +10,7 @@ from outlast.cli.job_address import below
 from outlast.cli.new_job import ScriptVerb, command_argument, named, new_spec, prepare
 from outlast.cli.options import chosen, cluster_options, job_options, json_option
 from outlast.exit_codes import DONE
+from outlast_checkpoints.errors import UsageError
 
 
 @click.command("submit", cls=ScriptVerb)
@@ -37,7 +38,14 @@ def submit(
     """
     from outlast.cli.handover import hand_over, plan, tell
 
-    options["engine_option"] = (*options["engine_option"], *chosen(options))
+    given = chosen(options)
+    if given and options["engine"] == "local":
+        raise UsageError(
+            field=f"--{given[0][0]}",
+            problem="this machine has no queue that it could go to",
+            hint="Add --engine slurm.",
+        )
+    options["engine_option"] = (*options["engine_option"], *given)
     if dry_run:
         name, what = named(ctx, command, options)
         spec = new_spec(ctx, name, what, options)

@@ -160,3 +160,19 @@ def test_every_variable_is_named_after_its_option() -> None:
     }
     assert named["OUTLAST_SAVE_EVERY"] == "save_every"
     assert all(variable == f"OUTLAST_{name}".upper() for variable, name in named.items())
+
+
+@pytest.mark.parametrize(
+    "given", [["--gpus", "1"], ["--partition", "low"], ["--sbatch", "account=a"]]
+)
+def test_an_option_of_a_queue_needs_the_engine_that_has_one(
+    tmp_path: Path, given: list[str]
+) -> None:
+    (tmp_path / "train.py").touch()
+    command = ["--root", str(tmp_path / "jobs"), *given, str(tmp_path / "train.py")]
+    with (
+        submit.make_context("submit", command) as ctx,
+        pytest.raises(UsageError, match=rf"^{given[0]}: .* Add --engine slurm\.$"),
+    ):
+        submit.invoke(ctx)
+    assert not (tmp_path / "jobs").exists()

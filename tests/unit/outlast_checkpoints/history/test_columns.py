@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outlast_checkpoints.errors import FormatError
@@ -47,6 +47,7 @@ def number(value: Any) -> float | None:
     return float(plain) if isinstance(plain, (int, float)) else None
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(BLOCKS, min_size=1, max_size=4))
 def test_columns_hold_the_numbers_of_the_rows(blocks: list[list[Row]]) -> None:
     reader = ColumnReader()

@@ -267,6 +267,15 @@ def test_which_logs(outlast: Call, job: Storage, options: list[str], events: lis
     assert [row["event"] for row in outlast("logs", "--json", *options, "digits").rows] == events
 
 
+@pytest.mark.parametrize("output", [[], ["--output"]])
+def test_an_attempt_that_there_is_not_is_named(
+    outlast: Call, job: Storage, output: list[str]
+) -> None:
+    answer = outlast("logs", "--attempt", "9", *output, "digits")
+    assert answer.code == 2
+    assert "--attempt: the job has no attempt 9. The last one is 2." in answer.err
+
+
 def test_the_scripts_own_output(outlast: Call, job: Storage) -> None:
     assert outlast("logs", "--output", "digits").out.splitlines() == [
         "hello from 1", "last of 1", "hello from 2", "last of 2",
