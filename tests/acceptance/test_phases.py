@@ -36,7 +36,7 @@ for trial in range(4):
         continue
     keras.utils.set_random_seed(trial)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(0.1 / 10**trial), "mse")
+    model.compile(keras.optimizers.SGD(0.1 / 10**trial if "alike" not in sys.argv else 0.01), "mse")
     try:
         name = f"trial {trial}" if names else None
         done = fit(model, x, x.sum(1), epochs=4, verbose=0, callbacks=[Prune(trial)], name=name)
@@ -82,3 +82,10 @@ def test_a_search_that_passes_over_its_trials_without_names_is_told(tmp_path: Pa
     assert (code, book) == (3, ""), out
     assert "Phase 0 (without a name) was finished by another fit" in out
     assert "learning_rate: the checkpoint has 0.1, the script 0.001" in out
+
+
+def test_members_of_an_ensemble_differ_in_their_seeds_alone(tmp_path: Path) -> None:
+    code, book, out = search(tmp_path / "parts", "book", "alike", die=True)
+    assert (code, book) == (3, ""), out
+    assert "Phase 0 (without a name) was finished by another fit" in out
+    assert "seed: the checkpoint has" in out

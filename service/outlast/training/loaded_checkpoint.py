@@ -38,6 +38,9 @@ class Stored:
         self.written = {
             name: writer[name] for name in here if name in writer and writer[name] != here[name]
         }
+        # Under a supervisor the generators are seeded: equal trainings differ in what they draw.
+        self._seeded = job.ctx.supervised and self.progress.phase_name is None
+        self._drawn: int | None = None
         self.plain, self.variables = document.unpack(
             loaded.files[STATE_FILE], f"{checkpoint}/{STATE_FILE}"
         )
@@ -82,6 +85,11 @@ class Stored:
             raise VersionMismatch(
                 **error.fields, written=_named(self.written), present=_named(present)
             ) from error
+
+    def note_seed(self, given: int | None) -> None:
+        """Note the seed that this fit would have as a new one, if nothing but it can tell."""
+        if given is None and self._seeded:
+            self._drawn = random_state.derived_seed()
 
     def release(self) -> None:
         """Release the arrays, which are in the model now."""
@@ -144,6 +152,8 @@ class Stored:
         found = first_difference(stored, here)
         if found is not None:
             self._refuse(*found)
+        if self._drawn not in (None, self.progress.seed):
+            self._refuse("seed", self.progress.seed, self._drawn)
 
     def _refuse(self, what: str, stored: Any, here: Any) -> NoReturn:
         name = self.progress.phase_name
@@ -171,6 +181,8 @@ def choose_seed(stored: Stored | None, given: int | None) -> int:
     Raises `StateMismatch` if the given seed differs from the stored one.
     """
     known = stored.progress.seed if stored is not None else None
+    if stored is not None:
+        stored.note_seed(given)
     if stored is None or known is None:
         return random_state.derived_seed() if given is None else given
     if given is not None and given != known:
