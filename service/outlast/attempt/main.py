@@ -156,9 +156,9 @@ class Attempt:
         if self.context.status.phase is None:
             self.context.log.warning(
                 LogEvent.NOTHING_PROTECTED,
-                why="the script did not call outlast's fit or Loop, so nothing was saved; after a crash, "
-                "it would have started from the beginning",
-                instead="use `from outlast import fit`, and call fit(model, …) instead of model.fit(…)",
+                why="the script did not call outlast's fit or Loop, so nothing was saved; after "
+                "a crash, it would have started from the beginning",
+                instead="use `from outlast import fit`, and fit(model, …) instead of model.fit(…)",
             )
         return exit_codes.DONE
 

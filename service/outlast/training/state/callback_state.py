@@ -2,8 +2,8 @@
 
 A callback with `get_state` and `set_state` defines its state. For any other callback, the state is
 what changed since `on_train_begin` in its attributes and in the objects that they refer to
-(`object_graph`). So a resume restores EarlyStopping's patience, ModelCheckpoint's best value, a list
-to which a callback appends, or a copy of the weights that it averages. It does not overwrite
+(`object_graph`). So a resume restores EarlyStopping's patience, ModelCheckpoint's best value, a
+list to which a callback appends, or a copy of the weights that it averages. It does not overwrite
 configuration with old values, and does not touch functions and open files.
 """
 
@@ -96,8 +96,8 @@ class CallbackStates:
         restore.apply()
         unsaved = objects["unsaved"] if finished else []
         lost += [
-            f"{self._shown(path)}: the phase was finished before, so on_train_begin was not called, "
-            f"and only the script can create a {kind}"
+            f"{self._shown(path)}: the phase was finished before, so on_train_begin was not "
+            f"called, and only the script can create a {kind}"
             for path, kind in unsaved
         ]
         kinds = {name.partition("#")[0] for name in self._names}

@@ -34,8 +34,9 @@ CONTAINERS: dict[str, type] = {
 }
 MAPPINGS = ("dict", "ordered", "counter", "default")
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
-# Further kinds: array, generator, variable, owner (of variables), object (stored by its attributes),
-# spoken (stored by its get_state), settled (nothing in it changes), opaque (cannot be stored).
+# Further kinds: array, generator, variable, owner (of variables), object (stored by its
+# attributes), spoken (stored by its get_state), settled (nothing in it changes), opaque (cannot be
+# stored).
 _KINDS: dict[type, str] = {
     **{kind: name for name, kind in CONTAINERS.items()},
     **dict.fromkeys(GENERATORS, "generator"),
