@@ -177,7 +177,7 @@ def test_a_script_without_fit_is_said_to_be_unprotected(here: Path) -> None:
     write("train.py", "print('done')")
     done = outlast("run", "--name", "a", "train.py")
     assert done.returncode == 0
-    assert "nothing was protected: the script entered no fit or Loop" in done.stderr
+    assert "nothing was protected: the script did not call outlast's fit or Loop" in done.stderr
     assert "nothing was protected" in outlast("status", "a").stdout
     assert "nothing_protected" in outlast("logs", "a").stdout
 

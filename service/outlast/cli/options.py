@@ -25,9 +25,8 @@ def duration(text: str | float) -> float:
         return 0.0
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", said)
     if match is None:
-        raise click.BadParameter(
-            f"Invalid duration {text!r}. Use for example 90, 90s, 30m, 1.5h or 1d."
-        )
+        problem = f"Invalid duration {text!r}. Use for example 90, 90s, 30m, 1.5h or 1d."
+        raise click.BadParameter(problem)
     return float(match.group(1)) * _UNITS[match.group(2) or "s"]
 
 
@@ -54,9 +53,8 @@ def share(text: str) -> str:
     try:
         SaveEvery.parse(f"auto:{spelled}")
     except OutlastError as error:
-        raise click.BadParameter(
-            f"Invalid percentage {text!r}. Use more than 0% and at most 100%, for example 1%."
-        ) from error
+        problem = f"Invalid percentage {text!r}. Use more than 0% and at most 100%, for example 1%."
+        raise click.BadParameter(problem) from error
     return spelled
 
 

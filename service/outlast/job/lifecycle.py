@@ -29,9 +29,7 @@ from outlast.job.events import (
 from outlast.job.outcome import FATAL, FREE, Outcome
 from outlast.job.process_identity import Identity
 
-LASTING: Final = frozenset(
-    {"ValueError", "TypeError", "SyntaxError"}
-)  # a retry cannot help before a step
+LASTING: Final = frozenset({"ValueError", "TypeError", "SyntaxError"})  # before the first step
 
 
 class State(StrEnum):

@@ -53,7 +53,7 @@ def stop(
         raise click.UsageError(
             "Name the jobs to stop, or stop all jobs of the root with --all, but not both."
         )
-    # Each is found before any is stopped, so that a wrong name stops none.
+    # All are looked up before any is stopped, so a wrong name stops none.
     places = unfinished(root) if everything else [find_job(root, job) for job in jobs]
     found, failed = {}, False
     for place in places:

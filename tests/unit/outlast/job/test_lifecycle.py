@@ -144,7 +144,7 @@ def test_the_same_exception_twice_without_a_step_is_not_tried_again() -> None:
     assert after(crash("ValueError (train.py, line 4)", 2), job=job).state is State.WAITING
     failed = after(crash(here, 2), job=job)
     assert failed.state is State.FAILED
-    assert "the attempt before ended in the same place" in failed.reason
+    assert "the previous attempt ended with the same error" in failed.reason
     again = after(Resumed(), *flight(3), crash(here, 3), job=failed)
     assert again.state is State.WAITING
 

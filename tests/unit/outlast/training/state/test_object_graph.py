@@ -316,10 +316,10 @@ def test_what_does_not_fit_is_named() -> None:
     restore.apply()
     found = dict(restore.problems)
     assert found["Own#0.a"] == (
-        "the checkpoint has shape (2,) of float64, the script (3,) of float64"
+        "the checkpoint has shape (2,) of float64, the script has shape (3,) of float64"
     )
     assert "shape (1,)" in found["Own#0.v"]
-    assert found["Own#0.o"] == "the script has none there"
+    assert found["Own#0.o"] == "the script has no object there"
     assert other.a.tolist() == [0, 0, 0]
 
 
