@@ -80,12 +80,12 @@ def test_a_search_with_a_pruned_trial_ends_as_untouched(tmp_path: Path) -> None:
 def test_a_search_that_passes_over_its_trials_without_names_is_told(tmp_path: Path) -> None:
     code, book, out = search(tmp_path / "parts", "book", die=True)
     assert (code, book) == (3, ""), out
-    assert "Phase 0 (without a name) was finished by another fit" in out
-    assert "learning_rate: the checkpoint has 0.1, the script 0.001" in out
+    assert "Phase 0 (without a name) was finished by a different fit" in out
+    assert "learning_rate: the checkpoint has 0.1, the script has 0.001" in out
 
 
 def test_members_of_an_ensemble_differ_in_their_seeds_alone(tmp_path: Path) -> None:
     code, book, out = search(tmp_path / "parts", "book", "alike", die=True)
     assert (code, book) == (3, ""), out
-    assert "Phase 0 (without a name) was finished by another fit" in out
+    assert "Phase 0 (without a name) was finished by a different fit" in out
     assert "seed: the checkpoint has" in out
