@@ -42,7 +42,11 @@ from tests.support.training_harness import (
         ({"validation_split": 0.5}, "validation_split"),
         ({"epochs": 1}, "epochs"),
     ],
-    ids=str,
+    ids=[
+        *("learning rate", "momentum", "activation", "dropout", "units", "loss", "other samples"),
+        *("fewer samples", "sample_weight", "class_weight", "batch_size", "shuffle"),
+        *("validation_split", "epochs"),
+    ],
 )
 def test_a_finished_phase_is_not_handed_back_to_another_fit(
     tmp_path: Path, other: dict[str, Any], what: str
