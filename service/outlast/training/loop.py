@@ -18,7 +18,7 @@ from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.loop_data import knows_its_end, make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
-from outlast.training.fit_arguments import check
+from outlast.training.fit_arguments import checked
 from outlast.training.fit_state import describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
@@ -87,7 +87,7 @@ class Loop:
         keep: str | int | None = None,
         name: str | None = None,
     ) -> None:
-        check(
+        given = checked(
             batch_size=batch_size,
             epochs=epochs,
             initial_epoch=initial_epoch,
@@ -100,6 +100,9 @@ class Loop:
             keep=keep,
             name=name,
         )
+        epochs, initial_epoch = given["epochs"], given["initial_epoch"]
+        batch_size, steps_per_epoch = given["batch_size"], given["steps_per_epoch"]
+        save_every, keep, verbose = given["save_every"], given["keep"], given["verbose"]
         if data is None and not steps_per_epoch:
             raise UsageError(
                 field="steps_per_epoch",
@@ -107,23 +110,23 @@ class Loop:
                 hint="Say how many steps an epoch has, or -1 to go on until loop.stop().",
             )
         most = keras.config.max_epochs()
-        self.epochs = min(int(epochs), most) if most else int(epochs)
-        self.epoch = int(initial_epoch)
+        self.epochs: int = min(epochs, int(most)) if most else epochs
+        self.epoch: int = initial_epoch
         self.batch = 0
         self.history = History()
         self.history.on_train_begin()
         self._state = LoopState(state)
         self._data = data
-        self._name = name
+        self._name = given["name"]
         terminal = 1 if sys.stdout.isatty() else 2
-        self._verbose = terminal if verbose == "auto" else int(verbose)
-        self._steps_per_epoch = int(steps_per_epoch or 0) or None  # 0 means None, as in Keras
+        self._verbose = terminal if verbose == "auto" else verbose
+        self._steps_per_epoch = steps_per_epoch or None  # 0 means None, as in Keras
         self._options: dict[str, Any] = {
-            "batch_size": None if batch_size is None else int(batch_size),
-            "shuffle": shuffle,
-            "max_queue_size": max_queue_size,
+            "batch_size": batch_size,
+            "shuffle": given["shuffle"],
+            "max_queue_size": given["max_queue_size"],
         }
-        self._seed = None if seed is None else int(seed)
+        self._seed: int | None = given["seed"]
         self._means = Means()
         self._logs: dict[str, float] = {}  # of the step
         self._iterated = False

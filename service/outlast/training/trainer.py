@@ -247,7 +247,7 @@ class Trainer:
         """Train the rest of an epoch from `batch` on; return how many batches it had."""
         # A stop_training set before an epoch's first batch ends it after that, as in Keras.
         one_by_one = self.every_batch or self.model.stop_training
-        group = self.model.steps_per_execution if one_by_one else 0
+        group = self.feed.group if one_by_one else 0
         while not self.state.epoch_trained and not (batch and self.model.stop_training):
             self.phase.at_border(epoch, batch)
             if not self.feed.more(batch):

@@ -19,7 +19,17 @@ from outlast import fit
 from outlast.attempt import bare
 from outlast.training.errors import Diverged, NotSupported
 from outlast_checkpoints.errors import UsageError
-from tests.support.training_harness import Script, begin_process, keras_fit, process, rows, train
+from tests.support.training_harness import (
+    Death,
+    Script,
+    assert_same_end,
+    begin_process,
+    dying_at,
+    keras_fit,
+    process,
+    rows,
+    train,
+)
 from tests.support.training_zoo import ARRAYS, SAMPLES, X, Y, own, tiny
 
 PLAIN = Script(tiny(), ARRAYS)
@@ -68,6 +78,13 @@ PLAIN = Script(tiny(), ARRAYS)
         ("verbose", 7),
         ("steps_per_epoch", 1.5),
         ("max_queue_size", 0),
+        ("steps_per_epoch", np.float64(2)),
+        ("epochs", np.bool_(True)),
+        ("validation_steps", 1.5),
+        ("validation_steps", "1"),
+        ("validation_batch_size", 1.5),
+        ("verbose", np.zeros(3)),
+        ("shuffle", np.zeros(3)),
     ],
 )
 def test_a_bad_argument_is_named(tmp_path: Path, field: str, value: Any) -> None:
@@ -80,16 +97,78 @@ def test_a_bad_argument_is_named(tmp_path: Path, field: str, value: Any) -> None
     assert not (tmp_path / "job" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("epochs", np.int64(2)), ("batch_size", np.int32(8)), ("seed", np.int64(3))],
-)
-def test_numbers_of_numpy_are_numbers(tmp_path: Path, field: str, value: Any) -> None:
-    arguments = {field: value}
-    end = train(PLAIN.but(**arguments), tmp_path / "a")
-    arguments = {field: int(value)}
-    assert end.rows == train(PLAIN.but(**arguments), tmp_path / "b").rows
-    assert end.epoch == [0, 1]
+HELD_OUT = (X[:7], Y[:7])
+# What a caller may give, and the plain value that it stands for.
+NUMBERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "epochs": ({"epochs": np.int64(2)}, {}),
+    "epochs of one value": ({"epochs": np.array(2)}, {}),
+    "epochs as a tensor": ({"epochs": tf.constant(2)}, {}),
+    "batch_size": ({"batch_size": np.int32(8)}, {}),
+    "seed": ({"seed": np.int64(3), "shuffle": True}, {"seed": 3, "shuffle": True}),
+    "initial_epoch": ({"initial_epoch": np.int64(1)}, {"initial_epoch": 1}),
+    "steps_per_epoch": ({"steps_per_epoch": np.int64(1)}, {"steps_per_epoch": 1}),
+    "max_queue_size": ({"max_queue_size": np.uint8(3)}, {"max_queue_size": 3}),
+    "validation_steps": (
+        {"validation_data": HELD_OUT, "validation_steps": np.int64(1)},
+        {"validation_data": HELD_OUT, "validation_steps": 1},
+    ),
+    "validation_batch_size": (
+        {"validation_data": HELD_OUT, "validation_batch_size": np.int64(3)},
+        {"validation_data": HELD_OUT, "validation_batch_size": 3},
+    ),
+    "validation_freq": (
+        {"validation_data": HELD_OUT, "validation_freq": np.int64(2)},
+        {"validation_data": HELD_OUT, "validation_freq": 2},
+    ),
+    "validation_freq as a list": (
+        {"validation_data": HELD_OUT, "validation_freq": [np.int64(2)]},
+        {"validation_data": HELD_OUT, "validation_freq": [2]},
+    ),
+    "validation_split": ({"validation_split": np.array(0.25)}, {"validation_split": 0.25}),
+    "no validation_split": ({"validation_split": None}, {}),
+    "class_weight": (
+        {"class_weight": {np.int64(0): np.float32(1), np.int64(1): np.int8(2), 2: 0.5}},
+        {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}},
+    ),
+    "shuffle": ({"shuffle": np.bool_(False)}, {}),
+    "shuffle=0": ({"shuffle": 0}, {}),
+    "shuffle=None": ({"shuffle": None}, {}),
+    "verbose": ({"verbose": np.int64(0)}, {}),
+    "verbose=False": ({"verbose": np.bool_(False)}, {}),
+    "verbose=None": ({"verbose": None}, {}),
+    "verbose in words": ({"verbose": "0"}, {}),
+    "save_every": ({"save_every": np.int64(2)}, {"save_every": 2}),
+    "keep": ({"keep": np.int64(2)}, {"keep": 2}),
+    "name": ({"name": np.str_("one")}, {"name": "one"}),
+    "jit_compile": ({"jit_compile": np.bool_(False)}, {"jit_compile": False}),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_mean_what_numbers_of_python_mean(tmp_path: Path, name: str) -> None:
+    given, plain = NUMBERS[name]
+    end = train(PLAIN.but(**given), tmp_path / "a")
+    assert_same_end(end, train(PLAIN.but(**plain), tmp_path / "b"))
+    if "validation_freq" not in given and not {"verbose", "keep", "save_every", "seed"} & set(
+        given
+    ):
+        keras_takes = {n: v for n, v in given.items() if n not in ("max_queue_size", "jit_compile")}
+        assert_same_end(keras_fit(PLAIN.but(**keras_takes)), end, rows=False)
+
+
+def test_a_number_of_numpy_may_be_compiled_in(tmp_path: Path) -> None:
+    script = PLAIN.with_build(tiny(steps_per_execution=np.int64(2)))
+    with pytest.raises(Death), dying_at(3):
+        train(script.but(save_every=1), tmp_path)
+    assert_same_end(keras_fit(script), train(script.but(save_every=1), tmp_path), rows=False)
+
+
+@pytest.mark.parametrize("verbose", ["2", np.str_("2"), np.int64(2), 2.0])
+def test_two_is_a_line_an_epoch_in_whatever_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verbose: Any
+) -> None:
+    train(PLAIN.but(verbose=verbose), tmp_path)
+    assert "3/3 - " in capsys.readouterr().out
 
 
 def test_without_a_job_directory_the_way_out_is_told() -> None:
