@@ -139,6 +139,8 @@ class LogEvent(StrEnum):
     """TensorFlow's op determinism is off; a resume may differ in the last bits."""
     INEXACT_DATA_FOUND = "inexact_data_found"
     """The training data may not repeat exactly after a resume."""
+    INEXACT_HOOK_FOUND = "inexact_hook_found"
+    """A callback replaced an object of the model in a hook that a resume does not repeat."""
     INEXACT_OPS_FOUND = "inexact_ops_found"
     """The step has random ops whose state cannot be saved."""
     LIVE_PLOT_FAILED = "live_plot_failed"

@@ -7,13 +7,12 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
-import keras
 import numpy as np
 
 from outlast.job.save_schedule import SaveEvery
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
-from outlast.training.keras_internals.models import require_compiled
+from outlast.training.keras_internals.models import own_training, require_compiled
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.retention import Keep
 
@@ -99,12 +98,13 @@ def checked(**arguments: Any) -> dict[str, Any]:
 def check_model(model: Any) -> None:
     """Raise for a model that is not compiled, or whose way of training would be passed over."""
     require_compiled(model)
-    if type(model).make_train_function is not keras.Model.make_train_function:
+    own = own_training(model)
+    if own is not None:
         raise NotSupported(
             field="model",
-            problem=f"{type(model).__name__} has a make_train_function of its own, which a job "
-            "does not call",
-            hint="Override train_step instead.",
+            problem=f"{type(model).__name__} has a {own} of its own, which a job does not call",
+            hint="Prepare the data before it is passed to outlast.fit, or override train_step, and "
+            f"pass a model without its own {own}.",
         )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:

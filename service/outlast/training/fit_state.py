@@ -15,6 +15,7 @@ from outlast.training.data.epoch_batches import Feed
 from outlast.training.loaded_checkpoint import Stored
 from outlast.training.state import document, random_state
 from outlast.training.state.callback_state import CallbackStates
+from outlast.training.state.hook_effects import Plain as HookPlain
 from outlast.training.state.live_variables import LiveState
 from outlast.training.validation import Validation
 from outlast_checkpoints.format.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, Stage
@@ -27,8 +28,9 @@ class FitState:
     """The state of a fit outside the model's variables, and the way of both into a checkpoint.
 
     logs: of the last step. training_logs: of the last epoch. epoch_begun: the present epoch's
-    begin is over. epoch_trained: so are its batches; what is left is its end. rehearse: takes a
-    step where no trace has made every variable (run_eagerly).
+    begin is over. epoch_trained: so are its batches; what is left is its end. effects: returns what
+    hooks have changed on the model. rehearse: takes a step where no trace has made every variable
+    (run_eagerly).
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class FitState:
         validation: Validation,
         callbacks: CallbackStates,
         program: str,
+        effects: Callable[[], HookPlain],
         rehearse: Callable[[], None] | None = None,
     ) -> None:
         self.logs: Logs = {}
@@ -51,6 +54,7 @@ class FitState:
         self._validation = validation
         self._callbacks = callbacks
         self._program = program
+        self._effects = effects
         self._rehearse = rehearse
         self._documents = describe_model(model)
 
@@ -63,6 +67,7 @@ class FitState:
             "program": self._program,
             "data": self._feed.describe(),
             "callbacks": self._callbacks.capture(),
+            "hook_effects": self._effects(),
             "logs": self.logs,
             "training_logs": self.training_logs,
             "stop_training": bool(self._model.stop_training),

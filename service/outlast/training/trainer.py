@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ from outlast.job.log_events import LogEvent
 from outlast.training.data import arrays, make_feed
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import executed
+from outlast.training.errors import NotSupported
 from outlast.training.fit_arguments import Plan
 from outlast.training.fit_state import FitState, Logs
 from outlast.training.history import History
@@ -25,11 +26,13 @@ from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
 from outlast.training.state.callback_files import appends_rows, going_on
 from outlast.training.state.callback_state import CallbackStates, files_before, wants_batches
-from outlast.training.state.live_variables import LiveState
+from outlast.training.state.hook_effects import HookEffects
+from outlast.training.state.live_variables import LiveState, learning_rate_of
 from outlast.training.step.compiled_steps import CompiledSteps
 from outlast.training.step.program_choice import ProgramChoice
 from outlast.training.validation import Validation
 from outlast_checkpoints.format.layout import Stage
+from outlast_checkpoints.format.snapshot import Progress
 
 
 class Trainer:
@@ -37,8 +40,10 @@ class Trainer:
 
     def __init__(self, model: Any, plan: Plan, job: TrainingJob) -> None:
         self.model = model
+        self.compiled = models.compiled_as(model)
         self.plan = plan
         self.job = job
+        self.resumed_at: Progress | None = None
 
     def run(self) -> History:
         index = self.job.enter_phase(self.plan.name)
@@ -60,10 +65,13 @@ class Trainer:
         self.job.make_deterministic()
         seed = choose_seed(stored, self.plan.seed)
         self._prepare_data(seed, made)
-        live = self._compile(stored)
         self._prepare_callbacks(made)
+        rate = learning_rate_of(self.model)
         over = self._is_over(stored)
-        if over:
+        # Keras traces the step after these hooks, so what they set on the model counts.
+        effects = HookEffects(self.model)
+        before = None if stored is None else stored.plain.get("hook_effects")
+        if over and not (before or {}).get("replaced"):
             keras_callbacks.history_of(self.callbacks).on_train_begin()
         else:
             self.model.stop_training = False
@@ -71,10 +79,26 @@ class Trainer:
         shown = (self.probe, self.progress_bar)  # they belong to the process
         own = [c for c in self.callbacks.callbacks if c not in shown]
         states = CallbackStates(own)
-        rehearse = self.steps.rehearse if self.steps.eager else None
+        # Keras' BackupAndRestore has its say here, in a job that is new.
+        first = models.initial_epoch(self.model) or self.plan.initial_epoch
+        begun = stored is None and first < self.plan.epochs
+        if begun:
+            self._begin_first_epoch(first, effects)
+        elif before is not None:
+            effects.apply(before)
+        changed = effects.changes()
+        live = self._compile(stored, rate)
         self.state = FitState(
-            self.model, live, self.feed, self.validation, states, str(self.steps.program), rehearse
+            self.model,
+            live,
+            self.feed,
+            self.validation,
+            states,
+            str(self.steps.program),
+            effects=effects.changes if self.steps.eager else lambda: changed,
+            rehearse=self._rehearse if self.steps.eager else None,
         )
+        self.state.epoch_begun = begun
         self.phase = Phase(
             self.job,
             index,
@@ -84,20 +108,56 @@ class Trainer:
             seed=seed,
             take=self.state.take,
         )
-        if over and stored is not None:
-            self._restore(stored, finished=True)
+        if stored is not None:
+            self._restore(stored, finished=over)
+        if over:
             self.phase.log.info(LogEvent.PHASE_SKIPPED, name=self.plan.name)
             return self._history()
-        self._train(*self._start(stored))
+        if self.resumed_at is None:
+            self._start(first)
+            self._train(first, 0)
+        else:
+            self._train(self.resumed_at.epoch, self.resumed_at.batch)
         return self._finish()
 
+    def _begin_first_epoch(self, epoch: int, effects: HookEffects) -> None:
+        before = effects.changes()["replaced"]
+        self.model.reset_metrics()
+        self.callbacks.on_epoch_begin(epoch)
+        self._require_same_compile()
+        replaced = sorted(set(effects.changes()["replaced"]) - set(before))
+        if replaced:
+            self.job.ctx.log.warning(
+                LogEvent.INEXACT_HOOK_FOUND,
+                attributes=replaced,
+                why="an on_epoch_begin has replaced these objects of the model, which no "
+                "checkpoint can hold",
+                instead="replace them in on_train_begin, which a resume calls again",
+            )
+
     def _begin(self, stored: Stored | None) -> None:
-        if stored is None:
+        written = []
+        if stored is not None:
+            written = files_before(stored.plain["callbacks"], self.callbacks.callbacks)
+        again = going_on(self.callbacks, written, self.job.ctx.log)
+        with nullcontext() if stored is None else again:
             self.callbacks.on_train_begin()
-            return
-        written = files_before(stored.plain["callbacks"], self.callbacks.callbacks)
-        with going_on(self.callbacks, written, self.job.ctx.log):
-            self.callbacks.on_train_begin()
+        self._require_same_compile()
+
+    def _require_same_compile(self) -> None:
+        """Raise `NotSupported` when a hook has compiled the model anew; Keras cannot go on either.
+
+        Called after the hooks that come before a step, and before a save.
+        """
+        made = models.compiled_as(self.model)
+        if any(now is not then for now, then in zip(made, self.compiled, strict=True)):
+            raise NotSupported(
+                field="callbacks",
+                problem="one of them called the model's compile(), or make_train_function(force="
+                "True), while fit trains it",
+                hint="End this fit, compile the model, and call fit again: each is a phase of the "
+                "job.",
+            )
 
     def _is_over(self, stored: Stored | None) -> bool:
         if stored is None:
@@ -135,7 +195,7 @@ class Trainer:
         )
         made.callback(self.validation.close)
 
-    def _compile(self, stored: Stored | None) -> LiveState:
+    def _compile(self, stored: Stored | None, rate: float | None) -> LiveState:
         """Trace the step, so that every variable exists, and find where each one is kept."""
         self.job.ctx.status.activity = "compiling"
         if isinstance(self.feed, ArrayFeed):
@@ -145,7 +205,7 @@ class Trainer:
         else:
             self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
         self.steps.trace()
-        live = LiveState(self.model, self.steps.touched_variables())
+        live = LiveState(self.model, self.steps.touched_variables(), learning_rate=rate)
         stateful = self.steps.stateful_random_ops()
         if stateful:
             self.job.ctx.log.warning(
@@ -191,26 +251,30 @@ class Trainer:
         self.probe = self.validation.add_probe(self.callbacks, self.job.ctx)
         made.callback(self._remove_probe)
 
-    def _start(self, stored: Stored | None) -> tuple[int, int]:
-        """Begin anew or go back; return the epoch and batch to go on with."""
-        if stored is not None:
-            self._restore(stored, finished=False)
-            return stored.progress.epoch, stored.progress.batch
+    def _start(self, epoch: int) -> None:
+        """Begin a training anew, and save it as it is before its first step."""
         self.feed.start()
         self.phase.record_start(self.feed.describe())
-        # Keras' BackupAndRestore has its say here, in a job that is new.
-        epoch = models.initial_epoch(self.model) or self.plan.initial_epoch
+        if self.state.epoch_begun:
+            self.feed.begin_epoch(epoch)
         # With this first save even the untrained weights are the same after any death.
         self.phase.commit(self.phase.hold(epoch, 0, Stage.STEP), "start")
         if any(appends_rows(c) for c in self.callbacks.callbacks):
             self.job.writer.wait()
-        return epoch, 0
+
+    def _rehearse(self) -> None:
+        if isinstance(self.feed, ArrayFeed):
+            data = self.feed.data
+            self.steps.rehearse(data.batch(data.indices(0, 0, 1)[0]))
+        else:
+            self.steps.rehearse()
 
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
         self.job.ctx.status.activity = "restoring"
         self.state.restore(stored, self.phase.log, finished=finished)
         stored.release()
+        self.resumed_at = stored.progress
         self.phase.resumed(
             stored.checkpoint,
             stored.progress,
@@ -222,8 +286,14 @@ class Trainer:
 
     def _train(self, epoch: int, batch: int) -> None:
         self.ended_at = epoch
+        if self.resumed_at and self.state.epoch_begun and self.progress_bar is not None:
+            # The epoch's begin was counted by the attempt that began it; only the progress bar,
+            # which lives in this process, has to be begun again.
+            self.progress_bar.on_epoch_begin(epoch)
+            self.progress_bar.seen = batch
         while epoch < self.plan.epochs:
-            self._begin_epoch(epoch, batch)
+            if not self.state.epoch_begun:
+                self._begin_epoch(epoch)
             batch = self._train_epoch(epoch, batch)
             self._end_epoch(epoch, batch)
             epoch, batch = epoch + 1, 0
@@ -231,17 +301,11 @@ class Trainer:
             if self.model.stop_training:
                 break
 
-    def _begin_epoch(self, epoch: int, batch: int) -> None:
-        if not self.state.epoch_begun:
-            self.model.reset_metrics()
-            self.callbacks.on_epoch_begin(epoch)
-            self.feed.begin_epoch(epoch)
-            self.state.epoch_begun = True
-        elif self.progress_bar is not None:
-            # Its begin was counted by the attempt that began it; only the progress bar, which
-            # lives in this process, has to be begun again.
-            self.progress_bar.on_epoch_begin(epoch)
-            self.progress_bar.seen = batch
+    def _begin_epoch(self, epoch: int) -> None:
+        self.model.reset_metrics()
+        self.callbacks.on_epoch_begin(epoch)
+        self.feed.begin_epoch(epoch)
+        self.state.epoch_begun = True
 
     def _train_epoch(self, epoch: int, batch: int) -> int:
         """Train the rest of an epoch from `batch` on; return how many batches it had."""
@@ -249,12 +313,14 @@ class Trainer:
         one_by_one = self.every_batch or self.model.stop_training
         group = self.feed.group if one_by_one else 0
         while not self.state.epoch_trained and not (batch and self.model.stop_training):
+            self._require_same_compile()
             self.phase.at_border(epoch, batch)
             if not self.feed.more(batch):
                 break
             step = executed(batch, group) if group else batch
             if group:
                 self.callbacks.on_train_batch_begin(step)
+                self._require_same_compile()
             done = self._call(epoch, batch, group)
             if done == 0:
                 continue
@@ -307,6 +373,7 @@ class Trainer:
         if self.view is not None:
             self.view.update()
         if epoch + 1 < self.plan.epochs and not self.model.stop_training:
+            self._require_same_compile()
             self.phase.at_epoch_end(epoch)
 
     def _finish(self) -> History:

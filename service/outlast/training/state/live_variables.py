@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from outlast.training.errors import StateMismatch
 from outlast.training.keras_internals.models import to_snake_case
-from outlast.training.keras_internals.variables import learning_rate, raw
+from outlast.training.keras_internals.variables import learning_rate as rate_variable
+from outlast.training.keras_internals.variables import raw
 from outlast.training.state import weights_layout
 from outlast.training.state.held_values import Holder
 from outlast_checkpoints.format.snapshot import ArrayFile
@@ -33,14 +34,23 @@ class LiveState:
 
     model: a built Keras model with a built optimizer. extra: further variables that training
     changes (seed generators in closures, say). Variables already in the layout are not repeated.
+    learning_rate: what the script gives, where a hook may have changed it since.
     """
 
-    def __init__(self, model: Any, extra: Iterable[Any] = (), *, prefix: str = "variables") -> None:
+    def __init__(
+        self,
+        model: Any,
+        extra: Iterable[Any] = (),
+        *,
+        prefix: str = "variables",
+        learning_rate: float | None = None,
+    ) -> None:
         self.prefix = prefix
         self._of = (model, list(extra))
         self.rest: list[Any] = []
         self.loss = _loss_names(getattr(model, "loss", None))
-        self.learning_rate = _learning_rate(model)
+        here = learning_rate_of(model)
+        self.learning_rate = here if learning_rate is None else learning_rate
         self.refresh()
 
     def refresh(self) -> None:
@@ -199,9 +209,9 @@ def _loss_names(loss: Any) -> Any:
     return to_snake_case(getattr(found, "__name__", type(found).__name__))
 
 
-def _learning_rate(model: Any) -> float | None:
+def learning_rate_of(model: Any) -> float | None:
     """Return the learning rate that the script gives; None when it is a schedule."""
-    rate = learning_rate(getattr(model, "optimizer", None))
+    rate = rate_variable(getattr(model, "optimizer", None))
     return None if rate is None else float(raw(rate).numpy())
 
 

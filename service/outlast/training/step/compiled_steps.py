@@ -104,10 +104,11 @@ class CompiledSteps:
         self._summaries = False
 
     def trace(self) -> None:
-        """Build and trace the step, so that every variable that it touches exists."""
+        """Build and trace the step, so that every variable that it touches exists.
+
+        An eager step is none that can be traced, and makes its variables when it is first taken.
+        """
         if self.eager:
-            build_symbolically(self.model, self.spec)
-            self.own_loss = OwnLoss(self.model)
             return
         self._summaries = tf.summary.should_record_summaries()
         if self._makes_plain_variables():
@@ -190,13 +191,12 @@ class CompiledSteps:
             return STREAMED_STEPS
         return XLA_STEPS if self.program == Program.XLA_CALL else 1000
 
-    def rehearse(self) -> None:
-        """Take an eager step for the sake of the variables that it makes; the caller undoes it."""
-        if self.arrays is None:
-            batch = an_empty_batch(self.spec)
-        else:
-            batch = self._gather(tf.zeros([1], tf.int64))
-        self.model.train_step(batch)
+    def rehearse(self, batch: Any = None) -> None:
+        """Take an eager step for the sake of the variables that it makes; the caller undoes it.
+
+        batch: of the training; without one, zeros are trained.
+        """
+        self.model.train_step(an_empty_batch(self.spec) if batch is None else batch)
 
     def touched_variables(self) -> list[Any]:
         """The variables that the traced step reads or writes, in the order it captured them."""
@@ -256,9 +256,10 @@ class CompiledSteps:
         stack, owns = [], []
         for part in lot:
             batch = part if self.arrays is None else self._gather(tf.constant(part, tf.int64))
-            sums = self.own_loss.before()
+            own_loss = OwnLoss(self.model)
+            sums = own_loss.before()
             logs = _flat(self.model.train_step(batch))
-            owns.append(self.own_loss.after(sums, logs))
+            owns.append(own_loss.after(sums, logs))
             stack.append({k: np.asarray(v) for k, v in logs.items()})
         values = {name: np.stack([row[name] for row in stack]) for name in stack[0]}
         own = np.array([float(o) for o in owns if o is not None]) if None not in owns else None
