@@ -103,8 +103,8 @@ def check_model(model: Any) -> None:
         raise NotSupported(
             field="model",
             problem=f"{type(model).__name__} has a {own} of its own, which a job does not call",
-            hint="Prepare the data before it is passed to outlast.fit, or override train_step, and "
-            f"pass a model without its own {own}.",
+            hint="Do in the script what it does to the data, and in train_step what it does to a "
+            f"batch; then remove {own}.",
         )
     replicas = model.distribute_strategy.num_replicas_in_sync
     if replicas > 1:

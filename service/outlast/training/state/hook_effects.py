@@ -39,6 +39,7 @@ class HookEffects:
         flags: [index, trainable] of variables.
         """
         changed, replaced = [], []
+        parts = dict(_parts(self._model))
         for key, name, value in self._read():
             before = self._before.get((key, name))
             # A part that a hook has made is made again by it.
@@ -47,7 +48,7 @@ class HookEffects:
             try:
                 trees.fingerprint(_plain(value))
             except trees.NotPlain:
-                replaced.append(f"{key}.{name}")
+                replaced.append(f"{parts[key].name}.{name}")
             else:
                 changed.append([key, name, _plain(value)])
         flags = [

@@ -196,7 +196,12 @@ class CompiledSteps:
 
         batch: of the training; without one, zeros are trained.
         """
-        self.model.train_step(an_empty_batch(self.spec) if batch is None else batch)
+        try:
+            self.model.train_step(an_empty_batch(self.spec) if batch is None else batch)
+        except Exception:
+            if batch is not None:
+                raise
+            build_symbolically(self.model, self.spec)  # zeros are not for every step
 
     def touched_variables(self) -> list[Any]:
         """The variables that the traced step reads or writes, in the order it captured them."""

@@ -279,16 +279,67 @@ def test_two_phases_of_one_name_are_refused(tmp_path: Path) -> None:
             fit(model, job_dir=tmp_path, name="one", verbose=0, **ARRAYS)
 
 
-def test_a_train_function_of_the_users_own_is_not_passed_over_in_silence(tmp_path: Path) -> None:
-    class Special(keras.Sequential):
-        def make_train_function(self, force: bool = False) -> Any:
-            raise AssertionError("never called")
+def with_own(name: str, *, on_the_class: bool) -> Any:
+    """Return a compiled model with a method of its own, which raises."""
 
-    begin_process()
-    model = Special([layers.Input((6,)), layers.Dense(3)])
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("never called")
+
+    kind = type("Special", (keras.Sequential,), {name: never} if on_the_class else {})
+    model = kind([layers.Input((6,)), layers.Dense(3)])
     model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
-    with process(tmp_path), pytest.raises(NotSupported, match="make_train_function"):
+    if not on_the_class:
+        setattr(model, name, never)
+    return model
+
+
+@pytest.mark.parametrize("on_the_class", [True, False])
+@pytest.mark.parametrize("name", ["fit", "make_train_function", "train_function"])
+def test_a_way_of_training_of_the_users_own_is_not_passed_over_in_silence(
+    tmp_path: Path, name: str, on_the_class: bool
+) -> None:
+    if name == "train_function" and on_the_class:
+        pytest.skip("Keras sets this attribute of the instance")
+    begin_process()
+    model = with_own(name, on_the_class=on_the_class)
+    with process(tmp_path), pytest.raises(NotSupported, match=f"Special has a {name} of its own"):
         fit(model, job_dir=tmp_path, **ARRAYS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_keras_has_trained_before_is_trained(tmp_path: Path) -> None:
+    """Keras' own train_function is not the user's."""
+    begin_process()
+    model = PLAIN.build()
+    model.fit(**ARRAYS, verbose=0)
+    with process(tmp_path):
+        assert fit(model, job_dir=tmp_path, verbose=0, **ARRAYS).epoch == [0, 1]
+
+
+class OwnEvaluation(keras.Sequential):  # type: ignore[misc]
+    """An evaluate that doubles the loss, and a test function that adds one to it."""
+
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        logs = super().evaluate(*args, **options)
+        return {**logs, "loss": 2 * logs["loss"]}
+
+    def make_test_function(self, force: bool = False) -> Any:
+        super().make_test_function(force=True)
+        keras_own = self.test_function
+        self.test_function = lambda iterator: {**keras_own(iterator), "seen": tf.constant(1.0)}
+        return self.test_function
+
+
+def test_an_evaluate_and_a_test_function_of_the_users_own_are_gone_through(tmp_path: Path) -> None:
+    def build() -> Any:
+        model = OwnEvaluation([layers.Input((6,)), layers.Dense(3, activation="softmax")])
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        return model
+
+    script = Script(build, {**ARRAYS, "validation_data": HELD_OUT})
+    theirs = keras_fit(script)
+    assert theirs.history["val_loss"] != keras_fit(script.with_build(tiny())).history["val_loss"]
+    assert_same_end(theirs, train(script, tmp_path), rows=False)
 
 
 def test_a_loss_that_is_no_number_ends_the_training_where_the_job_says_so(tmp_path: Path) -> None:
