@@ -189,10 +189,9 @@ class Loop:
                 field="Loop", problem="it was begun before", hint="Make a new one for each phase."
             )
         index = self._job.enter_phase(self._name)
-        stop = self._job.ctx.stop
-        watched, stop.watched = stop.watched, True
         try:
-            yield from self._run(index)
+            with self._job.ctx.stop.read_by_loop():
+                yield from self._run(index)
         except GeneratorExit:
             self._job.leave_phase(index)
             raise
@@ -201,7 +200,6 @@ class Loop:
             raise
         finally:
             self._in_body = False
-            stop.watched = watched
 
     def _run(self, index: int) -> Iterator[Any]:
         stored = Stored.of(self._job, index, "Loop")

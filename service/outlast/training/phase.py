@@ -210,6 +210,14 @@ class Phase:
         """Between two calls: save when due, or save and leave when asked to."""
         self._raise_pending()
         stop = self.job.ctx.stop
+        replaced = stop.put_handlers_back()
+        if replaced:
+            self.log.warning(
+                LogEvent.HANDLERS_RESTORED,
+                signals=replaced,
+                why="the script, or a library, had replaced the handlers by which a stop saves",
+                hint="nothing has to be changed: its own handlers are called, too",
+            )
         # Before an epoch's first step the one before is worked through: a resume repeats neither
         # its validation nor its callbacks.
         stage = Stage.EPOCH if batch == 0 and self.step > 0 else Stage.STEP
@@ -315,6 +323,12 @@ class Phase:
     def leave(self, held: HeldSnapshot) -> None:
         """Save what is held and leave the script: always raises."""
         reason = self.job.ctx.stop.reason or "stop"
+        if self.job.ctx.stop.handler_error is not None:
+            self.log.warning(
+                LogEvent.HANDLER_FAILED,
+                error=self.job.ctx.stop.handler_error,
+                why="a signal handler of the script raised it; the state is saved first",
+            )
         if reason == "superseded":
             self.job.ctx.fence()
         if self._fits():

@@ -47,18 +47,14 @@ class Trainer:
 
     def run(self) -> History:
         index = self.job.enter_phase(self.plan.name)
-        stop = self.job.ctx.stop
-        watched, stop.watched = stop.watched, True
         try:
             # What is made on the way is closed also when an error, which the script may catch,
             # ends the training.
-            with ExitStack() as made:
+            with self.job.ctx.stop.read_by_loop(), ExitStack() as made:
                 return self._run(index, made)
         except BaseException as error:
             self.job.fail_phase(error)
             raise
-        finally:
-            stop.watched = watched
 
     def _run(self, index: int, made: ExitStack) -> History:
         stored = Stored.of(self.job, index, "fit")

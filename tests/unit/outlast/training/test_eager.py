@@ -33,7 +33,7 @@ def eagerly(script: Script) -> Script:
 
 
 def ends_as_in_keras(script: Script, folder: Path) -> None:
-    """Over deaths before the second step, in the first epoch and at the end of one or in the second."""
+    """Over deaths before the second step, in the first epoch and in the second one."""
     theirs = keras_fit(script)
     for step in (1, 2, 4):
         with pytest.raises(Death), dying_at(step):
