@@ -12,7 +12,7 @@ import numpy as np
 from outlast.job.save_schedule import SaveEvery
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
-from outlast.training.keras_internals.models import own_training, require_compiled
+from outlast.training.keras_internals.models import compiled_as, own_training, require_compiled
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.retention import Keep
 
@@ -112,6 +112,20 @@ def check_model(model: Any) -> None:
             field="model",
             problem=f"it was made under a strategy of {replicas} replicas",
             hint="Make it outside of strategy.scope(): a job trains on one device.",
+        )
+
+
+def require_same_compile(model: Any, before: tuple[Any, ...]) -> None:
+    """Raise `NotSupported` when a hook has compiled the model anew; Keras cannot go on either.
+
+    before: what `compiled_as` returned when `fit` was called.
+    """
+    if any(now is not then for now, then in zip(compiled_as(model), before, strict=True)):
+        raise NotSupported(
+            field="callbacks",
+            problem="one of them called the model's compile(), or make_train_function(force=True), "
+            "while fit trains it",
+            hint="End this fit, compile the model, and call fit again: each is a phase of the job.",
         )
 
 

@@ -12,6 +12,7 @@ import keras
 from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
+from outlast.training.keras_internals import models
 from outlast.training.loaded_checkpoint import Stored
 from outlast.training.state import document, random_state
 from outlast.training.state.callback_state import CallbackStates
@@ -129,13 +130,18 @@ class FitState:
 
     def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:
         # What the checkpoint has too much may be what the first step makes: an optimizer's slots.
+        weights, model = stored.files[WEIGHTS_FILE], stored.plain["model"]
+        models.build_optimizer(self._model)
+        self._live.refresh()
+        self._live.check(stored.checkpoint, weights, stored.variables, model, partly=True)
         before, drawn = self._live.values(), random_state.capture()
         try:
-            rehearse()
-            self._live.refresh()
-            weights, model = stored.files[WEIGHTS_FILE], stored.plain["model"]
+            if self._live.lacks(weights, model):
+                rehearse()
+                self._live.refresh()
             self._live.check(stored.checkpoint, weights, stored.variables, model)
         except BaseException:
+            self._model.reset_metrics()
             for variable, value in before:
                 variable.assign(value)
             random_state.restore(drawn)

@@ -14,8 +14,7 @@ from outlast.job.log_events import LogEvent
 from outlast.training.data import arrays, make_feed
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import executed
-from outlast.training.errors import NotSupported
-from outlast.training.fit_arguments import Plan
+from outlast.training.fit_arguments import Plan, require_same_compile
 from outlast.training.fit_state import FitState, Logs
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
@@ -91,7 +90,12 @@ class Trainer:
             self.validation,
             states,
             str(self.steps.program),
-            effects=effects.changes if self.steps.eager else lambda: changed,
+            # An eager step reads the attributes each time, so the present ones are stored.
+            effects=lambda: (
+                {**effects.changes(), "replaced": changed["replaced"]}
+                if self.steps.eager
+                else changed
+            ),
             rehearse=self._rehearse if self.steps.eager else None,
         )
         self.state.epoch_begun = begun
@@ -106,6 +110,8 @@ class Trainer:
         )
         if stored is not None:
             self._restore(stored, finished=over)
+            if self.steps.eager and before is not None:
+                effects.apply(before)  # again, after the step that has made the variables
         if over:
             self.phase.log.info(LogEvent.PHASE_SKIPPED, name=self.plan.name)
             return self._history()
@@ -141,19 +147,8 @@ class Trainer:
         self._require_same_compile()
 
     def _require_same_compile(self) -> None:
-        """Raise `NotSupported` when a hook has compiled the model anew; Keras cannot go on either.
-
-        Called after the hooks that come before a step, and before a save.
-        """
-        made = models.compiled_as(self.model)
-        if any(now is not then for now, then in zip(made, self.compiled, strict=True)):
-            raise NotSupported(
-                field="callbacks",
-                problem="one of them called the model's compile(), or make_train_function(force="
-                "True), while fit trains it",
-                hint="End this fit, compile the model, and call fit again: each is a phase of the "
-                "job.",
-            )
+        """Called after the hooks that come before a step, and before a save."""
+        require_same_compile(self.model, self.compiled)
 
     def _is_over(self, stored: Stored | None) -> bool:
         if stored is None:

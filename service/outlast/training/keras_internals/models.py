@@ -42,6 +42,14 @@ def build_symbolically(model: Any, batch: Any) -> None:
     model._symbolic_build(data_batch=batch)
 
 
+def build_optimizer(model: Any) -> None:
+    """Make the optimizer's variables, as its first step would, where the model has its own."""
+    optimizer = model.optimizer
+    known = isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built
+    if known and all(layer.built for layer in all_layers(model)) and model.trainable_variables:
+        optimizer.build(model.trainable_variables)
+
+
 def all_layers(model: Any) -> Iterable[Any]:
     """Return the model and every layer in it, however deep."""
     layers: Iterable[Any] = model._flatten_layers()

@@ -97,8 +97,14 @@ class LiveState:
         weights: Mapping[str, Any],
         others: Mapping[str, Any],
         description: Mapping[str, Any],
+        *,
+        partly: bool = False,
     ) -> None:
-        """Raise `StateMismatch` naming the first difference; change nothing."""
+        """Raise `StateMismatch` naming the first difference; change nothing.
+
+        partly: the checkpoint may have variables that the model's next step will make; only those
+        of the layers that are there are compared.
+        """
 
         def fail(what: str, problem: str) -> None:
             raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
@@ -107,8 +113,10 @@ class LiveState:
             stored = description["names"].get(group)
             if stored is not None and _plain_name(stored) != _plain_name(name):
                 fail(group, f"the checkpoint has {stored!r}, the script has {name!r}")
-        self._check_weights(weights, fail)
+        self._check_weights(weights, fail, partly=partly)
         paths = self.describe()["rest"]
+        if partly:
+            return
         self._check_paths(paths, description["rest"], fail)
         for i, variable in enumerate(self.rest):
             check_one(paths[i], others[f"{self.prefix}/{i:06d}"], variable, fail)
@@ -127,13 +135,15 @@ class LiveState:
                 fail(stored[i], "the checkpoint has it, the script does not")
             fail(str(one), f"the checkpoint has {other} in its place")
 
-    def _check_weights(self, weights: Mapping[str, Any], fail: Any) -> None:
+    def _check_weights(self, weights: Mapping[str, Any], fail: Any, *, partly: bool) -> None:
         groups = set(self.layout.computed)
         names = set(self.layout.variables) | {n for n in weights if n.rsplit("/", 1)[0] in groups}
         for name in sorted({*names, *weights}, key=_natural):
+            if partly and name.startswith("optimizer"):
+                continue
             if name not in weights:
                 fail(name, "the script has it, the checkpoint does not")
-            if name not in names:
+            if name not in names and not partly:
                 fail(name, "the checkpoint has it, the script does not")
             if name in self.layout.variables:
                 check_one(name, weights[name], self.layout.variables[name], fail)
