@@ -46,6 +46,8 @@ def build_optimizer(model: Any) -> None:
     """Make the optimizer's variables, as its first step would, where the model has its own."""
     optimizer = model.optimizer
     known = isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built
+    # Its inner optimizer's variables have other names when a step makes them.
+    known = known and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
     if known and all(layer.built for layer in all_layers(model)) and model.trainable_variables:
         optimizer.build(model.trainable_variables)
 

@@ -41,7 +41,11 @@ def ends_as_in_keras(script: Script, folder: Path) -> None:
     assert_same_end(theirs, train(script.but(save_every=1), folder), rows=False)
 
 
-@pytest.mark.parametrize("name", [name for name in TRACED if name != "xla"])
+# No trace shows the variables in which a stateful layer keeps its state, and the model has not them.
+EAGER = [name for name in TRACED if name not in ("xla", "stateful lstm")]
+
+
+@pytest.mark.parametrize("name", EAGER)
 def test_every_kind_of_training_ends_as_in_keras(tmp_path: Path, name: str) -> None:
     ends_as_in_keras(eagerly(TRACED[name]), tmp_path)
 
