@@ -122,7 +122,7 @@ def check_model(model: Any) -> None:
     if own is not None:
         raise NotSupported(
             field="model",
-            problem=f"{type(model).__name__} overrides {own}, which `fit` does not call",
+            problem=f"{type(model).__name__} has a {own} of its own, which a job does not call",
             hint="Move what it does to the data into the script, and what it does to a batch into "
             f"train_step; then remove {own}.",
         )

@@ -208,8 +208,9 @@ class Phase:
         )
         let_go = let_go and self.job.ctx.spec.on_save_error != "stop"
         snapshot = replace(self._take(progress), let_go=let_go)
-        mark = self.job.history.mark()
-        return HeldSnapshot(snapshot, mark, (time.perf_counter() - started) * 1e3)
+        return HeldSnapshot(
+            snapshot, self.job.history.mark(), (time.perf_counter() - started) * 1e3
+        )
 
     def at_border(self, epoch: int, batch: int) -> None:
         """Handle the border between two calls: save if due, or save and leave if requested."""
