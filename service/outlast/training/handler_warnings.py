@@ -8,8 +8,8 @@ from outlast.attempt.signals import StopFlag
 from outlast.job.log_events import LogEvent
 
 
-def put_handlers_back(stop: StopFlag, log: Any) -> None:
-    """Install Outlast's handlers again, and log those that were replaced."""
+def put_handlers_back(stop: StopFlag, log: Any) -> StopFlag:
+    """Install Outlast's handlers again, log those that were replaced, and return the flag."""
     replaced = stop.put_handlers_back()
     if replaced:
         log.warning(
@@ -18,6 +18,7 @@ def put_handlers_back(stop: StopFlag, log: Any) -> None:
             why="the script or a library replaced the signal handlers that save at a stop",
             hint="no change is needed, because the replacing handlers are called too",
         )
+    return stop
 
 
 def warn_of_error(stop: StopFlag, log: Any) -> None:

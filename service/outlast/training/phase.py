@@ -208,15 +208,13 @@ class Phase:
         )
         let_go = let_go and self.job.ctx.spec.on_save_error != "stop"
         snapshot = replace(self._take(progress), let_go=let_go)
-        return HeldSnapshot(
-            snapshot, self.job.history.mark(), (time.perf_counter() - started) * 1e3
-        )
+        mark = self.job.history.mark()
+        return HeldSnapshot(snapshot, mark, (time.perf_counter() - started) * 1e3)
 
     def at_border(self, epoch: int, batch: int) -> None:
         """Handle the border between two calls: save if due, or save and leave if requested."""
         self._raise_pending()
-        stop = self.job.ctx.stop
-        put_handlers_back(stop, self.log)
+        stop = put_handlers_back(self.job.ctx.stop, self.log)
         # Before the first step of an epoch, the previous epoch is complete, so a resume repeats
         # neither its validation nor its callbacks.
         stage = Stage.EPOCH if batch == 0 and self.step > 0 else Stage.STEP
