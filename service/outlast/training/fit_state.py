@@ -74,6 +74,7 @@ class FitState:
         """Hold the complete state at this progress, without copying variables."""
         if self._rehearse is not None:
             self._live.refresh()
+            self._callbacks.add_elsewhere(self._live.objects())
         variables = self._live.others()
         finished = progress.stage == Stage.END
         callbacks, objects = self._callbacks.capture(variables, finished=finished)
@@ -134,6 +135,7 @@ class FitState:
                 f"{_short(rate)}; the value in the checkpoint stays in effect",
                 instead="set model.optimizer.learning_rate in a callback",
             )
+        self._callbacks.add_elsewhere(self._live.objects())
         lost = self._callbacks.restore(
             plain["callbacks"], plain["objects"], stored.variables, finished=finished
         )
