@@ -182,3 +182,45 @@ def test_a_step_that_is_to_be_traced_anew_is_refused_by_name(tmp_path: Path) -> 
     script = Script(tiny(), ARRAYS, lambda: [In("on_epoch_end", make_anew)])
     with pytest.raises(NotSupported, match="make_train_function"):
         train(script, tmp_path)
+
+
+class Halving(keras.callbacks.Callback):  # type: ignore[misc]
+    """Keeps variables that the first step creates, and changes one through its own reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[Any] = []
+        self.sums: list[float] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if not self.kept:
+            self.kept = [self.model.layers[0].kernel, self.model.optimizer.variables[2]]
+        self.sums.append(sum(float(keras.ops.sum(one)) for one in self.kept))
+        self.kept[0].assign(self.kept[0] * 0.5)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_callback_keeps_the_variables_of_the_first_step(
+    tmp_path: Path, *, run_eagerly: bool
+) -> None:
+    def unbuilt() -> Any:
+        made = keras.Sequential([layers.Dense(4, "relu"), layers.Dropout(0.5), layers.Dense(3)])
+        made.compile(optimizers.SGD(0.1, momentum=0.9), cross_entropy(), run_eagerly=run_eagerly)
+        return made
+
+    made: list[Halving] = []
+
+    def callbacks() -> list[Any]:
+        made.append(Halving())
+        return made[-1:]
+
+    script = Script(unbuilt, {**ARRAYS, "epochs": 3}, callbacks).but(save_every=1)
+    theirs = keras_fit(script)
+    for step in (1, 4, 7):
+        with pytest.raises(Death), dying_at(step):
+            train(script, tmp_path)
+    assert_same_end(theirs, train(script, tmp_path), rows=False)
+    assert made[-1].sums == made[0].sums
+    assert train(script, tmp_path).history == theirs.history
+    assert made[-1].sums == made[0].sums
+    assert made[-1].kept[0] is made[-1].model.layers[0].kernel
