@@ -12,10 +12,12 @@ import keras
 from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
+from outlast.training.keras_internals import models
 from outlast.training.loaded_checkpoint import Stored
 from outlast.training.phase_exit import PhaseExit
 from outlast.training.state import document, random_state
 from outlast.training.state.callback_state import CallbackStates
+from outlast.training.state.hook_effects import Plain as HookPlain
 from outlast.training.state.live_variables import LiveState
 from outlast.training.validation import Validation
 from outlast_checkpoints.format.layout import MODEL_FILE, STATE_FILE, WEIGHTS_FILE, Stage
@@ -27,8 +29,8 @@ Logs = dict[str, Any]
 class FitState:
     """The state of a `fit` call: the model's variables, and everything besides them.
 
-    `rehearse` takes one step. It is given for eager training, where no trace creates every
-    variable.
+    `effects` returns what hooks have changed on the model. `rehearse` takes one step. It is given
+    for eager training, where no trace creates every variable.
 
     Attributes:
         logs: Logs of the last step.
@@ -49,6 +51,7 @@ class FitState:
         documents: dict[str, bytes],
         fingerprint: dict[str, Any],
         leaving: PhaseExit,
+        effects: Callable[[], HookPlain],
         rehearse: Callable[[], None] | None = None,
     ) -> None:
         self.logs: Logs = {}
@@ -61,6 +64,7 @@ class FitState:
         self._validation = validation
         self._callbacks = callbacks
         self._program = program
+        self._effects = effects
         self._rehearse = rehearse
         self._documents = documents
         self._fingerprint = fingerprint
@@ -70,6 +74,7 @@ class FitState:
         """Hold the complete state at this progress, without copying variables."""
         if self._rehearse is not None:
             self._live.refresh()
+            self._callbacks.add_elsewhere(self._live.objects())
         variables = self._live.others()
         finished = progress.stage == Stage.END
         callbacks, objects = self._callbacks.capture(variables, finished=finished)
@@ -80,6 +85,7 @@ class FitState:
             "data": self._feed.describe(),
             "callbacks": callbacks,
             "objects": objects,
+            "hook_effects": self._effects(),
             "logs": self.logs,
             "training_logs": self.training_logs,
             "left": self._exit.left,
@@ -129,6 +135,7 @@ class FitState:
                 f"{_short(rate)}; the value in the checkpoint stays in effect",
                 instead="set model.optimizer.learning_rate in a callback",
             )
+        self._callbacks.add_elsewhere(self._live.objects())
         lost = self._callbacks.restore(
             plain["callbacks"], plain["objects"], stored.variables, finished=finished
         )
@@ -152,13 +159,18 @@ class FitState:
 
     def _rehearsed_check(self, rehearse: Callable[[], None], stored: Stored) -> None:
         # The checkpoint's extra variables may be optimizer slots, which the first step creates.
+        weights, model = stored.files[WEIGHTS_FILE], stored.plain["model"]
+        models.build_optimizer(self._model)
+        self._live.refresh()
+        self._live.check(stored.checkpoint, weights, stored.variables, model, partly=True)
         before, drawn = self._live.values(), random_state.capture()
         try:
-            rehearse()
-            self._live.refresh()
-            weights, model = stored.files[WEIGHTS_FILE], stored.plain["model"]
+            if self._live.lacks(weights, model):
+                rehearse()
+                self._live.refresh()
             self._live.check(stored.checkpoint, weights, stored.variables, model)
         except BaseException:
+            self._model.reset_metrics()
             for variable, value in before:
                 variable.assign(value)
             random_state.restore(drawn)

@@ -18,7 +18,7 @@ from outlast.training.data.fingerprint import of_data
 from outlast.training.data.loop_data import make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
-from outlast.training.fit_arguments import check
+from outlast.training.fit_arguments import checked
 from outlast.training.fit_state import describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
@@ -124,7 +124,7 @@ class Loop(LoopBody):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        check(
+        given = checked(
             batch_size=batch_size,
             epochs=epochs,
             initial_epoch=initial_epoch,
@@ -137,6 +137,9 @@ class Loop(LoopBody):
             keep=keep,
             name=name,
         )
+        epochs, initial_epoch = given["epochs"], given["initial_epoch"]
+        batch_size, steps_per_epoch = given["batch_size"], given["steps_per_epoch"]
+        save_every, keep, verbose = given["save_every"], given["keep"], given["verbose"]
         if data is None and not steps_per_epoch:
             raise UsageError(
                 field="steps_per_epoch",
@@ -144,28 +147,28 @@ class Loop(LoopBody):
                 hint="Give the number of steps per epoch, or -1 to continue until loop.stop().",
             )
         most = keras.config.max_epochs()
-        self.epochs = min(int(epochs), most) if most else int(epochs)
-        self.epoch = int(initial_epoch)
+        self.epochs: int = min(epochs, int(most)) if most else epochs
+        self.epoch: int = initial_epoch
         self.batch = 0
         self.history = History()
         self.history.on_train_begin()
         self._state = LoopState(state)
         self._data = data
-        self._name = name
+        self._name = given["name"]
         terminal = 1 if sys.stdout.isatty() else 2
-        self._verbose = terminal if verbose == "auto" else int(verbose)
-        self._steps_per_epoch = int(steps_per_epoch or 0) or None  # 0 means None, as in Keras
+        self._verbose = terminal if verbose == "auto" else verbose
+        self._steps_per_epoch = steps_per_epoch or None  # 0 means None, as in Keras
         self._options: dict[str, Any] = {
-            "batch_size": None if batch_size is None else int(batch_size),
-            "shuffle": shuffle,
-            "max_queue_size": max_queue_size,
+            "batch_size": batch_size,
+            "shuffle": given["shuffle"],
+            "max_queue_size": given["max_queue_size"],
         }
-        self._seed = None if seed is None else int(seed)
+        self._seed: int | None = given["seed"]
         self._unsaved = UnsavedWarnings()
         self._begun = False  # whether the epoch has begun
         self._trained = False  # whether the epoch's batches are trained
-        given: Any = {"save_every": save_every, "keep": keep, "seed": self._seed, "name": name}
-        self._job = TrainingJob.current(job_dir, **given)
+        options: Any = {"save_every": save_every, "keep": keep, "seed": self._seed}
+        self._job = TrainingJob.current(job_dir, name=self._name, **options)
 
     # -- running a phase -------------------------------------------------------------------
 
@@ -177,16 +180,14 @@ class Loop(LoopBody):
             )
         index = self._job.enter_phase(self._name)
         self._exit = PhaseExit(self._job, index)
-        stop = self._job.ctx.stop
-        watched, stop.watched = stop.watched, True
         try:
-            yield from self._run(index)
+            with self._job.ctx.stop.read_by_loop():
+                yield from self._run(index)
         except BaseException as error:
             self._exit.note(error)
             raise
         finally:
             self._in_body = False
-            stop.watched = watched
 
     def _run(self, index: int) -> Iterator[Any]:
         stored = Stored.of(self._job, index, "Loop")

@@ -17,6 +17,7 @@ from outlast.job.save_interval import Failures, SaveCost, first, interval
 from outlast.job.save_schedule import SaveEvery
 from outlast.job.speed import Speed
 from outlast.training.errors import Diverged, StateSaved
+from outlast.training.handler_warnings import put_handlers_back, warn_of_error
 from outlast.training.job import TrainingJob
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
 from outlast_checkpoints.format.layout import Stage
@@ -213,7 +214,7 @@ class Phase:
     def at_border(self, epoch: int, batch: int) -> None:
         """Handle the border between two calls: save if due, or save and leave if requested."""
         self._raise_pending()
-        stop = self.job.ctx.stop
+        stop = put_handlers_back(self.job.ctx.stop, self.log)
         # Before the first step of an epoch, the previous epoch is complete, so a resume repeats
         # neither its validation nor its callbacks.
         stage = Stage.EPOCH if batch == 0 and self.step > 0 else Stage.STEP
@@ -333,6 +334,7 @@ class Phase:
     def leave(self, held: HeldSnapshot) -> None:
         """Save the held state and leave the script. Always raises."""
         reason = self.job.ctx.stop.reason or "stop"
+        warn_of_error(self.job.ctx.stop, self.log)
         if reason == "superseded":
             self.job.ctx.fence()
         if self._fits():

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from contextlib import ExitStack
 from typing import Any
 
 import keras
-from keras.callbacks import CallbackList
 
 from outlast.job.log_events import LogEvent
 from outlast.training.data import arrays, make_feed
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import executed
 from outlast.training.fit_arguments import Plan
+from outlast.training.fit_callbacks import FitCallbacks
 from outlast.training.fit_state import FitState, Logs, describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
-from outlast.training.keras_internals import callbacks as keras_callbacks
 from outlast.training.keras_internals import models
-from outlast.training.live_plot import MetricsView
 from outlast.training.loaded_checkpoint import Stored, choose_seed
 from outlast.training.phase import Phase
 from outlast.training.phase_exit import PhaseExit
 from outlast.training.state import fingerprint, raised_error
-from outlast.training.state.callback_files import appends_rows, going_on
-from outlast.training.state.callback_state import CallbackStates, files_before, wants_batches
-from outlast.training.state.live_variables import LiveState
+from outlast.training.state.callback_files import appends_rows
+from outlast.training.state.callback_state import CallbackStates
+from outlast.training.state.hook_effects import HookEffects
+from outlast.training.state.live_variables import LiveState, learning_rate_of
 from outlast.training.step.compiled_steps import CompiledSteps
 from outlast.training.step.program_choice import ProgramChoice
 from outlast.training.validation import Validation
@@ -46,37 +44,51 @@ class Trainer:
         """Train or resume the phase, and return its complete history."""
         index = self.job.enter_phase(self.plan.name)
         self.exit = PhaseExit(self.job, index)
-        stop = self.job.ctx.stop
-        watched, stop.watched = stop.watched, True
         try:
             # The script may catch an error that ends the training, so everything is closed then
             # too.
-            with ExitStack() as made:
+            with self.job.ctx.stop.read_by_loop(), ExitStack() as made:
                 return self._run(index, made)
         except BaseException as error:
             self.exit.note(error)
             raise
-        finally:
-            stop.watched = watched
 
     def _run(self, index: int, made: ExitStack) -> History:
         stored = Stored.of(self.job, index, "fit")
         self.job.make_deterministic()
         seed = choose_seed(stored, self.plan.seed)
         self._prepare_data(seed, made)
-        live = self._compile(stored)
-        self._prepare_callbacks(made)
-        shown = (self.probe, self.progress_bar)  # these belong to the process, not to the state
-        own = [c for c in self.callbacks.callbacks if c not in shown]
-        states = CallbackStates(own, live.objects(), self.job.ctx.log)
+        # This must precede all hooks of callbacks, because a finished phase calls none.
+        document = describe_model(self.model).get(MODEL_FILE)
+        trained = fingerprint.of_training(self.model, document)
+        decisive = {**trained, "arguments": self.plan.decisive()}
+        rate = learning_rate_of(self.model)
+        self.callbacks = FitCallbacks(
+            self.model, self.plan, self.feed, self.validation, self.job.ctx
+        )
+        made.callback(self.callbacks.remove_probe)
         over = self._is_over(stored)
-        if over:
-            keras_callbacks.history_of(self.callbacks).on_train_begin()
+        # Keras traces the step after these hooks, so what they set on the model counts.
+        effects = HookEffects(self.model)
+        before = None if stored is None else stored.plain.get("hook_effects")
+        objects = LiveState(self.model).objects()
+        states = CallbackStates(self.callbacks.with_state(), objects, self.job.ctx.log)
+        if over and not (before or {}).get("replaced"):
+            self.callbacks.begin_skipped()
         else:
             self.model.stop_training = False
-            self._begin(stored)
-            states.begin()
-        rehearse = self.steps.rehearse if self.steps.eager else None
+            self.callbacks.begin(stored)
+            states.begin(LiveState(self.model).objects())
+        # In a new job, Keras' BackupAndRestore may choose the first epoch.
+        first = models.initial_epoch(self.model) or self.plan.initial_epoch
+        begun = stored is None and first < self.plan.epochs
+        if begun:
+            self.callbacks.begin_first_epoch(first, effects)
+        elif before is not None:
+            effects.apply(before)
+        changed = effects.changes()
+        live = self._compile(stored, rate)
+        states.add_elsewhere(live.objects())
         self.state = FitState(
             self.model,
             live,
@@ -84,11 +96,18 @@ class Trainer:
             self.validation,
             states,
             str(self.steps.program),
-            self.documents,
-            self.fingerprint,
+            describe_model(self.model),
+            decisive,
             self.exit,
-            rehearse,
+            # An eager step reads the attributes each time, so the current ones are stored.
+            effects=lambda: (
+                {**effects.changes(), "replaced": changed["replaced"]}
+                if self.steps.eager
+                else changed
+            ),
+            rehearse=self._rehearse if self.steps.eager else None,
         )
+        self.state.epoch_begun = begun
         self.phase = Phase(
             self.job,
             index,
@@ -98,13 +117,22 @@ class Trainer:
             seed=seed,
             take=self.state.take,
         )
-        if over and stored is not None:
+        if stored is not None:
             left = stored.plain["left"]
-            self._restore(stored, finished=True)
-            self.phase.log.info(LogEvent.PHASE_SKIPPED, name=self.plan.name)
-            self.exit.repeat(left)
-            return self._history()
-        start = self._start(stored)
+            self._restore(stored, finished=over)
+            if self.steps.eager and before is not None:
+                effects.apply(before)  # again, after the step that created the variables
+            if over:
+                self.phase.log.info(LogEvent.PHASE_SKIPPED, name=self.plan.name)
+                self.exit.repeat(left)
+                return self._history()
+            self.exit.began = True
+            start = stored.progress.epoch, stored.progress.batch
+            if self.state.epoch_begun:
+                self.callbacks.continue_epoch(*start)
+        else:
+            self._start(first)
+            start = first, 0
         try:
             self._train(*start)
             self._finish()
@@ -113,14 +141,6 @@ class Trainer:
             raise
         self.exit.end()
         return self._history()
-
-    def _begin(self, stored: Stored | None) -> None:
-        if stored is None:
-            self.callbacks.on_train_begin()
-            return
-        written = files_before(stored.plain["callbacks"], self.callbacks.callbacks)
-        with going_on(self.callbacks, written, self.job.ctx.log):
-            self.callbacks.on_train_begin()
 
     def _is_over(self, stored: Stored | None) -> bool:
         if stored is None:
@@ -158,7 +178,7 @@ class Trainer:
         )
         made.callback(self.validation.close)
 
-    def _compile(self, stored: Stored | None) -> LiveState:
+    def _compile(self, stored: Stored | None, rate: float | None) -> LiveState:
         """Trace the step, so that every variable exists, and return them all as a `LiveState`."""
         self.job.ctx.status.activity = "compiling"
         if isinstance(self.feed, ArrayFeed):
@@ -168,8 +188,8 @@ class Trainer:
         else:
             self.steps = CompiledSteps(self.model, spec=self.feed.source.spec)
         self.steps.trace()
-        touched = self.steps.touched_variables()
-        live = LiveState(self.model, touched, traced=not self.steps.eager)
+        touched, traced = self.steps.touched_variables(), not self.steps.eager
+        live = LiveState(self.model, touched, traced=traced, learning_rate=rate)
         stateful = self.steps.stateful_random_ops()
         if stateful:
             self.job.ctx.log.warning(
@@ -183,59 +203,27 @@ class Trainer:
             choice = ProgramChoice(self.model, self.steps, live, self.feed, self.job.ctx.log)
             before = None if stored is None else stored.plain["program"]
             self.steps.use(choice.choose(self.plan.jit_compile, before))
-        self.documents = describe_model(self.model)
-        document = self.documents.get(MODEL_FILE)
-        # This must precede all hooks of callbacks, because a finished phase calls none.
-        trained = fingerprint.of_training(self.model, document)
-        self.fingerprint = {**trained, "arguments": self.plan.decisive()}
         self.job.ctx.status.tick()
         return live
 
-    def _prepare_callbacks(self, made: ExitStack) -> None:
-        plan = self.plan
-        verbose = plan.verbose
-        if verbose == "auto":
-            verbose = 1 if sys.stdout.isatty() else 2
-        if isinstance(plan.callbacks, CallbackList):
-            self.callbacks = plan.callbacks
-        else:
-            given = keras.tree.flatten(plan.callbacks) if plan.callbacks else []
-            if not any(isinstance(c, keras.callbacks.History) for c in given):
-                given.append(History())
-            self.callbacks = CallbackList(
-                given,
-                add_history=True,
-                add_progbar=verbose != 0,
-                verbose=verbose,
-                epochs=plan.epochs,
-                steps=self.feed.steps,
-                model=self.model,
-            )
-        history = keras_callbacks.history_of(self.callbacks)
-        self.progress_bar = keras_callbacks.progress_bar_of(self.callbacks)
-        self.view = MetricsView(self.job.ctx, history) if plan.view_metrics else None
-        # Keras may run batch-end hooks in a thread pool, but a snapshot must see them finished.
-        keras_callbacks.wait_for_hooks(self.callbacks)
-        self.every_batch = any(wants_batches(c) for c in self.callbacks.callbacks)
-        self.probe = self.validation.add_probe(self.callbacks, self.job.ctx)
-        made.callback(self._remove_probe)
-
-    def _start(self, stored: Stored | None) -> tuple[int, int]:
-        """Start or restore the training, and return the epoch and batch to continue with."""
-        if stored is not None:
-            self._restore(stored, finished=False)
-            self.exit.began = True
-            return stored.progress.epoch, stored.progress.batch
+    def _start(self, epoch: int) -> None:
+        """Start a new training, and save its state before the first step."""
         self.feed.start()
         self.exit.begin()
         self.phase.record_start(self.feed.describe())
-        # In a new job, Keras' BackupAndRestore may choose the first epoch.
-        epoch = models.initial_epoch(self.model) or self.plan.initial_epoch
+        if self.state.epoch_begun:
+            self.feed.begin_epoch(epoch)
         # This first save preserves the untrained weights over a crash.
         self.phase.commit(self.phase.hold(epoch, 0, Stage.STEP), "start")
-        if any(appends_rows(c) for c in self.callbacks.callbacks):
+        if any(appends_rows(c) for c in self.callbacks.all.callbacks):
             self.job.writer.wait()
-        return epoch, 0
+
+    def _rehearse(self) -> None:
+        if isinstance(self.feed, ArrayFeed):
+            data = self.feed.data
+            self.steps.rehearse(data.batch(data.indices(0, 0, 1)[0]))
+        else:
+            self.steps.rehearse()
 
     def _restore(self, stored: Stored, *, finished: bool) -> None:
         started = time.perf_counter()
@@ -254,7 +242,8 @@ class Trainer:
     def _train(self, epoch: int, batch: int) -> None:
         self.ended_at = epoch
         while epoch < self.plan.epochs:
-            self._begin_epoch(epoch, batch)
+            if not self.state.epoch_begun:
+                self._begin_epoch(epoch)
             batch = self._train_epoch(epoch, batch)
             self._end_epoch(epoch, batch)
             epoch, batch = epoch + 1, 0
@@ -262,38 +251,34 @@ class Trainer:
             if self.model.stop_training:
                 break
 
-    def _begin_epoch(self, epoch: int, batch: int) -> None:
-        if not self.state.epoch_begun:
-            self.model.reset_metrics()
-            self.callbacks.on_epoch_begin(epoch)
-            self.feed.begin_epoch(epoch)
-            self.state.epoch_begun = True
-        elif self.progress_bar is not None:
-            # An earlier attempt began this epoch. Only the progress bar begins again, because it
-            # belongs to this process.
-            self.progress_bar.on_epoch_begin(epoch)
-            self.progress_bar.seen = batch
+    def _begin_epoch(self, epoch: int) -> None:
+        self.model.reset_metrics()
+        self.callbacks.all.on_epoch_begin(epoch)
+        self.feed.begin_epoch(epoch)
+        self.state.epoch_begun = True
 
     def _train_epoch(self, epoch: int, batch: int) -> int:
         """Train the rest of an epoch from `batch` on, and return its number of batches."""
         # If stop_training is set before the first batch, the epoch ends after it, as in Keras.
-        one_by_one = self.every_batch or self.model.stop_training
-        group = self.model.steps_per_execution if one_by_one else 0
+        one_by_one = self.callbacks.every_batch or self.model.stop_training
+        group = self.feed.group if one_by_one else 0
         while not self.state.epoch_trained and not (batch and self.model.stop_training):
+            self.callbacks.require_same_compile()
             self.phase.at_border(epoch, batch)
             if not self.feed.more(batch):
                 break
             step = executed(batch, group) if group else batch
             if group:
-                self.callbacks.on_train_batch_begin(step)
+                self.callbacks.all.on_train_batch_begin(step)
+                self.callbacks.require_same_compile()
             done = self._call(epoch, batch, group)
             if done == 0:
                 continue
             batch += done
             if group:
-                self.callbacks.on_train_batch_end(step + group - 1, self.state.logs)
-            elif self.progress_bar is not None:
-                self.progress_bar.on_train_batch_end(batch - 1, self.state.logs)
+                self.callbacks.all.on_train_batch_end(step + group - 1, self.state.logs)
+            elif self.callbacks.progress_bar is not None:
+                self.callbacks.progress_bar.on_train_batch_end(batch - 1, self.state.logs)
         self.state.epoch_trained = True
         return batch
 
@@ -328,17 +313,18 @@ class Trainer:
             self.job.ctx.status.activity = "validating"
             self.job.ctx.status.tick()
             with self.steps.summing():  # what races in a step would race here too
-                results = self.validation.run(self.callbacks)
+                results = self.validation.run(self.callbacks.all)
             if self.job.ctx.stop.reason is not None:
                 self.phase.leave(held)
             epoch_logs.update({f"val_{k}": v for k, v in results.items()})
-        self.callbacks.on_epoch_end(epoch, epoch_logs)
+        self.callbacks.all.on_epoch_end(epoch, epoch_logs)
         self.state.training_logs = models.pythonify_logs(epoch_logs)
         self.state.epoch_begun = self.state.epoch_trained = False
         self.phase.record_epoch(epoch, self.state.training_logs)
-        if self.view is not None:
-            self.view.update()
+        if self.callbacks.view is not None:
+            self.callbacks.view.update()
         if epoch + 1 < self.plan.epochs and not self.model.stop_training:
+            self.callbacks.require_same_compile()
             self.phase.at_epoch_end(epoch)
 
     def _finish(self) -> None:
@@ -346,16 +332,12 @@ class Trainer:
         if isinstance(model.optimizer, keras.optimizers.Optimizer) and self.plan.epochs > 0:
             model.optimizer.finalize_variable_values(model.trainable_weights)
         self.validation.close()
-        self.callbacks.on_train_end(logs=self.state.training_logs)
-        self._remove_probe()
-        if self.view is not None:
-            self.view.close()
+        self.callbacks.all.on_train_end(logs=self.state.training_logs)
+        self.callbacks.remove_probe()
+        if self.callbacks.view is not None:
+            self.callbacks.view.close()
         self.phase.commit_now(self.phase.hold(self.ended_at, 0, Stage.END), "end")
         self.phase.log.info(LogEvent.PHASE_FINISHED, step=self.phase.step, name=self.plan.name)
-
-    def _remove_probe(self) -> None:
-        if self.probe in self.callbacks.callbacks:
-            self.callbacks.callbacks.remove(self.probe)
 
     def _history(self) -> History:
         history: History = self.model.history

@@ -38,7 +38,8 @@ def make_feed(
     most = keras.config.max_steps_per_epoch()
     if most and (not steps_per_epoch or most < steps_per_epoch):
         warnings.warn(f"Limiting steps_per_epoch to {most}", stacklevel=2)
-        steps_per_epoch = most
+        steps_per_epoch = int(most)
+    group = int(steps_per_execution)
     if not isinstance(x, data_adapters.DataAdapter) and data_adapters.can_convert_arrays(
         (x, y, sample_weight)
     ):
@@ -52,9 +53,9 @@ def make_feed(
             seed=seed,
             steps=steps_per_epoch,
         )
-        return ArrayFeed(data, steps_per_epoch, steps_per_execution)
+        return ArrayFeed(data, steps_per_epoch, group)
     source = _source(x, y, sample_weight, class_weight, bool(shuffle), seed, max_queue_size)
-    return Feed(source, steps_per_epoch, steps_per_execution)
+    return Feed(source, steps_per_epoch, group)
 
 
 def _source(

@@ -37,7 +37,7 @@ class Feed:
         self.source = source
         self.steps_per_epoch = steps_per_epoch
         self.group = group
-        self.num_batches = source.num_batches
+        self.num_batches = None if source.num_batches is None else int(source.num_batches)
         self._taken: list[int] = []  # batches taken from each pass
         self._iterator: Iterator[Any] | None = None
         self._limit: int | None = None

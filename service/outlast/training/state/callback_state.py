@@ -37,7 +37,6 @@ class CallbackStates:
 
     def __init__(self, callbacks: list[Any], elsewhere: Plain, log: Any) -> None:
         self.callbacks = callbacks
-        self._elsewhere = elsewhere
         self._log = log
         self._names: dict[str, int] = {}  # index in `callbacks`
         self._roots: Plain = {}
@@ -53,9 +52,14 @@ class CallbackStates:
         self._unbegun = self._begun = ObjectGraph(self._roots, elsewhere)
         self._warnings = UnsavedWarnings(self._shown)
 
-    def begin(self) -> None:
+    def begin(self, elsewhere: Plain) -> None:
         """Record the objects as they are after `on_train_begin`."""
-        self._begun = ObjectGraph(self._roots, self._elsewhere)
+        self._begun = ObjectGraph(self._roots, elsewhere)
+
+    def add_elsewhere(self, objects: Plain) -> None:
+        """Add objects by name that are saved elsewhere, because the first step creates some."""
+        for graph in (self._unbegun, self._begun):
+            graph.add_elsewhere(objects)
 
     def capture(self, variables: Plain, *, finished: bool) -> tuple[list[Plain], Plain]:
         """Return the class and own state of each callback, and what changed in objects.

@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from outlast.training.errors import StateMismatch
 from outlast.training.keras_internals.models import all_layers, to_snake_case
-from outlast.training.keras_internals.variables import learning_rate, raw
+from outlast.training.keras_internals.variables import learning_rate as rate_variable
+from outlast.training.keras_internals.variables import raw
 from outlast.training.state import weights_layout
 from outlast.training.state.held_values import Holder
 from outlast_checkpoints.format.snapshot import ArrayFile
@@ -31,10 +32,11 @@ _NUMBERED = re.compile(r"_\d+(?=[/:]|$)")
 class LiveState:
     """A model's variables, by their path in the checkpoint's two array files.
 
-    `model` is a built Keras model with a built optimizer. `extra` are further variables that
-    training changes, for example seed generators in closures. Variables in both count once. With
-    `traced`, `extra` has all variables that a step touches; otherwise they are looked for in
-    attributes.
+    `model` is a Keras model; a compiled step needs it built, with a built optimizer. `extra` are
+    further variables that training changes, for example seed generators in closures. Variables in
+    both count once. With `traced`, `extra` has all variables that a step touches; otherwise they
+    are looked for in attributes. `learning_rate` is the one in the script, if a hook may have
+    changed it since.
     """
 
     def __init__(
@@ -44,13 +46,15 @@ class LiveState:
         *,
         prefix: str = "variables",
         traced: bool = False,
+        learning_rate: float | None = None,
     ) -> None:
         self.prefix = prefix
         self._traced = traced
         self._of = (model, list(extra))
         self.rest: list[Any] = []
         self.loss = _loss_names(getattr(model, "loss", None))
-        self.learning_rate = _learning_rate(model)
+        here = learning_rate_of(model)
+        self.learning_rate = here if learning_rate is None else learning_rate
         self.refresh()
 
     def refresh(self) -> None:
@@ -110,8 +114,14 @@ class LiveState:
         weights: Mapping[str, Any],
         others: Mapping[str, Any],
         description: Mapping[str, Any],
+        *,
+        partly: bool = False,
     ) -> None:
-        """Raise `StateMismatch` with the first difference. Changes nothing."""
+        """Raise `StateMismatch` with the first difference. Changes nothing.
+
+        With `partly`, the model's next step may create variables that the checkpoint has, so this
+        compares only those of the layers that exist.
+        """
 
         def fail(what: str, problem: str) -> None:
             raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
@@ -120,8 +130,10 @@ class LiveState:
             stored = description["names"].get(group)
             if stored is not None and _plain_name(stored) != _plain_name(name):
                 fail(group, f"the checkpoint has {stored!r}, the script has {name!r}")
-        self._check_weights(weights, fail)
+        self._check_weights(weights, fail, partly=partly)
         paths = self.describe()["rest"]
+        if partly:
+            return
         self._check_paths(paths, description["rest"], fail)
         for i, variable in enumerate(self.rest):
             check_one(paths[i], others[f"{self.prefix}/{i:06d}"], variable, fail)
@@ -140,13 +152,15 @@ class LiveState:
                 fail(stored[i], "the checkpoint has it, the script does not")
             fail(str(one), f"the checkpoint has {other} in its place")
 
-    def _check_weights(self, weights: Mapping[str, Any], fail: Any) -> None:
+    def _check_weights(self, weights: Mapping[str, Any], fail: Any, *, partly: bool) -> None:
         groups = set(self.layout.computed)
         names = set(self.layout.variables) | {n for n in weights if n.rsplit("/", 1)[0] in groups}
         for name in sorted({*names, *weights}, key=_natural):
+            if partly and name.startswith("optimizer"):
+                continue
             if name not in weights:
                 fail(name, "the script has it, the checkpoint does not")
-            if name not in names:
+            if name not in names and not partly:
                 fail(name, "the checkpoint has it, the script does not")
             if name in self.layout.variables:
                 check_one(name, weights[name], self.layout.variables[name], fail)
@@ -222,9 +236,9 @@ def _loss_names(loss: Any) -> Any:
     return to_snake_case(getattr(found, "__name__", type(found).__name__))
 
 
-def _learning_rate(model: Any) -> float | None:
+def learning_rate_of(model: Any) -> float | None:
     """Return the learning rate in the script, or None if it is a schedule."""
-    rate = learning_rate(getattr(model, "optimizer", None))
+    rate = rate_variable(getattr(model, "optimizer", None))
     return None if rate is None else float(raw(rate).numpy())
 
 

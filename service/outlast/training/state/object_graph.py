@@ -71,6 +71,13 @@ class ObjectGraph:
         self.places[path] = value
         self.paths.setdefault(id(value), path)
 
+    def add_elsewhere(self, objects: Mapping[str, Any]) -> None:
+        """Add objects by name that are saved elsewhere, those of the first step."""
+        for path, value in objects.items():
+            if id(value) not in self.elsewhere and id(value) not in self.paths:
+                self.elsewhere.add(id(value))
+                self.enter(f"made/{path}", value)
+
     def capture(
         self, variables: MutableMapping[str, Any], names: dict[int, str] | None = None
     ) -> dict[str, Any]:

@@ -116,10 +116,11 @@ class CompiledSteps:
         self.summing: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def trace(self) -> None:
-        """Build and trace the step, so that every variable that it uses exists."""
+        """Build and trace the step, so that every variable that it uses exists.
+
+        An eager step cannot be traced. It creates its variables when it first runs.
+        """
         if self.eager:
-            build_symbolically(self.model, self.spec)
-            self.own_loss = OwnLoss(self.model)
             return
         self._summaries = tf.summary.should_record_summaries()
         if self._makes_plain_variables():
@@ -213,13 +214,17 @@ class CompiledSteps:
             return STREAMED_STEPS
         return XLA_STEPS if self.program == Program.XLA_CALL else 1000
 
-    def rehearse(self) -> None:
-        """Run an eager step to create its variables. The caller restores their values."""
-        if self.arrays is None:
-            batch = an_empty_batch(self.spec)
-        else:
-            batch = self._gather(tf.zeros([1], tf.int64))
-        self.model.train_step(batch)
+    def rehearse(self, batch: Any = None) -> None:
+        """Run an eager step to create its variables. The caller restores their values.
+
+        `batch` is a batch of the training. Without it, the step trains zeros.
+        """
+        try:
+            self.model.train_step(an_empty_batch(self.spec) if batch is None else batch)
+        except Exception:
+            if batch is not None:
+                raise
+            build_symbolically(self.model, self.spec)  # not every step accepts zeros
 
     def touched_variables(self) -> list[Any]:
         """Return the variables that the traced step reads or writes, in the order of capture."""
@@ -286,9 +291,10 @@ class CompiledSteps:
         stack, owns = [], []
         for part in lot:
             batch = part if self.arrays is None else self._gather(tf.constant(part, tf.int64))
-            sums = self.own_loss.before()
+            own_loss = OwnLoss(self.model)
+            sums = own_loss.before()
             logs = _flat(self.model.train_step(batch))
-            owns.append(self.own_loss.after(sums, logs))
+            owns.append(own_loss.after(sums, logs))
             stack.append({k: np.asarray(v) for k, v in logs.items()})
         values = {name: np.stack([row[name] for row in stack]) for name in stack[0]}
         own = np.array([float(o) for o in owns if o is not None]) if None not in owns else None

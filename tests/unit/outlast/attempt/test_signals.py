@@ -72,6 +72,120 @@ def test_outside_of_the_main_thread_there_are_no_handlers() -> None:
     assert found == [None]
 
 
+class Script:
+    """A script's own handler, which notes the signals that it gets."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.seen: list[int] = []
+        self._error = error
+
+    def __call__(self, signum: int, frame: object) -> None:
+        self.seen.append(signum)
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+@pytest.mark.parametrize("late", [False, True])
+def test_the_scripts_own_handler_is_called_after_ours(signum: signal.Signals, late: bool) -> None:
+    flag, script = StopFlag(), Script()
+    before = signal.getsignal(signum)
+    if not late:
+        signal.signal(signum, script)
+    handlers = signals.install(flag)
+    assert handlers is not None
+    if late:
+        signal.signal(signum, script)
+    assert flag.put_handlers_back() == ([signum.name] if late else [])
+    assert flag.put_handlers_back() == []
+    signal.raise_signal(signum)
+    assert script.seen == [signum]
+    assert flag.save_and_go_on == (signum in signals.SAVE)
+    assert flag.requested == (signum in signals.LEAVE)
+    handlers.restore()
+    assert signal.getsignal(signum) == script
+    signal.signal(signum, before)
+
+
+@pytest.mark.parametrize("other", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_signal_that_the_script_ignores_still_saves(other: signal.Handlers) -> None:
+    flag = StopFlag()
+    handlers = signals.install(flag)
+    assert handlers is not None
+    signal.signal(signal.SIGTERM, other)
+    assert flag.put_handlers_back() == ["SIGTERM"]
+    signal.raise_signal(signal.SIGTERM)
+    assert flag.reason == "SIGTERM"
+    signal.signal(signal.SIGTERM, other)
+    assert flag.put_handlers_back() == []  # it was said before
+    signal.raise_signal(signal.SIGTERM)
+    assert flag.count == 2
+    handlers.restore()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), KeyboardInterrupt(), ValueError("no")])
+def test_a_handler_that_leaves_waits_for_the_save(error: BaseException) -> None:
+    flag = StopFlag()
+    before = signal.signal(signal.SIGTERM, Script(error))
+    handlers = signals.install(flag)
+    assert handlers is not None
+    with flag.read_by_loop():
+        signal.raise_signal(signal.SIGTERM)
+    assert flag.handler_error == f"{type(error).__name__}: {error}"
+    with pytest.raises(type(error)):  # outside of a loop there is nothing to save
+        signal.raise_signal(signal.SIGTERM)
+    handlers.restore()
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_outside_of_a_loop_the_script_decides_what_a_signal_means() -> None:
+    flag, script = StopFlag(), Script()
+    before = signal.signal(signal.SIGTERM, script)
+    flag.watched = False
+    handlers = signals.install(flag)
+    assert handlers is not None
+    signal.raise_signal(signal.SIGTERM)
+    assert script.seen == [signal.SIGTERM]
+    handlers.restore()
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_handler_that_calls_the_one_before_it_is_no_endless_loop() -> None:
+    flag, seen = StopFlag(), []
+    handlers = signals.install(flag)
+    assert handlers is not None
+    ours = signal.getsignal(signal.SIGTERM)
+    assert callable(ours)
+
+    def polite(signum: int, frame: object) -> None:
+        seen.append(signum)
+        ours(signum, None)
+
+    signal.signal(signal.SIGTERM, polite)
+    flag.put_handlers_back()
+    signal.raise_signal(signal.SIGTERM)
+    assert (seen, flag.count) == ([signal.SIGTERM], 1)
+    handlers.restore()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_two_jobs_in_turn_in_one_process_call_the_scripts_handler_once() -> None:
+    one, two, script = StopFlag(), StopFlag(), Script()
+    before = signal.signal(signal.SIGTERM, script)
+    first, second = signals.install(one), signals.install(two)
+    assert first is not None
+    assert second is not None
+    signal.raise_signal(signal.SIGTERM)
+    assert (one.count, two.count, len(script.seen)) == (0, 1, 1)
+    assert one.put_handlers_back() == []  # nobody took them away: the other job did
+    signal.raise_signal(signal.SIGTERM)
+    assert (one.count, two.count) == (1, 1)
+    second.restore()
+    first.restore()
+    signal.signal(signal.SIGTERM, before)
+
+
 FORKS = """
 import os, signal
 from outlast.attempt import signals as preemption

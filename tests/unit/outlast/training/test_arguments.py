@@ -19,7 +19,17 @@ from outlast import fit
 from outlast.attempt import bare
 from outlast.training.errors import Diverged, NotSupported
 from outlast_checkpoints.errors import UsageError
-from tests.support.training_harness import Script, begin_process, keras_fit, process, rows, train
+from tests.support.training_harness import (
+    Death,
+    Script,
+    assert_same_end,
+    begin_process,
+    dying_at,
+    keras_fit,
+    process,
+    rows,
+    train,
+)
 from tests.support.training_zoo import ARRAYS, SAMPLES, X, Y, own, tiny
 
 PLAIN = Script(tiny(), ARRAYS)
@@ -68,6 +78,13 @@ PLAIN = Script(tiny(), ARRAYS)
         ("verbose", 7),
         ("steps_per_epoch", 1.5),
         ("max_queue_size", 0),
+        ("steps_per_epoch", np.float64(2)),
+        ("epochs", np.bool_(True)),
+        ("validation_steps", 1.5),
+        ("validation_steps", "1"),
+        ("validation_batch_size", 1.5),
+        ("verbose", np.zeros(3)),
+        ("shuffle", np.zeros(3)),
     ],
 )
 def test_a_bad_argument_is_named(tmp_path: Path, field: str, value: Any) -> None:
@@ -80,16 +97,78 @@ def test_a_bad_argument_is_named(tmp_path: Path, field: str, value: Any) -> None
     assert not (tmp_path / "job" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("epochs", np.int64(2)), ("batch_size", np.int32(8)), ("seed", np.int64(3))],
-)
-def test_numbers_of_numpy_are_numbers(tmp_path: Path, field: str, value: Any) -> None:
-    arguments = {field: value}
-    end = train(PLAIN.but(**arguments), tmp_path / "a")
-    arguments = {field: int(value)}
-    assert end.rows == train(PLAIN.but(**arguments), tmp_path / "b").rows
-    assert end.epoch == [0, 1]
+HELD_OUT = (X[:7], Y[:7])
+# What a caller may give, and the plain value that it stands for.
+NUMBERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "epochs": ({"epochs": np.int64(2)}, {}),
+    "epochs of one value": ({"epochs": np.array(2)}, {}),
+    "epochs as a tensor": ({"epochs": tf.constant(2)}, {}),
+    "batch_size": ({"batch_size": np.int32(8)}, {}),
+    "seed": ({"seed": np.int64(3), "shuffle": True}, {"seed": 3, "shuffle": True}),
+    "initial_epoch": ({"initial_epoch": np.int64(1)}, {"initial_epoch": 1}),
+    "steps_per_epoch": ({"steps_per_epoch": np.int64(1)}, {"steps_per_epoch": 1}),
+    "max_queue_size": ({"max_queue_size": np.uint8(3)}, {"max_queue_size": 3}),
+    "validation_steps": (
+        {"validation_data": HELD_OUT, "validation_steps": np.int64(1)},
+        {"validation_data": HELD_OUT, "validation_steps": 1},
+    ),
+    "validation_batch_size": (
+        {"validation_data": HELD_OUT, "validation_batch_size": np.int64(3)},
+        {"validation_data": HELD_OUT, "validation_batch_size": 3},
+    ),
+    "validation_freq": (
+        {"validation_data": HELD_OUT, "validation_freq": np.int64(2)},
+        {"validation_data": HELD_OUT, "validation_freq": 2},
+    ),
+    "validation_freq as a list": (
+        {"validation_data": HELD_OUT, "validation_freq": [np.int64(2)]},
+        {"validation_data": HELD_OUT, "validation_freq": [2]},
+    ),
+    "validation_split": ({"validation_split": np.array(0.25)}, {"validation_split": 0.25}),
+    "no validation_split": ({"validation_split": None}, {}),
+    "class_weight": (
+        {"class_weight": {np.int64(0): np.float32(1), np.int64(1): np.int8(2), 2: 0.5}},
+        {"class_weight": {0: 1.0, 1: 2.0, 2: 0.5}},
+    ),
+    "shuffle": ({"shuffle": np.bool_(False)}, {}),
+    "shuffle=0": ({"shuffle": 0}, {}),
+    "shuffle=None": ({"shuffle": None}, {}),
+    "verbose": ({"verbose": np.int64(0)}, {}),
+    "verbose=False": ({"verbose": np.bool_(False)}, {}),
+    "verbose=None": ({"verbose": None}, {}),
+    "verbose in words": ({"verbose": "0"}, {}),
+    "save_every": ({"save_every": np.int64(2)}, {"save_every": 2}),
+    "keep": ({"keep": np.int64(2)}, {"keep": 2}),
+    "name": ({"name": np.str_("one")}, {"name": "one"}),
+    "jit_compile": ({"jit_compile": np.bool_(False)}, {"jit_compile": False}),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_mean_what_numbers_of_python_mean(tmp_path: Path, name: str) -> None:
+    given, plain = NUMBERS[name]
+    end = train(PLAIN.but(**given), tmp_path / "a")
+    assert_same_end(end, train(PLAIN.but(**plain), tmp_path / "b"))
+    if "validation_freq" not in given and not {"verbose", "keep", "save_every", "seed"} & set(
+        given
+    ):
+        keras_takes = {n: v for n, v in given.items() if n not in ("max_queue_size", "jit_compile")}
+        assert_same_end(keras_fit(PLAIN.but(**keras_takes)), end, rows=False)
+
+
+def test_a_number_of_numpy_may_be_compiled_in(tmp_path: Path) -> None:
+    script = PLAIN.with_build(tiny(steps_per_execution=np.int64(2)))
+    with pytest.raises(Death), dying_at(3):
+        train(script.but(save_every=1), tmp_path)
+    assert_same_end(keras_fit(script), train(script.but(save_every=1), tmp_path), rows=False)
+
+
+@pytest.mark.parametrize("verbose", ["2", np.str_("2"), np.int64(2), 2.0])
+def test_two_is_a_line_an_epoch_in_whatever_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verbose: Any
+) -> None:
+    train(PLAIN.but(verbose=verbose), tmp_path)
+    assert "3/3 - " in capsys.readouterr().out
 
 
 def test_without_a_job_directory_the_way_out_is_told() -> None:
@@ -200,16 +279,67 @@ def test_two_phases_of_one_name_are_refused(tmp_path: Path) -> None:
             fit(model, job_dir=tmp_path, name="one", verbose=0, **ARRAYS)
 
 
-def test_a_train_function_of_the_users_own_is_not_passed_over_in_silence(tmp_path: Path) -> None:
-    class Special(keras.Sequential):
-        def make_train_function(self, force: bool = False) -> Any:
-            raise AssertionError("never called")
+def with_own(name: str, *, on_the_class: bool) -> Any:
+    """Return a compiled model with a method of its own, which raises."""
 
-    begin_process()
-    model = Special([layers.Input((6,)), layers.Dense(3)])
+    def never(*args: Any, **options: Any) -> Any:
+        raise AssertionError("never called")
+
+    kind = type("Special", (keras.Sequential,), {name: never} if on_the_class else {})
+    model = kind([layers.Input((6,)), layers.Dense(3)])
     model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
-    with process(tmp_path), pytest.raises(NotSupported, match="make_train_function"):
+    if not on_the_class:
+        setattr(model, name, never)
+    return model
+
+
+@pytest.mark.parametrize("on_the_class", [True, False])
+@pytest.mark.parametrize("name", ["fit", "make_train_function", "train_function"])
+def test_a_way_of_training_of_the_users_own_is_not_passed_over_in_silence(
+    tmp_path: Path, name: str, on_the_class: bool
+) -> None:
+    if name == "train_function" and on_the_class:
+        pytest.skip("Keras sets this attribute of the instance")
+    begin_process()
+    model = with_own(name, on_the_class=on_the_class)
+    with process(tmp_path), pytest.raises(NotSupported, match=f"Special has a {name} of its own"):
         fit(model, job_dir=tmp_path, **ARRAYS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_keras_has_trained_before_is_trained(tmp_path: Path) -> None:
+    """Keras' own train_function is not the user's."""
+    begin_process()
+    model = PLAIN.build()
+    model.fit(**ARRAYS, verbose=0)
+    with process(tmp_path):
+        assert fit(model, job_dir=tmp_path, verbose=0, **ARRAYS).epoch == [0, 1]
+
+
+class OwnEvaluation(keras.Sequential):  # type: ignore[misc]
+    """An evaluate that doubles the loss, and a test function that adds one to it."""
+
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        logs = super().evaluate(*args, **options)
+        return {**logs, "loss": 2 * logs["loss"]}
+
+    def make_test_function(self, force: bool = False) -> Any:
+        super().make_test_function(force=True)
+        keras_own = self.test_function
+        self.test_function = lambda iterator: {**keras_own(iterator), "seen": tf.constant(1.0)}
+        return self.test_function
+
+
+def test_an_evaluate_and_a_test_function_of_the_users_own_are_gone_through(tmp_path: Path) -> None:
+    def build() -> Any:
+        model = OwnEvaluation([layers.Input((6,)), layers.Dense(3, activation="softmax")])
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
+        return model
+
+    script = Script(build, {**ARRAYS, "validation_data": HELD_OUT})
+    theirs = keras_fit(script)
+    assert theirs.history["val_loss"] != keras_fit(script.with_build(tiny())).history["val_loss"]
+    assert_same_end(theirs, train(script, tmp_path), rows=False)
 
 
 def test_a_loss_that_is_no_number_ends_the_training_where_the_job_says_so(tmp_path: Path) -> None:

@@ -678,3 +678,21 @@ def test_other_data_in_the_middle_of_an_epoch_is_named(tmp_path: Path) -> None:
         run(adding(note, batch_size=5), tmp_path)
     with pytest.raises(StateMismatch, match="seed"):
         run(adding(note, seed=2), tmp_path)
+
+
+def test_a_loop_takes_numbers_of_numpy(tmp_path: Path) -> None:
+    def program(make: MakeLoop, number: Callable[[int], Any]) -> tuple[Any, dict[str, Any]]:
+        seen: list[str] = []
+        counts = {"batch_size": 5, "epochs": 3, "initial_epoch": 1, "steps_per_epoch": 2, "seed": 3}
+        given = {name: number(value) for name, value in counts.items()}
+        loop = make({"seen": seen}, X, max_queue_size=number(2), shuffle=number(1) == 1, **given)
+        for batch in loop:
+            seen.append(digest(batch))
+            loop.log(step=number(loop.step))
+        return loop, {"seen": seen}
+
+    whole = run(lambda make: program(make, int), tmp_path / "whole")
+    with pytest.raises(Death), dying_at(3):
+        run(lambda make: program(make, np.int64), tmp_path / "parts", save_every="2")
+    resumed = run(lambda make: program(make, np.int64), tmp_path / "parts", save_every="2")
+    assert_same_loop(whole, resumed)

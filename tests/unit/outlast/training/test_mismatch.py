@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,8 +147,15 @@ def test_the_first_difference_is_named_and_nothing_changes(
 
     with process(folder), pytest.raises(StateMismatch, match=f"(?s){what}.*{problem}") as error:
         fit(model, job_dir=folder, callbacks=[Watch()], verbose=0, **DATA)
-    assert all_state(model) == before[0]
+    # An eager model may have more variables now, which its first step would have made.
+    now = by_path(all_state(model))
+    assert {name: now.get(name) for name in by_path(before[0])} == by_path(before[0])
     assert "Nothing was changed" in str(error.value)
+
+
+def by_path(state: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the variables by group and path, without their numbers."""
+    return {re.sub(r"/\d+/", "/", name, count=1): value for name, value in state.items()}
 
 
 def test_after_a_mismatch_the_right_script_goes_on(tmp_path: Path) -> None:

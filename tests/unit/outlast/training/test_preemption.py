@@ -26,7 +26,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.support.metadata_servers import AzureServer, GceServer
 from tests.support.training_harness import Script, assert_same_end, train
-from tests.support.training_zoo import ARRAYS, MLP, model_of
+from tests.support.training_zoo import ARRAYS, MLP, model_of, tiny
 
 PATIENCE = 60.0
 
@@ -158,3 +158,46 @@ def assert_left(folder: Path, attempt: int, step: int | None, *, noticed: bool) 
 def rows_of(folder: Path, event: str, attempt: int | None = None) -> list[dict[str, Any]]:
     rows = logs.read(open_storage(folder))
     return [row for row in rows if row["event"] == event and attempt in (None, row.get("attempt"))]
+
+
+class Replaces(keras.callbacks.Callback):
+    """Sets a handler of its own in the midst of training, and gets its signal two steps later."""
+
+    def __init__(self, handler: Any) -> None:
+        super().__init__()
+        self._handler, self._steps = handler, 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._steps += 1
+        if self._steps == 2:
+            signal.signal(signal.SIGTERM, self._handler)
+        if self._steps == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_handler_of_the_scripts_own_costs_no_step(tmp_path: Path, leaves: bool) -> None:
+    """Also one that would exit at once."""
+    called: list[int] = []
+
+    def own(signum: int, frame: Any) -> None:
+        called.append(signum)
+        if leaves:
+            raise SystemExit(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    script = Script(tiny(), {**ARRAYS, "epochs": 3, "save_every": "never"})
+    try:
+        with pytest.raises(SystemExit) as left:
+            train(script.with_callbacks(lambda: [Replaces(own)]), tmp_path / "job")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 75
+    assert called == [signal.SIGTERM]
+    log = (tmp_path / "job" / "attempts" / "0001" / "log.jsonl").read_text()
+    assert log.count("handlers_restored") == 1
+    assert log.count("handler_failed") == leaves
+    assert '"event": "state_saved"' in log
+    resumed = train(script, tmp_path / "job")
+    assert [row["step"] for row in resumed.rows if row["kind"] == "step"] == [*range(1, 10)]
+    assert_same_end(train(script, tmp_path / "untouched"), resumed)
