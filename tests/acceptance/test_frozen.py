@@ -92,6 +92,7 @@ def test_frozen_between_fence_and_commit(
     training.start()
     process = training.attempt(1)
     training.until_held(process, "epoch_end", 3)
+    training.until("no save is under way", lambda: training.writing(1) is None)
     # On the thread that writes, and on no other: the history, the folder's own folder, three files,
     # each with the folder, and then the manifest under a temporary name.
     stop = "fsync:signal=SIGSTOP:when=9"

@@ -51,5 +51,8 @@ def _accelerator() -> str:
     devices = tf.config.list_physical_devices("GPU")
     if not devices:
         return ""
-    details = tf.config.experimental.get_device_details(devices[0])
+    try:
+        details = tf.config.experimental.get_device_details(devices[0])
+    except ValueError:  # it knows nothing of this device
+        return "GPU"
     return str(details.get("device_name", "GPU"))
