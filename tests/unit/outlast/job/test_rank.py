@@ -68,5 +68,5 @@ def test_a_training_refuses_to_be_one_of_several_that_know_nothing_of_each_other
     from outlast.training.job import TrainingJob
 
     ctx: Any = SimpleNamespace(rank=Rank(number=1, of=2))
-    with pytest.raises(UsageError, match=r"one of 2 processes .* training in several is not supported"):
+    with pytest.raises(UsageError, match="training in several is not supported"):
         TrainingJob(ctx)
