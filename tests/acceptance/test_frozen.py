@@ -40,6 +40,12 @@ def wake(training: Training, process: psutil.Process, supervisor: Supervisor) ->
     assert supervisor.wait(PATIENCE) == SUPERSEDED
 
 
+def half_written(training: Training, checkpoint: CheckpointId) -> bool:
+    """Whether one of its three files is not there yet, so that the fence is still to be asked."""
+    folder = training.folder / "checkpoints" / str(checkpoint)
+    return len([path for path in folder.iterdir() if not path.name.startswith(".tmp-")]) < 3
+
+
 def test_frozen_in_a_save(
     train: Callable[..., Training], untouched: Callable[[str], Training]
 ) -> None:
@@ -56,7 +62,7 @@ def test_frozen_in_a_save(
         if writing is not None:
             process.suspend()
             training.until("its stop", lambda: stopped(process))
-            if training.writing(1) == writing:
+            if training.writing(1) == writing and half_written(training, writing):
                 break
             process.resume()
         elif training.held(process) == ("epoch_end", leash):

@@ -19,11 +19,14 @@ SIGNALS = (*signals.LEAVE, *signals.SAVE)
 @pytest.fixture(autouse=True)
 def handlers_as_before() -> Iterator[None]:
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    usual = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    for signum, handler in usual.items():  # whatever tests before have left
+        signal.signal(signum, handler)
     yield
     after = {signum: signal.getsignal(signum) for signum in SIGNALS}
     for signum, handler in before.items():
         signal.signal(signum, handler)
-    assert after == before
+    assert after == usual
 
 
 @pytest.mark.parametrize("signum", signals.LEAVE)
