@@ -29,7 +29,7 @@ def require_same(ctx: AttemptContext) -> None:
             wanted=wanted, threads=threads, variable=f"{machine.THREADS}={wanted}"
         )
     now = machine.here(threads, ctx.spec.cpu_isa, _accelerator())
-    different = machine.differences(machine.keep(ctx.storage, now), now)
+    different = machine.differences(first or machine.keep(ctx.storage, now), now)
     if different:
         told = "; ".join(f"{name}: {how}" for name, how in different.items())
         ctx.status.machine_changed = told
