@@ -39,6 +39,15 @@ def _rebuild(kind: type[OutlastError], fields: dict[str, Any]) -> OutlastError:
     return kind(**fields)
 
 
+def named(error: Exception) -> OutlastError:
+    """Return an `OutlastError` for any error, so that the error of one job is its own."""
+    if isinstance(error, OutlastError):
+        return error
+    said = " ".join(str(error).split())
+    reason = f"unexpected {type(error).__name__}{': ' if said else ''}{said}"
+    return OutlastError(reason=reason.rstrip("."))
+
+
 class UsageError(OutlastError, ValueError):
     """{field}: {problem}. {hint}"""
 
@@ -95,9 +104,33 @@ class FormatTooNew(FormatError):
     Outlast."""
 
 
+class NotAuthentic(FormatError):
+    """{path!r} was not written by a holder of the key: {reason}. Nothing of it was used. If you
+    know that the job is good, `outlast key sign JOB --trust` signs it as it is."""
+
+
+class KeyWrong(NotAuthentic):
+    """{path!r} was signed with key {found}, but {file!r} holds {known}. Add the missing key to the
+    key file, or use the key file of the job."""
+
+
+class KeyMissing(OutlastError):
+    """The job in {root!r} is signed, and no key is set, so nothing was written. Name the job's key
+    file with --key-file or OUTLAST_KEY_FILE."""
+
+    exit_code = 2
+
+
 class CheckpointDamaged(OutlastError, ValueError):
     """Checkpoint {checkpoint} is damaged: {file}: {reason}. `outlast verify` shows which
     checkpoints are good."""
+
+    exit_code = 65
+
+
+class CheckpointsMissing(OutlastError, LookupError):
+    """Attempt {attempt} found checkpoints in {root!r}: {found}; but {problem}. It stopped, because
+    going on would train finished steps again. {hint}"""
 
     exit_code = 65
 

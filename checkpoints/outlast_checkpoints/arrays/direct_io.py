@@ -27,7 +27,7 @@ _PIECE: Final = 8 << 20  # bytes read at once
 _READERS: Final = 4  # parallel reads of a file: disks are faster with a queue
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
-_NOT_SO: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+_UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def memory(size: int) -> memoryview:
@@ -86,7 +86,7 @@ class DirectWriter:
             try:
                 view = view[os.write(self._file, view) :]
             except OSError as error:
-                if not self._direct or error.errno not in _NOT_SO:
+                if not self._direct or error.errno not in _UNSUPPORTED:
                     raise
                 self._direct = _switch(self._file, on=False)
         rest = self._filled - count
@@ -134,7 +134,7 @@ def _read_at(file: int, content: memoryview, start: int) -> bool:
     try:
         return os.preadv(file, [room], start) >= len(wanted)
     except OSError as error:
-        if error.errno not in _NOT_SO:
+        if error.errno not in _UNSUPPORTED:
             raise
         return False
 

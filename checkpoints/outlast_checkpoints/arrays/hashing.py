@@ -9,8 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-import xxhash
-
+from outlast_checkpoints.arrays.file_hasher import FileHasher, Hashes
 from outlast_checkpoints.errors import NotFound, StorageError
 from outlast_checkpoints.format.manifest import FileEntry
 from outlast_checkpoints.storage.base import Storage, is_damage, storage_error
@@ -44,23 +43,23 @@ class Digests:
     def __init__(self, meter: Meter | None = None) -> None:
         self._meter = meter or Unread()
         self._lock = threading.Lock()
-        self._known: dict[_Inode, Future[str]] = {}
+        self._known: dict[tuple[_Inode, bool], Future[Hashes]] = {}
 
-    def of(self, storage: Storage, path: str) -> str:
-        """Return a file's hash as manifests write it. Raises `NotFound`, `StorageError`."""
+    def of(self, storage: Storage, path: str, *, sha256: bool = False) -> Hashes:
+        """Return a file's hashes as manifests write them. Raises `NotFound`, `StorageError`."""
         inode = _shared_inode(storage, path)
         if inode is None:
-            return self._read(storage, path)
+            return self._read(storage, path, sha256)
         with self._lock:
-            known = self._known.get(inode)
+            known = self._known.get((inode, sha256))
             if known is None:
-                mine = self._known[inode] = Future[str]()
+                mine = self._known[inode, sha256] = Future[Hashes]()
         if known is not None:
             found = known.result()
             self._meter.done(inode[2])
             return found
         try:
-            mine.set_result(self._read(storage, path))
+            mine.set_result(self._read(storage, path, sha256))
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -73,7 +72,7 @@ class Digests:
         """
         try:
             size = storage.size(path)
-            return _compared(entry, size, lambda: self.of(storage, path))
+            return _compared(entry, size, lambda sha256: self.of(storage, path, sha256=sha256))
         except NotFound:
             return "it is missing"
         except StorageError as error:
@@ -81,21 +80,53 @@ class Digests:
                 raise
             return f"it cannot be read: {error.fields['reason']}"
 
-    def _read(self, storage: Storage, path: str) -> str:
-        return hashed(pieces(storage, path), self._meter)
+    def _read(self, storage: Storage, path: str, sha256: bool) -> Hashes:
+        return hashed(pieces(storage, path), self._meter, sha256=sha256)
 
 
-def hashed(content: Iterable[memoryview | bytes], meter: Meter | None = None) -> str:
-    """Return the hash of all pieces together, as manifests write it."""
-    hasher = xxhash.xxh3_128()
-    for piece in content:
-        hasher.update(piece)
-        if meter is not None:
-            meter.done(len(piece))
-    return f"xxh3:{hasher.hexdigest()}"
+def hashed(
+    content: Iterable[memoryview | bytes],
+    meter: Meter | None = None,
+    *,
+    sha256: bool = False,
+    reused: bool = True,
+) -> Hashes:
+    """Return the hashes of all pieces together, as manifests write them.
+
+    sha256: whether SHA-256 is wanted. reused: whether the memory of a piece is used for the next.
+    """
+    hasher = FileHasher(sha256=sha256, reused=reused)
+    try:
+        for piece in content:
+            hasher.update(piece)
+            if meter is not None:
+                meter.done(len(piece))
+    finally:
+        hashes = hasher.end()
+    return hashes
 
 
-def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
+def read_checked(storage: Storage, path: str, entry: FileEntry) -> tuple[memoryview | None, str]:
+    """Return the content of a stored file if it matches its manifest entry.
+
+    Otherwise return None and how it differs. Memory is allocated only for the right size. Raises
+    `NotFound`, and `StorageError` if the file is out of reach, which does not count as damage.
+    """
+    from outlast_checkpoints.arrays import direct_io
+
+    if storage.local_path(path) is not None:
+        with storage.fetch(path) as local:
+            return read_local(local, entry)
+    size = storage.size(path)
+    if size != entry.size:
+        return None, _other_size(entry, size)
+    content = direct_io.memory(size)
+    found = storage.read_into(path, content)
+    wrong = _compared(entry, found, lambda sha256: hashed([content], sha256=sha256, reused=False))
+    return (content, "") if wrong is None else (None, wrong)
+
+
+def read_local(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
     """Return the content of a local file if it matches its manifest entry.
 
     Otherwise return None and how it differs. Memory is allocated only for the right size. Raises
@@ -108,9 +139,11 @@ def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]
         if size != entry.size:
             return None, _other_size(entry, size)
         content = direct_io.memory(size)
-        with open(local, "rb", buffering=0) as file:
+        with open(local, "rb", buffering=0, opener=open_regular) as file:
             pieces = direct_io.filling(content, file.fileno())
-            wrong = _compared(entry, size, lambda: hashed(pieces))
+            wrong = _compared(
+                entry, size, lambda sha256: hashed(pieces, sha256=sha256, reused=False)
+            )
         return (content, "") if wrong is None else (None, wrong)
     except OSError as error:
         if not is_damage(error, local=True):
@@ -118,10 +151,19 @@ def read_checked(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]
         return None, f"it cannot be read: {error.strerror or error}"
 
 
-def _compared(entry: FileEntry, size: int, digest: Callable[[], str]) -> str | None:
+def _compared(entry: FileEntry, size: int, digest: Callable[[bool], Hashes]) -> str | None:
     if size != entry.size:
         return _other_size(entry, size)
-    return None if digest() == entry.hash else "its content has changed (the hash differs)"
+    return changed(entry, digest(entry.sha256 is not None))
+
+
+def changed(entry: FileEntry, found: Hashes) -> str | None:
+    """Return how a file's hashes differ from its manifest entry, or None if they do not."""
+    if found.hash != entry.hash:
+        return "its content has changed (the hash differs)"
+    if entry.sha256 is not None and found.sha256 != entry.sha256:
+        return "its content was forged (its xxh3 was kept, its SHA-256 differs)"
+    return None
 
 
 def _other_size(entry: FileEntry, size: int) -> str:
@@ -151,12 +193,17 @@ def pieces(storage: Storage, path: str) -> Iterator[memoryview | bytes]:
 
 def _pieces_of(local: Path, path: str, root: str) -> Iterator[memoryview]:
     try:
-        with open(local, "rb", buffering=0) as file:
+        with open(local, "rb", buffering=0, opener=open_regular) as file:
             buffer = memoryview(bytearray(max(1, min(_PIECE, os.fstat(file.fileno()).st_size))))
             while count := file.readinto(buffer):
                 yield buffer[:count]
     except OSError as error:
         raise storage_error(error, "read", path, root) from error
+
+
+def open_regular(path: str, flags: int) -> int:
+    """Open a file that may have been swapped since it was looked at."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _shared_inode(storage: Storage, path: str) -> _Inode | None:

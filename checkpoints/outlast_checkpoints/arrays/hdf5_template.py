@@ -1,4 +1,4 @@
-"""HDF5 templates: the bytes that HDF5 writes around the arrays of a file.
+"""HDF5 templates: the bytes that HDF5 writes around the arrays of a file, and our array table.
 
 HDF5 lays the file out in memory; datasets are allocated but not filled. Arrays with the same names,
 dtypes and shapes give the same template, so it is cached: for a small model HDF5 takes longer than
@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
-import ml_dtypes
 import numpy as np
+
+from outlast_checkpoints.arrays import array_table
+from outlast_checkpoints.arrays.array_table import OWN_DTYPES, ArrayPlace, ArrayTable, GroupText
+from outlast_checkpoints.errors import UsageError
 
 _PAGE = 4096
 _APART = 64  # bytes; arrays of this size or more start at a multiple of it, for aligned views
 _KEPT = 8  # templates; a job has two files, and a last epoch or a second phase may differ
-OWN_DTYPES = {  # stored as opaque bytes with a name attribute, as Keras stores bfloat16
-    name: np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "float8_e4m3b11fnuz",
-        "float8_e4m3fnuz",
-        "float8_e5m2fnuz",
-        "int4",
-        "uint4",
-    )
-}
-
 _Array = tuple[str, np.dtype[Any], tuple[int, ...]]  # path, type, shape
 _Attribute = tuple[str, str, str]  # group, name, text
 
@@ -53,7 +42,11 @@ class Template:
 def template_of(
     arrays: Mapping[str, np.ndarray[Any, Any]], attributes: Mapping[str, Mapping[str, str]]
 ) -> Template:
-    """Return the template of a file with these arrays and these text attributes of groups."""
+    """Return the template of a file with these arrays and these text attributes of groups.
+
+    Raises `UsageError` where the file could not be read back, and `OSError`, `RuntimeError` or
+    `ValueError` for what HDF5 refuses.
+    """
     return _laid_out(
         tuple((path, array.dtype, array.shape) for path, array in arrays.items()),
         tuple((g, key, text) for g, texts in attributes.items() for key, text in texts.items()),
@@ -71,32 +64,51 @@ def _laid_out(arrays: tuple[_Array, ...], attributes: tuple[_Attribute, ...]) ->
     linking.set_create_intermediate_group(True)
     linking.set_char_encoding(h5py.h5t.CSET_UTF8)
     memory = _SparseFile()
-    spans = []
+    places: dict[str, ArrayPlace] = {}
     with h5py.File(memory, "w", alignment_threshold=_APART, alignment_interval=_APART) as out:
         for path, dtype, shape in arrays:
             space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
-            kind = h5py.h5t.py_create(dtype, logical=True)
+            stored = np.dtype(f"V{dtype.itemsize}") if dtype.name in OWN_DTYPES else dtype
+            kind = h5py.h5t.py_create(stored, logical=True)
             name = path.strip("/").encode()
             made = h5py.h5d.create(out.id, name, kind, space, dcpl=creation, lcpl=linking)
             if dtype.name in OWN_DTYPES:
                 h5py.Dataset(made).attrs["dtype"] = dtype.name
-            if size := space.get_simple_extent_npoints() * dtype.itemsize:
-                spans.append((made.get_offset(), size, path))
+            offset = made.get_offset() if space.get_simple_extent_npoints() else 0
+            named = array_table.normal(path), array_table.dtype_name(dtype)
+            places[path] = ArrayPlace(*named, shape, offset)
         for group, key, text in attributes:
             out.require_group(group.strip("/") or "/").attrs[key] = text
-    return _around(memory, sorted(spans))
+    spans = sorted((place.offset, place.size, path) for path, place in places.items() if place.size)
+    end = max([memory.end, *(start + size for start, size, _ in spans)])
+    around = _around(memory, spans, end)
+    around[-1] += _table(places.values(), attributes, end)
+    return Template(tuple(path for *_, path in spans), tuple(around))
 
 
-def _around(memory: _SparseFile, spans: list[tuple[int, int, str]]) -> Template:
+def _table(places: Iterable[ArrayPlace], attributes: Iterable[_Attribute], end: int) -> bytes:
+    """Return the bytes of a file's table. Raises `UsageError` if reading would refuse it."""
+    texts = (GroupText(array_table.normal(group), *text) for group, *text in attributes)
+    table = ArrayTable(tuple(places), tuple(texts))
+    behind = array_table.behind(table)
+    problem = array_table.problem(table, end)
+    if len(behind) > array_table.LARGEST:
+        problem = f"it has {len(table.arrays)} arrays, whose table is too large"
+    if problem:
+        hint = "Rename its arrays, or save fewer."
+        raise UsageError(field="snapshot", problem=problem, hint=hint)
+    return behind
+
+
+def _around(memory: _SparseFile, spans: list[tuple[int, int, str]], end: int) -> list[bytes]:
     around = []
     at = 0
-    end = max([memory.end, *(start + size for start, size, _ in spans)])
     for start, size, _ in [*spans, (end, 0, "")]:
         if start < at:
             raise RuntimeError("HDF5 laid two arrays over each other")
         around.append(b"".join(memory.read_span(at, start)))
         at = start + size
-    return Template(tuple(path for *_, path in spans), tuple(around))
+    return around
 
 
 class _SparseFile(io.RawIOBase):

@@ -28,7 +28,7 @@ Arrays = Mapping[str, "np.ndarray[Any, Any]"]
 
 
 @dataclass(frozen=True, slots=True)
-class Print:
+class ArrayHash:
     """The hashes of an array.
 
     head: hash of its dtype, shape and first bytes. whole: hash of everything, or None if the head
@@ -39,7 +39,7 @@ class Print:
     whole: bytes | None
 
 
-Prints = Mapping[str, Print]
+ArrayHashes = Mapping[str, ArrayHash]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,10 @@ class FrozenPart:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a commit saw of a file. prints: hashes by path. part: its file of unchanged arrays."""
+    """What a commit saw of a file: the hashes by path, and its file of unchanged arrays."""
 
     progress: Progress
-    prints: Prints
+    hashes: ArrayHashes
     part: FrozenPart | None = None
 
 
@@ -64,11 +64,11 @@ class Seen:
 class Split:
     """How to write a file now.
 
-    prints: hashes for the next commit to compare with. link: an existing part to link. fresh: paths
+    hashes: hashes for the next commit to compare with. link: an existing part to link. fresh: paths
     to write to a new part. Without `link` and `fresh` the file is written whole.
     """
 
-    prints: Prints
+    hashes: ArrayHashes
     link: FrozenPart | None = None
     fresh: frozenset[str] = frozenset()
 
@@ -79,20 +79,22 @@ def split(arrays: Arrays, progress: Progress, last: Seen | None) -> Split:
     The end of a phase is always written whole, so that `load_weights` can read it.
     """
     large = {path: array for path, array in arrays.items() if array.nbytes >= _SMALL}
-    if progress.finished or not _pays(large, arrays):
+    if progress.finished or not _is_worthwhile(large, arrays):
         return Split({})
-    before = {} if last is None else last.prints
-    prints = {path: _print(array, before.get(path)) for path, array in large.items()}
+    before = {} if last is None else last.hashes
+    hashes = {path: _hash(array, before.get(path)) for path, array in large.items()}
     if last is None:
-        return Split(prints)
-    unchanged = frozenset(p for p in prints if prints[p].whole and prints[p] == before.get(p))
+        return Split(hashes)
+    unchanged = frozenset(p for p in hashes if hashes[p].whole and hashes[p] == before.get(p))
     # Between two saves at the same place nothing changes, so equality proves nothing.
     trained = progress.phase == last.progress.phase and progress.step > last.progress.step
     part = last.part
     if part is not None and part.paths <= unchanged:
-        more = trained and _pays(unchanged - part.paths, arrays)
-        return Split(prints, fresh=unchanged) if more else Split(prints, link=part)
-    return Split(prints, fresh=unchanged if trained and _pays(unchanged, arrays) else frozenset())
+        more = trained and _is_worthwhile(unchanged - part.paths, arrays)
+        return Split(hashes, fresh=unchanged) if more else Split(hashes, link=part)
+    return Split(
+        hashes, fresh=unchanged if trained and _is_worthwhile(unchanged, arrays) else frozenset()
+    )
 
 
 def part_name(name: str) -> str:
@@ -100,17 +102,17 @@ def part_name(name: str) -> str:
     return f"{name.removesuffix(_ENDING)}.frozen{_ENDING}"
 
 
-def _pays(paths: Collection[str], arrays: Arrays) -> bool:
+def _is_worthwhile(paths: Collection[str], arrays: Arrays) -> bool:
     size = sum(arrays[path].nbytes for path in paths)
     return size >= max(_LEAST, sum(array.nbytes for array in arrays.values()) / _SHARE)
 
 
-def _print(array: np.ndarray[Any, Any], before: Print | None) -> Print:
+def _hash(array: np.ndarray[Any, Any], before: ArrayHash | None) -> ArrayHash:
     data = array.reshape(-1).view("uint8").data
     hasher = xxhash.xxh3_128(f"{array.dtype.name}{array.shape}".encode())
     hasher.update(data[:_SMALL])
     head = hasher.digest()
     if before is not None and head != before.head:
-        return Print(head, None)
+        return ArrayHash(head, None)
     hasher.update(data[_SMALL:])
-    return Print(head, hasher.digest())
+    return ArrayHash(head, hasher.digest())

@@ -16,6 +16,8 @@ MACHINE = "machine.json"  # what of the first attempt's machine decides the numb
 JOURNAL = "journal"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
+AUDIT = "audit.json"  # in the temporary job of an audit: where its attempt stops
+WRITTEN_FILES = "written.json"  # also there: other files that the script opened for writing
 COPYING = "copying.json"  # names the job while a copy of it is incomplete; then deleted
 SUPERVISOR_OUTPUT = "supervisor.log"  # the output of a detached supervisor
 BATCH_SCRIPT = "batch.sh"  # the script that was submitted to a cluster
@@ -132,14 +134,24 @@ def heartbeat(attempt: int, rank: int = 0) -> str:
     return f"{rank_dir(attempt, rank)}/heartbeat.json"
 
 
-def departure(attempt: int) -> str:
-    """Return the file that tells an attempt its deadline."""
-    return f"{attempt_dir(attempt)}/departure.json"
+def deadline(attempt: int) -> str:
+    """Return the file with the deadline of an attempt."""
+    return f"{attempt_dir(attempt)}/deadline.json"
+
+
+def stop_note(attempt: int) -> str:
+    """Return the file in a spool that asks the supervisor of an attempt to stop."""
+    return f"{attempt_dir(attempt)}/stop.json"
 
 
 def origin(attempt: int) -> str:
     """Return the file that says what an attempt resumed from."""
     return f"{attempt_dir(attempt)}/origin.json"
+
+
+def left(attempt: int) -> str:
+    """Return the file that names the phase which the script left before its end."""
+    return f"{attempt_dir(attempt)}/left.json"
 
 
 def attempt_log(attempt: int, rank: int = 0) -> str:

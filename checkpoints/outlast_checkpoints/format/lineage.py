@@ -11,15 +11,17 @@ from collections.abc import Iterable
 
 import msgspec
 
-from outlast_checkpoints.errors import FormatError, FormatTooNew, NotFound
+from outlast_checkpoints.errors import FormatError, FormatTooNew, NotAuthentic, NotFound
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.manifest import HistoryMark, Manifest
 from outlast_checkpoints.format.manifest import decode as decode_manifest
 from outlast_checkpoints.format.sealed_json import seal, unseal
-from outlast_checkpoints.storage.base import Storage, read_document
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 
 FORMAT = 1
+REWIND = 2  # the format of the origin of an attempt that only rewinds the job
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,6 +32,11 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     checkpoint: str | None = None
     history: HistoryMark | None = None
 
+    @property
+    def rewind(self) -> bool:
+        """Whether a user chose the checkpoint, and the attempt trains nothing."""
+        return self.format == REWIND
+
 
 def encode(origin: Origin) -> bytes:
     """Return the content of an `origin.json`."""
@@ -38,7 +45,7 @@ def encode(origin: Origin) -> bytes:
 
 def decode(data: bytes, path: str) -> Origin:
     """Decode the origin read from `path`. Raises `FormatError`, `FormatTooNew`."""
-    origin = unseal(data, path, Origin, FORMAT)
+    origin = unseal(data, path, Origin, REWIND)
     if origin.checkpoint is not None:
         found = CheckpointId.parse(origin.checkpoint)
         if found is None or found.attempt >= origin.attempt:
@@ -113,6 +120,21 @@ class Lineage:
         return [(attempt, self._marks[attempt]) for attempt in reversed(self._marks)]
 
 
+def is_set_aside(checkpoint: CheckpointId, origins: Iterable[Origin]) -> bool:
+    """Return whether a checkpoint that does not count did so until a rewind.
+
+    Args:
+        checkpoint: A checkpoint outside of the lineage.
+        origins: All origins of the job.
+    """
+    known = list(origins)
+    return any(
+        Lineage.of(one for one in known if one.attempt < rewind.attempt).accepts(checkpoint)
+        for rewind in known
+        if rewind.rewind
+    )
+
+
 def read_lineage(
     storage: Storage, known: dict[int, Origin] | None = None
 ) -> tuple[Lineage, list[FormatError]]:
@@ -135,7 +157,7 @@ def read_lineage(
         path = layout.origin(attempt)
         try:
             known[attempt] = _read_origin(storage, attempt)
-        except FormatTooNew:
+        except (FormatTooNew, NotAuthentic):
             raise
         except (NotFound, FormatError) as error:
             own = (_manifest(storage, at) for at in found if at.attempt == attempt)
@@ -150,6 +172,22 @@ def read_lineage(
             else:
                 unknown.append(attempt)
     return Lineage.of([*known.values(), *rebuilt], unknown), damaged
+
+
+def read_history_marks(storage: Storage, line: Lineage) -> list[HistoryMark]:
+    """Return what checkpoints say of the history: the furthest mark of each attempt that counts.
+
+    Older attempts count up to where the next one took over, and the newest one up to its newest
+    checkpoint.
+    """
+    found = [origin.history for origin in line.line if origin.history is not None]
+    names = map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))
+    for at in sorted((at for at in names if at is not None), reverse=True):
+        made = _manifest(storage, at) if at.attempt == max(line.attempts, default=0) else None
+        if made is not None and made.history is not None:
+            found.append(made.history)
+            break
+    return [mark for mark in found if mark.mark]
 
 
 def _read_origin(storage: Storage, attempt: int) -> Origin:

@@ -18,11 +18,12 @@ from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.sealed_json import seal, unseal
 from outlast_checkpoints.format.snapshot import Progress
 
-FORMAT = 2  # the newest format that is read; 1 is written where it suffices, for older readers
+FORMAT = 3  # the newest format that is read; the lowest that suffices is written
 REASONS = ("start", "step", "time", "epoch", "stop", "signal", "end", "left", "request")
 
 _HASH = re.compile(r"xxh3:[0-9a-f]{32}")
-_SPELLED = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -34,31 +35,35 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         hash: "xxh3:" and 32 hex digits (XXH3, 128 bits).
         part_of: For a file that holds the unchanged arrays of another one, the name of the
             other. None for a whole file.
+        sha256: SHA-256 in hex, which the manifest's MAC authenticates. None in a job without a key.
     """
 
     name: str
     size: int
     hash: str
     part_of: str | None = None
+    sha256: str | None = None
 
 
-class HistoryMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class HistoryMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A place in an attempt's history.
 
     Attributes:
         attempt: The attempt, from 1.
         mark: Bytes of rows before the place, counted from the attempt's first row.
+        sha256: SHA-256 of these bytes in hex. None in a job without a key.
     """
 
     attempt: int
     mark: int
+    sha256: str | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The manifest of a committed checkpoint.
 
     Attributes:
-        format: Format number; 2 if a file is part of another, else 1.
+        format: Format number: 3 if a file has a SHA-256, 2 if one is part of another, else 1.
         checkpoint: The checkpoint's name.
         progress: Its place in the training.
         reason: Why it was saved: "start", "step", "time", "epoch", "stop", "signal", "end" or
@@ -100,7 +105,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def format_of(files: Iterable[FileEntry]) -> int:
-    """Return the format number for a manifest of these files: 2 if a file has parts, else 1."""
+    """Return the lowest format number that suffices for a manifest of these files."""
+    files = list(files)
+    if any(entry.sha256 is not None for entry in files):
+        return 3
     return 2 if any(entry.part_of is not None for entry in files) else 1
 
 
@@ -108,22 +116,22 @@ class _Stored(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metrics: dict[str, float | str] = {}  # type: ignore[assignment]
 
 
-def spell(value: float) -> float | str:
+def number_to_json(value: float) -> float | str:
     """Return a number as JSON can hold it: NaN and infinities become strings."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def unspell(value: Any) -> Any:
-    """Undo `spell`. Any other value is returned unchanged."""
-    return _SPELLED.get(value, value) if isinstance(value, str) else value
+def number_from_json(value: Any) -> Any:
+    """Undo `number_to_json`. Any other value is returned unchanged."""
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def encode(manifest: Manifest) -> bytes:
     """Return the content of a manifest file."""
     fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}
-    metrics = {name: spell(float(value)) for name, value in manifest.metrics.items()}
+    metrics = {name: number_to_json(float(value)) for name, value in manifest.metrics.items()}
     return seal(_Stored(**{**fields, "metrics": metrics}))
 
 
@@ -139,7 +147,7 @@ def decode(data: bytes, path: str) -> Manifest:
 
 
 def _metrics(stored: Mapping[str, float | str], path: str) -> dict[str, float]:
-    metrics = {name: unspell(value) for name, value in stored.items()}
+    metrics = {name: number_from_json(value) for name, value in stored.items()}
     for name, value in metrics.items():
         if isinstance(value, str):
             raise FormatError(path=path, reason=f"metric {name} is {value!r}, not a number")
@@ -163,6 +171,8 @@ def _problem(manifest: Manifest) -> str | None:
             return f"file {entry.name!r} is named twice or not allowed"
         if entry.size < 0 or not _HASH.fullmatch(entry.hash):
             return f"file {entry.name!r} has no valid size and hash"
+        if entry.sha256 is not None and not _SHA256.fullmatch(entry.sha256):
+            return f"file {entry.name!r} has no valid SHA-256"
     whole = {entry.name for entry in manifest.files if entry.part_of is None}
     for entry in manifest.files:
         if entry.part_of is not None and (
@@ -171,5 +181,5 @@ def _problem(manifest: Manifest) -> str | None:
         ):
             return f"file {entry.name!r} cannot be part of {entry.part_of!r}"
     if manifest.format < format_of(manifest.files):
-        return f"format {manifest.format} does not allow parts of files"
+        return f"format {manifest.format} does not allow parts of files, or SHA-256"
     return None

@@ -164,7 +164,7 @@ def _best(value: str, part: str) -> Best:
             mode = candidate
             rest = rest[1:]
             break
-    if not metric or len(rest) > 1:
+    if not metric or len(rest) > 1 or (rest and not re.fullmatch(r"[+-]?\d+", rest[0])):
         problem = f"{part!r} is not best:METRIC, best:METRIC:min or best:METRIC:max:COUNT"
         raise UsageError(field="keep", problem=problem, hint=_HINT)
     return Best(metric, mode, _count(rest[0], part) if rest else 1)

@@ -12,6 +12,7 @@ import msgspec
 import xxhash
 
 from outlast_checkpoints.errors import FormatError, FormatTooNew
+from outlast_checkpoints.format import typed_json
 
 T = TypeVar("T")
 
@@ -50,9 +51,9 @@ def unseal(data: bytes, path: str, kind: type[T], known: int) -> T:
     if data != expected:
         raise FormatError(path=path, reason="its checksum does not match its content")
     try:
-        found = msgspec.json.decode(body, type=_Format).format
+        found = typed_json.decode(body, _Format).format
         if found > known:
             raise FormatTooNew(path=path, found=found, known=known)
-        return msgspec.json.decode(body, type=kind)
+        return typed_json.decode(body, kind)
     except UNREADABLE as error:
         raise FormatError(path=path, reason=str(error)) from error

@@ -21,6 +21,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         batch: Index of the next batch in its epoch, from 0.
         stage: Where between two steps; see `Stage`. Default `Stage.STEP`.
         phase_name: The phase's name, if the script gave it one.
+        place: Values of the script's `for` loops around a phase without a name, such as "lr=0.1".
+            None outside of loops.
         epochs: The epoch at which the phase ends. None if unknown.
         steps_per_epoch: Batches per epoch. None if unknown.
         seed: Seed of the order of samples in the phase. None if there is none.
@@ -32,6 +34,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     batch: int
     stage: int = Stage.STEP
     phase_name: str | None = None
+    place: str | None = None
     epochs: int | None = None
     steps_per_epoch: int | None = None
     seed: int | None = None
@@ -83,16 +86,16 @@ class Snapshot:
         documents: Other files by name, as bytes, such as "model.json". Default: none.
         metrics: The newest logs by name, including `val_*`. Retention rules read them. Default:
             none.
-        let_go: Release each array as soon as it is written, so that saving needs less memory than
-            a second copy of the state. The snapshot can then be written only once, even if
-            writing fails. Default False.
+        release_written: Release each array as soon as it is written, so that saving needs less
+            memory than a second copy of the state. The snapshot can then be written only once,
+            even if writing fails. Default False.
     """
 
     progress: Progress
     files: Mapping[str, ArrayFile]
     documents: Mapping[str, bytes] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    let_go: bool = False
+    release_written: bool = False
 
     @property
     def size(self) -> int:

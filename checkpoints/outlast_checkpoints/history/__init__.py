@@ -6,6 +6,7 @@ mark counts bytes across all segments.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING
 from outlast_checkpoints.errors import AlreadyExists, FormatError, StorageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
-from outlast_checkpoints.format.lineage import Lineage, Origin, read_lineage
+from outlast_checkpoints.format.lineage import Lineage, Origin, read_history_marks, read_lineage
 from outlast_checkpoints.format.manifest import HistoryMark
 from outlast_checkpoints.history import row as rows
 from outlast_checkpoints.history.attempt_rows import AttemptRows
 from outlast_checkpoints.history.row import Row
 from outlast_checkpoints.storage.base import Appender, Storage
+from outlast_checkpoints.storage.documents import is_signed
 
 if TYPE_CHECKING:
     from outlast_checkpoints.history.columns import Columns
@@ -55,6 +57,7 @@ class HistoryWriter:
         self._write_lock = threading.Lock()
         self._written = 0
         self._durable = 0
+        self._sha256 = hashlib.sha256() if is_signed(storage) else None  # of the written rows
         self._patience = _FLUSH_AT if self._can_append else _UPLOAD_AT
         self._write_at = self._patience
         self._file: Appender | None = None
@@ -79,9 +82,17 @@ class HistoryWriter:
                 self._write()
 
     def mark(self) -> HistoryMark:
-        """Return the place after the last row, for `sync` and for a manifest."""
+        """Return the place after the last row, for `sync` and for a manifest.
+
+        In a signed storage it has the hash of all rows before it.
+        """
         with self._buffer_lock:
-            return HistoryMark(self._attempt, self._written + len(self._buffer))
+            digest = None
+            if self._sha256 is not None:
+                hasher = self._sha256.copy()
+                hasher.update(self._buffer)
+                digest = hasher.hexdigest()
+            return HistoryMark(self._attempt, self._written + len(self._buffer), digest)
 
     def flush(self) -> None:
         """Make all rows visible to readers. In a bucket only `sync` does this: it is an upload.
@@ -150,6 +161,8 @@ class HistoryWriter:
 
     def _drop(self, count: int) -> None:
         with self._buffer_lock:
+            if self._sha256 is not None:
+                self._sha256.update(bytes(self._buffer[:count]))
             del self._buffer[:count]
             self._written += count
             self._write_at = self._patience
@@ -196,6 +209,9 @@ class SegmentWriter:
 class HistoryReader:
     """Reads a job's history. Each step appears once, over any number of attempts.
 
+    With a key, `rows`, `columns` and `between` first verify what the checkpoints say of the rows.
+    Rows after the newest checkpoint are not authenticated. `tail` and `follow` verify nothing.
+
     Example:
 
         for row in HistoryReader(storage).rows("epoch"):
@@ -220,7 +236,9 @@ class HistoryReader:
 
         Raises:
             FormatError: The history is damaged; the message names attempt and byte.
+            NotAuthentic: A key is set, and rows before a checkpoint were changed.
         """
+        self._verify()
         for _, part in self._parts():
             yield from part.rows(kind)
 
@@ -235,6 +253,7 @@ class HistoryReader:
         Raises:
             FormatError: As `rows` raises it.
         """
+        self._verify()
         for _, part in self._parts():
             yield from part.columns()
 
@@ -292,6 +311,24 @@ class HistoryReader:
                 return
             time.sleep(poll)
 
+    def between(self, first: HistoryMark, last: HistoryMark) -> Iterator[Row]:
+        """Yield the rows from one mark to a later one, over the attempts between them.
+
+        Args:
+            first: The mark of a checkpoint of the lineage.
+            last: The mark of a later one.
+
+        Raises:
+            FormatError: As `rows` raises it, for the part that is read.
+        """
+        self._verify()
+        for attempt, mark in self._lineage().history_parts():
+            if first.attempt <= attempt <= last.attempt:
+                start = first.mark if attempt == first.attempt else 0
+                end = last.mark if attempt == last.attempt else mark
+                for some, _ in AttemptRows(self._storage, attempt, end).blocks(start):
+                    yield from some
+
     def restarts(self) -> list[tuple[int, int, int]]:
         """Return (attempt, phase, step) of each resume, oldest first."""
         found = []
@@ -300,6 +337,12 @@ class HistoryReader:
             if source is not None:
                 found.append((origin.attempt, source.phase, source.step))
         return found
+
+    def _verify(self) -> None:
+        if not is_signed(self._storage):
+            return
+        for mark in read_history_marks(self._storage, self._lineage()):
+            AttemptRows(self._storage, mark.attempt, mark.mark).verify(mark)
 
     def _lineage(self) -> Lineage:
         line, damaged = read_lineage(self._storage, self._origins)

@@ -7,12 +7,14 @@ count across all segments.
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from outlast_checkpoints.errors import NotFound
+from outlast_checkpoints.errors import NotAuthentic, NotFound
 from outlast_checkpoints.format import layout
+from outlast_checkpoints.format.manifest import HistoryMark
 from outlast_checkpoints.history import row as rows
 from outlast_checkpoints.history.row import Row
 from outlast_checkpoints.storage.base import Storage
@@ -36,6 +38,11 @@ class AttemptRows:
         self._storage = storage
         self._attempt = attempt
         self._mark = mark
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the rows as they are stored, block by block."""
+        for lines, _ in self._lines(0):
+            yield lines
 
     def rows(self, kind: str | None = None) -> Iterator[Row]:
         """Yield the rows, or those of one kind."""
@@ -67,6 +74,24 @@ class AttemptRows:
         reader = ColumnReader()
         for lines, at in self._lines(0):
             yield from reader.read(lines, self._attempt, at)
+
+    def verify(self, mark: HistoryMark) -> None:
+        """Compare the rows before a mark with its hash. Raises `NotAuthentic`, `FormatError`."""
+        if self.sha256() != mark.sha256:
+            path = layout.history(self._attempt)
+            reason = f"its first {mark.mark} bytes are not those that a checkpoint counted"
+            raise NotAuthentic(path=path, reason=reason)
+
+    def sha256(self) -> str:
+        """Return SHA-256 of all bytes before the mark. Raises `FormatError` if some are missing."""
+        hasher = hashlib.sha256()
+        size = 0
+        for piece in self._pieces(0, self._mark):
+            hasher.update(piece)
+            size += len(piece)
+        if self._mark is not None and size != self._mark:
+            raise self._too_short(size)
+        return hasher.hexdigest()
 
     def backwards(self, kind: str | None = None) -> Iterator[Row]:
         """Yield the rows, newest first, reading no more than needed."""

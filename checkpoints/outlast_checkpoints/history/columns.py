@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -19,6 +20,8 @@ from outlast_checkpoints.history.row import Row
 Value = float | str | None
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
+# msgspec refuses these in names of fields, so rows with such metrics are read one by one.
+_ODD = re.compile(r'[\x00-\x1f"\\]')
 _HUGE = 1 << 1000
 _SPELLED = frozenset({"NaN", "Infinity", "-Infinity"})
 
@@ -100,7 +103,7 @@ class ColumnReader:
         logs = [row.get("logs", {}) for row in found]
         known = self._metrics[kind]
         metrics = list(dict.fromkeys([*known, *(name for log in logs for name in log)]))
-        if len(metrics) > len(known):
+        if len(metrics) > len(known) and not any(map(_ODD.search, metrics)):
             self._metrics[kind] = metrics
             self._decode = _decoder(self._metrics)
         values = ([log.get(metric) for log in logs] for metric in metrics)

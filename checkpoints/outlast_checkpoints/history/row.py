@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from outlast_checkpoints.errors import FormatError
-from outlast_checkpoints.format import layout
-from outlast_checkpoints.format.manifest import spell, unspell
+from outlast_checkpoints.format import layout, typed_json
+from outlast_checkpoints.format.manifest import number_from_json, number_to_json
 from outlast_checkpoints.format.sealed_json import UNREADABLE
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ def encode(row: Row) -> bytes:
 def decode(text: bytes, attempt: int, at: int) -> Row:
     """Decode the line at byte `at` of an attempt's history. Raises `FormatError`."""
     try:
-        row = msgspec.json.decode(text, type=Row)
+        row = typed_json.decode(text, Row)
     except UNREADABLE as error:
         raise damaged(attempt, f"it is damaged at byte {at}: {error}") from error
     for key, fits in _KNOWN.items():
@@ -36,9 +36,9 @@ def decode(text: bytes, attempt: int, at: int) -> Row:
     if b'NaN"' in text or b'Infinity"' in text:
         for key, value in row.items():
             if isinstance(value, dict):
-                row[key] = {name: unspell(inner) for name, inner in value.items()}
+                row[key] = {name: number_from_json(inner) for name, inner in value.items()}
             elif key not in ("kind", "name"):
-                row[key] = unspell(value)
+                row[key] = number_from_json(value)
     return row
 
 
@@ -115,4 +115,4 @@ def _spelled(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     plain = value if isinstance(value, float) else _plain(value)
-    return spell(plain) if isinstance(plain, float) else plain
+    return number_to_json(plain) if isinstance(plain, float) else plain

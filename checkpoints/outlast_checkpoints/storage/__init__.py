@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outlast_checkpoints.errors import UsageError
+from outlast_checkpoints.storage.address import is_url, normal
 
 if TYPE_CHECKING:
     from outlast_checkpoints.storage.base import Storage
@@ -21,7 +21,8 @@ __all__ = ["open_storage"]
 def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
     """Open a folder or a URL as a storage.
 
-    Nothing is created until the first file is written.
+    Nothing is created until the first file is written. If $OUTLAST_KEY_FILE names a key file, the
+    documents of jobs are signed and verified with its keys.
 
     Example:
 
@@ -30,7 +31,7 @@ def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
 
     Args:
         url: A folder (`runs/a`, `file:///…`) or any URL that fsspec supports (`s3://…`, `gs://…`,
-            `az://…`, `https://…`, `memory://…`).
+            `az://…`, `https://…`, `memory://…`). It is brought into its normal form (`address`).
         **options: Passed to fsspec's file system.
 
     Returns:
@@ -38,20 +39,23 @@ def open_storage(url: str | os.PathLike[str], **options: Any) -> Storage:
 
     Raises:
         UsageError: The URL is empty, unknown or carries credentials, or its package is not
-            installed.
+            installed, or the key file is not usable.
     """
-    text = os.fspath(url)
-    if not text:
-        raise UsageError(
-            field="storage", problem="the folder is empty", hint="Give a folder or URL."
-        )
-    scheme, separator, rest = text.partition("://")
-    if separator and scheme in ("file", "local"):
-        text, separator = rest, ""
-    if not separator:
+    storage = _plain(normal(os.fspath(url)), options)
+    if not os.environ.get("OUTLAST_KEY_FILE"):
+        return storage
+    from outlast_checkpoints.storage.key_file import configured
+    from outlast_checkpoints.storage.signed import SignedStorage
+
+    keys = configured()
+    return storage if keys is None else SignedStorage(storage, keys)
+
+
+def _plain(address: str, options: dict[str, Any]) -> Storage:
+    if not is_url(address):
         from outlast_checkpoints.storage.local import LocalStorage
 
-        return LocalStorage(Path(text))
+        return LocalStorage(Path(address))
     from outlast_checkpoints.storage.remote import FsspecStorage
 
-    return FsspecStorage.open(text, options)
+    return FsspecStorage.open(address, options)

@@ -13,21 +13,20 @@ import msgspec
 
 from outlast_checkpoints.errors import (
     AlreadyExists,
-    FormatError,
     NotFound,
     StorageError,
     StorageFull,
     UsageError,
 )
 
-_LARGEST = 16 << 20  # bytes; a larger document is refused
+_PIECE = 4 << 20  # bytes that are read at once
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_NAMES = frozenset({"", ".", ".."})
 
 
 # Errors that may pass: of a network disk whose network fails, and of a process that lacks memory or
 # file descriptors.
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {
         errno.EAGAIN,
         errno.ECONNABORTED,
@@ -201,6 +200,12 @@ class Storage(Protocol):
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         """Yield a local path to read the file from, valid inside the `with`. Raises `NotFound`."""
 
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        """Read the first bytes of a file into memory; return how many. Raises `NotFound`.
+
+        It is as fast as the storage allows, so it may read several parts at a time.
+        """
+
     def link(self, source: str, path: str) -> bool:
         """Give a finished file a second durable name. Raises `AlreadyExists` if `path` exists.
 
@@ -224,18 +229,13 @@ class Storage(Protocol):
         """Return the storage whose root is a folder of this storage."""
 
 
-def read_document(storage: Storage, path: str, *, often: bool = False) -> bytes:
-    """Return the content of one of a job's small documents.
-
-    often: the document is read so often that its size is not checked in a bucket, where the check
-    costs a second request. Raises `NotFound`, and `FormatError` for more than 16 MiB.
-    """
-    if often and not storage.capabilities.local:
-        return storage.read(path)
-    data = storage.read_range(path, 0, _LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise FormatError(path=path, reason=f"it is larger than {_LARGEST} bytes")
-    return data
+def read_file_into(local: Path, buffer: memoryview) -> int:
+    """Read the first bytes of a local file into memory; return how many."""
+    at = 0
+    with open(local, "rb", buffering=0) as file:
+        while count := file.readinto(buffer[at : at + _PIECE]):
+            at += count
+    return at
 
 
 def is_damage(error: OSError, *, local: bool) -> bool:
@@ -244,7 +244,7 @@ def is_damage(error: OSError, *, local: bool) -> bool:
     It does if a disk of this machine says so. A bucket or a network disk may only be unreachable
     for now.
     """
-    return local and error.errno not in _PASSING
+    return local and error.errno not in _TRANSIENT
 
 
 def check_path(path: str) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import os
 import stat
 from contextlib import suppress
 from pathlib import Path
 
+from outlast_checkpoints.storage import confined
+
 TEMPORARY = ".tmp-"  # how temporary files begin; readers do not see them
 FILE_MODE, FOLDER_MODE = 0o600, 0o700  # for the user alone; the umask may take more away
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_CANNOT_KEEP = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+_AT_FDCWD, _NOREPLACE = -100, 1  # of fcntl.h and stdio.h
 _SMALL, _LARGE = 64 << 10, 4 << 20  # bytes of the first read, and of the largest
 _CANNOT_SYNC_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
 
@@ -27,9 +33,9 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
-def read(name: str, start: int = 0, end: int | None = None) -> bytes:
-    """Return the bytes of a file from `start` up to `end`, or up to its end."""
-    file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+def read(base: str, path: str, start: int = 0, end: int | None = None) -> bytes:
+    """Return the bytes of a file below `base` from `start` up to `end`, or up to its end."""
+    file = confined.open_file(base, path)
     try:
         pieces = []
         size = _SMALL
@@ -70,8 +76,12 @@ def write_temporary(target: Path, data: bytes, *, durable: bool) -> Path:
     return temporary
 
 
-def link(temporary: Path, target: Path) -> None:
-    """Give a temporary file its final name. Raises `FileExistsError` if the name is taken."""
+def publish(temporary: Path, target: Path) -> None:
+    """Give a temporary file its final name. Raises `FileExistsError` if the name is taken.
+
+    Without hard links a rename does it. Where the file system has no rename that fails if the name
+    is taken, two processes that publish at the same moment may both succeed.
+    """
     try:
         os.link(temporary, target)
     except OSError as error:
@@ -79,10 +89,56 @@ def link(temporary: Path, target: Path) -> None:
             # Over NFS the answer to a successful link may be lost: the link count tells.
             if temporary.stat().st_nlink == 2:
                 return
-        if error.errno in NO_LINKS:
-            reason = "this file system has no hard links, which commits need; use another one"
-            raise OSError(error.errno, reason) from error
-        raise
+        if error.errno not in NO_LINKS:
+            raise
+        if not _renamed_exclusively(temporary, target):
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+            temporary.rename(target)
+
+
+def publishes_exclusively(folder: Path) -> bool:
+    """Return whether `publish` succeeds for exactly one of several processes in this folder."""
+    one, two = (write_temporary(folder / "probe", b"", durable=False) for _ in "ab")
+    try:
+        os.link(one, two)
+    except FileExistsError:
+        return True
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        try:
+            return _renamed_exclusively(one, two)
+        except FileExistsError:
+            return True
+    finally:
+        for left in (one, two):
+            with suppress(OSError):
+                left.unlink()
+    return False  # it has replaced the other
+
+
+def _renamed_exclusively(source: Path, target: Path) -> bool:
+    """Rename unless the new name is taken; return False where that cannot be done in one step."""
+    if (rename := _renameat2()) is None:
+        return False
+    if rename(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_KEEP:
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+@functools.cache
+def _renameat2() -> ctypes._FuncPointer | None:
+    """Return libc's renameat2(2), if it has one."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return call
 
 
 def is_same(one: Path, other: Path) -> bool:

@@ -9,21 +9,24 @@ whether an earlier try may have been carried out, and two layers of retries woul
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
 import fsspec
 
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.redaction import carries_credentials
+from outlast_checkpoints.storage import s3_parts
+from outlast_checkpoints.storage.lasting_pool import LastingThreadPool
 from outlast_checkpoints.storage.private_rng import use_private_rng
+from outlast_checkpoints.storage.s3_parts import PARTS, TRIES, S3Parts
 
 _CONNECT: Final = 5.0  # seconds to connect to a server
 _ANSWER: Final = 20.0  # seconds without a byte of the answer
-_PART_TRIES: Final = 4  # of one part of a large file, so that the whole file is not sent again
-_PARTS: Final = 8  # of a file in transfer at a time
-_PART_SIZE: Final = 16 << 20  # bytes; _PARTS of them are in memory
+
+RENEW_EVERY: Final = 30.0  # seconds between two clients for one URL, at least
 
 _EXTRAS: Final = {
     "s3": "s3", "s3a": "s3",
@@ -31,7 +34,7 @@ _EXTRAS: Final = {
     "az": "azure", "abfs": "azure", "abfss": "azure",
     "http": "http", "https": "http",
 }  # fmt: skip
-_ELSEWHERE: Final = {
+_CREDENTIAL_HINTS: Final = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile, instead.",
     "gcs": "Set GOOGLE_APPLICATION_CREDENTIALS instead.",
     "azure": "Set AZURE_STORAGE_SAS_TOKEN or AZURE_STORAGE_CONNECTION_STRING instead.",
@@ -59,6 +62,9 @@ class Client:
         self._options = dict(options or {})
         # File systems of the parent process stay here: they cannot be closed in this one.
         self._opened: dict[tuple[int, bool], Any] = {}
+        self._s3_parts: dict[int, S3Parts] = {}
+        self._lock = threading.Lock()
+        self._renewed = time.monotonic()
 
     @property
     def files(self) -> Any:
@@ -70,8 +76,24 @@ class Client:
 
         For files that are sent in parts, the client retries a failed part.
         """
-        in_parts = size >= 2 * _PART_SIZE and self.scheme in _MAKERS
-        return self._open(patient=in_parts)
+        return self._open(patient=self._in_parts(size) and self.scheme in _MAKERS)
+
+    def s3_parts(self, size: int) -> S3Parts | None:
+        """Return what transfers a file of `size` bytes in parts; None: `files_for` does."""
+        if self._given is not None or _EXTRAS.get(self.scheme) != "s3" or not self._in_parts(size):
+            return None
+        found = self._s3_parts.get(os.getpid())
+        if found is None:
+            files = self.files_for(size)
+            if not S3Parts.serves(files):
+                return None
+            found = self._s3_parts[os.getpid()] = S3Parts(files)
+            use_private_rng()
+        return found
+
+    @staticmethod
+    def _in_parts(size: int) -> bool:
+        return size >= 2 * s3_parts.PART_SIZE
 
     @property
     def read_only(self) -> bool:
@@ -84,12 +106,30 @@ class Client:
         protocols = self.files.protocol
         return protocols if isinstance(protocols, str) else str(protocols[0])
 
+    def renew(self) -> bool:
+        """Have the next call open the file system anew; return False if that is too early.
+
+        A client keeps the credentials, proxies and certificates that it found at its start. Files
+        and variables may have changed since: a session token lives for hours, a training for days.
+        """
+        if self._given is not None or self.scheme not in _MAKERS:
+            return False
+        with self._lock:
+            now = time.monotonic()
+            if now - self._renewed < RENEW_EVERY:
+                return False
+            self._renewed = now
+            for key in [key for key in self._opened if key[0] == os.getpid()]:
+                del self._opened[key]  # calls in progress finish with it
+            self._s3_parts.pop(os.getpid(), None)
+        return True
+
     def sending(self) -> dict[str, Any]:
         """Return the options of `put_file` for a large file."""
         if self.scheme in ("s3", "s3a"):
-            return {"chunksize": _PART_SIZE, "max_concurrency": _PARTS}
+            return {"chunksize": s3_parts.PART_SIZE, "max_concurrency": PARTS}
         if _EXTRAS.get(self.scheme) == "azure":
-            return {"max_concurrency": _PARTS, "overwrite": True}
+            return {"max_concurrency": PARTS, "overwrite": True}
         return {}
 
     def reading(self) -> dict[str, Any]:
@@ -100,7 +140,7 @@ class Client:
     def fetching(self) -> dict[str, Any]:
         """Return the options of `get_file` for a large file."""
         if _EXTRAS.get(self.scheme) in ("s3", "azure"):
-            return {"max_concurrency": _PARTS}
+            return {"max_concurrency": PARTS}
         return {}
 
     def remove_folder(self, at: str) -> None:
@@ -121,22 +161,25 @@ class Client:
         if self._given is not None:
             return self._given
         key = os.getpid(), patient
-        if key not in self._opened:
-            self._opened[key] = self._make(patient)
+        files = self._opened.get(key)
+        if files is None:
+            files = self._opened[key] = self._make(patient)
             use_private_rng()  # the client is imported now
-        return self._opened[key]
+        return files
 
     def _make(self, patient: bool) -> Any:
         extra = _EXTRAS.get(self.scheme)
         if extra is not None and carries_credentials(self.url):
             raise UsageError(
-                field="storage", problem=f"{self.url} carries credentials", hint=_ELSEWHERE[extra]
+                field="storage",
+                problem=f"{self.url} carries credentials",
+                hint=_CREDENTIAL_HINTS[extra],
             )
         try:
             make = _MAKERS.get(self.scheme)
             if make is not None:
                 files = make(self.url, self._options, patient)
-                files.loop.call_soon_threadsafe(_let_last, files.loop)
+                files.loop.call_soon_threadsafe(_use_lasting_pool, files.loop)
                 return files
             return fsspec.core.url_to_fs(self.url, **self._options)[0]
         except ImportError as error:
@@ -144,7 +187,7 @@ class Client:
         except (ValueError, TypeError) as error:
             hint = "Use a folder, or a URL whose fsspec package is installed."
             if extra is not None:
-                hint = _ELSEWHERE[extra].replace(" instead", "")
+                hint = _CREDENTIAL_HINTS[extra].replace(" instead", "")
             problem = f"{self.url}: {error}"
             raise UsageError(field="storage", problem=problem, hint=hint) from error
 
@@ -159,28 +202,9 @@ class Client:
         )
 
 
-class _Lasting(ThreadPoolExecutor):
-    """A thread pool that runs work itself once Python shuts down and its threads refuse it.
-
-    Python closes thread pools before it calls the atexit handlers. Host names are resolved in such
-    a pool, so without this an attempt could not report how it ended.
-    """
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError:
-            done: Future[Any] = Future()
-            try:
-                done.set_result(fn(*args, **kwargs))
-            except Exception as error:  # noqa: BLE001  (the future raises it)
-                done.set_exception(error)
-            return done
-
-
-def _let_last(loop: Any) -> None:
-    if not isinstance(getattr(loop, "_default_executor", None), _Lasting):
-        loop.set_default_executor(_Lasting(thread_name_prefix="outlast-stores"))
+def _use_lasting_pool(loop: Any) -> None:
+    if not isinstance(getattr(loop, "_default_executor", None), LastingThreadPool):
+        loop.set_default_executor(LastingThreadPool(thread_name_prefix="outlast-stores"))
 
 
 def _package_of(error: ImportError) -> str:
@@ -198,8 +222,8 @@ def _s3(url: str, options: dict[str, Any], patient: bool) -> Any:
         "http_session_cls": type("OneTry", (AIOHTTPSession,), {"_get_session": get_session}),
         "connect_timeout": _CONNECT,
         "read_timeout": _ANSWER,
-        "retries": {"mode": "standard", "total_max_attempts": _PART_TRIES if patient else 1},
-        "max_pool_connections": 4 * _PARTS,
+        "retries": {"mode": "standard", "total_max_attempts": TRIES if patient else 1},
+        "max_pool_connections": 4 * PARTS,
         # Some servers send the whole object's checksum with a part. We verify hashes ourselves.
         "response_checksum_validation": "when_required",
         **options.get("config_kwargs", {}),
@@ -224,7 +248,7 @@ def _azure(url: str, options: dict[str, Any], patient: bool) -> Any:
     files = AzureBlobFileSystem(skip_instance_cache=True, **given)
     # adlfs has no option for these
     policy = files.service_client._config.retry_policy
-    policy.total_retries = _PART_TRIES - 1 if patient else 0
+    policy.total_retries = TRIES - 1 if patient else 0
     policy.initial_backoff, policy.increment_base = 0.5, 2
     transport = files.service_client._pipeline._transport
     opened = transport.open

@@ -1,7 +1,8 @@
 """Folders of this machine as a storage. Finished files survive a power loss.
 
 A file is synced under a temporary name and then hard-linked to its final name, which fails if
-another process was first, on NFS and Lustre too. Then the folder is synced. Temporary names start
+another process was first, on NFS and Lustre too. Then the folder is synced. A file system without
+hard links gets a rename instead. Temporary names start
 with ".tmp-" and are invisible to readers; a crash leaves at most one.
 """
 
@@ -17,12 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
-from outlast_checkpoints.storage import durable_files
+from outlast_checkpoints.storage import confined, durable_files
+from outlast_checkpoints.storage.address import normal
 from outlast_checkpoints.storage.base import (
     Appender,
     Capabilities,
     Unfinished,
     check_path,
+    read_file_into,
     storage_error,
 )
 from outlast_checkpoints.storage.local_appender import LocalAppender
@@ -33,20 +36,27 @@ _CANNOT_LINK_THIS = durable_files.NO_LINKS | {errno.EXDEV, errno.ENOENT}
 class LocalStorage:
     """A folder of this machine. It is created when the first file is written."""
 
-    capabilities = Capabilities(
-        exclusive_create=True, append=True, local=True, in_process=False, links=True
-    )
-
     def __init__(self, root: Path) -> None:
-        if root.parts[:1] == ("~",):
-            root = root.expanduser()
-        self._settle(os.path.abspath(root))  # noqa: PTH100  (not resolve(): symlinks stay)
+        self._settle(normal(str(root)))
 
     def _settle(self, root: str) -> None:
         self.root = root
         self._base = root.rstrip("/")
         self._durable: set[Path] = set()
         self._lock = threading.Lock()
+
+    @functools.cached_property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            exclusive_create=self._can_fence, append=True, local=True, in_process=False, links=True
+        )
+
+    def _can_fence(self) -> bool:
+        """Try what `create` does. Where nothing can be written, nothing needs to be fenced."""
+        try:
+            return durable_files.publishes_exclusively(self._root)
+        except OSError:
+            return True
 
     @functools.cached_property
     def _root(self) -> Path:
@@ -58,13 +68,13 @@ class LocalStorage:
     def read(self, path: str) -> bytes:
         # Plain system calls, as in `list`: lists and tails are thousands of small reads.
         try:
-            return durable_files.read(self._name(path))
+            return durable_files.read(self._top, check_path(path))
         except OSError as error:
             raise storage_error(error, "read", path, self.root) from error
 
     def read_range(self, path: str, start: int, end: int | None) -> bytes:
         try:
-            return durable_files.read(self._name(path), start, end)
+            return durable_files.read(self._top, check_path(path), start, end)
         except OSError as error:
             raise storage_error(error, "read", path, self.root) from error
 
@@ -76,6 +86,10 @@ class LocalStorage:
             self._stat(path)
         except NotFound:
             return False
+        except StorageError as error:
+            if error.fields.get("errno") == errno.ELOOP:
+                return False  # behind a link is nothing of this job
+            raise
         return True
 
     def modified(self, path: str) -> float:
@@ -83,13 +97,14 @@ class LocalStorage:
 
     def _stat(self, path: str) -> os.stat_result:
         try:
-            return os.stat(self._name(path))  # noqa: PTH116
+            return confined.stat_of(self._top, check_path(path))
         except OSError as error:
             raise storage_error(error, "look at", path, self.root) from error
 
     def create(self, path: str, data: bytes) -> None:
         target = self._at(path)
         with self._errors("create", path):
+            self._check(path)
             self._make_folder(target.parent)
             if os.path.lexists(target):
                 # A caller that repeats a create whose answer was lost needs the file durable.
@@ -97,7 +112,7 @@ class LocalStorage:
                 raise AlreadyExists(path=path, root=self.root)
             temporary = durable_files.write_temporary(target, data, durable=True)
             try:
-                durable_files.link(temporary, target)
+                durable_files.publish(temporary, target)
             finally:
                 with suppress(OSError):
                     temporary.unlink()
@@ -106,6 +121,7 @@ class LocalStorage:
     def replace(self, path: str, data: bytes, *, durable: bool = True) -> None:
         target = self._at(path)
         with self._errors("write", path):
+            self._check(path)
             if durable:
                 self._make_folder(target.parent)
             else:
@@ -122,6 +138,8 @@ class LocalStorage:
 
     def list(self, folder: str) -> list[str]:
         try:
+            if folder:
+                confined.stat_of(self._top, check_path(folder))  # not a link
             names = os.listdir(self._name(folder) if folder else self.root)  # noqa: PTH208
         except FileNotFoundError:
             return []
@@ -134,6 +152,7 @@ class LocalStorage:
         with suppress(NotFound), self._errors("delete", path):
             if target.parent.is_symlink() and target.parent != self._root:
                 return  # the target belongs to others; `delete_tree` removes the link
+            self._check(path)
             target.unlink()
             # Synced, so that "manifest first" holds across a power loss too.
             durable_files.sync_folder(target.parent)
@@ -141,6 +160,7 @@ class LocalStorage:
     def delete_tree(self, folder: str) -> None:
         target = self._at(folder)
         with suppress(NotFound), self._errors("delete", folder):
+            self._check(folder)
             if target.is_symlink():
                 target.unlink()
             else:
@@ -153,6 +173,7 @@ class LocalStorage:
     def stage(self, path: str, *, over: bool = False) -> Iterator[Path]:
         target = self._at(path)
         with self._errors("write", path):
+            self._check(path)
             self._make_folder(target.parent)
             if over:
                 target.unlink(missing_ok=True)
@@ -169,14 +190,20 @@ class LocalStorage:
 
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
-        target = self._at(path)
-        if not self.exists(path):
-            raise NotFound(path=path, root=self.root)
-        yield target
+        with self._errors("read", path):  # errors of the body are its own
+            os.close(confined.open_file(self._top, check_path(path)))
+        yield self._at(path)
+
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        with self.fetch(path) as local, self._errors("read", path):
+            return read_file_into(local, buffer)
 
     def link(self, source: str, path: str) -> bool:
         there, target = self._at(source), self._at(path)
         with self._errors("link", path):
+            with suppress(FileNotFoundError):  # `os.link` finds that out, too
+                confined.stat_of(self._top, check_path(source))
+            self._check(path)
             self._make_folder(target.parent)
             try:
                 os.link(there, target)
@@ -194,11 +221,16 @@ class LocalStorage:
     def appender(self, path: str) -> Appender:
         with self._errors("open", path):
             target = self._at(path)
+            self._check(path)
             self._make_folder(target.parent)
             return LocalAppender(target, path, self.root)
 
     def local_path(self, path: str) -> Path | None:
-        return self._at(path) if path else self._root
+        if not path:
+            return self._root
+        with self._errors("use", path):
+            self._check(path)
+        return self._at(path)
 
     def unfinished(self) -> Sequence[Unfinished]:
         left = []
@@ -220,6 +252,14 @@ class LocalStorage:
         found = LocalStorage.__new__(LocalStorage)
         found._settle(self._name(folder))
         return found
+
+    @property
+    def _top(self) -> str:
+        return self._base or "/"
+
+    def _check(self, path: str) -> None:
+        """Refuse a path whose folders are links."""
+        confined.check_folders(self._top, check_path(path))
 
     def _name(self, path: str) -> str:
         return f"{self._base}/{check_path(path)}"

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from outlast_checkpoints.storage import durable_files
+from outlast_checkpoints.storage import confined, durable_files
 from outlast_checkpoints.storage.base import storage_error
 
 
@@ -15,7 +15,9 @@ class LocalAppender:
 
     def __init__(self, target: Path, path: str, root: str) -> None:
         self._target, self._path, self._root = target, path, root
-        self._file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, durable_files.FILE_MODE)
+        self._file = confined.open_file(
+            str(target.parent), target.name, os.O_RDWR | os.O_CREAT, durable_files.FILE_MODE
+        )
         self._size = self._durable = os.fstat(self._file).st_size
         self._named = self._sync_failed = False
 

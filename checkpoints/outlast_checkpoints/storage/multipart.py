@@ -17,18 +17,18 @@ def unfinished(s3: Any, base: str, *, page: int = 1000) -> list[Unfinished]:
     found: list[Unfinished] = []
     more: dict[str, str] = {}
     while True:
-        told = s3.call_s3(
+        answer = s3.call_s3(
             "list_multipart_uploads", Bucket=bucket, Prefix=prefix, MaxUploads=page, **more
         )
-        for upload in told.get("Uploads") or ():
+        for upload in answer.get("Uploads") or ():
             if upload["Key"].startswith(prefix):  # some servers ignore the prefix
                 path = upload["Key"][len(prefix) :]
                 started = upload["Initiated"].timestamp()
                 what = "an unfinished upload"
                 found.append(Unfinished(path, started, 0, what, upload["UploadId"]))
         markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
-        next_page = {name: told[where] for name, where in markers.items() if told.get(where)}
-        if not told.get("IsTruncated") or next_page in ({}, more):
+        next_page = {name: answer[where] for name, where in markers.items() if answer.get(where)}
+        if not answer.get("IsTruncated") or next_page in ({}, more):
             return found
         more = next_page  # not all servers send both
 

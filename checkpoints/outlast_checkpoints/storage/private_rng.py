@@ -24,6 +24,7 @@ _CLIENTS: Final = frozenset(
         "google",
         "requests",
         "s3fs",
+        "s3transfer",
         "tenacity",
         "urllib3",
     }

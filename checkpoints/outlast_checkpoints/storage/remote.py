@@ -27,6 +27,7 @@ from outlast_checkpoints.storage.base import (
     Unfinished,
     check_path,
     join,
+    read_file_into,
     storage_error,
 )
 from outlast_checkpoints.storage.fsspec_clients import Client
@@ -128,7 +129,7 @@ class FsspecStorage:
             except Exception as error:
                 refused = retry.was_refused(error)
                 if refused is False:
-                    lost = lost or retry.may_pass(error)
+                    lost = lost or retry.is_transient(error)
                     raise
                 # A failed precondition, or our own earlier try whose answer was lost.
                 if lost and self.read(path) == data:
@@ -205,17 +206,39 @@ class FsspecStorage:
                 )
 
     def _upload(self, local: Path, path: str, size: int) -> None:
-        files, options = self._client.files_for(size), self._client.sending()
-        self._write("upload", path, lambda at: files.put_file(str(local), at, **options))
+        options = self._client.sending()
+
+        def send(at: str) -> None:
+            if (parts := self._client.s3_parts(size)) is not None:
+                parts.upload(local, at)
+            else:
+                self._client.files_for(size).put_file(str(local), at, **options)
+
+        self._write("upload", path, send)
 
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
         size = int(self._look(path)["size"] or 0)
-        files, options = self._client.files_for(size), self._client.fetching()
+        options = self._client.fetching()
         with temp_dir() as folder:
             local = folder / path.rpartition("/")[2]
-            self._try("download", path, lambda at: files.get_file(at, str(local), **options))
+
+            def receive(at: str) -> None:
+                self._client.files_for(size).get_file(at, str(local), **options)
+
+            self._try("download", path, receive)
             yield local
+
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        def receive(at: str) -> int | None:
+            parts = self._client.s3_parts(len(buffer))
+            return None if parts is None else parts.read_into(at, buffer)
+
+        found = self._try("download", path, receive)
+        if found is None:
+            with self.fetch(path) as local:
+                return read_file_into(local, buffer)
+        return found
 
     def link(self, source: str, path: str) -> bool:
         return False
@@ -264,7 +287,7 @@ class FsspecStorage:
     def _try(self, action: str, path: str, call: Callable[[str], T]) -> T:
         at = self._at(path)
         try:
-            return retry.until_done(call, at)
+            return self._until_done(call, at)
         except StorageError:
             raise
         except Exception as error:
@@ -272,6 +295,20 @@ class FsspecStorage:
             if retry.status_of(found) == 404:
                 raise NotFound(path=path, root=self.root, errno=errno.ENOENT) from error
             raise storage_error(found, action, path, self.root) from error
+
+    def _until_done(self, call: Callable[[str], T], at: str) -> T:
+        """Run a call. What the client found at its start, such as credentials, may be outdated."""
+        try:
+            return retry.until_done(call, at)
+        except Exception as error:
+            if retry.was_unauthorised(error):
+                if not self._client.renew():
+                    raise
+            else:
+                if retry.had_no_answer(error):
+                    self._client.renew()  # for the next call, because this one has waited already
+                raise
+        return retry.until_done(call, at)
 
     def _write(self, action: str, path: str, call: Callable[[str], Any]) -> None:
         """Run a writing call. If it reports "not found", the bucket is missing."""
@@ -297,7 +334,10 @@ class FsspecStorage:
         return self._client.exclusive
 
     def _probe(self) -> bool:
-        """Create one file twice: some servers accept the condition but ignore it."""
+        """Create one file twice: some servers accept the condition but ignore it.
+
+        Raises `StorageError` if listings do not show the file: jobs would start over.
+        """
         inmost = self._fs
         while isinstance(getattr(inmost, "fs", None), _SPEC):
             inmost = inmost.fs
@@ -308,6 +348,10 @@ class FsspecStorage:
         path = f".probe-{secrets.token_hex(8)}"
         try:
             self._create(path, b"1")
+            if path not in self.list(""):
+                raise StorageError(
+                    action="list", path=self.root, reason="a file just created is not listed"
+                )
             try:
                 self._create(path, b"2")
             except AlreadyExists:
@@ -319,6 +363,6 @@ class FsspecStorage:
 
 def _links(names: Iterable[Any], base: str) -> list[str]:
     """Return the links of a web page that lead below it."""
-    below = f"{base}/"
+    below = f"{unquote(base)}/"
     found = [unquote(str(name)).strip("/") for name in names]
     return [name for name in found if name.startswith(below) and "/" not in name[len(below) :]]

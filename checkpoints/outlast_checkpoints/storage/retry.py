@@ -17,20 +17,20 @@ from outlast_checkpoints.storage import retry_budget
 
 T = TypeVar("T")
 
-_FINAL: Final = (
+_PERMANENT: Final = (
     FileNotFoundError,
     FileExistsError,
     PermissionError,
     IsADirectoryError,
     NotADirectoryError,
 )
-_FINAL_NUMBERS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOTSUP})
+_PERMANENT_NUMBERS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EINVAL, errno.ENOTSUP})
 # Timeout, conflict with a concurrent request, too early, too many requests, server errors.
-_PASSING_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-_PASSING_CODES: Final = frozenset(  # S3 may send these with status 400
+_TRANSIENT_STATUS: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES: Final = frozenset(  # S3 may send these with status 400
     {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 )
-_PASSING_NAMES: Final = frozenset(
+_TRANSIENT_NAMES: Final = frozenset(
     {
         "ConnectionError",  # Python's own, botocore's and requests'
         "HTTPClientError",  # botocore: timeouts and broken connections
@@ -45,7 +45,28 @@ _PASSING_NAMES: Final = frozenset(
         "ChecksumError",  # gcsfs
     }
 )
-_FINAL_NAMES: Final = frozenset({"ClientConnectorCertificateError"})
+_PERMANENT_NAMES: Final = frozenset({"ClientConnectorCertificateError"})
+_REFUSED_CODES: Final = frozenset(  # S3 may send these with status 400
+    {
+        "AuthFailure",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidToken",
+        "RequestExpired",
+        "TokenRefreshRequired",
+    }
+)
+_REFUSED_NAMES: Final = frozenset(
+    {
+        "ClientAuthenticationError",  # azure
+        "CredentialRetrievalError",  # botocore
+        "NoCredentialsError",
+        "RefreshError",  # google.auth
+        "TokenRetrievalError",
+    }
+)
 
 
 def until_done(call: Callable[..., T], *arguments: Any) -> T:
@@ -57,7 +78,7 @@ def until_done(call: Callable[..., T], *arguments: Any) -> T:
         stop=_GiveUp(retry_budget.seconds()),
         # full jitter: many attempts may meet the same busy server
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
-        retry=tenacity.retry_if_exception(may_pass),
+        retry=tenacity.retry_if_exception(is_transient),
         reraise=True,
     )
     return retrying(call, *arguments)
@@ -77,29 +98,48 @@ class _GiveUp(tenacity.stop.stop_base):
         return now + retry_state.upcoming_sleep - self._first > self._seconds
 
 
-def may_pass(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed a little later."""
     if isinstance(error, StorageError | tenacity.RetryError):
         return False
     if isinstance(error, Exception):
         error = real(error)
-    if isinstance(error, _FINAL):
+    if isinstance(error, _PERMANENT):
         return False
     status = status_of(error)
     if status is not None:
-        return status in _PASSING_STATUS or _code_of(error) in _PASSING_CODES
+        return status in _TRANSIENT_STATUS or _code_of(error) in _TRANSIENT_CODES
     if isinstance(error, OSError) and str(error).startswith(
         "Forbidden"
     ):  # gcsfs reports 403 like this
         return False
     names = {kind.__name__ for kind in type(error).__mro__}
-    if names & _FINAL_NAMES:
+    if names & _PERMANENT_NAMES:
         return False
-    if names & _PASSING_NAMES or getattr(error, "retryable", False):
+    if names & _TRANSIENT_NAMES or getattr(error, "retryable", False):
         return True
     if isinstance(error, OSError | TimeoutError):
-        return getattr(error, "errno", None) not in _FINAL_NUMBERS
+        return getattr(error, "errno", None) not in _PERMANENT_NUMBERS
     return False
+
+
+def was_unauthorised(error: BaseException) -> bool:
+    """Return whether other credentials may help: these have expired, or were replaced."""
+    if isinstance(error, Exception):
+        error = real(error)
+    if isinstance(error, PermissionError) or status_of(error) in (401, 403):
+        return True
+    if _code_of(error) in _REFUSED_CODES or str(error).startswith("Forbidden"):
+        return True
+    return any(kind.__name__ in _REFUSED_NAMES for kind in type(error).__mro__)
+
+
+def had_no_answer(error: BaseException) -> bool:
+    """Return whether the server was not reached, as with an old address, proxy or certificate."""
+    if isinstance(error, Exception):
+        error = real(error)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return status_of(error) is None and (is_transient(error) or bool(names & _PERMANENT_NAMES))
 
 
 def was_refused(error: BaseException) -> bool | None:
@@ -149,6 +189,6 @@ def real(error: Exception) -> Exception:
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
         status = status_of(cause)
-        if status not in (None, 404) or (status is None and may_pass(cause)):
+        if status not in (None, 404) or (status is None and is_transient(cause)):
             return cause
     return error

@@ -23,18 +23,19 @@ _PREFIX: Final = "outlast-transfer-"
 _LOCK: Final = ".in-use"
 _SETTLED: Final = 60.0  # seconds; a younger folder may not be locked yet
 
-_swept: set[str] = set()
+_already_swept: set[str] = set()
 
 
 @contextmanager
-def temp_dir() -> Iterator[Path]:
-    """Yield an empty folder below TMPDIR; delete it afterwards. Raises `StorageError`.
+def temp_dir(below: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder below a folder, by default TMPDIR; delete it afterwards.
 
-    The first call also deletes the folders that killed processes left behind.
+    The first call for a folder also deletes what killed processes left behind there. Raises
+    `StorageError`.
     """
-    parent = tempfile.gettempdir()
-    if parent not in _swept:
-        _swept.add(parent)
+    parent = tempfile.gettempdir() if below is None else str(below)
+    if parent not in _already_swept:
+        _already_swept.add(parent)
         sweep(Path(parent))
     try:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))

@@ -139,7 +139,7 @@ class Writer:
             raise error
 
     def _write(self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]) -> None:
-        _give_way()
+        _run_as_batch()
         try:
             manifest, seconds = self._save(waiting)
             before, self._last = self._last, manifest
@@ -150,9 +150,9 @@ class Writer:
         except BaseException as error:  # noqa: BLE001  (raised at the next call)
             _release(error)
             self._error = error
-            self._tell("save_failed", error=error)
+            self._report("save_failed", error=error)
             return
-        self._tell(
+        self._report(
             "saved",
             checkpoint=manifest.checkpoint,
             reason=manifest.reason,
@@ -165,8 +165,8 @@ class Writer:
         self, waiting: list[tuple[Snapshot, str, HistoryMark | None, float]]
     ) -> tuple[Manifest, float]:
         snapshot, reason, mark, held_ms = waiting.pop()
-        if snapshot.let_go and self._is_short_of_space(snapshot):
-            snapshot = replace(snapshot, let_go=False)
+        if snapshot.release_written and self._is_short_of_space(snapshot):
+            snapshot = replace(snapshot, release_written=False)
         start = time.monotonic()
         if self._sender is not None and self._last is not None and _same(self._last, snapshot):
             return self._last, 0.0  # it may have been sent and deleted here since
@@ -177,7 +177,7 @@ class Writer:
         except StorageFull:
             # Remains of crashed attempts may be all that fills the disk.
             made_room = self._sender.make_room() if self._sender else self._prune()
-            if not made_room or snapshot.let_go:
+            if not made_room or snapshot.release_written:
                 raise
             manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
         return manifest, time.monotonic() - start
@@ -197,18 +197,18 @@ class Writer:
             pruned = self._store.prune(self._keep)
         except OutlastError as error:
             # Too many checkpoints do no harm; the next commit tries again.
-            self._tell("prune_failed", error=error)
+            self._report("prune_failed", error=error)
             return []
         if pruned:
-            self._tell("pruned", checkpoints=pruned)
+            self._report("pruned", checkpoints=pruned)
         return pruned
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def _report(self, event: str, **fields: Any) -> None:
         if self._on_event is not None:
             self._on_event(event, fields)
 
 
-def _give_way() -> None:
+def _run_as_batch() -> None:
     """Run this thread as SCHED_BATCH, so that I/O wake-ups do not preempt compute threads."""
     if hasattr(os, "SCHED_BATCH"):
         with suppress(OSError):  # a container may forbid it

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 from outlast_checkpoints.errors import (
     CheckpointDamaged,
     FormatError,
     FormatTooNew,
     NoCheckpoint,
+    NotAuthentic,
     NotFound,
     StorageError,
 )
@@ -17,7 +17,8 @@ from outlast_checkpoints.format import layout, lineage, manifest
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.lineage import Lineage, Origin
 from outlast_checkpoints.format.manifest import Manifest
-from outlast_checkpoints.storage.base import Storage, is_damage, read_document
+from outlast_checkpoints.storage.base import Storage, is_damage
+from outlast_checkpoints.storage.documents import is_signed, read_document
 from outlast_checkpoints.store import files
 from outlast_checkpoints.store.files import Damage, Loaded
 
@@ -97,6 +98,7 @@ class CheckpointReader:
             NoCheckpoint: No such checkpoint is committed.
             CheckpointDamaged: The manifest cannot be read or its checksum is wrong.
             FormatTooNew: A newer Outlast wrote it.
+            NotAuthentic: A key is set, and no holder of it wrote the manifest.
         """
         if checkpoint in self._manifests:
             return self._manifests[checkpoint]
@@ -105,9 +107,11 @@ class CheckpointReader:
             found = manifest.decode(read_document(self.storage, path), path)
             if found.checkpoint != str(checkpoint):
                 raise FormatError(path=path, reason=f"it belongs to {found.checkpoint}")
+            if is_signed(self.storage) and any(entry.sha256 is None for entry in found.files):
+                raise NotAuthentic(path=path, reason="it has no SHA-256 of a file")
         except NotFound:
             raise NoCheckpoint(wanted=str(checkpoint), root=self.storage.root) from None
-        except FormatTooNew:
+        except (FormatTooNew, NotAuthentic):
             raise
         except FormatError as error:
             reason = error.fields["reason"]
@@ -179,10 +183,11 @@ class CheckpointReader:
         if ahead is not None and ahead.manifest == made:
             self._read = ahead
             return []
-        with suppress(CheckpointDamaged):
+        try:
             self._read = files.load(self.storage, made)
-            return []
-        return self.verify(checkpoint)
+        except CheckpointDamaged as error:
+            return self.verify(checkpoint) or [Damage(**error.fields)]
+        return []
 
     def orphans(self) -> list[str]:
         """List the checkpoint folders that do not count.
@@ -200,6 +205,10 @@ class CheckpointReader:
     def lineage(self) -> Lineage:
         """Return the attempts whose checkpoints count."""
         return lineage.read_lineage(self.storage, self._origins)[0]
+
+    def set_aside(self, checkpoint: CheckpointId) -> bool:
+        """Return whether a checkpoint counted until a rewind of the job took it out."""
+        return lineage.is_set_aside(checkpoint, self._origins.values())
 
     def folders(self) -> list[CheckpointId]:
         """Return the names of all checkpoint folders, committed or not, oldest first."""

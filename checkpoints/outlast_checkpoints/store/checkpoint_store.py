@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from outlast_checkpoints.arrays import page_cache
 from outlast_checkpoints.arrays.unchanged import Seen
 from outlast_checkpoints.errors import (
-    AlreadyExists,
     CommitUnknown,
     StorageError,
     Superseded,
     UsageError,
 )
-from outlast_checkpoints.format import layout, lineage, manifest
+from outlast_checkpoints.format import layout, manifest
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.lineage import Origin
 from outlast_checkpoints.format.manifest import HistoryMark, Manifest
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.format.snapshot import Snapshot
 from outlast_checkpoints.storage.base import Storage
-from outlast_checkpoints.store import files, outcome, pruning
+from outlast_checkpoints.storage.documents import read_document
+from outlast_checkpoints.store import files, outcome, pruning, rewinding
 from outlast_checkpoints.store.checkpoint_reader import CheckpointReader
 from outlast_checkpoints.store.files import Damage, Loaded
+from outlast_checkpoints.store.known_commits import KnownCommit, require_shown
 from outlast_checkpoints.store.pruning import Writing
 from outlast_checkpoints.store.transfer import send_unless_there
 
@@ -75,7 +76,9 @@ class CheckpointStore(CheckpointReader):
         self._adopting: set[CheckpointId] = set()  # copies that were begun and will be completed
         self._tried: set[CheckpointId] = set()  # may have files of a failed save
 
-    def begin(self, *, verify: bool = True) -> tuple[Manifest | None, list[Damage]]:
+    def begin(
+        self, *, verify: bool = True, known: Sequence[KnownCommit] = ()
+    ) -> tuple[Manifest | None, list[Damage]]:
         """Find the checkpoint to resume from and record it. Call it before the first step.
 
         The choice is recorded durably in the attempt's `origin.json`. A second call records
@@ -84,6 +87,7 @@ class CheckpointStore(CheckpointReader):
         Args:
             verify: Read and hash every file of the checkpoint. If False, a readable manifest is
                 enough.
+            known: Checkpoints that earlier attempts have reported. Default: none.
 
         Returns:
             The manifest of the checkpoint to resume from, or None to start from the beginning, and
@@ -93,6 +97,7 @@ class CheckpointStore(CheckpointReader):
             Superseded: This attempt has begun elsewhere, or a newer one has begun.
             CheckpointDamaged: There are checkpoints but no good one. Starting over would discard
                 the training.
+            CheckpointsMissing: Listings hide a known checkpoint, or all known ones are gone.
             StorageError: The storage cannot be read or written.
         """
         attempt = self._own_attempt()
@@ -108,18 +113,14 @@ class CheckpointStore(CheckpointReader):
             raise Superseded(attempt=attempt, by=found.id.attempt)
         if found is None and damages:
             raise damages[0].error()
+        at = None if found is None else found.id
+        require_shown(self.storage, attempt, known, at, self.folders(), self._origins)
         origin = Origin(
             attempt=attempt,
             checkpoint=found.checkpoint if found else None,
             history=found.history if found else None,
         )
-        path, data = layout.origin(attempt), lineage.encode(origin)
-        try:
-            self.storage.create(path, data)
-        except AlreadyExists:
-            raise Superseded(attempt=attempt, by=f"{attempt}, begun elsewhere") from None
-        except StorageError as error:
-            outcome.confirm_created(self.storage, path, data, error)
+        rewinding.record(self.storage, origin)
         self._begun = True
         self._parent = origin.checkpoint
         return found, damages
@@ -220,7 +221,7 @@ class CheckpointStore(CheckpointReader):
             self._adopting.discard(checkpoint)
             self._saved[checkpoint] = self._manifests[checkpoint] = made
             return
-        data = source.read(layout.manifest(checkpoint))
+        data = read_document(source, layout.manifest(checkpoint))
         self._adopting.add(checkpoint)
         # Even if the manifest may be committed: the checkpoint may have been pruned since.
         for entry in made.files:

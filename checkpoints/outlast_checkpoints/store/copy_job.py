@@ -28,7 +28,8 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.manifest import FileEntry, Manifest
 from outlast_checkpoints.format.sealed_json import checksum, seal, unseal
-from outlast_checkpoints.storage.base import Storage, join, read_document
+from outlast_checkpoints.storage.base import Storage, join
+from outlast_checkpoints.storage.documents import opened, raw_document, unsigned
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.files import Damage
 from outlast_checkpoints.store.transfer import Tally, Transfer
@@ -77,21 +78,23 @@ def copy_job(
 
 class _Copy:
     def __init__(self, source: Storage, target: Storage, at_once: int, meter: Meter) -> None:
-        self._source, self._target = source, target
+        # Documents are copied with their MACs, which stay valid. What is verified is the source's.
+        self._verified, self._source = source, unsigned(source)
+        self._target = unsigned(target)
         self._meter = meter
-        self._transfer = Transfer(source, target, meter)
+        self._transfer = Transfer(self._source, self._target, meter)
         self._pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="copy")
         self._copied = Copied(self._transfer.tally)
 
     def run(self) -> Copied:
         try:
-            spec = read_document(self._source, layout.SPEC)
+            spec = self._document(layout.SPEC)
             fresh = self._take_place(spec)
             events = self._new_events()
             attempts = list(self._attempt_files())
             manifests = self._manifests()
             self._expect(attempts, manifests)
-            self._each(self._transfer.file, attempts)
+            self._each(self._attempt_file, attempts)
             for checkpoint, manifest in manifests:
                 self._checkpoint(checkpoint, manifest)
             if self._copied.damages and not self._copied.checkpoints:
@@ -111,12 +114,12 @@ class _Copy:
     def _take_place(self, spec: bytes) -> bool:
         """Check that the target is empty or has this job; return whether it is not a job yet."""
         with suppress(NotFound):
-            if read_document(self._target, layout.SPEC) == spec:
+            if raw_document(self._target, layout.SPEC) == spec:
                 return False
             raise self._taken("it holds another job")
         note = seal(_Note(spec=checksum(spec)))
         try:
-            data = read_document(self._target, layout.COPYING)
+            data = raw_document(self._target, layout.COPYING)
         except NotFound:
             if self._target.list(""):
                 raise self._taken("it is not empty") from None
@@ -135,10 +138,10 @@ class _Copy:
 
         def read(seq: int) -> tuple[int, bytes] | None:
             path = layout.journal_event(seq)
-            data = read_document(self._source, path)
+            data = self._document(path)
             if seq not in known:
                 return seq, data
-            if read_document(self._target, path) != data:
+            if raw_document(self._target, path) != data:
                 raise self._taken(f"the copy there has been run itself (since {path})")
             return None
 
@@ -158,6 +161,12 @@ class _Copy:
         found = map(layout.parse_journal_event, storage.list(layout.JOURNAL))
         return sorted(seq for seq in found if seq is not None)
 
+    def _document(self, path: str) -> bytes:
+        """Return a document as it is stored. With a key, it is verified."""
+        data = raw_document(self._source, path)
+        opened(self._verified, path, data)
+        return data
+
     def _attempt_files(self) -> Iterator[str]:
         names = self._source.list(layout.ATTEMPTS)
         for number in filter(None, map(layout.parse_attempt, names)):
@@ -173,7 +182,7 @@ class _Copy:
         )
 
     def _manifests(self) -> list[tuple[CheckpointId, Manifest | None]]:
-        store = CheckpointStore(self._source)
+        store = CheckpointStore(self._verified)
 
         def read(checkpoint: CheckpointId) -> tuple[CheckpointId, Manifest | None]:
             try:
@@ -205,13 +214,18 @@ class _Copy:
         self._copied.damages += [damage for damage in damages if damage is not None]
         path = layout.manifest(checkpoint)
         try:
-            data = read_document(self._source, path)
+            data = self._document(path) if manifest else raw_document(self._source, path)
         except StorageError:
             if manifest is not None:
                 raise
             return  # reported already
         self._transfer.document(path, data)
         self._copied.checkpoints.append(checkpoint)
+
+    def _attempt_file(self, path: str) -> None:
+        if path.endswith(".json"):
+            self._document(path)  # it has a limit
+        self._transfer.file(path)
 
     def _entry(self, checkpoint: CheckpointId, entry: FileEntry | str) -> Damage | None:
         """Copy a file of a checkpoint; return its damage in the source, if any."""

@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from outlast_checkpoints.arrays import unchanged
+from outlast_checkpoints.arrays.file_hasher import FileHasher, hashes_of
 from outlast_checkpoints.arrays.hashing import Digests, read_checked
 from outlast_checkpoints.arrays.unchanged import FrozenPart, Seen
 from outlast_checkpoints.errors import CheckpointDamaged, FormatError, NotFound, UsageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.manifest import FileEntry, Manifest
-from outlast_checkpoints.format.sealed_json import checksum
 from outlast_checkpoints.format.snapshot import ArrayFile, Snapshot
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import is_signed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +113,8 @@ def write(
     for name, document in snapshot.documents.items():
         with storage.stage(_path(checkpoint, name, arrays=False), over=over) as path:
             path.write_bytes(document)
-        written.entries.append(FileEntry(name, len(document), checksum(document)))
+        hashes = hashes_of(document, sha256=is_signed(storage))
+        written.entries.append(FileEntry(name, len(document), hashes.hash, sha256=hashes.sha256))
     return written
 
 
@@ -129,9 +131,21 @@ def check(storage: Storage, manifest: Manifest, digests: Digests | None = None) 
 def check_file(
     storage: Storage, manifest: Manifest, entry: FileEntry, digests: Digests
 ) -> Damage | None:
-    """Read and hash one file of a checkpoint; return its damage, if any."""
+    """Read and hash one file of a checkpoint; return its damage, if any.
+
+    Of an array file, the places of the arrays are checked as well.
+    """
+    from outlast_checkpoints.arrays import array_reader
+
     path = layout.checkpoint_file(manifest.id, entry.name)
     reason = digests.difference(storage, path, entry)
+    if reason is None and entry.name.endswith(_ARRAYS):
+        try:
+            array_reader.check_file(storage, path, entry)
+        except NotFound:
+            reason = "it is missing"
+        except FormatError as error:
+            reason = error.fields["reason"]
     return None if reason is None else Damage(manifest.checkpoint, entry.name, reason)
 
 
@@ -152,8 +166,7 @@ def load(storage: Storage, manifest: Manifest) -> Loaded:
     loaded = Loaded(manifest)
     for entry in manifest.files:
         if not entry.name.endswith(_ARRAYS):
-            with _checked(storage, manifest, entry) as content:
-                loaded.documents[entry.name] = bytes(content)
+            loaded.documents[entry.name] = load_document(storage, manifest, entry)
         elif entry.part_of is None:
             file = load_file(storage, manifest, entry.name)
             loaded.files[entry.name] = dict(file.arrays)
@@ -161,16 +174,23 @@ def load(storage: Storage, manifest: Manifest) -> Loaded:
     return loaded
 
 
+def load_document(storage: Storage, manifest: Manifest, entry: FileEntry) -> bytes:
+    """Read and check a file that holds no arrays. Raises `CheckpointDamaged`."""
+    with _checked(storage, manifest, entry) as content:
+        return bytes(content)
+
+
 def load_file(storage: Storage, manifest: Manifest, name: str) -> ArrayFile:
     """Read and check an array file with its parts. Raises `CheckpointDamaged`."""
-    from outlast_checkpoints.arrays.hdf5_file import read_file
+    from outlast_checkpoints.arrays import array_reader
 
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     attributes: dict[str, dict[str, str]] = {}
     for entry in manifest.files:
         if name in (entry.name, entry.part_of):
             with _checked(storage, manifest, entry) as content:
-                found = read_file(content, entry.name)
+                fetch = functools.partial(storage.fetch, _stored(manifest, entry))
+                found = array_reader.read_file(content, fetch, entry.name)
                 for path in found.arrays.keys() & arrays.keys():
                     raise FormatError(path=entry.name, reason=f"{path} is in two files")
                 arrays |= found.arrays
@@ -200,12 +220,12 @@ def _write_file(
         checkpoint,
         over=over,
         past_cache=past_cache,
-        let_go=snapshot.let_go,
+        release_written=snapshot.release_written,
     )
     possible = part_name not in snapshot.files and layout.is_name(part_name)
     if not (possible and storage.capabilities.links):
         return [written(name, file)], None
-    arrays = as_arrays(file.taken() if snapshot.let_go else file)
+    arrays = as_arrays(file.taken() if snapshot.release_written else file)
     how = unchanged.split(arrays, snapshot.progress, last)
     part = None
     if how.link is not None:
@@ -222,7 +242,7 @@ def _write_file(
     rest = ArrayFile(arrays, file.group_attributes)
     whole = written(name, rest)
     entries = [whole, *([part.entry] if part else [])]
-    return entries, Seen(snapshot.progress, how.prints, part)
+    return entries, Seen(snapshot.progress, how.hashes, part)
 
 
 def _write_arrays(
@@ -234,13 +254,19 @@ def _write_arrays(
     *,
     over: bool,
     past_cache: bool,
-    let_go: bool,
+    release_written: bool,
 ) -> FileEntry:
     from outlast_checkpoints.arrays.hdf5_file import write_arrays
 
-    with storage.stage(_path(checkpoint, name, arrays=True), over=over) as path:
-        size, digest = write_arrays(path, file, past_cache=past_cache, let_go=let_go)
-    return FileEntry(name, size, digest, part_of)
+    hasher = FileHasher(sha256=is_signed(storage))
+    try:
+        with storage.stage(_path(checkpoint, name, arrays=True), over=over) as path:
+            size, digest = write_arrays(
+                path, file, past_cache=past_cache, release_written=release_written, hasher=hasher
+            )
+    finally:
+        hashes = hasher.end()  # the disk has synced meanwhile
+    return FileEntry(name, size, digest, part_of, hashes.sha256)
 
 
 @contextmanager
@@ -250,8 +276,7 @@ def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator
     The file is read once, so exactly the hashed bytes are used.
     """
     try:
-        with storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local:
-            content, reason = read_checked(local, entry)
+        content, reason = read_checked(storage, _stored(manifest, entry), entry)
         if content is not None:
             yield content
             return
@@ -260,6 +285,10 @@ def _checked(storage: Storage, manifest: Manifest, entry: FileEntry) -> Iterator
     except FormatError as error:
         reason = error.fields["reason"]
     raise Damage(manifest.checkpoint, entry.name, reason).error()
+
+
+def _stored(manifest: Manifest, entry: FileEntry) -> str:
+    return layout.checkpoint_file(manifest.id, entry.name)
 
 
 def _path(checkpoint: CheckpointId, name: str, *, arrays: bool) -> str:

@@ -44,10 +44,10 @@ class Leftover:
             storage.delete(self.path)
 
 
-def leftovers(storage: Storage, *, older_than: float, at_work: bool) -> list[Leftover]:
+def leftovers(storage: Storage, *, older_than: float, training: bool) -> list[Leftover]:
     """Return the leftovers in a job's folder that are at least `older_than` seconds old.
 
-    at_work: a training is running, so folders without a manifest are left alone. Raises
+    training: a training is running, so folders without a manifest are left alone. Raises
     `StorageError`, also for a read-only storage: its clock is read by writing a file.
     """
     now = clock(storage)
@@ -59,7 +59,7 @@ def leftovers(storage: Storage, *, older_than: float, at_work: bool) -> list[Lef
     for checkpoint in filter(None, map(CheckpointId.parse, storage.list(layout.CHECKPOINTS))):
         if storage.exists(layout.manifest(checkpoint)):
             found += _unnamed(store, checkpoint, now)
-        elif not at_work:
+        elif not training:
             found += _uncommitted(storage, checkpoint, now)
     return sorted((one for one in found if one.age >= older_than), key=lambda one: one.path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from outlast_checkpoints.errors import AlreadyExists, CommitUnknown, NotFound, StorageError
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 
 
 def is_settled(storage: Storage) -> bool:
@@ -33,7 +34,7 @@ def confirm_created(storage: Storage, path: str, data: bytes, error: StorageErro
         except StorageError as again:
             problem = again
     try:
-        there = storage.read(path)
+        there = read_document(storage, path)
     except NotFound:
         if is_settled(storage):
             raise problem from None

@@ -80,4 +80,6 @@ def is_abandoned(
     if writing.attempt is None and reader.storage.local_path("") is None:
         # A later attempt may be sending what is not committed: only its age can tell.
         return reader.is_committed(orphan) and orphan.attempt < newest
+    if writing.attempt is not None and reader.is_committed(orphan) and reader.set_aside(orphan):
+        return False  # the rewind can be undone until somebody prunes the job
     return orphan.attempt < newest

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.manifest import Manifest
 from outlast_checkpoints.format.retention import Item, Keep, plan
 from outlast_checkpoints.storage.base import Capabilities, Storage
+from outlast_checkpoints.storage.documents import belonging, read_document
 from outlast_checkpoints.storage.local import LocalStorage
 from outlast_checkpoints.store import files
 from outlast_checkpoints.store.files import Damage
@@ -45,17 +47,24 @@ class _Folder(LocalStorage):
 
 
 class Spool:
-    """The spool of one job. limit: bytes of waiting checkpoints, not counting the newest."""
+    """The spool of one job.
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    limit: bytes of waiting checkpoints, not counting the newest. job: the job's storage; if it is
+    signed, its keys sign what waits here.
+    """
+
+    def __init__(self, folder: Path, limit: int, job: Storage | None = None) -> None:
         self.storage: Storage = _Folder(folder)
+        if job is not None:  # its path names the job's URL and creation, as a spec does elsewhere
+            identity = f"spool {folder.parent.name}/{folder.name}"
+            self.storage = belonging(self.storage, job, identity)
         self.limit = limit
 
     @classmethod
-    def of(cls, job: Storage, life: str) -> Spool | None:
+    def of(cls, job: Storage, creation: str) -> Spool | None:
         """Return the spool of a job, or None if the job is on this machine.
 
-        life: distinguishes the job from an earlier one at the same URL.
+        creation: distinguishes the job from an earlier one at the same URL.
         The spool is below $OUTLAST_SPOOL (default: outlast/spool in the user's cache folder). Its
         limit is $OUTLAST_SPOOL_LIMIT, such as "5GB" (default: half of the free space, at most
         20 GiB). Raises `UsageError` for an invalid limit.
@@ -64,13 +73,13 @@ class Spool:
         if job.local_path("") is not None or job.root.startswith("memory:"):
             return None
         home = _home()
-        return cls(home / _name(job.root) / _digest(life), _limit(home))
+        return cls(home / _name(job.root) / _digest(creation), _limit(home), job)
 
     @classmethod
     def found(cls, job: Storage) -> Spool | None:
         """Return the most recently used spool of a job, if there is one.
 
-        Use it if the storage is unreachable, so that the job's life is unknown.
+        Use it if the storage is unreachable, so that the job's creation is unknown.
         """
         if job.local_path("") is not None:
             return None
@@ -79,7 +88,7 @@ class Spool:
             newest = max(there, key=lambda folder: folder.stat().st_mtime)
         except (OSError, ValueError):
             return None
-        return cls(newest, 0)
+        return cls(newest, 0, job)
 
     @property
     def path(self) -> str:
@@ -87,7 +96,14 @@ class Spool:
         return self.storage.root
 
     def make(self) -> None:
-        """Create the folder, private to its owner. Raises `StorageError`."""
+        """Create the folder, private to its owner.
+
+        What waits here is sent in the user's name, so a folder that another user has made, or can
+        write, is refused.
+
+        Raises:
+            StorageError: it cannot be created, or is not private.
+        """
         folder = Path(self.path)
         try:
             folder.parent.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,6 +113,13 @@ class Spool:
             raise StorageError(
                 action="create the spool", path=self.path, reason=str(error), errno=error.errno
             ) from error
+        for level in (folder.parent.parent, folder.parent, folder):
+            if problem := _not_private(level, top=level == folder.parent.parent):
+                raise StorageError(
+                    action="use the spool",
+                    path=str(level),
+                    reason=f"{problem}. Set {FOLDER} to a folder of your own",
+                )
 
     def waiting(self, attempt: int | None = None) -> list[CheckpointId]:
         """Return the checkpoints that wait here, or those of one attempt, oldest first."""
@@ -114,7 +137,7 @@ class Spool:
     def manifest(self, checkpoint: CheckpointId) -> Manifest:
         """Return the manifest of a waiting checkpoint. Raises `NotFound`, `FormatError`."""
         path = layout.manifest(checkpoint)
-        return manifest.decode(self.storage.read(path), path)
+        return manifest.decode(read_document(self.storage, path), path)
 
     def damage(self, checkpoint: CheckpointId) -> list[Damage]:
         """Read and hash every file of a waiting checkpoint; return what is wrong."""
@@ -152,18 +175,18 @@ class Spool:
         found = self.waiting(attempt)
         items = [Item(one, self._metrics(one)) for one in found]
         wanted = set(found) if keep is None else plan(items, keep)
-        spared = {one for one in found if one.stage == Stage.END or one == in_use}
-        spared |= set(found[-1:])
-        doomed = [one for one in found if one not in wanted | spared]
-        sizes = {one: self.size([one]) for one in found if one not in doomed}
+        protected = {one for one in found if one.stage == Stage.END or one == in_use}
+        protected |= set(found[-1:])
+        dropped = [one for one in found if one not in wanted | protected]
+        sizes = {one: self.size([one]) for one in found if one not in dropped}
         room = self.limit if limit is None else limit
         for one in sorted(sizes):
-            if sum(sizes.values()) > room and one not in spared:
-                doomed.append(one)
+            if sum(sizes.values()) > room and one not in protected:
+                dropped.append(one)
                 del sizes[one]
-        for one in doomed:
+        for one in dropped:
             self.drop(one)
-        return sorted(doomed)
+        return sorted(dropped)
 
     def forget(self, attempt: int) -> None:
         """Delete everything of an attempt."""
@@ -195,6 +218,23 @@ class Spool:
             return self.manifest(checkpoint).metrics
         except (NotFound, FormatError):
             return {}
+
+
+def _not_private(folder: Path, *, top: bool) -> str:
+    """Return why others could put files into a folder; "" if they cannot.
+
+    top: whether it may be a link, or a folder for all users, such as /tmp.
+    """
+    found = folder.stat() if top else folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is not a folder"
+    if top and found.st_uid == 0 and os.geteuid() != 0:
+        return ""
+    if found.st_uid != os.geteuid():
+        return f"it belongs to user {found.st_uid}, not to user {os.geteuid()}"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (top and found.st_mode & stat.S_ISVTX):
+        return "other users can write it"
+    return ""
 
 
 def _home() -> Path:

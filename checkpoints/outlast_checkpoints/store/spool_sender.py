@@ -118,14 +118,14 @@ class Sender:
                 self._thread.start()
             self._changed.notify_all()
         if waits:
-            self._tell_spooled(made.id)
-        self._tell_trimmed(trimmed)
+            self._report_spooled(made.id)
+        self._report_trimmed(trimmed)
 
     def make_room(self) -> bool:
         """Delete every waiting checkpoint that is not needed; return whether there was any."""
         with self._changed:
             trimmed = self.spool.trim(self._attempt, self._keep, self._current, limit=0)
-        self._tell_trimmed(trimmed)
+        self._report_trimmed(trimmed)
         return bool(trimmed)
 
     def settle(self, left: Callable[[], float]) -> bool:
@@ -185,7 +185,7 @@ class Sender:
             with self._changed:
                 self._error, self._closing, self._current = error, True, None
                 self._changed.notify_all()
-            self._tell("save_failed", error=error)
+            self._report("save_failed", error=error)
 
     def _take(self) -> CheckpointId | None:
         """Wait until the next checkpoint is due and return it; None at the end."""
@@ -218,13 +218,13 @@ class Sender:
         except StorageError as error:
             self._looked = False  # rows may have arrived although the answer was lost
             self._went_away(error)
-            self._tell_spooled(checkpoint)
+            self._report_spooled(checkpoint)
             return
         self._came_back()
         with self._changed:
             fresh = self._fresh.pop(checkpoint, None)
         seconds = self._clock() - self._began
-        self._tell(
+        self._report(
             "sent" if fresh is None else "saved",
             checkpoint=made.checkpoint,
             reason=made.reason,
@@ -250,7 +250,7 @@ class Sender:
                 self.spool.drop(checkpoint)
             with self._changed:
                 self._fresh.pop(checkpoint, None)
-            self._tell("spool_lost", checkpoint=str(checkpoint), error=error)
+            self._report("spool_lost", checkpoint=str(checkpoint), error=error)
             return None
         return made
 
@@ -282,7 +282,7 @@ class Sender:
             self._tries = min(self._tries + 1, 32)
             self._try_at = self._clock() + pause * rng.uniform(0.75, 1.25)
         if first:
-            self._tell(
+            self._report(
                 "store_lost",
                 error=error,
                 hint=f"training continues; checkpoints wait in {self.spool.path}",
@@ -293,7 +293,7 @@ class Sender:
             away, self._away, self._reason = self._away, None, ""
         if away is not None:
             seconds = round(self._clock() - away[1], 3)
-            self._tell("store_recovered", away_for=seconds, waiting=self.backlog().count)
+            self._report("store_recovered", away_for=seconds, waiting=self.backlog().count)
 
     def _prune(self) -> None:
         if self._keep is None:
@@ -303,17 +303,17 @@ class Sender:
                 pruned = self._store.prune(self._keep)
         except OutlastError as error:
             # Too many checkpoints do no harm; the next sent one tries again.
-            self._tell("prune_failed", error=error)
+            self._report("prune_failed", error=error)
             return
         if pruned:
-            self._tell("pruned", checkpoints=pruned)
+            self._report("pruned", checkpoints=pruned)
 
-    def _tell_spooled(self, checkpoint: CheckpointId) -> None:
+    def _report_spooled(self, checkpoint: CheckpointId) -> None:
         with self._changed:
             fresh = self._fresh.pop(checkpoint, None)
         if fresh is not None:
             made, seconds = fresh
-            self._tell(
+            self._report(
                 "spooled",
                 checkpoint=made.checkpoint,
                 reason=made.reason,
@@ -321,12 +321,12 @@ class Sender:
                 seconds=seconds,
             )
 
-    def _tell_trimmed(self, trimmed: list[CheckpointId]) -> None:
+    def _report_trimmed(self, trimmed: list[CheckpointId]) -> None:
         for checkpoint in trimmed:
-            self._tell_spooled(checkpoint)
+            self._report_spooled(checkpoint)
         if trimmed:
-            self._tell("spool_trimmed", checkpoints=[str(one) for one in trimmed])
+            self._report("spool_trimmed", checkpoints=[str(one) for one in trimmed])
 
-    def _tell(self, event: str, **fields: Any) -> None:
+    def _report(self, event: str, **fields: Any) -> None:
         if self._on_event is not None:
             self._on_event(event, fields)

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from outlast_checkpoints.arrays.hashing import Digests, Meter, hashed, pieces
+from outlast_checkpoints.arrays.file_hasher import Hashes
+from outlast_checkpoints.arrays.hashing import Digests, Meter, changed, hashed, pieces
 from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
 from outlast_checkpoints.format.manifest import FileEntry
-from outlast_checkpoints.storage.base import Storage, join, read_document
+from outlast_checkpoints.storage.base import Storage, join
+from outlast_checkpoints.storage.documents import raw_document
 
 
 @dataclass
@@ -57,11 +59,11 @@ class Transfer:
             self._count(kept=entry.size)
         elif not self._link(path, entry):
             try:
-                digest = self._write(path)
+                hashes = self._write(path, sha256=entry.sha256 is not None)
             except _Unreadable as error:
                 return error.reason
-            if digest != entry.hash:
-                return "its content has changed (the hash differs)"
+            if reason := changed(entry, hashes):
+                return reason
         if entry.part_of is not None:
             self._parts.setdefault(entry, path)
         return None
@@ -85,7 +87,7 @@ class Transfer:
         try:
             self._target.create(path, data)
         except AlreadyExists:
-            if read_document(self._target, path) != data:
+            if raw_document(self._target, path) != data:
                 raise
         self._count(written=len(data), metered=True)
 
@@ -94,7 +96,7 @@ class Transfer:
         try:
             self._target.create(path, data)
         except AlreadyExists:
-            if read_document(self._target, path) != data:
+            if raw_document(self._target, path) != data:
                 self._target.replace(path, data)
         self._count()
 
@@ -116,8 +118,8 @@ class Transfer:
         self._count(linked=entry.size)
         return True
 
-    def _write(self, path: str) -> str:
-        """Copy a file, replacing any other; return its hash, verified in the target."""
+    def _write(self, path: str, *, sha256: bool = False) -> Hashes:
+        """Copy a file, replacing any other; return its hashes, verified in the target."""
         size = 0
 
         def read() -> Iterator[memoryview | bytes]:
@@ -137,12 +139,12 @@ class Transfer:
                 yield piece
 
         with self._target.stage(path, over=True) as local, open(local, "wb") as file:
-            digest = hashed(read(), self._meter)
-        if self._digests.of(self._target, path) != digest:
+            hashes = hashed(read(), self._meter, sha256=sha256)
+        if self._digests.of(self._target, path).hash != hashes.hash:
             full = join(self._target.root, path)
             raise StorageError(action="copy", path=full, reason="the copy differs from the source")
         self._count(written=size, metered=True)
-        return digest
+        return hashes
 
     def _count(
         self, *, kept: int = 0, linked: int = 0, written: int = 0, metered: bool = False
@@ -167,13 +169,18 @@ class _Unreadable(Exception):
 
 
 def send_unless_there(source: Storage, target: Storage, path: str, size: int) -> None:
-    """Copy a file that only this process writes; one of the right size is an earlier copy.
-
-    On this machine the copy is a hard link where the file system allows it.
-    """
+    """Copy a file that only this process writes; one of the right size is an earlier copy."""
     with suppress(NotFound):
         if target.size(path) == size:
             return
+    send(source, target, path)
+
+
+def send(source: Storage, target: Storage, path: str) -> bool:
+    """Copy a file, replacing any other; return whether the copy is a hard link.
+
+    On this machine it is one where the file system allows it.
+    """
     with source.fetch(path) as there, target.stage(path, over=True) as here:
         try:
             os.link(there, here)
@@ -182,3 +189,5 @@ def send_unless_there(source: Storage, target: Storage, path: str, size: int) ->
                 shutil.copyfile(there, here)
             else:
                 here.symlink_to(there)  # the upload only reads it
+            return False
+    return target.capabilities.local

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from outlast_checkpoints.arrays.hashing import Digests, Meter, Unread
-from outlast_checkpoints.errors import CheckpointDamaged, OutlastError
+from outlast_checkpoints.errors import CheckpointDamaged, NotAuthentic, OutlastError, named
 from outlast_checkpoints.format.layout import MANIFEST_FILE, CheckpointId
 from outlast_checkpoints.format.manifest import FileEntry, Manifest
 from outlast_checkpoints.store import files
@@ -79,8 +79,8 @@ def _check(
 def _take(found: Audit, one: Audited, check: Future[Damage | None]) -> None:
     try:
         damage = check.result()
-    except OutlastError as error:
-        found.problem = found.problem or error
+    except Exception as error:  # noqa: BLE001  (the problem of one job does not stop the others)
+        found.problem = found.problem or named(error)
         return
     if damage is not None:
         one.damages.append(damage)
@@ -91,14 +91,17 @@ def _manifests(store: CheckpointStore) -> Audit:
     try:
         for checkpoint in store.ids():
             found.checkpoints.append(_manifest(store, checkpoint))
-    except OutlastError as error:
-        found.problem = error
+    except Exception as error:  # noqa: BLE001  (as above)
+        found.problem = named(error)
     return found
 
 
 def _manifest(store: CheckpointStore, checkpoint: CheckpointId) -> Audited:
     try:
         return Audited(checkpoint, store.manifest(checkpoint))
-    except CheckpointDamaged as error:
-        damage = Damage(str(checkpoint), MANIFEST_FILE, error.fields["reason"])
+    except (CheckpointDamaged, NotAuthentic) as error:
+        reason = error.fields["reason"]
+        if isinstance(error, NotAuthentic):
+            reason = f"no holder of the key wrote it: {reason}"
+        damage = Damage(str(checkpoint), MANIFEST_FILE, reason)
         return Audited(checkpoint, None, [damage])

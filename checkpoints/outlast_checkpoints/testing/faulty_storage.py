@@ -125,6 +125,9 @@ class FaultyStorage:
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         return self._call("fetch", path, lambda: self.inner.fetch(path))
 
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        return self._call("read_into", path, lambda: self.inner.read_into(path, buffer))
+
     def link(self, source: str, path: str) -> bool:
         return self._call("link", path, lambda: self.inner.link(source, path))
 

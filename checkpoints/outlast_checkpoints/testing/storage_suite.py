@@ -40,7 +40,7 @@ class StorageConformance:
             storage.create("a/b", b"second")
         assert storage.read("a/b") == b"first"
 
-    def test_tells_by_one_clock_when_files_were_written(self, storage: Storage) -> None:
+    def test_modification_times_come_from_one_clock(self, storage: Storage) -> None:
         storage.create("old", b"1")
         storage.create("new", b"2")
         before = storage.modified("old")
@@ -51,7 +51,7 @@ class StorageConformance:
         with pytest.raises(NotFound):
             storage.modified("missing")
 
-    def test_what_was_finished_is_not_among_the_unfinished(self, storage: Storage) -> None:
+    def test_finished_files_are_not_among_the_unfinished(self, storage: Storage) -> None:
         storage.create("a/file", b"1")
         storage.replace("a/file", b"2")
         with storage.stage("a/large") as path:
@@ -96,7 +96,7 @@ class StorageConformance:
         assert storage.read_range("a", 50, 60) == b""
         assert storage.read_range("a", 5, 5) == b""
 
-    def test_what_is_missing_is_not_found(self, storage: Storage) -> None:
+    def test_a_missing_file_is_not_found(self, storage: Storage) -> None:
         for read in (storage.read, storage.size, lambda path: storage.read_range(path, 0, 1)):
             with pytest.raises(NotFound):
                 read("no/such")
@@ -113,7 +113,7 @@ class StorageConformance:
         assert storage.read("a/beat") == b"third"
         assert storage.list("a") == ["beat"]
 
-    def test_list_gives_names_of_files_and_folders(self, storage: Storage) -> None:
+    def test_list_returns_names_of_files_and_folders(self, storage: Storage) -> None:
         for path in ("f/b", "f/a/x", "f/a/y", "f/c[1]*?/z", "g"):
             storage.create(path, b"1")
         assert storage.list("f") == ["a", "b", "c[1]*?"]
@@ -136,7 +136,7 @@ class StorageConformance:
         storage.create("a/b", b"2")
         assert storage.read("a/b") == b"2"
 
-    def test_delete_tree_takes_nothing_else(self, storage: Storage) -> None:
+    def test_delete_tree_deletes_nothing_else(self, storage: Storage) -> None:
         for path in ("t/a", "t/b/c", "t2/a", "t[1]/a", "t1/a", "t*/b"):
             storage.create(path, b"1")
         storage.delete_tree("t")
@@ -170,7 +170,7 @@ class StorageConformance:
             path.write_bytes(b"second")
         assert storage.read("c/file") == b"first"
 
-    def test_stage_writes_over_an_earlier_try_when_told_to(self, storage: Storage) -> None:
+    def test_stage_overwrites_an_earlier_try_on_request(self, storage: Storage) -> None:
         storage.create("c/file", b"an earlier try, cut")
         with storage.stage("c/file", over=True) as path:
             assert not path.exists()
@@ -193,14 +193,23 @@ class StorageConformance:
             assert path.name == "file.h5"
         assert storage.read("c/file.h5") == b"content"
 
+    def test_read_into(self, storage: Storage) -> None:
+        storage.create("c/file.h5", b"content")
+        for size, read in ((7, b"content"), (4, b"cont"), (9, b"content\0\0"), (0, b"")):
+            buffer = memoryview(bytearray(size))
+            assert storage.read_into("c/file.h5", buffer) == min(size, 7)
+            assert buffer == read
+        with pytest.raises(NotFound):
+            storage.read_into("no/such", memoryview(bytearray(1)))
+
     def test_link(self, storage: Storage) -> None:
         storage.create("c/one/file.h5", b"content")
         storage.create("taken", b"other")
         assert not storage.link("c/none/file.h5", "c/two/file.h5")
         assert storage.list("c/two") == []
         made = storage.link("c/one/file.h5", "c/two/file.h5")
-        assert made == storage.capabilities.links
-        if not made:
+        assert storage.capabilities.links or not made
+        if not made:  # a local folder may be on a file system without links
             assert not storage.exists("c/two/file.h5")
             return
         with pytest.raises(AlreadyExists):
