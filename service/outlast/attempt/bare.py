@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from outlast import exit_codes, notices
-from outlast.attempt import signals
+from outlast.attempt import script_change, signals
 from outlast.attempt.context import AttemptContext, current, set_current
 from outlast.attempt.signals import StopFlag
 from outlast.errors import InvalidTransition
 from outlast.job import failure_stats as failures
-from outlast.job import fencing_check, process_identity, takeover
+from outlast.job import fencing_check, process_identity, standard_streams, takeover, trust
 from outlast.job import spec as specs
 from outlast.job.events import Ended, Launched, Released, Resumed, Started, Submitted
 from outlast.job.heartbeat import HeartbeatWriter, Status
 from outlast.job.journal import Journal
+from outlast.job.known_commits import known_commits
 from outlast.job.lifecycle import Job, State
 from outlast.job.log_events import LogEvent
 from outlast.job.logs import LogFile, make_logger
@@ -46,6 +47,7 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.redaction import redact
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 from outlast_checkpoints.storage.retry_budget import BRIEF, USUAL, patience
 
 if TYPE_CHECKING:
@@ -66,9 +68,9 @@ def open_bare(
     """Return the context of this process for the job in `job_dir`.
 
     The first call creates the job if it does not exist, writes off a previous owner that is gone,
-    claims the next attempt, starts the heartbeat, and handles SIGTERM, SIGINT, SIGUSR1 and SIGUSR2
-    (the third Ctrl-C interrupts immediately). Later calls with the same folder return the same
-    context. OUTLAST_DETERMINISTIC=0 disables TensorFlow's op determinism.
+    claims the next attempt, starts the heartbeat, and handles SIGTERM, SIGINT, SIGHUP, SIGUSR1 and
+    SIGUSR2 (the third Ctrl-C interrupts immediately). Later calls with the same folder return the
+    same context. OUTLAST_DETERMINISTIC=0 disables TensorFlow's op determinism.
 
     Args:
         job_dir: Folder or URL of the job.
@@ -114,19 +116,21 @@ def close_bare(context: AttemptContext, code: int = exit_codes.DONE) -> None:
 
 def _storage_of(job_dir: object) -> Storage:
     text = os.fspath(job_dir) if isinstance(job_dir, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or ("://" not in text and Path(text).is_file()):
+    storage = open_storage(text) if isinstance(text, str) and text else None
+    folder = None if storage is None else storage.local_path("")
+    if storage is None or (folder is not None and folder.is_file()):
         what = "is a file" if text else "is neither a folder nor a URL"
         raise UsageError(
             field="job_dir",
             problem=f"{job_dir!r} {what}",
             hint="Pass for example job_dir='my-job' or job_dir='s3://bucket/jobs/my-job'.",
         )
-    return open_storage(text)
+    return storage
 
 
 def _spec_of(storage: Storage, name: str | None, given: dict[str, Any]) -> JobSpec:
     try:
-        stored = specs.decode(storage.read(layout.SPEC))
+        stored = specs.decode(read_document(storage, layout.SPEC))
     except NotFound:
         script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
         is_file = script is not None and script.is_file()
@@ -139,8 +143,10 @@ def _spec_of(storage: Storage, name: str | None, given: dict[str, Any]) -> JobSp
             "created": time.time(),
         }
         stored = JobSpec(**{**values, **given})
+        document = specs.encode(stored)
         try:
-            storage.create(layout.SPEC, specs.encode(stored))
+            storage.create(layout.SPEC, document)
+            trust.remember(document, storage.root)
         except AlreadyExists:  # another process was first, so its spec counts
             return _spec_of(storage, name, given)
     return msgspec.structs.replace(stored, **given)
@@ -168,6 +174,7 @@ class _Bare:
             supervised=False,
             local_dir=storage.local_path(""),
             failures=failures.seen_in(self._journal.read()),
+            known_commits=known_commits(storage, self._journal.read()),
             spool=spool_of(storage, spec),
         )
         self._heartbeat = HeartbeatWriter(
@@ -180,19 +187,21 @@ class _Bare:
             on_beat=self._file.flush,
             aside=None if self.context.spool is None else self.context.spool.storage,
         )
+        script_change.identify(status, script_change.main_file())
         self._heartbeat.start()
         self._journal.append(Started(attempt=job.attempt))
-        self._handlers = signals.install(stop, patience=2)
+        self._handlers = signals.install(stop, max_interrupts=2)
         self._excepthook = sys.excepthook
         sys.excepthook = self._on_uncaught
         atexit.register(self._at_exit)
         set_current(self.context)
         self.context.log.info(LogEvent.ATTEMPT_STARTED, pid=self._pid, supervised=False)
+        script_change.tell(self.context)
         self._notice: Notice | None = None
-        self._listener = notices.watch(spec.preemption, self._on_notice, self._tell_of_cloud)
+        self._listener = notices.watch(spec.preemption, self._on_notice, self._log_cloud_event)
         if not fencing_check.can_fence(storage):
             fencing_check.warn(storage, self.context.log)
-            sys.stderr.write(f"outlast: {fencing_check.WHY}: {fencing_check.HINT}\n")
+            standard_streams.say(f"outlast: {fencing_check.why(storage)}: {fencing_check.HINT}")
 
     def _claim(self, storage: Storage, spec: JobSpec) -> Job:
         if self._journal.job() is None:
@@ -208,8 +217,11 @@ class _Bare:
         except InvalidTransition:
             raise takeover.busy(spec.job, self._journal.existing_job()) from None
 
-    def close(self, code: int, error: str | None = None) -> int:
-        """Record the end of this process in the journal; return the exit code."""
+    def close(self, code: int, error: str | None = None, *, at_exit: bool = False) -> int:
+        """Record the end of this process in the journal; return the exit code.
+
+        at_exit: the process ends, so further signals that ask for that are ignored.
+        """
         if self.closed or os.getpid() != self._pid:
             return code
         self.closed = True
@@ -218,7 +230,7 @@ class _Bare:
             self._listener.stop()
         code = context.before_exit(code)
         if self._handlers is not None:
-            self._handlers.restore()
+            self._handlers.restore(ignore=at_exit and context.stop.requested)
         if sys.excepthook == self._on_uncaught:
             sys.excepthook = self._excepthook
         atexit.unregister(self._at_exit)
@@ -236,7 +248,7 @@ class _Bare:
             if context.spool is None:
                 raise
             # The next owner sees that this process is gone.
-            sys.stderr.write(f"outlast: {error}\n")
+            standard_streams.say(f"outlast: {error}")
         if self._listener is not None and self._notice is not None:
             self._listener.acknowledge()
         return code
@@ -260,7 +272,7 @@ class _Bare:
                 context.spool.tidy(context.attempt)
         with suppress(InvalidTransition):  # superseded
             if self._journal.append(ended).state is State.WAITING:
-                why = "no supervisor" if self._notice is None else self._notice.story
+                why = "no supervisor" if self._notice is None else self._notice.description
                 self._journal.append(Released(reason=why))
 
     def _at_exit(self) -> None:
@@ -271,12 +283,11 @@ class _Bare:
         code = exit_codes.DONE if code is None else code
         left = code
         try:
-            left = self.close(code)
+            left = self.close(code, at_exit=True)
         except OutlastError as error:
-            sys.stderr.write(f"outlast: {error}\n")
+            standard_streams.say(f"outlast: {error}")
         if left != code:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            standard_streams.flush()
             os._exit(left)  # the only way to change the exit code here
 
     def _on_uncaught(
@@ -297,12 +308,12 @@ class _Bare:
         if notice.within is not None:
             within = notice.time_to_leave(now, spec.grace, limit=spec.grace_is_limit)
             stop.leave_by = now + within
-        self.context.log.warning(LogEvent.PREEMPTION_ANNOUNCED, **notice.told())
-        stop.request(notice.story)
+        self.context.log.warning(LogEvent.PREEMPTION_ANNOUNCED, **notice.log_fields())
+        stop.request(notice.description)
         if not stop.watched and self._handlers is not None:
             os.kill(self._pid, signal.SIGTERM)  # nothing is unsaved outside a phase
 
-    def _tell_of_cloud(self, event: str, fields: Mapping[str, Any]) -> None:
+    def _log_cloud_event(self, event: str, fields: Mapping[str, Any]) -> None:
         say = self.context.log.info if event == notices.WATCHED else self.context.log.warning
         say(event, **fields)
 

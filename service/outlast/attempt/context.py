@@ -7,7 +7,7 @@ Under `outlast run`, the context is set before the script starts. A bare script
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -16,11 +16,13 @@ from structlog.typing import FilteringBoundLogger
 
 from outlast import exit_codes
 from outlast.attempt.signals import StopFlag
+from outlast.job.audit_target import AuditTarget
 from outlast.job.heartbeat import Status
 from outlast.job.rank import Rank
 from outlast.job.save_interval import Failures
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.store.known_commits import KnownCommit
 from outlast_checkpoints.store.spool import Spool
 
 if TYPE_CHECKING:
@@ -49,16 +51,22 @@ class AttemptContext:
     """Whether a supervisor watches this process."""
     local_dir: Path | None
     """Folder of the job on this machine; None if its storage is elsewhere."""
+    began: float = field(default_factory=time.time)
+    """When this process became the attempt, in seconds since the epoch."""
     failures: Failures = field(default_factory=Failures)
     """Failures of earlier attempts."""
+    known_commits: Sequence[KnownCommit] = ()
+    """Checkpoints that earlier attempts have reported."""
     before_training: Callable[[], None] = lambda: None
     """Called before the first phase; may restart the process."""
     spool: Spool | None = None
     """Where checkpoints wait to be sent; None if the storage is on this machine."""
-    look_for_departure: Callable[[], float | None] = lambda: None
+    read_deadline: Callable[[], float | None] = lambda: None
     """Returns the seconds until the deadline that the supervisor set; None without one."""
     before_exit: Callable[[int], int] = lambda code: code
     """Called with the exit code; returns the exit code to use."""
+    audit: AuditTarget | None = None
+    """Where to save and stop, in the attempt of an audit; None in any other."""
     exit_code: int | None = field(default=None)
     """Exit code of the script, once it is known."""
     rank: Rank = field(default_factory=Rank)
@@ -70,7 +78,7 @@ class AttemptContext:
         """Return when this machine is taken, in monotonic seconds; None if unknown."""
         stop = self.stop
         if stop.leave_by is None and stop.requested:
-            left = self.look_for_departure()
+            left = self.read_deadline()
             stop.leave_by = None if left is None else time.monotonic() + left
         return stop.leave_by
 

@@ -25,11 +25,11 @@ SIGNALS = (*LEAVE, *SAVE)
 
 
 @contextlib.contextmanager
-def hold_back() -> Iterator[None]:
+def block_signals() -> Iterator[None]:
     """Block the signals in this thread, and in the processes that start in this context.
 
     No signal is lost: this process handles it afterwards, or in another thread. New processes
-    inherit the block over fork and exec, until they call `go_on`.
+    inherit the block over fork and exec, until they call `ignore_signals`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -38,21 +38,21 @@ def hold_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def go_on() -> None:
+def ignore_signals() -> None:
     """In a worker: unblock the signals and handle them by doing nothing.
 
     If they stayed blocked or ignored, programs that the worker runs would inherit that, and the
     worker could not end them.
     """
     for signum in SIGNALS:
-        signal.signal(signum, _nothing)
+        signal.signal(signum, _do_nothing)
         signal.siginterrupt(signum, False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def going_on(function: Callable[..., Any] | None) -> Callable[..., Any]:
-    """Return a function for workers that calls `go_on`, then `function` with its arguments."""
-    return functools.partial(_go_on_and_call, function)
+def ignoring_signals(function: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return a function for workers that calls `ignore_signals`, then `function`."""
+    return functools.partial(_ignore_and_call, function)
 
 
 def end_with_training() -> None:
@@ -62,12 +62,12 @@ def end_with_training() -> None:
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
 
 
-class Crew:
+class WorkerProcesses:
     """The worker processes of a training."""
 
     def __init__(self) -> None:
         self._processes: dict[int, BaseProcess] = {}
-        self._told: set[int] = set()
+        self._terminated: set[int] = set()
 
     def add(self, processes: Iterable[BaseProcess]) -> None:
         """Make `terminate` kill these processes, because they do nothing on SIGTERM."""
@@ -79,8 +79,8 @@ class Crew:
                 popen: Any = process._popen  # type: ignore[attr-defined]
                 popen.terminate = functools.partial(self._end, process)
 
-    def ended_by_themselves(self, timeout: float) -> list[BaseProcess]:
-        """Wait for all workers; return those that ended without being terminated.
+    def ended_unasked(self, timeout: float) -> list[BaseProcess]:
+        """Wait for all workers; return those that ended without `terminate`.
 
         Args:
             timeout: Seconds to wait for each worker.
@@ -88,19 +88,19 @@ class Crew:
         found = []
         for pid, process in list(self._processes.items()):
             process.join(timeout)
-            if pid not in self._told and process.exitcode is not None:
+            if pid not in self._terminated and process.exitcode is not None:
                 found.append(process)
         return found
 
     def _end(self, process: BaseProcess) -> None:
         assert process.pid is not None
         if not connection.wait([process.sentinel], 0):  # otherwise it has already ended
-            self._told.add(process.pid)
+            self._terminated.add(process.pid)
             process.kill()
 
 
-def _go_on_and_call(function: Callable[..., Any] | None, *arguments: Any) -> None:
-    go_on()
+def _ignore_and_call(function: Callable[..., Any] | None, *arguments: Any) -> None:
+    ignore_signals()
     if function is not None:
         function(*arguments)
 
@@ -110,5 +110,5 @@ def _end_after(parent: Any) -> None:
     os._exit(1)
 
 
-def _nothing(signum: int, frame: FrameType | None) -> None:
+def _do_nothing(signum: int, frame: FrameType | None) -> None:
     pass

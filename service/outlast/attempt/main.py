@@ -23,13 +23,16 @@ from types import ModuleType, TracebackType
 from typing import Final
 
 from outlast import exit_codes
-from outlast.attempt import context, seeding, signals
+from outlast.attempt import adoption, context, script_change, script_errors, seeding, signals
 from outlast.attempt.context import AttemptContext
-from outlast.attempt.prefetch import Ahead
+from outlast.attempt.prefetch import Prefetch
 from outlast.attempt.safe_output import Output, guard_output
 from outlast.attempt.signals import StopFlag
-from outlast.errors import JobUnknown, ScriptRejected
+from outlast.attempt.training_import import prepare_training
+from outlast.attempt.written_files import WrittenFiles
+from outlast.errors import ScriptRejected
 from outlast.job import (
+    audit_target,
     deadline,
     failure_stats,
     machine,
@@ -41,13 +44,14 @@ from outlast.job import (
 from outlast.job import spec as specs
 from outlast.job.heartbeat import HeartbeatWriter, Status
 from outlast.job.journal import Journal
+from outlast.job.known_commits import known_commits
 from outlast.job.log_events import LogEvent
 from outlast.job.logs import LogFile, make_logger
 from outlast.job.process_identity import SUPERVISOR_PID
 from outlast.job.spec import JobSpec
-from outlast_checkpoints.errors import NotFound, OutlastError, StorageError, Superseded
+from outlast.job.submission import load_spec
+from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
 from outlast_checkpoints.format import layout
-from outlast_checkpoints.redaction import redact
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
@@ -69,6 +73,7 @@ class Attempt:
         # The parent may be a wrapper of the interpreter, so the supervisor passes its pid.
         supervisor = os.environ.get(SUPERVISOR_PID)
         self._supervisor = process_identity.of_process(int(supervisor)) if supervisor else None
+        self._pid = os.getpid()
         self._code = exit_codes.FAILED
         self._superseded: Superseded | None = None
         self._leave_by: float | None = None
@@ -89,9 +94,11 @@ class Attempt:
             supervised=True,
             local_dir=storage.local_path(""),
             failures=failure_stats.seen_in(journal.read()),
+            known_commits=known_commits(storage, journal.read()),
             before_training=self._before_training,
             spool=spool_settings.spool_of(storage, spec),
-            look_for_departure=self._time_left,
+            read_deadline=self._time_left,
+            audit=audit_target.load(storage),
         )
         self._heartbeat = HeartbeatWriter(
             storage,
@@ -105,6 +112,7 @@ class Attempt:
             rank=mine.number,
         )
         self._ended = threading.Event()
+        self._written: WrittenFiles | None = None
 
     def run(self) -> int:
         """Run the script; return the exit code. The last heartbeat has it too."""
@@ -114,22 +122,25 @@ class Attempt:
         faulthandler.enable()
         faulthandler.register(signal.SIGQUIT, all_threads=True)
         signals.install(self.context.stop)
+        script_change.identify(self.context.status, specs.script_path(self.context.spec))
         self._heartbeat.start()
         # A separate thread, because a slow storage may block that of the heartbeat.
-        threading.Thread(target=self._look_around, name="outlast-lookout", daemon=True).start()
+        threading.Thread(target=self._watch, name="outlast-watch", daemon=True).start()
         context.set_current(self.context)
         self.context.log.info(
             LogEvent.ATTEMPT_STARTED,
             pid=os.getpid(),
             supervised=True,
             runs=self.context.spec.runs,
-            **_told(preload.warmth()),
+            **_spare_fields(preload.warm_start()),
         )
         self.context.status.activity = "importing"
-        if preload.warmth() is not None and self._storage.capabilities.local:
+        if preload.warm_start() is not None and self._storage.capabilities.local:
             # Everything needed for reading is imported, so this does not slow down the script.
-            self.context.read_ahead = Ahead(self._storage).take
+            self.context.read_ahead = Prefetch(self._storage).take
         self._code = self._run_script()
+        if os.getpid() != self._pid:
+            return self._code  # a fork of the script has come to its end
         if self._superseded is None:
             try:
                 self._code = self.context.before_exit(self._code)
@@ -143,8 +154,14 @@ class Attempt:
         spec = self.context.spec
         try:
             self.context.fence()
+            if self.context.audit is not None:
+                self._written = WrittenFiles([Path(self._storage.root).parent])
+                self._written.watch()
             self._keep_machine()
+            script_change.tell(self.context)
             seeding.seed_everything(spec.seed, deterministic=spec.deterministic)
+            prepare_training(spec)
+            adoption.begin(spec)
             if spec.module is not None:
                 run_module(spec.module, spec.args)
             else:
@@ -153,13 +170,12 @@ class Attempt:
             return self._exit_code(left)
         except BaseException as error:  # noqa: BLE001  (every error has an exit code)
             return self._judge(error)
-        if self.context.status.phase is None:
+        if self.context.status.phase is None and os.getpid() == self._pid:
             self.context.log.warning(
                 LogEvent.NOTHING_PROTECTED,
                 why="the script did not call outlast's fit or Loop, so nothing was saved; after a "
                 "crash, it would have started from the beginning",
-                instead="use `from outlast import fit`, and call fit(model, …) instead of "
-                "model.fit(…)",
+                instead=adoption.REMEDY[spec.adopt],
             )
         return exit_codes.DONE
 
@@ -177,15 +193,20 @@ class Attempt:
         if isinstance(left.code, int):
             return left.code & 0xFF
         sys.stderr.write(f"{left.code}\n")
-        self.context.status.error = _short(str(left.code))
+        self.context.status.error = script_errors.short(str(left.code))
         return exit_codes.FAILED
 
     def _judge(self, error: BaseException) -> int:
         """Print the error, put it into the heartbeat, and return its exit code."""
+        if os.getpid() != self._pid:  # in a fork of the script, which is not the attempt
+            traceback.print_exception(type(error), error, user_frames(error.__traceback__))
+            return exit_codes.FAILED
         trace = user_frames(error.__traceback__)
         where = _where(trace, error)
-        self.context.status.error = f"{type(error).__name__}: {_short(str(error))}{where}"
-        if where and not _may_pass(error):
+        self.context.status.error = (
+            f"{type(error).__name__}: {script_errors.short(str(error))}{where}"
+        )
+        if where and not script_errors.is_transient(error):
             self.context.status.exception = f"{type(error).__name__}{where}"
         if isinstance(error, OutlastError) and DEBUG not in os.environ:
             # The message explains the error; a traceback would not help.
@@ -204,9 +225,13 @@ class Attempt:
         return exit_codes.FAILED
 
     def _finish(self) -> None:
+        if os.getpid() != self._pid:
+            return
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
+        if self._written is not None:
+            self._written.store(self._storage)
         if lost := sum(output.lost for output in self._output):
             self.context.log.warning(LogEvent.OUTPUT_LOST, bytes=lost, why="the disk was full")
         self.context.log.info(
@@ -224,8 +249,8 @@ class Attempt:
                 spool.tidy(self.context.attempt)
 
     def _before_training(self) -> None:
-        """Report what a spare should import; restart cold if this process was an unfit spare."""
-        variables = preload.unfit()
+        """Report what a spare should import; restart cold if the spare does not fit."""
+        variables = preload.differing_variables()
         if variables:
             self.context.log.warning(
                 LogEvent.SPARE_REJECTED,
@@ -237,22 +262,22 @@ class Attempt:
             self._heartbeat.stop()
             self._file.close()
             preload.start_cold(self._storage.root, self.context.attempt)
-        self.context.status.preload = preload.preload_of(sys.modules)
+        preload.report(preload.preload_of(sys.modules))
+        script_change.tell_of_module(self.context)
 
     def _time_left(self) -> float | None:
-        spool = self.context.spool
-        storage = self._storage if spool is None else spool.storage
+        storage = spool.storage if (spool := self.context.spool) else self._storage
         return deadline.seconds_left(storage, self.context.attempt)
 
     def _on_superseded(self, error: Superseded) -> None:
         self._superseded = error
         self._leave_soon("superseded", exit_codes.SUPERSEDED)
 
-    def _look_around(self) -> None:
+    def _watch(self) -> None:
         while not self._ended.wait(1.0):
-            self._see_who_has_to_leave()
+            self._check_owner()
 
-    def _see_who_has_to_leave(self) -> None:
+    def _check_owner(self) -> None:
         if self._supervisor is not None and self._supervisor.gone():
             self._leave_soon("orphaned", exit_codes.RESUMABLE)
         saving = self.context.status.activity == "saving" and self._superseded is None
@@ -271,14 +296,14 @@ class Attempt:
             self.context.stop.request(reason)
 
 
-def _told(warmed: preload.Warmth | None) -> dict[str, float]:
+def _spare_fields(warmed: preload.WarmStart | None) -> dict[str, float]:
     """Return the log fields of a warm spare."""
     if warmed is None:
         return {}
     resident, own = (round(size / 2**20) for size in warmed.memory)
     waited = round(warmed.seconds, 1)
-    told = {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
-    return {**told, "spare_forks": warmed.forks}
+    fields = {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
+    return {**fields, "spare_forks": warmed.forks}
 
 
 def run_script(spec: JobSpec) -> None:
@@ -308,7 +333,8 @@ def run_script(spec: JobSpec) -> None:
     module.__loader__ = SourceFileLoader("__main__", name)
     module.__dict__.update(__builtins__=__builtins__, __spec__=None, __cached__=None)
     sys.modules["__main__"] = module
-    exec(compile(source, name, "exec", dont_inherit=True), module.__dict__)
+    code = compile(source, name, "exec", dont_inherit=True)
+    exec(code, module.__dict__)  # nosec B102  # the script of the job
 
 
 def run_module(name: str, args: list[str]) -> None:
@@ -341,14 +367,6 @@ def _is_own(filename: str) -> bool:
     return filename.startswith(_OWN)
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Return whether the script may get further in another attempt."""
-    if isinstance(error, OSError):
-        lasting = FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError
-        return not isinstance(error, lasting)
-    return isinstance(error, MemoryError | OutlastError) or not isinstance(error, Exception)
-
-
 def _where(trace: TracebackType | None, error: BaseException) -> str:
     """Return the innermost line of the user's code, as " (train.py, line 12)"."""
     if isinstance(error, SyntaxError):
@@ -361,21 +379,14 @@ def _where(trace: TracebackType | None, error: BaseException) -> str:
     return found
 
 
-def _short(text: str, limit: int = 500) -> str:
-    line = " ".join(redact(text).split())
-    return line if len(line) <= limit else f"{line[: limit - 3]}..."
-
-
 def main(argv: list[str]) -> int:
     """Run attempt number `argv[1]` of the job at the URL `argv[0]`; return the exit code."""
     url, attempt = argv
+    if (pipe := os.environ.pop(preload.PIPE, None)) is not None:
+        preload.use_pipe(preload.inherited_pipe(int(pipe)))
     try:
         storage = open_storage(url)
-        try:
-            spec = specs.decode(storage.read(layout.SPEC))
-        except NotFound as error:
-            raise JobUnknown(root=storage.root) from error
-        return Attempt(storage, spec, int(attempt)).run()
+        return Attempt(storage, load_spec(storage), int(attempt)).run()
     except OutlastError as error:
         sys.stderr.write(f"outlast: {error}\n")
         return error.exit_code

@@ -9,13 +9,13 @@ from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore, Loaded
 
 
-class Ahead:
+class Prefetch:
     """Starts reading immediately. If it fails, the checkpoint is read again later."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._found: Loaded | None = None
-        self._thread = threading.Thread(target=self._read, name="outlast-ahead", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="outlast-prefetch", daemon=True)
         self._thread.start()
 
     def take(self) -> Loaded | None:

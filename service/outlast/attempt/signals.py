@@ -1,7 +1,8 @@
-"""Signal handlers of a training: they set a flag, which the loop reads between steps.
+"""Signal handlers of a training. They set a flag, which the loop reads between two steps.
 
-A script and its libraries may have handlers of their own. These are called after the flag is set. A
-handler that takes the place of ours is found at the next step border, and is called from then on.
+If the script or a library has installed a handler before, ours calls it after setting the flag. If
+Python code sets one while a loop runs, ours stays in place and calls it from then on. If one gets
+past `signal.signal`, the loop installs ours again at the next border between two steps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Final
 
 from outlast.exit_codes import RESUMABLE
 
-LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 SAVE = (signal.SIGUSR2,)
 
 _Handler = Callable[[int, FrameType | None], Any] | int | None
@@ -29,21 +30,21 @@ class StopFlag:
 
     Attributes:
         reason: Why to save and leave, from the first request; None to continue.
-        requested_at: When that was requested, in monotonic seconds.
-        leave_by: When the machine is taken, in monotonic seconds; None if unknown.
-        save_and_go_on: Whether to save now and continue; the loop resets it.
+        requested_at: Time of the first request, in monotonic seconds.
+        leave_by: Time at which the machine is taken, in monotonic seconds; None if unknown.
+        save_and_continue: Whether to save now and continue; the loop resets it.
         count: Number of requests.
-        in_loop: Whether a loop runs, which saves and leaves when it was requested to.
-        handler_error: What a handler of the script raised in a loop.
-        watched: Whether a loop reads the flag. If none does (in a bare script outside its phases),
-            a signal ends the script immediately, as without Outlast.
+        in_loop: Whether a loop is running, which will save and leave on a request.
+        handler_error: Error that a handler of the script raised while a loop was running.
+        watched: Whether anything reads the flag. If not (in a bare script outside its phases), a
+            signal ends the script immediately, as without Outlast.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.requested_at: float | None = None
         self.leave_by: float | None = None
-        self.save_and_go_on = False
+        self.save_and_continue = False
         self.watched = True
         self.count = 0
         self.in_loop = False
@@ -52,7 +53,7 @@ class StopFlag:
         self._requested = threading.Event()
 
     def request(self, reason: str) -> None:
-        """Ask to save at the next step border and leave. Later requests change nothing."""
+        """Ask the loop to save after the current step and leave. Later requests only count."""
         self.count += 1
         if self.reason is None:
             self.reason, self.requested_at = reason, time.monotonic()
@@ -60,25 +61,27 @@ class StopFlag:
 
     @contextlib.contextmanager
     def read_by_loop(self) -> Iterator[None]:
-        """Mark that a loop reads the flag, until the end of this context."""
+        """Mark that a loop reads the flag while this context is open."""
         before = self.watched, self.in_loop
         self.watched = self.in_loop = True
+        keeping = contextlib.nullcontext() if self._handlers is None else self._handlers.keeping()
         try:
-            yield
+            with keeping:
+                yield
         finally:
             self.watched, self.in_loop = before
 
-    def put_handlers_back(self) -> list[str]:
-        """Install our handlers again where they were replaced.
+    def reinstall_handlers(self) -> list[str]:
+        """Install our handlers again where the script or a library has replaced them.
 
         Returns:
-            The names of the signals, each only the first time.
+            Names of the signals whose handlers were replaced, each only the first time.
         """
-        return [] if self._handlers is None else self._handlers.put_back()
+        return [] if self._handlers is None else self._handlers.reinstall()
 
     @property
     def requested(self) -> bool:
-        """Whether anybody asked to leave."""
+        """Whether the loop was asked to leave."""
         return self.reason is not None
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -87,70 +90,115 @@ class StopFlag:
 
 
 class Handlers:
-    """The signal handlers of one flag.
+    """The signal handlers that set one flag.
 
-    A fork of the process, such as a data worker, gets back the previous handlers.
+    In a fork of the process, such as a data worker, the previous handlers are restored.
 
     Args:
         flag: The flag to set.
-        patience: Number of SIGINT that set the flag before one interrupts immediately; None for
-            no limit.
+        max_interrupts: Number of SIGINTs that set the flag; the next one raises
+            `KeyboardInterrupt` immediately. None for no limit.
     """
 
-    def __init__(self, flag: StopFlag, *, patience: int | None = None) -> None:
+    def __init__(self, flag: StopFlag, *, max_interrupts: int | None = None) -> None:
         self._flag = flag
-        self._patience = patience
+        self._max_interrupts = max_interrupts
         self._interrupts = 0
         self._before: dict[int, _Handler] = {}
         self._running: set[int] = set()
+        self._first: dict[int, _Handler] = {}
+        self._replaced: list[int] = []
         self._reported: set[int] = set()
         flag._handlers = self
         _all.add(self)
 
     def install(self, leave: Iterable[int] = LEAVE, save: Iterable[int] = SAVE) -> None:
-        """Install the handlers."""
+        """Install the handlers.
+
+        SIGHUP stays ignored under nohup.
+        """
         for signum in leave:
+            if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+                continue
             self._before[signum] = signal.signal(signum, self._on_leave)
         for signum in save:
             self._before[signum] = signal.signal(signum, self._on_save)
+        self._first = dict(self._before)
 
-    def restore(self) -> None:
-        """Restore the previous handlers."""
+    def restore(self, *, ignore: bool = False) -> None:
+        """Restore the previous handlers. ignore: ignore the signals that ask to leave instead."""
         while self._before:
             signum, before = self._before.popitem()
+            if ignore and signum in LEAVE:
+                signal.signal(signum, signal.SIG_IGN)
+                continue
             # None: a handler set outside Python, which Python cannot restore
             with contextlib.suppress(ValueError):
                 signal.signal(signum, signal.SIG_DFL if before is None else before)
 
-    def put_back(self) -> list[str]:
-        """Install the handlers again where the script, or a library, has replaced them.
+    def reinstall(self) -> list[str]:
+        """Install the handlers again where the script or a library has replaced them.
 
         Returns:
-            The names of the signals that were not returned before.
+            Names of the signals whose handlers were replaced, each only the first time.
         """
         if threading.current_thread() is not threading.main_thread():
             return []
-        taken = []
         for signum in list(self._before):
-            ours = self._on_save if signum in SAVE else self._on_leave
+            ours = self._ours(signum)
             present = signal.getsignal(signum)
             if present == ours:
                 continue
             signal.signal(signum, ours)
             if isinstance(getattr(present, "__self__", None), Handlers):
-                continue  # of another job in this process
+                continue  # the handler of another job in this process
             self._before[signum] = present
-            if signum not in self._reported:
-                self._reported.add(signum)
-                taken.append(signal.Signals(signum).name)
-        return taken
+            self._replaced.append(signum)
+        new = [n for n in dict.fromkeys(self._replaced) if n not in self._reported]
+        self._replaced.clear()
+        self._reported.update(new)
+        return [signal.Signals(signum).name for signum in new]
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Within the block, `signal.signal` sets the handler that ours call, and ours stay."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._replaced += [getattr(signal, name) for name in self.reinstall()]
+        self._reported.difference_update(self._replaced)
+        set_handler = signal.signal
+
+        def set_behind_ours(signum: int, handler: Any) -> Any:
+            is_ours = signum in self._before and signal.getsignal(signum) == self._ours(signum)
+            usual = (signal.SIG_IGN, signal.SIG_DFL, self._ours(signum))
+            here = threading.current_thread() is threading.main_thread()
+            if not (is_ours and here and (callable(handler) or handler in usual)):
+                return set_handler(signum, handler)
+            before = self._before[signum]
+            if handler == self._ours(signum):  # put back by somebody who had asked for it
+                self._before[signum] = self._first[signum]
+            else:
+                self._before[signum] = handler
+                self._replaced.append(signum)
+            return before
+
+        signal.signal = set_behind_ours  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if signal.signal is set_behind_ours:
+                signal.signal = set_handler
+
+    def _ours(self, signum: int) -> Callable[[int, FrameType | None], None]:
+        return self._on_save if signum in SAVE else self._on_leave
 
     def signals(self) -> list[int]:
         """Return the signals that these handlers handle now."""
         return list(self._before)
 
     def forget(self) -> None:
-        """In a fork: restore the previous handlers, and ignore the signals that mean a save."""
+        """In a fork: restore the previous handlers, and ignore the signals that request a save."""
         saving = {signum: self._before.pop(signum) for signum in SAVE if signum in self._before}
         self.restore()
         for signum in saving:
@@ -158,27 +206,28 @@ class Handlers:
 
     def _on_leave(self, signum: int, frame: FrameType | None) -> None:
         if signum in self._running:
-            return  # the script's handler calls the one before it, which is ours
+            return  # the script's handler called the previous handler, which is ours
         if signum == signal.SIGINT:
             self._interrupts += 1
-            if self._patience is not None and self._interrupts > self._patience:
+            if self._max_interrupts is not None and self._interrupts > self._max_interrupts:
                 raise KeyboardInterrupt
         self._flag.request(signal.Signals(signum).name)
-        if self._call_the_scripts(signum, frame) or self._flag.watched:
+        if self._call_script_handler(signum, frame) or self._flag.watched:
             return
         raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(RESUMABLE)
 
     def _on_save(self, signum: int, frame: FrameType | None) -> None:
         if signum not in self._running:
-            self._flag.save_and_go_on = True
-            self._call_the_scripts(signum, frame)
+            self._flag.save_and_continue = True
+            self._call_script_handler(signum, frame)
 
-    def _call_the_scripts(self, signum: int, frame: FrameType | None) -> bool:
-        """Call the handler that ours replaced; return whether there is one.
+    def _call_script_handler(self, signum: int, frame: FrameType | None) -> bool:
+        """Call the script's handler for this signal; return whether there is one.
 
-        What it raises in a loop, such as SystemExit, would end the training before it has saved.
+        While a loop is running, its exception is only recorded. Otherwise an exception such as
+        SystemExit would end the training before it has saved.
         """
-        handler = self._scripts_handler(signum)
+        handler = self._script_handler(signum)
         if handler is None:
             return False
         self._running.add(signum)
@@ -192,8 +241,8 @@ class Handlers:
             self._running.discard(signum)
         return True
 
-    def _scripts_handler(self, signum: int) -> Callable[[int, FrameType | None], Any] | None:
-        """Return the handler below ours, and below those of other jobs in this process."""
+    def _script_handler(self, signum: int) -> Callable[[int, FrameType | None], Any] | None:
+        """Return the handler that ours replaced, skipping handlers of other jobs."""
         owner: Any = self
         seen = []
         handler: Any = None
@@ -225,9 +274,9 @@ def _after_fork_in_child() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.before)
 
 
-# A data worker may get a signal before its first instruction (a short pool on a busy machine).
-# Python forgets signals that its handlers get that early, and the pool would wait for the worker
-# forever. So signals are blocked until our handlers are removed in the fork.
+# A data worker may receive a signal before it has executed any Python code, for example if its pool
+# is closed at once. Python would lose that signal, and the pool would wait for the worker forever.
+# So the signals stay blocked in the fork until our handlers are removed there.
 os.register_at_fork(
     before=_before_fork,
     after_in_parent=_after_fork_in_parent,
@@ -236,17 +285,17 @@ os.register_at_fork(
 
 
 def install(
-    flag: StopFlag, *, patience: int | None = None, leave: Iterable[int] = LEAVE
+    flag: StopFlag, *, max_interrupts: int | None = None, leave: Iterable[int] = LEAVE
 ) -> Handlers | None:
-    """Let signals set `flag`; return None outside the main thread, where that is impossible.
+    """Install handlers that set `flag`. Return None outside the main thread, which cannot.
 
     Args:
         flag: The flag to set.
-        patience: As for `Handlers`.
-        leave: Signals that ask to leave.
+        max_interrupts: As for `Handlers`.
+        leave: Signals that ask the loop to leave.
     """
     if threading.current_thread() is not threading.main_thread():
         return None
-    handlers = Handlers(flag, patience=patience)
+    handlers = Handlers(flag, max_interrupts=max_interrupts)
     handlers.install(leave=leave)
     return handlers

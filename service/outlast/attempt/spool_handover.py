@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any, Final
 
 from outlast import exit_codes
 from outlast.attempt.context import AttemptContext
 from outlast.errors import NotSent
-from outlast.job import spool_settings
+from outlast.job import spool_settings, standard_streams
 from outlast.job.log_events import LogEvent
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format.lineage import read_lineage
@@ -114,7 +113,7 @@ def settle(ctx: AttemptContext, sender: Sender, code: int) -> int:
         job=ctx.spec.job,
     )
     ctx.log.error(LogEvent.SEND_FAILED, error=str(problem))
-    sys.stderr.write(f"outlast: {problem}\n")
+    standard_streams.say(f"outlast: {problem}")
     if not done:
         return code
     ctx.status.error = f"NotSent: {problem}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import stat
 import sys
 import threading
 import time
@@ -21,8 +20,8 @@ from typing import Final
 import msgspec
 
 from outlast.attempt import main as attempt
-from outlast.job import preload as warmth
-from outlast.job.preload import Order, Preload, Warmth
+from outlast.job import preload as preloading
+from outlast.job.preload import Order, Preload, WarmStart
 from outlast.job.process_identity import SUPERVISOR_PID
 
 # A process that has loaded the library of an accelerator may be unable to fork.
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> int:
     Args:
         argv: Number of the file descriptor that takes the pid of the next spare.
     """
-    news = _pipe(int(argv[0]))
+    pipe = preloading.inherited_pipe(int(argv[0]))
     preload = msgspec.json.decode(sys.stdin.readline(), type=Preload)
     for name, value in preload.environment.items():
         if value is None:
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> int:
         else:
             os.environ[name] = value
     gc.disable()  # imports make no garbage, but many objects to scan
-    with warmth.importing():
+    with preloading.importing():
         for name in preload.modules:
             with suppress(ImportError):  # the script will report it
                 importlib.import_module(name)
@@ -53,22 +52,22 @@ def main(argv: list[str]) -> int:
     gc.enable()
     forks = 0
     while True:
-        ready, held = time.monotonic(), warmth.memory()
+        ready, held = time.monotonic(), preloading.memory()
         line = sys.stdin.readline()
         if not line:
             return 0
         order = msgspec.json.decode(line, type=Order)
-        if not (order.heir and _is_heir(news)):
+        if not _fork_next_spare(pipe, wanted=order.fork_next):
             break
         forks += 1
-    os.close(news)
-    warmth.set_warmth(Warmth(warmth.start, time.monotonic() - ready, held, forks))
-    _put_back(preload)
-    _connect(order.output)
+    preloading.use_pipe(pipe)
+    preloading.set_warm_start(WarmStart(preloading.start, time.monotonic() - ready, held, forks))
+    _restore_environment(preload)
+    _redirect_output(order.output)
     return attempt.main([order.url, str(order.attempt)])
 
 
-def _is_heir(news: int) -> bool:
+def _fork_next_spare(pipe: int | None, *, wanted: bool) -> bool:
     """Fork the next spare; return whether this process is the fork.
 
     The fork is a grandchild whose parent ends immediately, so that the supervisor adopts it and
@@ -76,18 +75,18 @@ def _is_heir(news: int) -> bool:
     """
     between = -1
     # If a wrapper (a container's) is the parent, the next spare would be outside of it.
-    child = str(os.getppid()) == warmth.start.get(SUPERVISOR_PID)
-    if child and threading.active_count() == 1 and not has_accelerator():
+    child = str(os.getppid()) == preloading.start.get(SUPERVISOR_PID)
+    if wanted and child and threading.active_count() == 1 and not has_accelerator():
         with suppress(OSError):  # no memory, or too many processes: the next spare starts cold
             between = os.fork()
     if between == 0:
-        _leave_heir(news, int(warmth.start[SUPERVISOR_PID]))
+        _become_next_spare(pipe, int(preloading.start[SUPERVISOR_PID]))
         return True
-    with suppress(OSError):
-        if between > 0:
+    if between > 0:
+        with suppress(OSError):
             os.waitpid(between, 0)
-        else:
-            os.write(news, b"0\n")
+    else:
+        _write_pid(pipe, 0)
     return False
 
 
@@ -96,7 +95,14 @@ def has_accelerator() -> bool:
     return any(any(Path("/dev").glob(pattern)) for pattern in ACCELERATORS)
 
 
-def _leave_heir(news: int, supervisor: int) -> None:
+def _write_pid(pipe: int | None, pid: int) -> None:
+    """Tell the supervisor the pid of the next spare; 0 if there is none."""
+    if pipe is not None:
+        with suppress(OSError):  # the supervisor is gone
+            os.write(pipe, b"%d\n" % pid)
+
+
+def _become_next_spare(pipe: int | None, supervisor: int) -> None:
     """Fork and exit; return in the child once the supervisor has adopted it and has its pid."""
     try:
         between = os.getpid()
@@ -106,33 +112,23 @@ def _leave_heir(news: int, supervisor: int) -> None:
         while os.getppid() == between:
             time.sleep(0.001)
         if os.getppid() != supervisor:
-            os._exit(0)
-        os.write(news, b"%d\n" % os.getpid())
+            raise ProcessLookupError  # the supervisor is gone
+        _write_pid(pipe, os.getpid())
     except BaseException:  # noqa: BLE001  (never continue as a second attempt)
+        _write_pid(pipe, 0)
         os._exit(1)
 
 
-def _pipe(number: int) -> int:
-    """Return the pipe, or /dev/null if a wrapper has not passed it on."""
-    try:
-        if stat.S_ISFIFO(os.fstat(number).st_mode):
-            os.set_inheritable(number, False)
-            return number
-    except OSError:
-        pass
-    return os.open(os.devnull, os.O_WRONLY)
-
-
-def _put_back(preload: Preload) -> None:
+def _restore_environment(preload: Preload) -> None:
     """Restore the environment of a cold process."""
     for name in preload.environment:
-        if name in warmth.start:
-            os.environ[name] = warmth.start[name]
+        if name in preloading.start:
+            os.environ[name] = preloading.start[name]
         else:
             os.environ.pop(name, None)
 
 
-def _connect(output: str) -> None:
+def _redirect_output(output: str) -> None:
     """Redirect stdout and stderr to the attempt's output.log, and stdin to /dev/null."""
     log = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)

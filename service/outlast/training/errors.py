@@ -13,17 +13,29 @@ class StateMismatch(OutlastError, ValueError):
     exit_code = 3
 
 
+class DataMismatch(StateMismatch):
+    """The data differs from that of checkpoint {checkpoint}, in the middle of an epoch: {what}:
+    {problem}. Nothing was changed. Resume with the same data, or start a new job (another --name or
+    job_dir). To go on with this data from the next batch, set {variable}=1."""
+
+
 class VersionMismatch(StateMismatch):
     """The script does not match checkpoint {checkpoint}, which was written with {written}; this is
     {present}: {what}: {problem}. Nothing was changed. If the script is unchanged, install the
     versions that wrote the checkpoint. Otherwise start a new job (another --name or job_dir)."""
 
 
+class CheckpointTooOld(StateMismatch):
+    """Checkpoint {checkpoint} was written by an earlier build of Outlast {written}, and its state
+    lacks {missing}, which this one needs. Nothing was changed. Finish the job with that build, or
+    start a new job (another --name or job_dir)."""
+
+
 class PhaseMismatch(StateMismatch):
     """Phase {phase} ({named}) was finished by a different {maker} than the script calls here:
     {what}: {problem}. Its result is not returned, and nothing was changed. If the script skips
-    finished phases itself, or changes their order, give each fit and Loop a name (name=...). If you
-    changed the script, start a new job (another --name or job_dir)."""
+    finished phases itself, give each fit and Loop a name (name=...). If you changed the script,
+    start a new job (another --name or job_dir)."""
 
 
 class PhaseUnfinished(OutlastError, RuntimeError):

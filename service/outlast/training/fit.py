@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import keras
-
+from outlast.training.adoption import fit_through_own
 from outlast.training.data.permutation import Shuffle
 from outlast.training.fit_arguments import Plan, check_model
+from outlast.training.fit_call import train
 from outlast.training.history import History
-from outlast.training.job import TrainingJob
-from outlast.training.trainer import Trainer
+from outlast.training.keras_internals.trainer import overrides_fit
 
 
 def fit(
@@ -54,6 +51,9 @@ def fit(
     Each call in a script is one phase of the job. A finished phase is not trained again: the call
     restores the model and returns the phase's history. If an earlier attempt left the phase by an
     error and then began another phase, the call restores the model and raises the same error.
+
+    A model with a `fit` of its own that ends in `super().fit` keeps its own part, such as a
+    preprocessor.
 
     Args:
         model: Compiled `keras.Model`.
@@ -110,12 +110,14 @@ def fit(
         keep: Checkpoints to keep: the number of newest ones, or a rule like
             `"last:3,every:1000,best:val_loss"`. Defaults to `"last:3"`.
         name: Name of the phase. It identifies the phase, in whatever order the script calls them.
-            Phases without a name are identified by their order among themselves.
+            Phases without a name are identified by the variables of the loops around them, and
+            then by their order.
 
     Returns:
         An `outlast.training.history.History`, a `keras.callbacks.History` with `plot()` and
         `to_frame()`. It contains the epochs of all attempts. If `callbacks` has a
-        `keras.callbacks.History`, that one is returned.
+        `keras.callbacks.History`, that one is returned. For a model with a `fit` of its own, what
+        that returns.
 
     Raises:
         UsageError: an argument is invalid. The message names it.
@@ -166,12 +168,8 @@ def fit(
         save_every=save_every,
         keep=keep,
     )
+    if overrides_fit(model):
+        result: History = fit_through_own(model, plan, job_dir)
+        return result
     check_model(model)
-    most = keras.config.max_epochs()
-    if most and most < plan.epochs:
-        warnings.warn(f"Limiting epochs to {most}", stacklevel=2)
-        plan = replace(plan, epochs=most)
-    job = TrainingJob.current(
-        job_dir, save_every=plan.save_every, keep=plan.keep, seed=plan.seed, name=plan.name
-    )
-    return Trainer(model, plan, job).run()
+    return train(model, plan, job_dir)

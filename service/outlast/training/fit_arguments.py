@@ -13,7 +13,7 @@ from outlast.job.save_schedule import SaveEvery
 from outlast.training.data.fingerprint import of_data
 from outlast.training.data.permutation import Shuffle
 from outlast.training.errors import NotSupported
-from outlast.training.keras_internals.models import compiled_as, own_training, require_compiled
+from outlast.training.keras_internals.models import compiled_as, custom_training, require_compiled
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.retention import Keep
 
@@ -70,13 +70,13 @@ class Plan:
     shuffle: Shuffle
     class_weight: dict[int, float] | None
     steps_per_epoch: int | None
-    max_queue_size: int
-    jit_compile: bool | str | None
-    view_metrics: bool
-    seed: int | None
-    name: str | None
-    save_every: str | int | None
-    keep: str | int | None
+    max_queue_size: int = 10
+    jit_compile: bool | str | None = None
+    view_metrics: bool = False
+    seed: int | None = None
+    name: str | None = None
+    save_every: str | int | None = None
+    keep: str | int | None = None
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -118,20 +118,13 @@ def checked(**arguments: Any) -> dict[str, Any]:
 def check_model(model: Any) -> None:
     """Raise for a model that is not compiled, or whose custom training would be bypassed."""
     require_compiled(model)
-    own = own_training(model)
+    own = custom_training(model)
     if own is not None:
         raise NotSupported(
             field="model",
-            problem=f"{type(model).__name__} has a {own} of its own, which a job does not call",
+            problem=f"{type(model).__name__} overrides {own}, which a job does not call",
             hint="Move what it does to the data into the script, and what it does to a batch into "
             f"train_step; then remove {own}.",
-        )
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise NotSupported(
-            field="model",
-            problem=f"it was made under a strategy with {replicas} replicas",
-            hint="Make it outside of strategy.scope(); a job trains on one device.",
         )
 
 

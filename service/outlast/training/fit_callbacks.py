@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from typing import Any
 
 import keras
 from keras.callbacks import CallbackList
 
+from outlast.job import standard_streams
+from outlast.job.audit_target import FILES
 from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
@@ -17,8 +18,9 @@ from outlast.training.history import History
 from outlast.training.keras_internals import callbacks as keras_callbacks
 from outlast.training.keras_internals import models
 from outlast.training.live_plot import MetricsView
-from outlast.training.loaded_checkpoint import Stored
-from outlast.training.state.callback_files import going_on
+from outlast.training.loaded_checkpoint import LoadedCheckpoint
+from outlast.training.state.audit_files import redirect
+from outlast.training.state.callback_files import appending
 from outlast.training.state.callback_state import files_before, wants_batches
 from outlast.training.state.hook_effects import HookEffects
 from outlast.training.validation import Validation
@@ -42,11 +44,15 @@ class FitCallbacks:
         self._log = ctx.log
         verbose = plan.verbose
         if verbose == "auto":
-            verbose = 1 if sys.stdout.isatty() else 2
+            verbose = 1 if standard_streams.is_terminal() else 2
+        given = keras.tree.flatten(plan.callbacks) if plan.callbacks else []
+        if isinstance(plan.callbacks, CallbackList):
+            given = plan.callbacks.callbacks
+        if ctx.audit is not None:
+            redirect(given, ctx.local_dir / FILES)
         if isinstance(plan.callbacks, CallbackList):
             self.all = plan.callbacks
         else:
-            given = keras.tree.flatten(plan.callbacks) if plan.callbacks else []
             if not any(isinstance(c, keras.callbacks.History) for c in given):
                 given.append(History())
             self.all = CallbackList(
@@ -71,13 +77,13 @@ class FitCallbacks:
         shown = (self._probe, self.progress_bar)
         return [c for c in self.all.callbacks if c not in shown]
 
-    def begin(self, stored: Stored | None) -> None:
+    def begin(self, stored: LoadedCheckpoint | None) -> None:
         """Call `on_train_begin`. If a training resumes, files continue from the checkpoint."""
         written = []
         if stored is not None:
             written = files_before(stored.plain["callbacks"], self.all.callbacks)
-        again = going_on(self.all, written, self._log)
-        with nullcontext() if stored is None else again:
+        keeping = appending(self.all, written, self._log)
+        with nullcontext() if stored is None else keeping:
             self.all.on_train_begin()
         self.require_same_compile()
 
@@ -95,6 +101,17 @@ class FitCallbacks:
                 why="an on_epoch_begin replaced these objects of the model, and no checkpoint can "
                 "contain them",
                 instead="replace them in on_train_begin, which a resume calls again",
+            )
+
+    def name_late(self, attributes: list[str]) -> None:
+        """Log what the first `on_train_batch_begin` set on the model, after its step was traced."""
+        if attributes:
+            self._log.warning(
+                LogEvent.INEXACT_HOOK_FOUND,
+                attributes=attributes,
+                why="the first on_train_batch_begin set these attributes of the model. Keras "
+                "traces the step after it, and they would count there; here they do not",
+                instead="set them in on_train_begin or on_epoch_begin",
             )
 
     def continue_epoch(self, epoch: int, batch: int) -> None:

@@ -8,9 +8,9 @@ from outlast.attempt.signals import StopFlag
 from outlast.job.log_events import LogEvent
 
 
-def put_handlers_back(stop: StopFlag, log: Any) -> StopFlag:
+def reinstall_handlers(stop: StopFlag, log: Any) -> StopFlag:
     """Install Outlast's handlers again, log those that were replaced, and return the flag."""
-    replaced = stop.put_handlers_back()
+    replaced = stop.reinstall_handlers()
     if replaced:
         log.warning(
             LogEvent.HANDLERS_RESTORED,

@@ -10,6 +10,7 @@ from keras import callbacks
 from outlast.errors import ExtraMissing
 from outlast.plotting.curves import Curves, of_epochs
 from outlast.plotting.plot import draw
+from outlast_checkpoints.printable import printable
 
 
 class History(callbacks.History):  # type: ignore[misc]
@@ -110,7 +111,7 @@ class History(callbacks.History):  # type: ignore[misc]
             numbers = [v for v in values if isinstance(v, int | float)]
             if numbers:
                 lines.append(
-                    f"  {name:<20} last {numbers[-1]:.6g}  least {min(numbers):.6g}"
+                    f"  {printable(name):<20} last {numbers[-1]:.6g}  least {min(numbers):.6g}"
                     f"  most {max(numbers):.6g}"
                 )
         return "\n".join(lines)

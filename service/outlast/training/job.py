@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,20 +19,28 @@ from outlast.attempt.context import AttemptContext
 from outlast.exit_codes import FAILED
 from outlast.job.log_events import LogEvent
 from outlast.job.spec import version
+from outlast.training import left_phase
 from outlast.training.errors import StateMismatch, StateSaved
 from outlast.training.keras_internals import versions
 from outlast.training.phase_order import PhaseOrder
+from outlast.training.progress_reporter import ProgressReporter
 from outlast.training.same_machine import require_same
 from outlast.training.state import random_state
-from outlast_checkpoints.errors import StorageError, UsageError
-from outlast_checkpoints.format.layout import CheckpointId
+from outlast_checkpoints.errors import OutlastError, StorageError, UsageError
+from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.retention import Keep
+from outlast_checkpoints.format.snapshot import Progress
 from outlast_checkpoints.history import HistoryWriter
 from outlast_checkpoints.store.background_writer import Writer
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore, Loaded
 from outlast_checkpoints.store.spool_sender import Sender
 
 _jobs: dict[int, TrainingJob] = {}
+
+if (_attempt := context.current()) is not None and _attempt.supervised:
+    # The garbage collector need not look at what TensorFlow consists of. Python would once more at
+    # its end, for more than a second, in which nobody could take the job over.
+    gc.freeze()
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class TrainingJob:
         ctx.before_training()
         require_same(ctx)
         self.ctx = ctx
+        self.reporter = ProgressReporter(ctx.status, ctx.log)
+        self._log = ctx.log
         self.store = CheckpointStore(
             ctx.storage,
             attempt=ctx.attempt,
@@ -75,9 +86,17 @@ class TrainingJob:
         keep = Keep.parse(ctx.spec.keep)
         if ctx.spool is not None:
             spool_handover.send_left(ctx, ctx.spool, self.store)
-        self.newest, damages = self.store.begin()
+        self.newest, damages = self.store.begin(known=ctx.known_commits)
+        if self.newest is None and ctx.known_commits:
+            ctx.log.warning(
+                LogEvent.CHECKPOINTS_ELSEWHERE,
+                checkpoint=str(ctx.known_commits[-1].checkpoint),
+                why="it waits in the spool of another machine, which could not send it",
+                hint="the training starts from the beginning; to keep what was trained, stop this "
+                "job and resume it on that machine",
+            )
         for damage in damages:
-            ctx.log.error(
+            self._log.error(
                 LogEvent.CHECKPOINT_DAMAGED,
                 checkpoint=str(damage.checkpoint),
                 file=damage.file,
@@ -85,16 +104,16 @@ class TrainingJob:
                 hint="the next older checkpoint is used",
             )
         if self.newest is not None:
-            ctx.status.restored_from = self.newest.checkpoint
-            ctx.status.last_checkpoint = self.newest.checkpoint
-            ctx.status.last_checkpoint_at_step = self.newest.progress.step
+            self.reporter.resumes_from(self.newest.checkpoint, self.newest.progress.step)
         self.finished = self.store.finished_phases()
+        self._ended: dict[int, CheckpointId] = {}  # by this attempt
         saving, sender = self.store, None
         if ctx.spool is not None:
             saving = self.store.beside(ctx.spool.storage)
             sender = Sender(ctx.spool, self.store, ctx.attempt, keep=keep, on_event=self._on_event)
             ctx.before_exit = functools.partial(spool_handover.settle, ctx, sender)
         self.sender = sender
+        self._saving = saving
         self.history = HistoryWriter(saving.storage, ctx.attempt)
         self.writer = Writer(
             saving,
@@ -105,11 +124,16 @@ class TrainingJob:
         )
         self.written_in: float | None = None  # seconds until the newest save was durable
         self.save_takes: float | None = None  # seconds until a save is on the job's storage
-        self._left: _Left | None = None
-        names = {p: self.store.manifest(c).progress.phase_name for p, c in self.finished.items()}
+        self.named_doubts: list[str] = []  # doubts about data that the log has named
+        self.left: _Left | None = None
+        stored = [self.store.manifest(c).progress for c in self.finished.values()]
         if self.newest is not None:
-            names[self.newest.progress.phase] = self.newest.progress.phase_name
-        self.order = PhaseOrder(names, self.finished)
+            stored.append(self.newest.progress)
+        left = None
+        if self.newest is not None and not self.newest.progress.finished:
+            left = left_phase.left_earlier(ctx, self.newest.id)
+        known = {p.phase: (p.phase_name, p.place) for p in stored}
+        self.order = PhaseOrder(known, self.finished, left=left)
 
     @classmethod
     def current(
@@ -131,7 +155,7 @@ class TrainingJob:
             if job_dir is None:
                 raise UsageError(
                     field="job_dir",
-                    problem="it names the folder of the checkpoints, and is missing",
+                    problem="it is missing; it names the folder or URL of the job",
                     hint="Pass job_dir='my-job', or start the script with `outlast run`.",
                 )
             ctx = bare_script.open_bare(job_dir, save_every=save_every, keep=keep, seed=seed)
@@ -148,17 +172,21 @@ class TrainingJob:
                 _jobs[id(ctx)].order.entered = earlier.order.entered
         job = _jobs[id(ctx)]
         if ctx.supervised:
-            job._say_what_the_job_decides(job_dir, save_every, keep)
+            job.log_ignored_arguments(job_dir, save_every, keep)
         return job
 
-    def enter_phase(self, name: str | None) -> int:
-        """Return the index of the phase that starts now, found by its name or else its order.
+    @staticmethod
+    def is_training() -> bool:
+        """Return whether a phase runs in this process, so that no other one can begin."""
+        job = _jobs.get(id(context.current()))
+        return job is not None and job.left is None and job.order.is_running()
 
-        If the script left an earlier phase before its end, that phase is recorded first, because
-        the script continues without it. Raises `UsageError` if it cannot be recorded, and
-        `PhaseUnfinished` if another phase must come first.
+    def record_left(self) -> None:
+        """Record the phase that the script left before its end, because it continues without it.
+
+        Raises `UsageError` if it cannot be recorded.
         """
-        left = self._left
+        left = self.left
         if left is not None:
             if isinstance(left.error, StateSaved):
                 raise left.error  # the stop is still requested
@@ -173,9 +201,8 @@ class TrainingJob:
                 )
             left.record()
             self.order.end(left.phase)
-            self.ctx.log.info(LogEvent.PHASE_LEFT, phase=left.phase, name=left.name, why=left.why)
-            self._left = None
-        return self.order.enter(name)
+            self._log.info(LogEvent.PHASE_LEFT, phase=left.phase, name=left.name, why=left.why)
+            self.left = None
 
     def withdraw_phase(self, phase: int) -> None:
         """Note that an error ended the phase before it began."""
@@ -196,11 +223,13 @@ class TrainingJob:
         as left for good; it is called when the next phase begins.
         """
         self.writer.wait()
-        name = self.order.names.get(phase)
+        name = self.order.known[phase][0]
         shown = getattr(sys, "last_value", None)
-        self._left = _Left(phase, name, why, error, record, shown)
+        self.left = _Left(phase, name, why, error, record, shown)
+        if record is not None:
+            left_phase.note(self.ctx, phase)
         if error is None:
-            self.ctx.log.warning(
+            self._log.warning(
                 LogEvent.PHASE_ABANDONED,
                 phase=phase,
                 why=why,
@@ -213,7 +242,7 @@ class TrainingJob:
         This is so only in a bare script: after Ctrl-C, with the phase's own name, or if a notebook
         or prompt has shown the error that ended the cell. `break` shows no error.
         """
-        left = self._left
+        left = self.left
         if left is None or self.ctx.supervised:
             return False
         shown = getattr(sys, "last_value", None)
@@ -225,7 +254,7 @@ class TrainingJob:
         self.order.withdraw(left.phase)
         error = left.error or shown
         if error is not None:
-            self.ctx.status.error = f"{type(error).__name__}: {error}"
+            self.reporter.error(error)
         return True
 
     def _close(self) -> None:
@@ -239,15 +268,22 @@ class TrainingJob:
         deterministic = self.ctx.spec.deterministic
         if deterministic:
             random_state.enable_determinism()
-        self.ctx.log.info(
+        self._log.info(
             LogEvent.OP_DETERMINISM_ENABLED if deterministic else LogEvent.OP_DETERMINISM_DISABLED,
             why="a resume repeats every step bit by bit"
             if deterministic
             else "a resume may differ in the last bits",
         )
 
+    def note_end(self, progress: Progress) -> None:
+        """Note that this attempt has saved the end of a phase."""
+        found = CheckpointId(progress.phase, progress.step, Stage.END, self.ctx.attempt)
+        self.finished[progress.phase] = self._ended[progress.phase] = found
+
     def checkpoint_of(self, phase: int) -> CheckpointId | None:
         """Return the checkpoint from which the phase resumes, or None if it starts anew."""
+        if phase in self._ended:  # a cell or script that is run again
+            return self._ended[phase]
         if self.newest is None:
             return None
         if self.newest.progress.phase == phase:
@@ -264,46 +300,30 @@ class TrainingJob:
 
     def load(self, checkpoint: CheckpointId) -> Loaded:
         """Read and verify a checkpoint."""
+        if self.sender is not None and checkpoint in self._ended.values():
+            with suppress(OutlastError):  # it may be sent by now
+                return self._saving.load(checkpoint)
         return self.store.load(checkpoint)
 
-    def _say_what_the_job_decides(self, job_dir: Any, save_every: Any, keep: Any) -> None:
+    def log_ignored_arguments(self, job_dir: Any, save_every: Any, keep: Any) -> None:
+        """Log each of these arguments that was given, because the job's setting applies."""
         given = {"job_dir": job_dir, "save_every": save_every, "keep": keep}
         for field, value in given.items():
             if value is not None:
-                self.ctx.log.info(
+                self._log.info(
                     LogEvent.ARGUMENT_IGNORED,
                     field=field,
                     value=str(value),
                     why="the job's setting applies",
                 )
 
-    def _tell_backlog(self) -> None:
-        if self.sender is not None:
-            status, left = self.ctx.status, self.sender.backlog()
-            status.away_since, status.spool = left.away_since, left.path
-            status.spooled, status.spooled_bytes = left.count, left.size
-
     def _on_event(self, event: str, fields: dict[str, Any]) -> None:
-        """Log an event of the writer. Runs on the writing thread."""
-        status = self.ctx.status
+        """Note and report an event of the writer. Runs on the writing thread."""
+        backlog = None
         with suppress(StorageError):  # of this machine's disk; the next event reports it
-            self._tell_backlog()
+            backlog = self.sender.backlog() if self.sender is not None else None
         if event in ("saved", "spooled"):
-            saved = CheckpointId.parse(fields["checkpoint"])
-            assert saved is not None
-            status.last_checkpoint = str(saved)
-            status.last_checkpoint_at_step = saved.step
-            status.tick()
             self.written_in = fields["seconds"]
         if event in ("saved", "sent"):
             self.save_takes = fields["seconds"]
-        if "seconds" in fields:
-            fields["seconds"] = round(fields["seconds"], 4)
-        if "error" in fields:
-            self.ctx.log.warning(event, **{**fields, "error": str(fields["error"])})
-        elif event == "spooled":
-            # Warn only while the storage is away, not if a checkpoint just waits its turn.
-            say = self.ctx.log.info if status.away_since is None else self.ctx.log.warning
-            say(event, **fields, path=status.spool)
-        else:
-            self.ctx.log.info(event, **fields)
+        self.reporter.writer_event(event, fields, backlog)

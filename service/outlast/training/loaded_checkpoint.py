@@ -1,13 +1,21 @@
-"""`Stored`: the checkpoint from which a phase resumes, read and verified but not yet restored."""
+"""`LoadedCheckpoint`: the checkpoint from which a phase resumes, verified but not yet restored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, Final
 
 from outlast.job.log_events import LogEvent
-from outlast.training.errors import PhaseMismatch, StateMismatch, VersionMismatch
+from outlast.training.call_site import CallSite
+from outlast.training.errors import (
+    CheckpointTooOld,
+    DataMismatch,
+    PhaseMismatch,
+    StateMismatch,
+    VersionMismatch,
+)
 from outlast.training.job import TrainingJob
 from outlast.training.keras_internals import versions
 from outlast.training.state import document, random_state
@@ -15,8 +23,26 @@ from outlast.training.state.fingerprint import OF_KERAS, RATE, first_difference,
 from outlast_checkpoints.format.layout import STATE_FILE, CheckpointId
 from outlast_checkpoints.format.snapshot import Progress
 
+ACCEPT_OTHER_DATA: Final = "OUTLAST_ACCEPT_OTHER_DATA"
+# What a document must have. A key that comes later gets a default where it is read instead.
+_NEEDED: Final = frozenset(
+    {
+        *("called", "contents", "data", "doubts", "drawn", "feed", "fingerprint", "generators"),
+        *("left", "logs"),
+    }
+)
+_NEEDED_BY_FIT: Final = frozenset(
+    {
+        *("callbacks", "epoch_begun", "epoch_trained", "hook_effects", "model", "objects"),
+        *("parts", "program", "stop_training", "training_logs", "validation"),
+    }
+)
+_NEEDED_BY_LOOP: Final = frozenset(
+    {"begun", "epochs", "epochs_of", "history", "means", "state", "stopped", "trained"}
+)
 
-class Stored:
+
+class LoadedCheckpoint:
     """A phase's checkpoint in memory.
 
     Attributes:
@@ -27,6 +53,7 @@ class Stored:
         variables: Arrays of variables in `state.h5`, by name.
         written: Versions of Keras and TensorFlow that wrote it, by package, if they differ from
             the installed ones.
+        strict: Whether a training that continues must be the same in every respect.
     """
 
     def __init__(self, job: TrainingJob, checkpoint: CheckpointId) -> None:
@@ -41,12 +68,20 @@ class Stored:
         # Under a supervisor the generators are seeded: equal trainings differ in what they draw.
         self._seeded = job.ctx.supervised and self.progress.phase_name is None
         self._drawn: int | None = None
+        self.strict = False
         self.plain, self.variables = document.unpack(
             loaded.files[STATE_FILE], f"{checkpoint}/{STATE_FILE}"
         )
+        needed = _NEEDED | (_NEEDED_BY_LOOP if "state" in self.plain else _NEEDED_BY_FIT)
+        if missing := sorted(needed - self.plain.keys()):
+            raise CheckpointTooOld(
+                checkpoint=self.checkpoint,
+                written=writer.get("outlast", "of an unknown version"),
+                missing=", ".join(missing),
+            )
 
     @classmethod
-    def of(cls, job: TrainingJob, phase: int, by: str) -> Stored | None:
+    def of(cls, job: TrainingJob, phase: int, by: str) -> LoadedCheckpoint | None:
         """Return the checkpoint from which the phase resumes, or None if it starts anew.
 
         `by` is the caller, "fit" or "Loop". Raises `StateMismatch` if the other one wrote it.
@@ -63,7 +98,7 @@ class Stored:
                 problem=f"{maker} wrote the checkpoint, but the script calls {by}",
             )
         if stored.written:
-            job.ctx.log.warning(
+            job.reporter.log.warning(
                 LogEvent.VERSIONS_CHANGED,
                 checkpoint=stored.checkpoint,
                 written_with=_named(stored.written),
@@ -72,6 +107,11 @@ class Stored:
                 "results may differ in their last digits",
             )
         return stored
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the training ended early, by `stop_training` or `stop`."""
+        return bool(self.plain["stopped" if "state" in self.plain else "stop_training"])
 
     @contextmanager
     def naming_versions(self) -> Iterator[None]:
@@ -95,7 +135,7 @@ class Stored:
         """Release the arrays, which are in the model now."""
         self.files, self.variables, self.plain = {}, {}, {}
 
-    def is_over(self, job: TrainingJob, epochs: int, *, stopped: bool) -> bool:
+    def is_over(self, job: TrainingJob, epochs: int) -> bool:
         """Return whether the phase has nothing left to train.
 
         A finished phase continues if `epochs` is higher than before and no later phase has begun.
@@ -103,7 +143,7 @@ class Stored:
         if not self.progress.finished:
             return False
         left = self.plain["left"] is not None
-        if left or stopped or job.order.later_than(self.progress.phase):
+        if left or self.stopped or job.order.later_than(self.progress.phase):
             return True
         return self.progress.epoch >= epochs
 
@@ -114,50 +154,91 @@ class Stored:
             return
         field = next((k for k in facts if stored.get(k) != facts[k]), "kind")
         problem = f"the checkpoint has {stored.get(field)!r}, the script has {facts.get(field)!r}"
-        if self.progress.batch > 0:
-            raise StateMismatch(checkpoint=self.checkpoint, what=field, problem=problem)
+        self._data_differs(log, field, problem)
+
+    def check_contents(
+        self, log: Any, contents: Mapping[str, Any], drawn: Mapping[str, Any]
+    ) -> None:
+        """Raise `DataMismatch` if tf.data changed in the middle of an epoch. Log other seeds."""
+        found = first_difference(self.plain["contents"], contents)
+        other = first_difference(self.plain["drawn"], drawn)
+        if found is not None:
+            self._data_differs(log, f"contents, {found[0]}", _difference(found[1:]))
+        elif other is not None and other[1] is not None:
+            log.warning(
+                LogEvent.DATA_CHANGED,
+                field=other[0],
+                difference="its seeds or first batches are not those of the checkpoint: the data "
+                "has changed, or each process draws it anew",
+                instead="seed what draws it, for example with keras.utils.set_random_seed at the "
+                "top of the script",
+            )
+
+    def _data_differs(self, log: Any, field: str, problem: str) -> None:
+        """Refuse other data within an epoch, unless the variable allows it. Log it otherwise."""
+        if self.progress.batch > 0 and os.environ.get(ACCEPT_OTHER_DATA) != "1":
+            raise DataMismatch(
+                checkpoint=self.checkpoint, what=field, problem=problem, variable=ACCEPT_OTHER_DATA
+            )
         log.warning(LogEvent.DATA_CHANGED, field=field, difference=problem)
 
-    def check_fingerprint(
-        self, log: Any, here: Mapping[str, Any], *, epochs: int, stopped: bool, finished: bool
-    ) -> None:
-        """Raise `StateMismatch` if the checkpoint belongs to a different training.
+    def is_other(self, here: Mapping[str, Any]) -> bool:
+        """Return whether the checkpoint is that of a different training."""
+        return first_difference(self.plain["fingerprint"], here) is not None
 
-        With `finished`, the phase's result is about to be returned, and every difference counts. A
-        training that continues may have another learning rate and, at an epoch's border, other data
-        and arguments.
+    def mismatch(
+        self,
+        here: Mapping[str, Any],
+        site: CallSite,
+        contents: Callable[[], Mapping[str, Any]],
+        *,
+        epochs: int,
+    ) -> PhaseMismatch | None:
+        """Return why the finished phase is not this call's; `None` if it is.
+
+        Every difference counts. `contents` returns digests of tf.data pipelines; it takes time.
         """
         ignored = OF_KERAS if self.written else set()
         stored, here = without(self.plain["fingerprint"], ignored), without(here, ignored)
-        if finished:
-            self._require_same(stored, here)
-            early = stopped or self.plain["left"] is not None
-            if self.progress.epochs != epochs and not (early and epochs >= self.progress.epoch):
-                self._refuse("epochs", self.progress.epochs, epochs)
-            return
-        may = {RATE, "arguments", "initial_epoch"}
+        found = first_difference(stored, here)
+        if found is not None:
+            return self._other(*found)
+        other = None if self.progress.phase_name else site.difference(self.plain["called"])
+        if other is not None:
+            return self._other(*other)
+        if self._drawn not in (None, self.progress.seed):
+            return self._other("seed", self.progress.seed, self._drawn)
+        early = self.stopped or self.plain["left"] is not None
+        if self.progress.epochs != epochs and not (early and epochs >= self.progress.epoch):
+            return self._other("epochs", self.progress.epochs, epochs)
+        known = {name: one for name, one in self.plain["contents"].items() if one is not None}
+        if known and not self.written:
+            digests = contents()
+            found = first_difference(known, {name: digests.get(name) for name in known})
+        return None if found is None else self._other(f"contents, {found[0]}", *found[1:])
+
+    def check_fingerprint(self, log: Any, here: Mapping[str, Any]) -> None:
+        """Raise `StateMismatch` if the unfinished phase belongs to a different training.
+
+        Unless it is `strict`, it may have another learning rate and, at an epoch's border, other
+        data and arguments.
+        """
+        ignored = OF_KERAS if self.written else set()
+        stored, here = without(self.plain["fingerprint"], ignored), without(here, ignored)
+        may: set[str] = set() if self.strict else {RATE, "arguments", "initial_epoch"}
         found = first_difference(without(stored, may), without(here, may))
         data = first_difference(
             *(without(each.get("arguments", {}), {"initial_epoch"}) for each in (stored, here))
         )
-        if found is None and self.progress.batch > 0:
-            found = data
         if found is not None:
             problem = _difference(found[1:])
             raise StateMismatch(checkpoint=self.checkpoint, what=found[0], problem=problem)
         if data is not None:
-            log.warning(LogEvent.DATA_CHANGED, field=data[0], difference=_difference(data[1:]))
+            self._data_differs(log, f"arguments, {data[0]}", _difference(data[1:]))
 
-    def _require_same(self, stored: Any, here: Any) -> None:
-        found = first_difference(stored, here)
-        if found is not None:
-            self._refuse(*found)
-        if self._drawn not in (None, self.progress.seed):
-            self._refuse("seed", self.progress.seed, self._drawn)
-
-    def _refuse(self, what: str, stored: Any, here: Any) -> NoReturn:
+    def _other(self, what: str, stored: Any, here: Any) -> PhaseMismatch:
         name = self.progress.phase_name
-        raise PhaseMismatch(
+        return PhaseMismatch(
             checkpoint=self.checkpoint,
             phase=self.progress.phase,
             named="without a name" if name is None else f"named {name!r}",
@@ -175,7 +256,7 @@ def _named(packages: Mapping[str, str]) -> str:
     return " and ".join(f"{name} {version}" for name, version in packages.items())
 
 
-def choose_seed(stored: Stored | None, given: int | None) -> int:
+def choose_seed(stored: LoadedCheckpoint | None, given: int | None) -> int:
     """Return the phase's data seed: the stored one, the given one, or one derived from Python's.
 
     Raises `StateMismatch` if the given seed differs from the stored one.

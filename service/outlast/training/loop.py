@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,24 +11,30 @@ from typing import Any
 import keras
 from keras.callbacks import ProgbarLogger
 
+from outlast.job import standard_streams
 from outlast.job.log_events import LogEvent
-from outlast.training.data.array_batches import ArrayFeed
+from outlast.training.call_site import CallSite, is_of_script
 from outlast.training.data.fingerprint import of_data
 from outlast.training.data.loop_data import make_loop_feed, samples_of
 from outlast.training.data.permutation import Shuffle
+from outlast.training.data.tfdata import contents_of
+from outlast.training.data_warnings import name_doubts, remove_locks
 from outlast.training.errors import NotSupported
 from outlast.training.fit_arguments import checked
 from outlast.training.fit_state import describe_model
 from outlast.training.history import History
 from outlast.training.job import TrainingJob
-from outlast.training.loaded_checkpoint import Stored, choose_seed
+from outlast.training.loaded_checkpoint import LoadedCheckpoint, choose_seed
 from outlast.training.loop_body import LoopBody
 from outlast.training.phase import Phase
+from outlast.training.phase_choice import choose_phase
 from outlast.training.phase_exit import PhaseExit
-from outlast.training.state import document, raised_error, random_state
+from outlast.training.phase_order import Call
+from outlast.training.state import document, raised_error, random_state, trees
+from outlast.training.state.body_state import BodyState, frame_of_body
 from outlast.training.state.loop_state import LoopState, Plain
-from outlast.training.state.trees import NotPlain
 from outlast.training.state.unsaved_warnings import UnsavedWarnings
+from outlast.training.step.races import ordered_functions
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.layout import STATE_FILE, Stage
 from outlast_checkpoints.format.snapshot import Progress, Snapshot
@@ -137,8 +142,7 @@ class Loop(LoopBody):
             keep=keep,
             name=name,
         )
-        epochs, initial_epoch = given["epochs"], given["initial_epoch"]
-        batch_size, steps_per_epoch = given["batch_size"], given["steps_per_epoch"]
+        epochs, steps_per_epoch = given["epochs"], given["steps_per_epoch"]
         save_every, keep, verbose = given["save_every"], given["keep"], given["verbose"]
         if data is None and not steps_per_epoch:
             raise UsageError(
@@ -148,29 +152,25 @@ class Loop(LoopBody):
             )
         most = keras.config.max_epochs()
         self.epochs: int = min(epochs, int(most)) if most else epochs
-        self.epoch: int = initial_epoch
+        self.epoch: int = given["initial_epoch"]
         self.batch = 0
         self.history = History()
         self.history.on_train_begin()
         self._state = LoopState(state)
         self._data = data
         self._name = given["name"]
-        terminal = 1 if sys.stdout.isatty() else 2
+        terminal = 1 if standard_streams.is_terminal() else 2
         self._verbose = terminal if verbose == "auto" else verbose
         self._steps_per_epoch = steps_per_epoch or None  # 0 means None, as in Keras
-        self._options: dict[str, Any] = {
-            "batch_size": batch_size,
-            "shuffle": given["shuffle"],
-            "max_queue_size": given["max_queue_size"],
-        }
+        kept = ("batch_size", "shuffle", "max_queue_size")
+        self._options: dict[str, Any] = {key: given[key] for key in kept}
         self._seed: int | None = given["seed"]
         self._unsaved = UnsavedWarnings()
-        self._begun = False  # whether the epoch has begun
-        self._trained = False  # whether the epoch's batches are trained
+        self._begun = self._trained = False  # whether the epoch has begun; its batches are trained
+        self._consumers: list[Any] = []
         options: Any = {"save_every": save_every, "keep": keep, "seed": self._seed}
         self._job = TrainingJob.current(job_dir, name=self._name, **options)
-
-    # -- running a phase -------------------------------------------------------------------
+        self._site = CallSite.here()
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches that are not trained yet. A loop can be iterated once."""
@@ -178,29 +178,43 @@ class Loop(LoopBody):
             raise UsageError(
                 field="Loop", problem="it was iterated before", hint="Create one Loop per phase."
             )
-        index = self._job.enter_phase(self._name)
-        self._exit = PhaseExit(self._job, index)
+        self._exit = PhaseExit(self._job)
         try:
-            with self._job.ctx.stop.read_by_loop():
-                yield from self._run(index)
+            with self._job.ctx.stop.read_by_loop(), ordered_functions(self._job.reporter.log):
+                yield from self._run()
         except BaseException as error:
             self._exit.note(error)
             raise
         finally:
             self._in_body = False
 
-    def _run(self, index: int) -> Iterator[Any]:
-        stored = Stored.of(self._job, index, "Loop")
+    def _run(self) -> Iterator[Any]:
+        arguments = {key: self._options[key] for key in ("batch_size", "shuffle")}
+        arguments |= {"data": of_data(self._data), "steps_per_epoch": self._steps_per_epoch}
+        parts = self._state.fingerprint(describe_model)
+        self._fingerprint = {"parts": parts, "arguments": arguments}
+        index, stored = choose_phase(
+            self._job,
+            Call(self._name, self._site, self._state.trained()),
+            "Loop",
+            fingerprint=self._fingerprint,
+            contents=lambda: contents_of({"data": self._data}),
+            epochs=self.epochs,
+            seed=self._seed,
+        )
+        self._exit.enter(index)
         self._job.make_deterministic()
         seed = choose_seed(stored, self._seed)
         self._feed = make_loop_feed(
             self._data, seed=seed, steps_per_epoch=self._steps_per_epoch, **self._options
         )
         with closing(self._feed):
+            name_doubts(self._job, stored, self._feed)
             self._prepare(index, seed)
             if stored is not None:
                 left = stored.plain["left"]
-                over = stored.is_over(self._job, self.epochs, stopped=stored.plain["stopped"])
+                remove_locks(self._job, self._feed)
+                over = stored.is_over(self._job, self.epochs)
                 self._restore(stored, finished=over)
                 self._exit.began = True
                 if over:
@@ -213,10 +227,12 @@ class Loop(LoopBody):
                 self._phase.record_start(self._feed.describe())
                 self._phase.commit(self._phase.hold(self.epoch, 0, Stage.STEP), "start")
             try:
-                yield from self._epochs()
+                self._body = BodyState(frame_of_body(is_of_script), self._state.known)
+                with self._state.parts.watching():
+                    yield from self._epochs()
                 self._phase.commit_now(self._phase.hold(self.epoch, 0, Stage.END), "end")
             except GeneratorExit:
-                if raised_error.left_by_break():
+                if raised_error.left_by_break(self._consumers):
                     self._exit.hold(self._phase, self.epoch, raised_error.BREAK)
                 raise
             except Exception as error:
@@ -226,17 +242,8 @@ class Loop(LoopBody):
             self._phase.log.info(LogEvent.PHASE_FINISHED, step=self._phase.step, name=self._name)
 
     def _prepare(self, index: int, seed: int) -> None:
-        for doubt in self._feed.doubts():
-            self._job.ctx.log.warning(LogEvent.INEXACT_DATA_FOUND, why=doubt)
         self._state.require_built(self._feed.spec)
-        self._fingerprint = {
-            "parts": self._state.fingerprint(describe_model),
-            "arguments": {
-                "data": of_data(self._data),
-                "steps_per_epoch": self._steps_per_epoch,
-                **{key: self._options[key] for key in ("batch_size", "shuffle")},
-            },
-        }
+        self._constant = trees.Constant(self._fingerprint)
         model = self._state.alone
         self._documents = {} if model is None else describe_model(model)
         self.history.params = {
@@ -251,6 +258,7 @@ class Loop(LoopBody):
             self._job,
             index,
             self._name,
+            place=self._job.order.known[index][1],
             epochs=self.epochs,
             steps_per_epoch=self._feed.steps,
             seed=seed,
@@ -258,20 +266,16 @@ class Loop(LoopBody):
         )
         self._iterated = True
 
-    def _restore(self, stored: Stored, *, finished: bool) -> None:
-        started = time.perf_counter()
-        plain = stored.plain
+    def _restore(self, stored: LoadedCheckpoint, *, finished: bool) -> None:
+        started, plain = time.perf_counter(), stored.plain
         if not finished:
-            stored.check_data(self._phase.log, self._feed.describe())
+            log, feed = self._phase.log, self._feed
+            stored.check_data(log, feed.describe())
+            stored.check_contents(log, {"data": feed.content()}, {"data": feed.drawn()})
         with stored.naming_versions():
             self._state.check(stored.checkpoint, stored.files, stored.variables, plain["state"])
-        stored.check_fingerprint(
-            self._phase.log,
-            self._fingerprint,
-            epochs=self.epochs,
-            stopped=plain["stopped"],
-            finished=finished,
-        )
+        if not finished:
+            stored.check_fingerprint(self._phase.log, self._fingerprint)
         self._state.restore(stored.files, stored.variables, plain["state"])
         if finished:
             self._feed.skip(plain["feed"])
@@ -284,7 +288,7 @@ class Loop(LoopBody):
         self.history.epochs_of.update(plain["epochs_of"])
         self._stopped = plain["stopped"]
         self._begun, self._trained = plain["begun"], plain["trained"]
-        random_state.restore(plain["generators"])
+        random_state.restore_all(plain["generators"])
         stored.release()
         self.epoch, self.batch = stored.progress.epoch, stored.progress.batch
         self._phase.resumed(
@@ -293,6 +297,7 @@ class Loop(LoopBody):
             seconds=time.perf_counter() - started,
             data=self._feed.how_resumed(),
         )
+        name_doubts(self._job, None, self._feed)
 
     # -- the loop --------------------------------------------------------------------------
 
@@ -307,7 +312,7 @@ class Loop(LoopBody):
             if not self._trained:
                 yield from self._batches()
                 self._trained = True
-            self._phase.at_border(self.epoch, self.batch)
+            self._phase.at_border(self.epoch, self.batch, trained=True)
             self._end_epoch()
 
     def _batches(self) -> Iterator[Any]:
@@ -315,15 +320,16 @@ class Loop(LoopBody):
             self._phase.at_border(self.epoch, self.batch)
             if not self._feed.more(self.batch):
                 return
-            lot = self._feed.take(self.batch, 1)
-            if lot is None:
+            taken = self._feed.take(self.batch, 1)
+            if taken is None:
                 continue
-            batch = self._batch_of(lot)
+            batch = self._batch_of(taken)
             self._logs = {}
             started = time.perf_counter()
-            self._in_body = True
-            yield batch
+            self._in_body, self._consumers = True, raised_error.consumers()
+            yield self._state.shared(batch)
             self._in_body = False
+            self._body.look(self.epoch, self._job.reporter.log)
             self._means.add(self._logs, samples_of(batch))
             seconds = time.perf_counter() - started
             self._phase.record_steps(self.epoch, self.batch, [self._logs], [None], seconds)
@@ -331,35 +337,31 @@ class Loop(LoopBody):
                 self._bar.on_train_batch_end(self.batch, self._means.result())
             self.batch += 1
 
-    def _batch_of(self, lot: Any) -> Any:
-        if self._data is None:
-            return self._phase.step
-        batch = self._feed.batch_of(lot)
-        alone = isinstance(self._data, tuple | list) and len(self._data) == 1
-        # Keras treats (x,) and x alike; a caller who passed a 1-tuple expects 1-tuples.
-        return (batch,) if alone and isinstance(self._feed, ArrayFeed) else batch
-
     def _end_epoch(self) -> None:
         logs = self._means.result()
         self.history.epoch.append(self.epoch)
         for key, value in logs.items():
             self.history.history.setdefault(key, []).append(value)
             self.history.epochs_of.setdefault(key, []).append(self.epoch)
+        name_doubts(self._job, None, self._feed)
         self._phase.record_epoch(self.epoch, logs)
         if self._bar is not None:
             self._bar.on_epoch_end(self.epoch, logs)
         self._begun = self._trained = False
-        ended = self.epoch
         self.epoch, self.batch = self.epoch + 1, 0
         if self.epoch < self.epochs and not self._stopped:
-            self._phase.at_epoch_end(ended)
+            self._phase.at_epoch_end(self.epoch - 1)
 
     def _take(self, progress: Progress) -> Snapshot:
         variables = self._state.others()
         plain: Plain = {
-            "fingerprint": self._fingerprint,
+            "fingerprint": self._constant,
+            "called": self._site.described(),
             "state": self._state.plain(variables),
             "data": self._feed.describe(),
+            "contents": {"data": self._feed.content()},
+            "drawn": {"data": self._feed.drawn()},
+            "doubts": self._job.named_doubts,
             "feed": self._feed.state(),
             "logs": self._logs,
             "means": self._means.state(),
@@ -370,17 +372,17 @@ class Loop(LoopBody):
             "left": self._exit.left,
             "begun": self._begun,
             "trained": self._trained,
-            "generators": random_state.capture(),
+            "generators": {**random_state.capture_all(), **self._feed.unread()},
         }
         try:
             state = document.pack(plain, variables)
-        except NotPlain as error:
+        except trees.NotPlain as error:
             raise NotSupported(
                 field="state",
                 problem=f"it now contains a value that cannot be stored: {error}",
                 hint="Keep only numbers, strings, arrays, and lists and dicts of them.",
             ) from None
-        self._unsaved.warn(self._state.unsaved, self._job.ctx.log)
+        self._unsaved.warn(self._state.unsaved, self._job.reporter.log)
         ended = progress.stage != Stage.STEP
         newest = {k: v[-1] for k, v in self.history.history.items()} if ended else self._logs
         return Snapshot(

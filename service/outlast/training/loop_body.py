@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.loop_data import knows_its_end
 from outlast.training.phase import Phase
 from outlast.training.state.epoch_means import Means, numbers
@@ -16,6 +17,7 @@ class LoopBody:
 
     epoch: int
     batch: int
+    _data: Any
     _feed: Any
     _phase: Phase
     _steps_per_epoch: int | None
@@ -95,6 +97,14 @@ class LoopBody:
     def stop(self) -> None:
         """End the epoch and the training after the current step; the phase counts as finished."""
         self._stopped = True
+
+    def _batch_of(self, taken: Any) -> Any:
+        if self._data is None:
+            return self._phase.step
+        batch = self._feed.batch_of(taken)
+        alone = isinstance(self._data, tuple | list) and len(self._data) == 1
+        # Keras treats (x,) and x alike; a caller who passed a 1-tuple expects 1-tuples.
+        return (batch,) if alone and isinstance(self._feed, ArrayFeed) else batch
 
     def _require_body(self, field: str) -> None:
         if not self._in_body:

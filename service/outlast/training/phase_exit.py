@@ -19,21 +19,27 @@ class PhaseExit:
             `None` if it did not.
     """
 
-    def __init__(self, job: TrainingJob, index: int) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         self.began = False
         self.left: Plain | None = None
         self._job = job
-        self._index = index
+        self._index: int | None = None
         self._ended = False
         self._record: Callable[[], None] | None = None
 
+    def enter(self, index: int) -> None:
+        """Note which phase this is."""
+        self._index = index
+
     def begin(self) -> None:
         """Note that the first checkpoint is about to be saved."""
+        assert self._index is not None
         self.began = True
         self._job.order.begun(self._index)
 
     def end(self) -> None:
         """Note that the phase is finished."""
+        assert self._index is not None
         self.began = self._ended = True
         self._job.order.end(self._index)
 
@@ -42,6 +48,7 @@ class PhaseExit:
         self.end()
         if left not in (None, raised_error.BREAK):
             assert left is not None
+            assert self._index is not None
             raise raised_error.rebuild(left, self._index)
 
     def hold(self, phase: Phase, epoch: int, left: Plain | None) -> None:
@@ -55,6 +62,8 @@ class PhaseExit:
 
         Does nothing if the phase is over.
         """
+        if self._index is None:
+            return
         if not self.began:
             self._job.withdraw_phase(self._index)
         elif self._ended:

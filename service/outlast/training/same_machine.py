@@ -31,8 +31,8 @@ def require_same(ctx: AttemptContext) -> None:
     now = machine.here(threads, ctx.spec.cpu_isa, _accelerator())
     different = machine.differences(first or machine.keep(ctx.storage, now), now)
     if different:
-        told = "; ".join(f"{name}: {how}" for name, how in different.items())
-        ctx.status.machine_changed = told
+        different_text = "; ".join(f"{name}: {how}" for name, how in different.items())
+        ctx.status.machine_changed = different_text
         ctx.log.warning(
             LogEvent.MACHINE_CHANGED,
             **different,

@@ -36,9 +36,9 @@ class ArrayFeed:
         """The `tf.TypeSpec` structure of a batch with any number of samples."""
         return self.data.spec()
 
-    def batch_of(self, lot: Any) -> Any:
-        """Return the first batch of a lot that `take` returned."""
-        return self.data.batch(lot[0]) if self.data.outsized is None else lot[0]
+    def batch_of(self, taken: Any) -> Any:
+        """Return the first batch of what `take` returned."""
+        return self.data.batch(taken[0]) if self.data.outsized is None else taken[0]
 
     def start(self) -> None:
         """Do nothing: arrays have no iterator to reset."""
@@ -103,12 +103,16 @@ class ArrayFeed:
         ends = {"short": self._short, "ran_out": self._ran_out}
         return {"key": self._key, "seen": self._seen, **ends}
 
-    def restore(self, state: Plain) -> None:
+    def place(self) -> tuple[int, int]:
+        """Return the same place always: nobody else changes what is read from arrays."""
+        return 0, 0
+
+    def restore(self, state: Plain, reached: Any = None) -> None:
         """Restore a cursor that `state` returned."""
         self._key, self._seen = state["key"], state["seen"]
         self._short, self._ran_out = state["short"], state["ran_out"]
 
-    def skip(self, state: Plain) -> None:
+    def skip(self, state: Plain, reached: Any = None) -> None:
         """Do nothing: reading arrays does not change them."""
 
     def describe(self) -> Plain:
@@ -120,11 +124,27 @@ class ArrayFeed:
             "shuffle": self.data.shuffle,
         }
 
+    def unread(self) -> Plain:
+        """Return nothing: arrays draw no random numbers."""
+        return {}
+
+    def drawn(self) -> str | None:
+        """Return None: the order of arrays depends on the stored seed only."""
+        return None
+
+    def content(self) -> str | None:
+        """Return None: arrays have a fingerprint among the arguments."""
+        return None
+
+    def stale_locks(self, before: float) -> list[str]:
+        """Return nothing: arrays have no locks."""
+        return []
+
     def how_resumed(self) -> str:
         """Return how a resume finds its batch, as a text for the log."""
         return "by cursor"
 
-    def doubts(self) -> list[str]:
+    def inexact_reasons(self) -> list[str]:
         """Return no reasons: a resume on arrays is exact."""
         return []
 

@@ -17,7 +17,7 @@ class GrainSource(Source):
     """A Grain DataLoader, MapDataset or IterDataset, resumed from the state of its iterator.
 
     Its worker processes block signals until they end, because Grain has no hook in which they could
-    call `go_on`. Grain ends them itself, if necessary with SIGKILL.
+    call `ignore_signals`. Grain ends them itself, if necessary with SIGKILL.
     """
 
     kind = "Grain"
@@ -26,7 +26,7 @@ class GrainSource(Source):
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
         peek = BATCHES_FOR_SPEC
-        with loader_workers.hold_back():
+        with loader_workers.block_signals():
             first = [of_numpy(batch) for batch in itertools.islice(dataset, peek)]
         self.spec = spec_of(first)
         self._pass: Any = None
@@ -61,7 +61,7 @@ class GrainSource(Source):
 
     def _batches(self) -> Iterator[Any]:
         # A generator, because Keras' rules open passes that are never used. Those start no worker.
-        with loader_workers.hold_back():
+        with loader_workers.block_signals():
             iterator = self._iterator = iter(self._dataset)
             if self._position is not None:
                 iterator.set_state(_of_this_process(self._position, iterator.get_state()))

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import keras
 
+from outlast.training.data import fingerprint
 from outlast.training.data.permutation import epoch_order
 from outlast.training.data.pydataset_workers import enqueue
 from outlast.training.data.source import Source, as_tensors, spec_of
 from outlast.training.keras_internals import data_adapters
+from outlast.training.state import random_state
 from outlast.training.state.object_state import ObjectState
+
+DRAWN_BY_WORKERS: Final = (
+    "__getitem__ of the PyDataset changes random generators or attributes, and several workers "
+    "call it: which of them comes first is a matter of speed; derive what is random from the "
+    "index, for example np.random.default_rng((7, index)), or use workers=1"
+)
+
+
+def has_workers(dataset: Any) -> bool:
+    """Return whether threads or processes call a PyDataset, and not the training itself."""
+    return bool(dataset.workers > 1 or (dataset.workers > 0 and dataset.use_multiprocessing))
 
 
 class PyDatasetSource(Source):
@@ -43,7 +56,12 @@ class PyDatasetSource(Source):
             peek = min(peek, self.num_batches)
         if peek == 0:
             raise ValueError("The PyDataset has no batches: its length is 0")
-        self.spec = spec_of([self._standard(dataset[i]) for i in range(peek)])
+        before, own = random_state.capture(), ObjectState("dataset", dataset)
+        unchanged = repr(own.capture())
+        self._first = [self._standard(dataset[i]) for i in range(peek)]
+        drawn = random_state.differing(before, random_state.capture())
+        self._draws = bool(drawn) or repr(own.capture()) != unchanged
+        self.spec = spec_of(self._first)
         self._own = ObjectState("dataset", dataset)
 
     def open(self, index: int) -> Iterator[Any]:
@@ -66,6 +84,12 @@ class PyDatasetSource(Source):
     def on_epoch_end(self) -> None:
         self.close()
         self.dataset.on_epoch_end()
+
+    def drawn(self) -> str | None:
+        return None if self._draws else fingerprint.of_batches(self._first)
+
+    def inexact_reasons(self) -> list[str]:
+        return [DRAWN_BY_WORKERS] if self._draws and has_workers(self.dataset) else []
 
     def close(self) -> None:
         if self._enqueuer is not None:
@@ -90,7 +114,7 @@ class PyDatasetSource(Source):
 
     def _fetch(self, order: Iterator[int]) -> Iterator[Any]:
         dataset = self.dataset
-        if not (dataset.workers > 1 or (dataset.workers > 0 and dataset.use_multiprocessing)):
+        if not has_workers(dataset):
             for i in order:
                 yield dataset[i]
             return

@@ -32,7 +32,7 @@ def enqueue(batches: Any, options: Any) -> OrderedEnqueuer:
     }
     if not options.use_multiprocessing:
         return OrderedEnqueuer(batches, **settings)
-    return PoolEnqueuer(batches, pool=_Pool, starting=loader_workers.hold_back, **settings)
+    return PoolEnqueuer(batches, pool=_Pool, starting=loader_workers.block_signals, **settings)
 
 
 class _Pool:
@@ -43,16 +43,16 @@ class _Pool:
 
     def __init__(self, count: int, datasets: Any) -> None:
         self._executor = ProcessPoolExecutor(count, initializer=_begin, initargs=(datasets,))
-        self._crew = loader_workers.Crew()
+        self._workers = loader_workers.WorkerProcesses()
 
     def apply_async(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Result:
         try:
             future = self._executor.submit(function, *arguments)
         except BrokenProcessPool as error:
-            raise _died(self._crew) from error
+            raise _died(self._workers) from error
         # The executor starts its processes at the first `submit`.
-        self._crew.add(list((self._executor._processes or {}).values()))
-        return _Result(future, self._crew)
+        self._workers.add(list((self._executor._processes or {}).values()))
+        return _Result(future, self._workers)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False)
@@ -61,26 +61,26 @@ class _Pool:
 class _Result:
     """A batch that a worker is fetching."""
 
-    def __init__(self, future: Future[Any], crew: loader_workers.Crew) -> None:
+    def __init__(self, future: Future[Any], workers: loader_workers.WorkerProcesses) -> None:
         self._future = future
-        self._crew = crew
+        self._workers = workers
 
     def get(self) -> Any:
         """Wait for the batch. Raises the worker's error, or `DataWorkerDied` if a worker died."""
         try:
             return self._future.result()
         except BrokenProcessPool as error:
-            raise _died(self._crew) from error
+            raise _died(self._workers) from error
 
 
 def _begin(datasets: Any) -> None:
-    loader_workers.go_on()
+    loader_workers.ignore_signals()
     loader_workers.end_with_training()
     init_pool_generator(datasets)
 
 
-def _died(crew: loader_workers.Crew) -> DataWorkerDied:
-    dead = crew.ended_by_themselves(ENDING_S)
+def _died(workers: loader_workers.WorkerProcesses) -> DataWorkerDied:
+    dead = workers.ended_unasked(ENDING_S)
     return DataWorkerDied(
         kind="PyDataset",
         who=" and ".join(f"process {process.pid}" for process in dead) or "one of several",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,12 @@ class Source(ABC):
     kind: str
     num_batches: int | None
     spec: Any
+    reached: Callable[[int, int], None] = staticmethod(lambda index, taken: None)
+    """Called by a replay with each place (pass, batches taken) that it reaches, so that others who
+    read the same data, such as validation, read it again in the same order."""
+
+    last_skipped: Any = None
+    """The last batch that `reopen` read again and skipped, if it read any."""
 
     @abstractmethod
     def open(self, index: int) -> Iterator[Any]:
@@ -81,6 +87,16 @@ class Source(ABC):
             taken: List of integers. Batches taken from each pass so far.
         """
         self.reopen(taken, None)
+
+    def end(self) -> None:
+        """End the open pass, of which all batches were taken."""
+
+    def expect(self, count: int | None) -> None:
+        """Note that an epoch will take `count` further batches; None if that is unknown."""
+
+    def unread(self) -> Plain:
+        """Return global random generators, as they were before batches that are not taken yet."""
+        return {}
 
     def position(self) -> Any:
         """Return the position in the open pass.
@@ -114,11 +130,23 @@ class Source(ABC):
     def close(self) -> None:
         """Stop the threads and processes of the source."""
 
+    def content(self) -> str | None:
+        """Return a digest of the data, equal in each process, or None if it cannot be known."""
+        return None
+
+    def drawn(self) -> str | None:
+        """Return a digest of what each process draws anew, such as seeds, or None."""
+        return None
+
+    def stale_locks(self, before: float) -> list[str]:
+        """Remove what killed attempts left locked before a time, and return the paths."""
+        return []
+
     def how_resumed(self) -> str:
         """Return how a resume finds its batch, as a text for the log."""
         return "by cursor"
 
-    def doubts(self) -> list[str]:
+    def inexact_reasons(self) -> list[str]:
         """Return the reasons why a resume may be inexact, each with a remedy; usually none."""
         return []
 
@@ -156,7 +184,7 @@ def without_optionals(structure: Any) -> Any:
     return tree.map_structure(lambda v: None if isinstance(v, kinds) else v, structure)
 
 
-def an_empty_batch(spec: Any, size: int = 1) -> Any:
+def empty_batch(spec: Any, size: int = 1) -> Any:
     """Return a batch of zeros. `size` replaces the dimensions that the spec leaves open."""
 
     def zeros(spec: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from outlast.training.data.source import Plain, Source
-from outlast.training.data.tfdata_graph import Pipeline
+from outlast.training.data.tfdata_parts import remove_stale_locks
+from outlast.training.data.tfdata_passes import Passes
 from outlast.training.keras_internals.data_adapters import DataAdapter, TFDatasetAdapter
 
 SMALL_BYTES = 1 << 20
@@ -26,8 +28,10 @@ class DatasetSource(Source):
     - "iterator": a pipeline without hidden state, shuffle or cache restores the iterator's
       checkpoint. If the first save finds that checkpoint slow or large, the mode becomes "skip".
     - "skip": a pipeline without hidden state is opened as often as before and skipped ahead.
-    - "replay": a pipeline with stateful ops (random maps, py_function, generators) runs again from
-      its first pass.
+      Earlier passes are read only where that decides what a later one yields: those that fill a
+      cache behind a shuffle, and those that open a shuffle several times.
+    - "replay": a pipeline with stateful ops (Python functions, generators, variables) runs again
+      from its first pass.
     """
 
     kind = "tf.data"
@@ -37,35 +41,54 @@ class DatasetSource(Source):
         self.dataset = adapter.get_tf_dataset()
         self.num_batches = adapter.num_batches
         self.spec = self.dataset.element_spec
-        self.pipeline = Pipeline(self.dataset)
-        if self.pipeline.stateful:
-            self.mode, self.cost = "replay", f"{self.pipeline.stateful} keeps state"
-        elif self.pipeline.buffers:
-            self.mode, self.cost = "skip", f"it has a {' and a '.join(self.pipeline.buffers)}"
+        self.passes = Passes(self.dataset)
+        pipeline = self.passes.pipeline
+        if pipeline.stateful:
+            self.mode, self.cost = "replay", f"{pipeline.stateful} keeps state"
+        elif pipeline.buffers:
+            self.mode, self.cost = "skip", f"it has a {' and a '.join(pipeline.buffers)}"
+        elif pipeline.random:
+            self.mode, self.cost = "skip", "it has random ops"
+        elif pipeline.unproven:
+            self.mode, self.cost = "skip", f"it has {' and '.join(pipeline.unproven)}"
         else:
             self.mode, self.cost = "iterator", "not measured yet"
         self._iterator: Any = None
 
     def open(self, index: int) -> Iterator[Any]:
-        self._iterator = iter(self.dataset)
+        self._iterator = iter(self.passes)
         return self._iterator  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        self.passes.end()
 
     def reopen(self, taken: list[int], position: Any) -> Iterator[Any]:
         started = time.perf_counter()
-        for count in taken[:-1]:
-            self._pass_over(count)
-        self._iterator = iter(self.dataset)
+        self.skip_passes(taken[:-1])
+        last = len(taken) - 1
+        self._iterator = iter(self.passes)
         if position is not None:
             _restore_iterator(self._iterator, position)
         else:
-            for _ in range(taken[-1]):
-                next(self._iterator)
+            for batch in range(taken[-1]):
+                self.reached(last, batch)
+                self.last_skipped = next(self._iterator)
+        self.reached(last, taken[-1])
         self.cost = f"{time.perf_counter() - started:.2f} s this time"
         return self._iterator  # type: ignore[no-any-return]
 
     def skip_passes(self, taken: list[int]) -> None:
-        for count in taken:
-            self._pass_over(count)
+        for index, count in enumerate(taken):
+            self.passes.pass_over(count, partial(self.reached, index))
+
+    def content(self) -> str | None:
+        return self.passes.pipeline.content
+
+    def drawn(self) -> str | None:
+        return self.passes.pipeline.seeds
+
+    def stale_locks(self, before: float) -> list[str]:
+        return remove_stale_locks(self.passes.pipeline.parts.cache_files(), before)
 
     def position(self) -> Any:
         if self.mode != "iterator":
@@ -83,18 +106,20 @@ class DatasetSource(Source):
             self.mode = "skip"
         return written
 
-    def _pass_over(self, count: int) -> None:
-        # A reshuffling shuffle draws its next seed when an iterator is made. A stateful op advances
-        # only when the pass runs.
-        earlier = iter(self.dataset)
-        for _ in range(count if self.pipeline.stateful else 0):
-            next(earlier)
-
     def how_resumed(self) -> str:
         return f"{self.mode} ({self.cost})"
 
-    def doubts(self) -> list[str]:
-        return self.pipeline.doubts()
+    def inexact_reasons(self) -> list[str]:
+        return self.passes.pipeline.inexact_reasons()
+
+
+def contents_of(given: Mapping[str, Any], class_weight: dict[int, float] | None = None) -> Plain:
+    """Return the digests of the datasets among some data by name; `class_weight` is that of "x"."""
+    return {
+        name: DatasetSource(data, class_weight if name == "x" else None).content()
+        for name, data in given.items()
+        if isinstance(data, tf.data.Dataset)
+    }
 
 
 class AdapterSource(DatasetSource):

@@ -75,16 +75,16 @@ class TorchSource(Source):
     def how_resumed(self) -> str:
         return f"skip within the pass ({self._cost})"
 
-    def doubts(self) -> list[str]:
-        doubts = []
+    def inexact_reasons(self) -> list[str]:
+        inexact_reasons = []
         if self._loader.num_workers and self._loader.persistent_workers:
-            doubts.append(
+            inexact_reasons.append(
                 "persistent_workers=True: the workers' random generators carry state from pass to "
                 "pass, which a resume loses; remove it if the dataset draws random numbers"
             )
         if self._loader.num_workers and not getattr(self._loader, "in_order", True):
-            doubts.append("in_order=False lets batches arrive in any order; remove it")
-        return doubts
+            inexact_reasons.append("in_order=False lets batches arrive in any order; remove it")
+        return inexact_reasons
 
     def _whole(self) -> Iterator[Any]:
         # A generator, because Keras' rules open passes that are never used. Those draw no seed.
@@ -103,11 +103,13 @@ class TorchSource(Source):
         started = time.perf_counter()
         batches = iterate(self._loader)
         for _ in range(count):
-            if next(batches, None) is None:
+            skipped = next(batches, None)
+            if skipped is None:
                 raise RuntimeError(
                     f"the torch DataLoader ended before batch {count}, where the training "
                     "resumes. Make it yield the same batches each time the script runs"
                 )
+            self.last_skipped = as_tensors(tuple(of_numpy(skipped)), self.spec)
         self._cost = f"{time.perf_counter() - started:.2f} s this time"
         return batches
 
@@ -120,13 +122,13 @@ def iterate(loader: Any) -> Iterator[Any]:
         return iterator
     own = loader.worker_init_fn
     # Torch installs its SIGTERM handler in a worker before it calls this.
-    loader.worker_init_fn = loader_workers.going_on(own)
+    loader.worker_init_fn = loader_workers.ignoring_signals(own)
     try:
-        with loader_workers.hold_back():
+        with loader_workers.block_signals():
             iterator = iter(loader)
     finally:
         loader.worker_init_fn = own
-    loader_workers.Crew().add(getattr(iterator, "_workers", ()))
+    loader_workers.WorkerProcesses().add(getattr(iterator, "_workers", ()))
     return iterator
 
 

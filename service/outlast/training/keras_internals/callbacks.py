@@ -56,4 +56,5 @@ def is_state(callback: Any, name: str) -> bool:
     if name in ("csv_file", "writer") and isinstance(callback, keras_callbacks.CSVLogger):
         return False
     # Keras flips the sign of min_delta when it first learns the direction of the metric.
-    return not (name == "min_delta" and isinstance(callback, MonitorCallback))
+    # It also sets monitor_op then, in each process.
+    return not (name in ("min_delta", "monitor_op") and isinstance(callback, MonitorCallback))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
+import tensorflow as tf
 from keras.src.trainers.data_adapters import (
     array_slicing,
     data_adapter_utils,
@@ -19,6 +20,7 @@ from keras.src.trainers.data_adapters.array_data_adapter import (
     can_convert_arrays,
 )
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import (
     OrderedEnqueuer,
     PyDatasetAdapter,
@@ -90,6 +92,26 @@ def torch_adapter(loader: Any, iterated: Any) -> TorchDataLoaderAdapter:
     adapter = TorchDataLoaderAdapter(loader)
     adapter._dataloader = iterated
     return adapter
+
+
+class OrderedGenerator(GeneratorDataAdapter):  # type: ignore[misc]
+    """Keras' adapter for generators. With `in_order`, nothing is read ahead of what is asked for.
+
+    Keras reads a few batches ahead in a thread. How many they are is a matter of speed, which
+    counts if the generator draws from random generators that others draw from as well.
+    """
+
+    in_order = False
+
+    def get_tf_dataset(self) -> Any:
+        dataset = super().get_tf_dataset()
+        if not self.in_order:
+            return dataset
+        (unprefetched,) = dataset._inputs()
+        options = tf.data.Options()
+        options.experimental_optimization.inject_prefetch = False
+        options.autotune.enabled = False
+        return unprefetched.with_options(options)
 
 
 class PoolEnqueuer(OrderedEnqueuer):  # type: ignore[misc]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from keras.src.backend.tensorflow.trainer import TFEpochIterator
+
+from outlast.training.keras_internals import distribution
 
 
 def is_due(model: Any, epoch: int, freq: int | list[int]) -> bool:
@@ -18,8 +22,13 @@ def iterator_of(model: Any) -> Any:
     return getattr(model, "_eval_epoch_iterator", None)
 
 
-def keep_iterator(model: Any, arguments: dict[str, Any], steps: int | None) -> Any:
-    """Make the model's validation iterator, store it in the model and return it."""
+def keep_iterator(
+    model: Any, arguments: dict[str, Any], steps: int | None, passes: Any = None
+) -> Any:
+    """Make the model's validation iterator, store it in the model and return it.
+
+    With `passes`, it opens its passes by iterating that.
+    """
     model._eval_epoch_iterator = TFEpochIterator(
         **arguments,
         distribute_strategy=model.distribute_strategy,
@@ -27,6 +36,11 @@ def keep_iterator(model: Any, arguments: dict[str, Any], steps: int | None) -> A
         steps_per_epoch=steps,
         shuffle=False,
     )
+    if passes is not None:
+        if model.distribute_strategy.num_replicas_in_sync > 1:
+            # A pass yields the shares of all replicas.
+            passes.dataset = model._eval_epoch_iterator._distributed_dataset
+        model._eval_epoch_iterator._distributed_dataset = passes
     return model._eval_epoch_iterator
 
 
@@ -65,11 +79,28 @@ def evaluate(
     model: Any, arguments: dict[str, Any], steps: int | None, callbacks: Any
 ) -> dict[str, Any]:
     """Evaluate with the model's validation iterator and return the logs."""
-    logs: dict[str, Any] = model.evaluate(
-        **arguments,
-        steps=steps,
-        callbacks=callbacks,
-        return_dict=True,
-        _use_cached_eval_dataset=True,
-    )
+    with _not_built_again(model):
+        logs: dict[str, Any] = model.evaluate(
+            **arguments,
+            steps=steps,
+            callbacks=callbacks,
+            return_dict=True,
+            _use_cached_eval_dataset=True,
+        )
     return logs
+
+
+@contextmanager
+def _not_built_again(model: Any) -> Iterator[None]:
+    """Keep Keras from building a model under a strategy, which is built, from a validation batch.
+
+    It reads a batch for that in each evaluation, and one of a generator would be lost.
+    """
+    if distribution.strategy_of(model) is None:
+        yield
+        return
+    vars(model)["_maybe_symbolic_build"] = lambda iterator=None, data_batch=None: None
+    try:
+        yield
+    finally:
+        del vars(model)["_maybe_symbolic_build"]

@@ -27,6 +27,12 @@ def make_keras_global() -> Any:
     return made
 
 
+def share_keras_global(made: Any) -> None:
+    """Make this thread use the global SeedGenerator of another thread; Keras keeps one for each."""
+    if made is not None:
+        global_state.set_global_attribute(_KERAS_GLOBAL, made)
+
+
 def tensorflow_global() -> tf.random.Generator | None:
     """Return TensorFlow's global generator, or None before its first use."""
     return stateful_random_ops.global_generator

@@ -9,6 +9,8 @@ from keras.src.saving import saving_lib
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.utils.naming import to_snake_case
 
+from outlast.training.keras_internals import auto_names
+
 
 def is_saveable(value: Any) -> bool:
     """Return whether Keras saves this object by its attributes, as it does a layer or optimizer."""
@@ -17,7 +19,11 @@ def is_saveable(value: Any) -> bool:
 
 def attributes(saveable: Any) -> Iterator[tuple[str, Any]]:
     """Yield the attributes that Keras visits, in Keras' order."""
-    yield from saving_lib._walk_saveable(saveable)
+    # Keras makes unnamed objects, to know their attributes. A save must not count their names.
+    numbers = auto_names.capture()
+    found = list(saving_lib._walk_saveable(saveable))
+    auto_names.restore(numbers)
+    yield from found
 
 
 def members(container: Any) -> Iterator[tuple[str, Any]]:

@@ -37,3 +37,9 @@ def learning_rate(optimizer: Any) -> Any:
     """Return the optimizer's learning rate as a Keras variable, or None if it is a schedule."""
     rate = getattr(optimizer, "_learning_rate", None)
     return rate if isinstance(rate, keras.Variable) else None
+
+
+def schedule_of(optimizer: Any) -> Any:
+    """Return the optimizer's learning rate schedule, or None if it has another kind of rate."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None

@@ -19,6 +19,8 @@ SUPPORTED: Final[dict[str, tuple[Version, Version]]] = {
     "keras": ((3, 12, 1), (3, 16)),
     "tensorflow": ((2, 18), (2, 22)),
 }
+# Releases in between that lack a security fix of the lowest version (GHSA-xfhx-r7ww-5995).
+LEFT_OUT: Final[dict[str, tuple[Version, ...]]] = {"keras": ((3, 13, 0), (3, 13, 1))}
 ALLOW_UNTESTED: Final = "OUTLAST_ALLOW_UNTESTED_VERSIONS"
 
 
@@ -50,9 +52,10 @@ def require_supported() -> None:
 
 
 def range_of(package: str) -> str:
-    """Return the supported range in pip's syntax: ">=3.12.1,<3.16"."""
+    """Return the supported range in pip's syntax: ">=3.12.1,!=3.13.0,<3.16"."""
     least, below = SUPPORTED[package]
-    return f">={'.'.join(map(str, least))},<{'.'.join(map(str, below))}"
+    parts = [(">=", least), *(("!=", one) for one in LEFT_OUT.get(package, ())), ("<", below)]
+    return ",".join(sign + ".".join(map(str, version)) for sign, version in parts)
 
 
 def number(version: str) -> Version:
@@ -63,4 +66,5 @@ def number(version: str) -> Version:
 
 def _is_supported(package: str, version: str) -> bool:
     least, below = SUPPORTED[package]
-    return least <= number(version) < below
+    found = number(version)
+    return least <= found < below and found not in LEFT_OUT.get(package, ())

@@ -34,7 +34,7 @@ def appends_rows(callback: Any) -> bool:
 
 
 @contextmanager
-def going_on(
+def appending(
     callbacks: CallbackList, written: list[tuple[Any, int | None]], log: Any
 ) -> Iterator[None]:
     """Keep the rows of earlier epochs during the `on_train_begin` of a resume.

@@ -20,7 +20,7 @@ from outlast.training.errors import NotSupported
 from outlast.training.keras_internals.callbacks import flush_events, is_hook_overridden
 from outlast.training.state import trees
 from outlast.training.state.callback_files import rows_written
-from outlast.training.state.object_graph import ObjectGraph
+from outlast.training.state.object_graph import ObjectGraph, Unsaved
 from outlast.training.state.object_restore import Restore
 from outlast.training.state.unsaved_warnings import UnsavedWarnings
 
@@ -46,10 +46,10 @@ class CallbackStates:
             name = f"{kind}#{counts[kind]}"
             counts[kind] += 1
             self._names[name] = i
-            if not _speaks(callback):
+            if not _has_own_state(callback):
                 self._roots[name] = callback
         # A resume of a finished phase does not call `on_train_begin`.
-        self._unbegun = self._begun = ObjectGraph(self._roots, elsewhere)
+        self._at_start = self._begun = ObjectGraph(self._roots, elsewhere)
         self._warnings = UnsavedWarnings(self._shown)
 
     def begin(self, elsewhere: Plain) -> None:
@@ -58,14 +58,16 @@ class CallbackStates:
 
     def add_elsewhere(self, objects: Plain) -> None:
         """Add objects by name that are saved elsewhere, because the first step creates some."""
-        for graph in (self._unbegun, self._begun):
+        for graph in (self._at_start, self._begun):
             graph.add_elsewhere(objects)
 
-    def capture(self, variables: Plain, *, finished: bool) -> tuple[list[Plain], Plain]:
+    def capture(
+        self, variables: Plain, names: dict[int, str], *, finished: bool
+    ) -> tuple[list[Plain], Plain]:
         """Return the class and own state of each callback, and what changed in objects.
 
         Both are plain data; the arrays are not copied. Adds the variables of the objects to
-        `variables`. `finished` says whether the phase is finished.
+        `variables`, by names that `names` has by id. `finished` says whether the phase is finished.
         """
         states = []
         for callback in self.callbacks:
@@ -74,16 +76,20 @@ class CallbackStates:
             rows = rows_written(callback)
             if rows is not None:
                 state["rows"] = rows
-            if _speaks(callback):
-                state["own"] = _spoken(callback)
+            if _has_own_state(callback):
+                state["own"] = _own_state(callback)
             states.append(state)
-        names: dict[int, str] = {}
         objects: Plain = {"begun": self._begun.capture(variables, names)}
-        self._warnings.warn(self._begun.unsaved, self._log)
+        self.warn(self._begun.unsaved)
         if finished:
-            objects["unbegun"] = self._unbegun.capture(variables, names)
-            objects["unsaved"] = [[u.path, u.kind] for u in self._unbegun.unsaved]
+            objects["unbegun"] = self._at_start.capture(variables, names)
+            lost = [u for u in self._at_start.unsaved if not u.of_process]
+            objects["unsaved"] = [[u.path, u.kind] for u in lost]
         return states, objects
+
+    def warn(self, unsaved: list[Unsaved]) -> None:
+        """Log a warning for each thing that could not be stored, unless it had one before."""
+        self._warnings.warn(unsaved, self._log)
 
     def restore(
         self, states: list[Plain], objects: Plain, variables: Plain, *, finished: bool
@@ -96,7 +102,7 @@ class CallbackStates:
             elif "own" in state:
                 callback.set_state(state["own"])
         part = "unbegun" if finished else "begun"
-        restore = Restore(self._unbegun if finished else self._begun, objects[part], variables)
+        restore = Restore(self._at_start if finished else self._begun, objects[part], variables)
         restore.apply()
         unsaved = objects["unsaved"] if finished else []
         lost += [
@@ -140,7 +146,7 @@ def wants_batches(callback: Any) -> bool:
     return any(is_hook_overridden(getattr(callback, hook)) for hook in hooks)
 
 
-def _spoken(callback: Any) -> Any:
+def _own_state(callback: Any) -> Any:
     """Return a callback's `get_state()`. Raises `NotSupported` if it cannot be stored."""
     state = callback.get_state()
     try:
@@ -154,7 +160,7 @@ def _spoken(callback: Any) -> Any:
     return state
 
 
-def _speaks(callback: Any) -> bool:
+def _has_own_state(callback: Any) -> bool:
     return callable(getattr(callback, "get_state", None)) and callable(
         getattr(callback, "set_state", None)
     )

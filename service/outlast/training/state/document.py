@@ -18,6 +18,10 @@ from outlast_checkpoints.format.snapshot import ArrayFile
 
 DOCUMENT = "document"
 _ROOM = 1024  # bytes
+_WRONG = (
+    *(LookupError, ValueError, TypeError),
+    *(AttributeError, ArithmeticError, RecursionError),
+)
 
 
 def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
@@ -27,7 +31,7 @@ def pack(plain: Mapping[str, Any], variables: Mapping[str, Any]) -> ArrayFile:
     """
     arrays: dict[str, Any] = {}
     document = trees.encode(dict(plain), arrays, "tree")
-    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    text = trees.json_of(document)
     # Pad with blanks, so that a number with one more digit does not change the file's layout.
     text = text.ljust(-(-len(text) // _ROOM) * _ROOM)
     arrays = {name: np.array(array) for name, array in arrays.items()}
@@ -40,7 +44,9 @@ def unpack(arrays: Mapping[str, Any], path: str) -> tuple[dict[str, Any], dict[s
     try:
         document = json.loads(bytes(arrays[DOCUMENT]))
         plain = trees.decode(document, arrays)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except _WRONG as error:
         raise FormatError(path=path, reason=f"cannot read its document ({error})") from error
+    if not isinstance(plain, dict):
+        raise FormatError(path=path, reason="its document is not an object")
     variables = {n: a for n, a in arrays.items() if n.startswith("variables/")}
     return plain, variables

@@ -48,11 +48,14 @@ class Means:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return logged values as floats. Raises `UsageError` for a value that is not a number."""
+    """Return logged values as floats, by names that UTF-8 can spell.
+
+    Raises `UsageError` for a value that is not a number.
+    """
     found = {}
     for name, value in values.items():
         try:
-            found[name] = float(np.asarray(value).item())
+            found[_text(name)] = float(np.asarray(value).item())
         except (TypeError, ValueError):
             raise UsageError(
                 field="log",
@@ -60,3 +63,8 @@ def numbers(values: Mapping[str, Any]) -> dict[str, float]:
                 hint="Log numbers, or arrays and tensors with one element.",
             ) from None
     return found
+
+
+def _text(name: Any) -> str:
+    # Names of files may have bytes that are not UTF-8.
+    return str(name).encode(errors="backslashreplace").decode()

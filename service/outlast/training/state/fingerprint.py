@@ -41,6 +41,8 @@ def of_model(model: Any, document: bytes | None) -> Plain:
     names = _names_in(config, {})
     layers = config.get("layers")
     if isinstance(layers, list):
+        if isinstance(model, keras.Sequential):  # a call adds an InputLayer where there was none
+            layers = [one for one in layers if one.get("class_name") != "InputLayer"]
         for i, layer in enumerate(layers):
             kind = layer.get("class_name", "layer") if isinstance(layer, dict) else "layer"
             found[f"layer {i}"] = f"{kind} {digest(_plain(layer, names))}"
@@ -76,7 +78,7 @@ def of_compiled(model: Any, document: bytes | None) -> Plain:
 
 
 def of_training(model: Any, document: bytes | None) -> Plain:
-    """Return the fingerprint of a model, including what it is compiled with, if it is."""
+    """Return the fingerprint of a model, including the arguments of `compile` if it is compiled."""
     return {
         "model": of_model(model, document),
         "optimizer": of_optimizer(getattr(model, "optimizer", None)),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from outlast.training.keras_internals.distribution import copies
 from outlast.training.keras_internals.variables import can_read_many, raw, read_many
 
 
@@ -46,11 +47,15 @@ class HeldValue:
 
 
 class Holder:
-    """Variables whose values are held together, repeatedly."""
+    """Variables whose values are held together, repeatedly.
+
+    Of a variable with a copy for each replica, the first copy is held: that is what Keras saves.
+    """
 
     def __init__(self, variables: Iterable[Any]) -> None:
-        self._sources = [raw(variable) for variable in variables]
+        self._sources = [copies(raw(variable))[0] for variable in variables]
         self._handles = [source.handle for source in self._sources]
+        self._devices = {source.device for source in self._sources}
         self._types = tuple(source.dtype.as_datatype_enum for source in self._sources)
 
     def hold(self) -> list[Any]:
@@ -58,7 +63,8 @@ class Holder:
         if not _all_is_here():
             # An accelerator's memory may have no room for held values.
             return [_view(tensor) for tensor in self._read_each()]
-        at_once = len(self._sources) > 1 and can_read_many()
+        # The op reads from one device.
+        at_once = len(self._sources) > 1 and can_read_many() and len(self._devices) == 1
         return [
             HeldValue(tensor)
             for tensor in (read_many(self._handles, self._types) if at_once else self._read_each())

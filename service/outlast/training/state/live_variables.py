@@ -17,15 +17,18 @@ import numpy as np
 import tensorflow as tf
 
 from outlast.training.errors import StateMismatch
-from outlast.training.keras_internals.models import all_layers, to_snake_case
+from outlast.training.keras_internals.distribution import copies, may_differ
+from outlast.training.keras_internals.models import all_layers, metrics_are_built, to_snake_case
 from outlast.training.keras_internals.variables import learning_rate as rate_variable
 from outlast.training.keras_internals.variables import raw
-from outlast.training.state import weights_layout
+from outlast.training.state import replica_values, trees, weights_layout
 from outlast.training.state.held_values import Holder
+from outlast.training.state.replica_values import ReplicaValues, StackedValue
 from outlast_checkpoints.format.snapshot import ArrayFile
 
 _LARGE = 1 << 20  # bytes; a larger array is assigned without a copy
 _ALIGNED = 64  # bytes; TensorFlow's kernels need memory that starts at a multiple
+_REPLICAS = "replicas"
 _NUMBERED = re.compile(r"_\d+(?=[/:]|$)")
 
 
@@ -68,8 +71,24 @@ class LiveState:
             if id(raw(variable)) not in known and raw(variable).dtype != tf.string:
                 known.add(id(raw(variable)))
                 self.rest.append(variable)
+        self._names = {
+            group: re.sub(r"_\d+$", "", attributes["name"])
+            for group, attributes in self.layout.group_attributes.items()
+            if group.startswith("optimizer") and "name" in attributes
+        }
+        self._paths = [_path(v) for v in self.rest]
+        everything = [*self.layout.variables.values(), *self.rest]
+        self._replicas = replica_values.replicas_of(everything)
+        # An optimizer updates all replicas at once, so its variables never differ.
+        self._own = [
+            path
+            for path, variable in self.layout.variables.items()
+            if may_differ(raw(variable)) and not path.startswith("optimizer/")
+        ]
+        self._constant = {"names": trees.Constant(self._names), "rest": trees.Constant(self._paths)}
         self._weights = Holder(self.layout.variables.values())
-        self._others = Holder(self.rest)
+        self._others = ReplicaValues(self.rest)
+        self._by_replica = ReplicaValues(self.layout.variables[path] for path in self._own)
 
     def objects(self) -> dict[str, Any]:
         """Return the model's layers, metrics, optimizer and variables, by name."""
@@ -92,19 +111,24 @@ class LiveState:
         return ArrayFile(arrays, self.layout.group_attributes)
 
     def others(self) -> dict[str, Any]:
-        """Hold the variables for `state.h5`, by "<prefix>/<index>"."""
-        return {f"{self.prefix}/{i:06d}": held for i, held in enumerate(self._others.hold())}
+        """Hold the variables for `state.h5`, by "<prefix>/<index>".
+
+        Weights that differ by replica, such as the moments of BatchNormalization, are there in
+        full, by "<prefix>/replicas/<path>"; `weights` has those of the first replica.
+        """
+        found = {f"{self.prefix}/{i:06d}": held for i, held in enumerate(self._others.hold())}
+        for path, held in zip(self._own, self._by_replica.hold(), strict=True):
+            if isinstance(held, StackedValue):
+                found[f"{self.prefix}/{_REPLICAS}/{path}"] = held
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Return the facts that a restore compares besides names and shapes: classes and paths."""
         return {
-            "names": {
-                group: re.sub(r"_\d+$", "", attributes["name"])
-                for group, attributes in self.layout.group_attributes.items()
-                if group.startswith("optimizer") and "name" in attributes
-            },
-            "rest": [_path(v) for v in self.rest],
+            **self._constant,
+            "replicas": self._replicas,
             "loss": self.loss,
+            "metrics_built": metrics_are_built(self._of[0]),
             "learning_rate": self.learning_rate,
         }
 
@@ -126,12 +150,16 @@ class LiveState:
         def fail(what: str, problem: str) -> None:
             raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
 
-        for group, name in self.describe()["names"].items():
+        replicas = description.get("replicas", 1)
+        if replicas != self._replicas:
+            problem = f"the checkpoint has {replicas}, the script has {self._replicas}"
+            fail("replicas", problem)
+        for group, name in self._names.items():
             stored = description["names"].get(group)
             if stored is not None and _plain_name(stored) != _plain_name(name):
                 fail(group, f"the checkpoint has {stored!r}, the script has {name!r}")
         self._check_weights(weights, fail, partly=partly)
-        paths = self.describe()["rest"]
+        paths = self._paths
         if partly:
             return
         self._check_paths(paths, description["rest"], fail)
@@ -173,7 +201,7 @@ class LiveState:
     def values(self) -> list[tuple[Any, Any]]:
         """Return all variables with copies of their values, for a later `assign` of each."""
         variables = [*self.layout.variables.values(), *self.rest]
-        return [(raw(v), raw(v).numpy()) for v in variables]
+        return [(copy, copy.numpy()) for v in variables for copy in copies(raw(v))]
 
     def assign(self, weights: Mapping[str, Any], others: Mapping[str, Any]) -> None:
         """Assign checked values to the variables.
@@ -181,17 +209,20 @@ class LiveState:
         The variables take over the memory of large arrays, so do not use the arrays afterwards.
         """
         for path, variable in self.layout.variables.items():
-            raw(variable).assign(_as_it_lies(weights[path]))
+            stacked = others.get(f"{self.prefix}/{_REPLICAS}/{path}")
+            value = _as_it_lies(weights[path]) if stacked is None else stacked
+            replica_values.assign(variable, value)
         for group, saveable in self.layout.computed.items():
             prefix = f"{group}/"
             saveable.load_own_variables(
                 {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
             )
         for i, variable in enumerate(self.rest):
-            raw(variable).assign(others[f"{self.prefix}/{i:06d}"])
+            replica_values.assign(variable, others[f"{self.prefix}/{i:06d}"])
         # TensorFlow prepares the reading ops now, not while the first save stops the loop.
         self._weights.hold()
         self._others.hold()
+        self._by_replica.hold()
 
 
 def _as_it_lies(array: Any) -> Any:
@@ -210,7 +241,7 @@ def _as_it_lies(array: Any) -> Any:
 def check_one(name: str, stored: Any, variable: Any, fail: Any) -> None:
     """Call `fail(what, problem)` if a stored array does not match a variable."""
     live = raw(variable)
-    if tuple(stored.shape) != tuple(live.shape):
+    if not replica_values.fits(stored, variable):
         fail(
             f"{name} ({_path(variable)})",
             f"the checkpoint has shape {tuple(stored.shape)}, the script has {tuple(live.shape)}",

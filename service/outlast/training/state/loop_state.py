@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,14 +14,18 @@ import numpy as np
 import tensorflow as tf
 
 from outlast.training.errors import NotSupported, StateMismatch
+from outlast.training.keras_internals.late_metrics import LateMetrics
 from outlast.training.keras_internals.models import build_symbolically, metrics_are_built
-from outlast.training.keras_internals.variables import raw
-from outlast.training.state import fingerprint, trees
-from outlast.training.state.held_values import Holder
+from outlast.training.keras_internals.saved_models import AutoTrackable
+from outlast.training.replicas.replica_steps import shared
+from outlast.training.replicas.strategies import check_scopes, scope_of, strategy_of_all
+from outlast.training.state import fingerprint, replica_values, trees
 from outlast.training.state.live_variables import LiveState, check_one
 from outlast.training.state.object_graph import ObjectGraph, Unsaved
-from outlast.training.state.object_kinds import kind_of
+from outlast.training.state.object_kinds import kind_of, variables_of
 from outlast.training.state.object_restore import Restore
+from outlast.training.state.part_attributes import PartAttributes
+from outlast.training.state.replica_values import ReplicaValues
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.layout import MODEL_FILE, WEIGHTS_FILE, check_name
 from outlast_checkpoints.format.snapshot import ArrayFile
@@ -47,7 +52,9 @@ class LoopState:
         self.kinds: dict[str, str] = {}
         self.loose: dict[str, Any] = {}
         self.objects: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {}
+        self._speaking: dict[str, Any] = {}  # the parts of `objects`
         self._live: dict[str, LiveState] = {}
+        self._late: dict[str, LateMetrics] = {}  # of the models
         self._holders: dict[str, Any] = {}  # of the variables in `loose`
         self._roots: dict[str, Any] = {}  # plain data and the user's objects, for the graph
         parts = state if isinstance(state, Mapping) else {"model": state}
@@ -69,6 +76,7 @@ class LoopState:
             self._roots[name] = part
         elif (methods := _methods(part)) is not None:
             self.objects[name] = methods
+            self._speaking[name] = part
         else:
             self._sort_plain(name, part)
 
@@ -91,6 +99,14 @@ class LoopState:
             problem = f"{name!r} is of type {type(part).__name__}, which has no known state"
             raise UsageError(field="state", problem=problem, hint=_HINT)
 
+    def trained(self) -> tuple[Any, ...]:
+        """Return weak references to the models, layers and optimizers."""
+        return tuple(weakref.ref(part) for part in (*self.models.values(), *self._layers()))
+
+    def _layers(self) -> Iterator[Any]:
+        kinds = keras.Layer | keras.optimizers.Optimizer
+        return (part for part in self._holders.values() if isinstance(part, kinds))
+
     def fingerprint(self, describe: Callable[[Any], Mapping[str, bytes]]) -> Plain:
         """Return the fingerprints of all parts. `describe` returns the documents of a model."""
         found: Plain = {"kinds": self.kinds}
@@ -107,9 +123,12 @@ class LoopState:
 
         `batch` is the spec of a batch, or None. Raises `UsageError` with the name of the part.
         """
+        check_scopes((*self.models.values(), *self._holders.values()))
         compiled = [model for model in self.models.values() if model.compiled]
         if len(compiled) == 1 and batch is not None:
+            kept = PartAttributes({"": compiled[0]}, {}).kept()
             _build_with(compiled[0], batch)  # with several, it is unknown which takes the batch
+            kept.apply()  # because an eager loop never calls the model for that
         for name, model in self.models.items():
             _require(model.built, name, "Call it on a batch, or call its build(), first.")
             optimizer = getattr(model, "optimizer", None)
@@ -117,8 +136,10 @@ class LoopState:
                 # No variable is trainable while, for example, a discriminator is frozen.
                 way = "Call model.optimizer.build(model.trainable_variables) first."
                 _require(bool(model.trainable_variables), f"{name}.optimizer", way)
-                optimizer.build(model.trainable_variables)
+                with scope_of(model):
+                    optimizer.build(model.trainable_variables)
             self._live[name] = LiveState(model, prefix=f"variables/{name}")
+            self._late[name] = LateMetrics(model)
         for name, holder in self._holders.items():
             built = getattr(holder, "built", True)
             _require(
@@ -138,6 +159,12 @@ class LoopState:
         elsewhere |= {f"part {name}": holder for name, holder in self._holders.items()}
         elsewhere |= {f"loose {name}": variable for name, variable in self.loose.items()}
         self._graph = ObjectGraph(self._roots, elsewhere, everything=True)
+        self.parts = PartAttributes({**self.models, **self._holders}, elsewhere)
+        self.known = {**elsewhere, **self._graph.places, **self.models, **self._speaking}
+
+    def shared(self, batch: Any) -> Any:
+        """Return a batch as the loop's body gets it: a share per replica under a strategy."""
+        return shared(batch, strategy_of_all((*self.models.values(), *self._holders.values())))
 
     @property
     def alone(self) -> Any:
@@ -155,8 +182,9 @@ class LoopState:
         return WEIGHTS_FILE if self.alone is not None else f"{name}.weights.h5"
 
     def others(self) -> dict[str, Any]:
-        """Hold the variables for `state.h5`."""
-        held = dict(zip(self.loose, Holder(self.loose.values()).hold(), strict=True))
+        """Hold the variables for `state.h5`. Call it before the other methods of a save."""
+        self._find_late_metrics()
+        held = dict(zip(self.loose, ReplicaValues(self.loose.values()).hold(), strict=True))
         for live in self._live.values():
             held |= live.others()
         return held
@@ -168,7 +196,8 @@ class LoopState:
         container that the user named holds a value that cannot be stored. Such values in objects
         are in `unsaved`.
         """
-        graph = self._graph.capture(variables)
+        names: dict[int, str] = {}
+        graph = self._graph.capture(variables, names)
         for thing in self._graph.unsaved:
             name = re.split(r"[.\[,]", thing.path, maxsplit=1)[0]
             if kind_of(type(self._roots.get(name))) != "object":
@@ -180,15 +209,23 @@ class LoopState:
                 )
         return {
             "graph": graph,
+            "parts": self.parts.capture(variables, names),
             "kinds": self.kinds,
             "models": {name: live.describe() for name, live in self._live.items()},
+            "late_metrics": {name: late.recorded for name, late in self._late.items()},
             "objects": {name: get() for name, (get, _) in self.objects.items()},
         }
+
+    def _find_late_metrics(self) -> None:
+        for name, late in self._late.items():
+            if late.new:
+                self._live[name].refresh()
+                late.new = False
 
     @property
     def unsaved(self) -> list[Unsaved]:
         """What the last call of `plain` found in objects and could not store."""
-        return self._graph.unsaved
+        return self._graph.unsaved + self.parts.unsaved
 
     def _check_plain(self, name: str, value: Any) -> None:
         try:
@@ -205,28 +242,38 @@ class LoopState:
     def check(
         self, checkpoint: str, files: Mapping[str, Any], others: Mapping[str, Any], plain: Plain
     ) -> None:
-        """Raise `StateMismatch` with the first difference. Changes nothing."""
+        """Raise `StateMismatch` with the first difference. Changes no value.
+
+        Metrics that Keras had built after `require_built` are built alike.
+        """
 
         def fail(what: str, problem: str) -> None:
             raise StateMismatch(checkpoint=checkpoint, what=what, problem=problem)
 
         self._check_kinds(plain["kinds"], fail)
+        for name, recorded in plain.get("late_metrics", {}).items():
+            self._late[name].build_as(recorded)
+        self._find_late_metrics()
         for name, live in self._live.items():
             live.check(checkpoint, files[self.file_of(name)], others, plain["models"][name])
         self._check_loose(others, fail)
         for path, problem in Restore(self._graph, plain["graph"], others).problems:
             fail(path, problem)
+        for path, problem in self.parts.restoring(plain["parts"], others).problems:
+            fail(path, problem)
 
     def restore(self, files: Mapping[str, Any], others: Mapping[str, Any], plain: Plain) -> None:
         """Restore everything. Call `check` first."""
         objects = Restore(self._graph, plain["graph"], others)
+        parts = self.parts.restoring(plain["parts"], others)
         for name, live in self._live.items():
             live.assign(files[self.file_of(name)], others)
         for path, variable in self.loose.items():
-            raw(variable).assign(others[path])
+            replica_values.assign(variable, others[path])
         for name, (_, put) in self.objects.items():
             put(plain["objects"][name])
         objects.apply()
+        parts.apply()
 
     def _check_kinds(self, stored: Mapping[str, str], fail: Fail) -> None:
         for name in sorted({*stored, *self.kinds}):
@@ -260,6 +307,7 @@ def _has_variables(part: Any) -> bool:
         | keras.optimizers.Optimizer
         | keras.metrics.Metric
         | keras.layers.Layer
+        | AutoTrackable
     )
     return isinstance(part, kinds)
 
@@ -267,9 +315,7 @@ def _has_variables(part: Any) -> bool:
 def _variables_of(part: Any) -> list[Any]:
     if isinstance(part, keras.Variable | tf.Variable):
         return [part]
-    if isinstance(part, keras.random.SeedGenerator | tf.random.Generator):
-        return [part.state]
-    return list(part.variables)
+    return variables_of(part)
 
 
 def _methods(part: Any) -> tuple[Any, Any] | None:
@@ -292,7 +338,8 @@ def _build_with(model: Any, batch: Any) -> None:
     if model.built and metrics_are_built(model):
         return
     try:
-        build_symbolically(model, batch)
+        with scope_of(model):
+            build_symbolically(model, batch)
     except Exception:  # noqa: BLE001 - the model's code may raise anything for a foreign batch
         return
 

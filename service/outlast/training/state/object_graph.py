@@ -9,19 +9,24 @@ script created.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+import io
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from outlast.attempt import context
 from outlast.training.keras_internals.variables import raw
 from outlast.training.state import object_kinds as kinds
 from outlast.training.state import plain_values, trees
+from outlast.training.state.code_state import is_code
 from outlast.training.state.held_values import Holder, hold
+from outlast.training.state.script_code import is_defined_by_script
 
 PREFIX = "variables/@objects"  # of arrays in state.h5; no part of a Loop's state can have this name
 MAX_DEPTH = 200
+_SHOWN = plain_values.SCALARS | {list}  # types whose repr says all: numbers, text, references
 _LOST: Any = {"is": "lost"}
 _CHANGED = object()  # in place of a mark: no longer compared
 
@@ -38,6 +43,8 @@ class Unsaved:
     """Name of its class."""
     hint: str
     """What to do."""
+    of_process: bool = False
+    """Whether nobody needs it after the training, such as a file, a lock or an iterator."""
 
 
 class ObjectGraph:
@@ -45,7 +52,7 @@ class ObjectGraph:
 
     `roots` are objects by name. `elsewhere` are objects by name that are saved elsewhere (the model
     and its variables); references to them are kept. With `everything`, a capture also stores what
-    has not changed.
+    has not changed; with `in_code`, also that of what code holds.
     """
 
     def __init__(
@@ -54,14 +61,18 @@ class ObjectGraph:
         elsewhere: Mapping[str, Any] | None = None,
         *,
         everything: bool = False,
+        in_code: bool = False,
     ) -> None:
         self.places: dict[str, Any] = {}
         self.paths: dict[int, str] = {}
         self.marks: dict[str, Any] = {}
         self.elsewhere = {id(value) for value in (elsewhere or {}).values()}
         self.everything = everything
+        self.in_code = in_code
         self.changed: set[str] = set()  # paths that are no longer compared
         self.unsaved: list[Unsaved] = []
+        self.code: dict[Any, Any] = {}  # what code holds, by the function, class, …
+        self.parts: dict[int, tuple[Any, kinds.Part]] = {}  # the attributes of owners of variables
         self._roots = dict(roots)
         for path, value in (elsewhere or {}).items():
             self.enter(path, value)
@@ -70,6 +81,12 @@ class ObjectGraph:
     def enter(self, path: str, value: Any) -> None:
         self.places[path] = value
         self.paths.setdefault(id(value), path)
+
+    def add_root(self, path: str, value: Any) -> None:
+        """Add an object that the first step created. All that it holds counts as changed."""
+        if path not in self._roots:
+            self._roots[path] = value
+            self.enter(path, value)
 
     def add_elsewhere(self, objects: Mapping[str, Any]) -> None:
         """Add objects by name that are saved elsewhere, those of the first step."""
@@ -84,9 +101,20 @@ class ObjectGraph:
         """Return what has changed, as plain data, and hold the variables in `variables`.
 
         `names` has the names of variables by id, for two graphs in one checkpoint. What could not
-        be stored is in `unsaved`.
+        be stored is in `unsaved`. In an audit, "all" has what has not changed, too: the checkpoint
+        that it is compared with may have values that changed and are back.
         """
-        walk = Walk(self, variables, {} if names is None else names)
+        names = {} if names is None else names
+        found = self._walk(variables, names)
+        attempt = context.current()
+        if attempt is not None and attempt.audit is not None and not self.everything:
+            self.everything = self.in_code = True
+            found["all"] = self._walk(variables, names)
+            self.everything = self.in_code = False
+        return found
+
+    def _walk(self, variables: MutableMapping[str, Any], names: dict[int, str]) -> dict[str, Any]:
+        walk = Walk(self, variables, names)
         walk.run(self._roots)
         walk.hold()
         self.unsaved = walk.unsaved
@@ -116,6 +144,7 @@ class Walk:
         self._alive: list[Any] = []  # because another object may get the id of a dead one
         self._taken: set[str] = set()
         self._depth = 0
+        self._code = 0  # depth in what code holds
 
     def run(self, roots: Mapping[str, Any]) -> None:
         for path, value in roots.items():
@@ -155,7 +184,12 @@ class Walk:
         return _LOST if any(item is _LOST for item in items) else items
 
     def _reference(self, value: Any, path: str) -> Any:
-        graph, key = self.graph, id(value)
+        graph = self.graph
+        if is_code(value):
+            if value not in graph.code:
+                graph.code[value] = kinds.code_in(value)
+            value = graph.code[value]
+        key = id(value)
         if key in self._items:
             return self._items[key]
         kind = kinds.kind_of(type(value))
@@ -174,9 +208,10 @@ class Walk:
         slot: Content = {}
         if place is None:
             self.new.append(slot)
-        self._depth += 1
+        holds = isinstance(value, kinds.CODE)  # what code holds
+        self._depth, self._code = self._depth + 1, self._code + holds
         content = self._content(kind, value, place or path, made=place is None)
-        self._depth -= 1
+        self._depth, self._code = self._depth - 1, self._code - holds
         if content is _LOST:
             if place is None:
                 reference = self._items[key] = _LOST
@@ -193,7 +228,8 @@ class Walk:
         if place is None and self._beginning and path not in graph.places:
             graph.enter(path, value)
             place = path
-        if place is None and kind in ("object", "owner", "spoken"):
+        replaceable = kind in ("object", "owner", "spoken")
+        if place is None and replaceable and not isinstance(value, kinds.CODE):
             # A resume cannot create such an object. It restores into the one that was replaced.
             place = path if type(graph.places.get(path)) is type(value) else None
         if place is None or place in self._taken:
@@ -207,12 +243,14 @@ class Walk:
             hint = "create it in __init__ or on_train_begin, so that a resume finds it there"
         else:
             hint = "keep plain data, or give the object get_state and set_state methods"
-        self.unsaved.append(Unsaved(path, type(value).__name__, hint))
+        of_process = kind == "settled" or isinstance(value, io.IOBase | Iterator)
+        self.unsaved.append(Unsaved(path, type(value).__name__, hint, of_process))
         return _LOST
 
     def _keep(self, place: str, kind: str, value: Any, content: Content) -> None:
         graph = self.graph
-        if graph.everything or place in graph.changed:
+        within = self._code > 0 or isinstance(value, kinds.CODE)
+        if (graph.everything and (graph.in_code or not within)) or place in graph.changed:
             self.known[place] = content
         elif kind == "object":
             marks = graph.marks.setdefault(place, {})
@@ -266,6 +304,7 @@ class Walk:
         if kind == "owner":
             variables = kinds.variables_of(value)
             items = [self._reference(v, f"{path}.variables[{i}]") for i, v in enumerate(variables)]
+            self._attributes(value, path)
             return {"kind": kind, "of": name, "items": [i for i in items if i is not _LOST]}
         if kind == "spoken":
             state = kinds.methods_of(value)[0]()
@@ -276,6 +315,12 @@ class Walk:
         }
         attributes = {n: item for n, item in found.items() if item is not _LOST}
         return {"kind": "object", "of": name, "attributes": attributes}
+
+    def _attributes(self, owner: Any, path: str) -> None:
+        """Walk through the attributes of an owner of variables, if the script defines its class."""
+        if is_defined_by_script(type(owner)):
+            _, part = self.graph.parts.setdefault(id(owner), (owner, kinds.Part(owner)))
+            self._reference(part, f"{path}.__dict__")
 
     def _mapping(self, kind: str, value: Any, path: str, *, made: bool) -> Any:
         keys, values = list(value), list(value.values())
@@ -334,4 +379,9 @@ def _mark(content: Any) -> Any:
         return repr(content)
     if kind is dict and content.get("kind") == "owner":
         return repr(content["items"])
+    if kind is dict and content.get("kind") in kinds.CONTAINERS:
+        parts = [content.get(name, []) for name in ("items", "keys", "values")]
+        short = all(type(part) is list and len(part) < trees.MANY for part in parts)
+        if short and all(set(map(type, part)) <= _SHOWN for part in parts):
+            return repr(content)
     return trees.fingerprint(content)

@@ -15,7 +15,9 @@ import tensorflow as tf
 from outlast.training.keras_internals.variables import raw
 from outlast.training.state import object_kinds as kinds
 from outlast.training.state import plain_values, trees
+from outlast.training.state.callback_configuration import why_not_state
 from outlast.training.state.object_graph import Content, ObjectGraph
+from outlast.training.state.script_code import is_defined_by_script
 
 _MISSING: Any = object()
 _MADE = {*kinds.CONTAINERS, "array", "generator", "variable"}  # kinds that a restore can create
@@ -37,6 +39,7 @@ class Restore:
         self._variables = variables
         self._objects: dict[Any, Any] = {}
         self._unfilled: list[tuple[Content, Any]] = []
+        self._attributes: list[tuple[Any, str, Any]] = []
         self._classes: dict[str, Any] | None = None
         referred = set(_references([self._known, self._new]))
         for path, content in self._known.items():
@@ -54,6 +57,8 @@ class Restore:
         while self._unfilled:
             content, target = self._unfilled.pop()
             self._fill(content, target)
+        for target, name, child in self._attributes:  # Keras copies a list that is set
+            kinds.set_attribute(target, name, child)
 
     # -- finding and creating ---------------------------------------------------------------
 
@@ -84,6 +89,10 @@ class Restore:
         return None
 
     def _object(self, key: str | int) -> Any:
+        found = self._find(key)
+        return found.function if isinstance(found, kinds.CODE) else found
+
+    def _find(self, key: str | int) -> Any:
         if key in self._objects:
             return self._objects[key]
         content = self._known.get(key) if isinstance(key, str) else self._new[key]
@@ -149,8 +158,12 @@ class Restore:
         elif kind == "object":
             for name, item in content["attributes"].items():
                 child = self._value(item)
-                if child is not _MISSING:
-                    kinds.set_attribute(target, name, child)
+                if child is _MISSING:
+                    continue
+                if (why := why_not_state(target, name, child)) is not None:
+                    self.problems.append((f"{self._path_of(target)}.{name}", why))
+                else:
+                    self._attributes.append((target, name, child))
 
     def _fill_mapping(self, content: Content, target: Any) -> None:
         found = {}
@@ -163,6 +176,9 @@ class Restore:
                 found[key] = child
         target.clear()
         target.update(found)
+
+    def _path_of(self, target: Any) -> str:
+        return next((str(key) for key, one in self._objects.items() if one is target), "?")
 
     def _sequence(self, items: Any) -> list[Any]:
         if isinstance(items, dict):
@@ -197,7 +213,7 @@ class Restore:
         """Return a class that the script uses or defines, without importing anything."""
         if self._classes is None:
             values = list(self._graph.places.values())
-            modules = {type(v).__module__ for v in values if kinds.is_the_scripts(type(v))}
+            modules = {type(v).__module__ for v in values if is_defined_by_script(type(v))}
             defined = [v for m in modules for v in vars(sys.modules[m]).values()]
             attributes = [a for v in values if kinds.kind_of(type(v)) == "object"
                           for a in kinds.attributes_of(v).values()]  # fmt: skip

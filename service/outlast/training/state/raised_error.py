@@ -6,6 +6,7 @@ import dis
 import importlib
 import inspect
 import sys
+from types import CodeType
 from typing import Any
 
 from outlast.training.errors import PhaseLeft
@@ -14,6 +15,7 @@ from outlast.training.state import trees
 Plain = dict[str, Any]
 
 BREAK: Plain = {"by": "break"}
+_DROPS = ("POP_TOP", "POP_ITER", "END_FOR")  # of Python 3.11 to 3.13, and since 3.14
 
 
 def describe(error: BaseException) -> Plain | None:
@@ -46,19 +48,35 @@ def rebuild(left: Plain, phase: int) -> BaseException:
     return error
 
 
-def left_by_break() -> bool:
+def consumers() -> list[tuple[int, CodeType]]:
+    """Return the frames that take the next value of the caller's generator, identified.
+
+    They are generators that wrap it, such as a progress bar, and the frame with the `for` loop.
+    """
+    here = inspect.currentframe()
+    found = []
+    frame = None if here is None else here.f_back
+    while frame is not None:
+        found.append((id(frame), frame.f_code))
+        frame = frame.f_back if frame.f_code.co_flags & inspect.CO_GENERATOR else None
+    return found
+
+
+def left_by_break(loop: list[tuple[int, CodeType]]) -> bool:
     """Return whether the caller's generator was dropped by `break` or `return` from its loop.
 
     An error in the loop's body drops the generator as well, at the instruction that raised it.
+    `loop` is what `consumers` returned at the last step. Only these frames count: when a variable
+    holds the generator, any other one may drop it, long after an error. An unknown instruction
+    counts as an error, which refuses the next phase, so that nothing passes in silence.
     """
     here = inspect.currentframe()
     frame = None if here is None else here.f_back
-    generator = None if frame is None else frame.f_code.co_filename
-    while frame is not None and frame.f_code.co_filename == generator:
-        frame = frame.f_back  # it may delegate to another generator
-    if frame is None or frame.f_lasti < 0:
-        return False
-    return dis.opname[frame.f_code.co_code[frame.f_lasti]] in ("POP_TOP", "POP_ITER", "END_FOR")
+    while frame is not None and (id(frame), frame.f_code) in loop:
+        if frame.f_lasti >= 0 and dis.opname[frame.f_code.co_code[frame.f_lasti]] in _DROPS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _make(kind: Any, args: Any, attributes: Plain) -> BaseException:

@@ -14,12 +14,41 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+import msgspec
 import numpy as np
 import xxhash
 
+from outlast.training.state import generator_states
+
 MAX_DEPTH = 32
+BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (
+        np.random.MT19937,
+        np.random.PCG64,
+        np.random.PCG64DXSM,
+        np.random.Philox,
+        np.random.SFC64,
+    )
+}
 MANY = 64
 FACTORIES = {kind.__name__: kind for kind in (bool, dict, float, int, list, set, str, tuple)}
+
+
+class Constant:
+    """A value without arrays that is encoded once, for a part of many documents."""
+
+    def __init__(self, value: Any) -> None:
+        self.document = msgspec.Raw(json_of(encode(value, {}, "")))
+
+
+def json_of(document: Any) -> bytes:
+    """Return what `encode` returned as JSON."""
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError:  # a lone surrogate, as in the name of a file
+        text = json.dumps(document, default=lambda raw: json.loads(bytes(raw)))
+        return text.encode()
 
 
 class NotPlain(TypeError):
@@ -40,6 +69,8 @@ def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int =
         raise NotPlain("nested too deeply")
     if value is None or isinstance(value, bool | str):
         return value
+    if type(value) is Constant:
+        return value.document
     if type(value) is int:
         return value if -(2**53) < value < 2**53 else {"$int": str(value)}
     if type(value) is float:
@@ -87,8 +118,7 @@ def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int =
 
 
 def _is_numpys(bit_generator: Any) -> bool:
-    kind = type(bit_generator)
-    return getattr(np.random, kind.__name__, None) is kind
+    return type(bit_generator) in BIT_GENERATORS.values()
 
 
 def _encode_array(value: Any, arrays: MutableMapping[str, Any], name: str) -> Any:
@@ -105,28 +135,57 @@ def _encode_array(value: Any, arrays: MutableMapping[str, Any], name: str) -> An
 
 
 def decode(document: Any, arrays: Mapping[str, Any]) -> Any:
-    """Convert a document that `encode` returned back to plain data."""
+    """Convert a document that `encode` returned back to plain data.
+
+    A document is data that others may have written. So each array is used once, and only the bit
+    generators of numpy are made.
+
+    Raises:
+        LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError: it is
+            not a document of `encode`.
+    """
+    return _decode(document, _Arrays(arrays))
+
+
+class _Arrays:
+    """Arrays that a document may name once each: a copy for each name could fill the memory."""
+
+    def __init__(self, arrays: Mapping[str, Any]) -> None:
+        self._arrays = arrays
+        self._taken: set[str] = set()
+
+    def take(self, name: str) -> Any:
+        if name in self._taken:
+            raise ValueError(f"array {name!r} is named twice")
+        self._taken.add(name)
+        return self._arrays[name]
+
+
+def _decode(document: Any, arrays: _Arrays) -> Any:
     if isinstance(document, list):
-        return [decode(item, arrays) for item in document]
+        return [_decode(item, arrays) for item in document]
     if not isinstance(document, dict):
         return document
     match next(iter(document), None):
         case "$int":
             return int(document["$int"])
         case "$floats":
-            return arrays[document["$floats"]].tolist()
+            floats = arrays.take(document["$floats"])
+            if floats.dtype != np.float64 or floats.ndim != 1:
+                raise TypeError("a list of floats is stored as another array")
+            return floats.tolist()
         case "$float":
             return float(document["$float"])
         case "$bytes":
             return base64.b64decode(document["$bytes"])
         case "$tuple":
-            return tuple(decode(item, arrays) for item in document["$tuple"])
+            return tuple(_decode(item, arrays) for item in document["$tuple"])
         case "$set":
-            return {decode(item, arrays) for item in document["$set"]}
+            return {_decode(item, arrays) for item in document["$set"]}
         case "$frozenset":
-            return frozenset(decode(item, arrays) for item in document["$frozenset"])
+            return frozenset(_decode(item, arrays) for item in document["$frozenset"])
         case "$deque":
-            items = (decode(item, arrays) for item in document["$deque"])
+            items = (_decode(item, arrays) for item in document["$deque"])
             return deque(items, maxlen=document["maxlen"])
         case "$dict":
             return _pairs(document["$dict"], arrays)
@@ -139,27 +198,28 @@ def decode(document: Any, arrays: Mapping[str, Any]) -> Any:
                 FACTORIES.get(document["factory"]), _pairs(document["$default"], arrays)
             )
         case "$random":
-            version, words, gauss = decode(document["$random"], arrays)
-            generator = random.Random()
-            generator.setstate((version, tuple(int(w) for w in words), gauss))
+            version, words, gauss = _decode(document["$random"], arrays)
+            generator = random.Random()  # nosec B311  # no secret
+            generator.setstate(generator_states.python_state(version, words, gauss))
             return generator
         case "$generator":
-            state = decode(document["$generator"], arrays)
-            bits = getattr(np.random, state["bit_generator"])(0)
-            bits.state = state
+            state = _decode(document["$generator"], arrays)
+            bits = BIT_GENERATORS[state["bit_generator"]](0)
+            bits.state = generator_states.numpy_state(state)
             return np.random.Generator(bits)
         case "$randomstate":
             legacy = np.random.RandomState(0)
-            legacy.set_state(decode(document["$randomstate"], arrays))
+            words = _decode(document["$randomstate"], arrays)
+            legacy.set_state(generator_states.numpy_state(words))
             return legacy
         case "$array":
-            array = arrays[document["$array"]]
+            array = arrays.take(document["$array"])
             return np.array(array)[()] if document["scalar"] else np.array(array)
-    return {key: decode(item, arrays) for key, item in document.items()}
+    return {key: _decode(item, arrays) for key, item in document.items()}
 
 
-def _pairs(pairs: list[Any], arrays: Mapping[str, Any]) -> dict[Any, Any]:
-    return {decode(key, arrays): decode(value, arrays) for key, value in pairs}
+def _pairs(pairs: list[Any], arrays: _Arrays) -> dict[Any, Any]:
+    return {_decode(key, arrays): _decode(value, arrays) for key, value in pairs}
 
 
 def fingerprint(value: Any) -> bytes:

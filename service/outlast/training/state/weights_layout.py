@@ -17,6 +17,7 @@ from keras import Variable, optimizers
 
 from outlast.training.keras_internals import saving
 from outlast.training.keras_internals.models import all_layers
+from outlast.training.keras_internals.saved_models import AutoTrackable, variables_below
 from outlast.training.state.object_kinds import kind_of
 
 
@@ -95,7 +96,7 @@ def all_variables(model: Any) -> Iterator[Any]:
 
 
 def untracked_variables(model: Any) -> Iterator[Any]:
-    """Yield what Keras does not know of: tf.Variables in attributes of the model and its parts.
+    """Yield what Keras does not list: variables in attributes of the model and its parts.
 
     A traced step tells which variables it touches; one that runs eagerly tells nothing.
     """
@@ -108,7 +109,7 @@ def untracked_variables(model: Any) -> Iterator[Any]:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, tf.Variable):
+        if isinstance(value, tf.Variable | Variable):
             yield value
         elif type(value) in (list, tuple) or isinstance(value, list):
             stack += value
@@ -116,3 +117,5 @@ def untracked_variables(model: Any) -> Iterator[Any]:
             stack += value.values()
         elif id(value) in parts or kind_of(type(value)) == "object":
             stack += vars(value).values() if hasattr(value, "__dict__") else ()
+        elif isinstance(value, AutoTrackable):
+            stack += variables_below(value)

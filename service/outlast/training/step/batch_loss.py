@@ -1,4 +1,4 @@
-"""`OwnLoss`: the loss of each batch, besides the running mean in Keras' logs."""
+"""`BatchLoss`: the loss of each batch, besides the running mean in Keras' logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 from outlast.training.keras_internals.variables import raw
 
 
-class OwnLoss:
+class BatchLoss:
     """Computes the loss of each batch, besides Keras' running mean.
 
     With Keras' train_step, it resets the loss tracker before the step and restores the sums
@@ -48,19 +48,26 @@ class OwnLoss:
         """Return the step's loss, or None if there is none. `sums` is what `before` returned."""
         if self.tracker is None or sums is None:
             return tf.cast(logs["loss"], tf.float64) if _is_scalar(logs.get("loss")) else None
+        total, count, mean = self.parts(sums)
+        if mean is not None and "loss" in logs:
+            logs["loss"] = tf.cast(mean, logs["loss"].dtype)
+        return tf.cast(tf.math.divide_no_nan(total, count), tf.float64)
+
+    def parts(self, sums: tuple[Any, Any]) -> tuple[Any, Any, Any | None]:
+        """Return the total and the count of the step alone, and if `exact`, the running mean.
+
+        Restores the sums if `exact`.
+        """
+        assert self.tracker is not None
         total = _value(self.tracker.total)
         count = _value(self.tracker.count)
         if not self.exact:
-            return tf.math.divide_no_nan(
-                tf.cast(total, tf.float64) - tf.cast(sums[0], tf.float64),
-                tf.cast(count, tf.float64) - tf.cast(sums[1], tf.float64),
-            )
-        own = tf.cast(tf.math.divide_no_nan(total, count), tf.float64)
+            before = (tf.cast(part, tf.float64) for part in sums)
+            now = (tf.cast(part, tf.float64) for part in (total, count))
+            return *(after - first for after, first in zip(now, before, strict=True)), None
         self.tracker.total.assign(sums[0] + total)
         self.tracker.count.assign(sums[1] + count)
-        if "loss" in logs:
-            logs["loss"] = tf.cast(self.tracker.result(), logs["loss"].dtype)
-        return own
+        return total, count, self.tracker.result()
 
 
 def _value(variable: Any) -> Any:

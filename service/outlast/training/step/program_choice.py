@@ -10,7 +10,7 @@ import tensorflow as tf
 from outlast.job.log_events import LogEvent
 from outlast.training.data.array_batches import ArrayFeed
 from outlast.training.data.epoch_batches import Feed
-from outlast.training.data.source import an_empty_batch
+from outlast.training.data.source import empty_batch
 from outlast.training.state import random_state
 from outlast.training.state.live_variables import LiveState
 from outlast.training.step.compiled_steps import CompiledSteps
@@ -57,7 +57,7 @@ class ProgramChoice:
         """Return the checkpoint's program if it is without XLA and available, else the model's."""
         if stored == Program.GRAPH:
             return Program.GRAPH
-        if stored == Program.ONE_THREAD and self._steps.may_take_one_thread():
+        if stored == Program.ONE_THREAD and self._steps.can_run_one_thread():
             return Program.ONE_THREAD
         if isinstance(self._feed, ArrayFeed):
             return self._steps.graph_program(self._feed.data.batch_size)
@@ -66,14 +66,14 @@ class ProgramChoice:
     def _measured(self) -> Program:
         """Time some steps of each program, restore the state, and return the faster program."""
         without = self._without_xla()
-        if not supports_xla(self._model):
+        if not supports_xla(self._model) or self._steps.replicas is not None:
             return without
         before, drawn = self._live.values(), random_state.capture()
         milliseconds, failed = {}, None
         try:
             for program in (without, self._steps.xla_program()):
                 self._steps.use(program)
-                milliseconds[program] = self._seconds_a_step() * 1e3
+                milliseconds[program] = self._seconds_per_step() * 1e3
         except tf.errors.OpError as error:  # XLA has no kernel for one of the model's ops
             failed = str(error).splitlines()[0]
         finally:
@@ -85,7 +85,7 @@ class ProgramChoice:
         self._log.info(LogEvent.PROGRAM_CHOSEN, program=str(program), xla_error=failed, **times)
         return program
 
-    def _seconds_a_step(self) -> float:
+    def _seconds_per_step(self) -> float:
         self._train(1)  # compiles
         one = self._train(1)
         steps = max(1, min(TRIAL_STEPS, int(TRIAL_S / one)))
@@ -94,9 +94,9 @@ class ProgramChoice:
     def _train(self, steps: int) -> float:
         """Train `steps` steps, or a pass if it is shorter, and return the seconds per step."""
         if isinstance(self._feed, ArrayFeed) and self._steps.arrays is not None:
-            lot: Any = self._feed.data.indices(0, 0, steps)
+            batches: Any = self._feed.data.indices(0, 0, steps)
         else:
-            lot = [an_empty_batch(self._steps.spec, TRIAL_BATCH)] * steps
+            batches = [empty_batch(self._steps.spec, TRIAL_BATCH)] * steps
         started = time.perf_counter()
-        done = len(self._steps.run(lot))
+        done = len(self._steps.run(batches))
         return (time.perf_counter() - started) / done

@@ -5,15 +5,22 @@ input first. Where another op reads an input too, the scheduling of threads deci
 finished. So a sum of three or more tensors may round differently from call to call, also under op
 determinism (tensorflow/core/kernels/aggregate_ops.cc). AddN comes from GradientTape, which adds up
 the gradients of a tensor with it, and from Grappler, which makes it out of nested additions.
+
+`put_in_order` ends the race where there is one: AddN waits for the other readers of its inputs, so
+it always finds the same buffers, and nested additions stay nested. Each function is judged by
+itself: who else reads an argument is not seen.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-_ADDITIONS = frozenset({"Add", "AddV2"})
+from outlast.training.keras_internals import tracing
+
+_ADDITIONS = frozenset({"Add", "AddN", "AddV2"})
 # Grappler may take these out: their output can be the very input, with its other readers.
 _TRANSPARENT = frozenset(
     {
@@ -32,12 +39,34 @@ _TRANSPARENT = frozenset(
 _HELD = frozenset({"Const", "ReadVariableOp", "VariableV2"})
 
 
-def racy_sums(graph: Any) -> list[str]:
-    """Return the names of the sums in a `GraphDef`, and in its functions, whose order may vary."""
+@dataclass(frozen=True)
+class RacySum:
+    """A sum of at least three tensors, and what gives it one order."""
+
+    name: str
+    """Name of the node."""
+    additions: frozenset[str] = frozenset()
+    """Nested additions that Grappler must not make one AddN of; empty for an AddN."""
+    readers: frozenset[str] = frozenset()
+    """Other readers of its addends, for which an AddN must wait."""
+
+
+def racy_sums(graph: Any) -> list[RacySum]:
+    """Return the sums in a `GraphDef`, and in its functions, whose order may vary."""
     found = [*_Nodes(graph.node).racy_sums()]
     for function in graph.library.function:
         found += _Nodes(function.node_def).racy_sums()
     return found
+
+
+def put_in_order(graph: Any) -> None:
+    """Give each sum of a traced graph one order."""
+    if not any(op.type in _ADDITIONS for op in graph.get_operations()):
+        return
+    for found in _Nodes(graph.as_graph_def().node).racy_sums():
+        tracing.keep_as_written(graph, found.additions)
+        if found.readers:
+            tracing.run_after(graph, found.name, found.readers)
 
 
 class _Nodes:
@@ -45,76 +74,103 @@ class _Nodes:
 
     def __init__(self, nodes: Sequence[Any]) -> None:
         self._nodes = {node.name: node for node in nodes}
-        self._before = {node.name: [_maker_of(text) for text in node.input] for node in nodes}
-        self._readers: dict[str, set[str]] = defaultdict(set)
-        self._outputs: dict[str, set[str]] = defaultdict(set)
-        for node in nodes:
-            for output in _inputs(node):
-                self._readers[output].add(node.name)
-                self._outputs[_maker_of(output)].add(output)
-
-    def racy_sums(self) -> Iterator[str]:
-        parts = {
-            part.name
-            for node in self._nodes.values()
-            if node.op in _ADDITIONS
-            for part in self._additions_in(node)
-        }
+        self._readers: dict[str, list[str]] = {}
         for name, node in self._nodes.items():
-            if node.op == "AddN" or (node.op in _ADDITIONS and name not in parts):
-                addends = self._addends(node)
-                if len(addends) > 2 and self._order_varies(node, addends):
-                    yield name
+            for output in _inputs(node):
+                self._readers.setdefault(output, []).append(name)
+        self._before: dict[str, set[str]] = {}
 
-    def _order_varies(self, node: Any, addends: list[str]) -> bool:
-        """Return whether it depends on a race which buffer AddN takes, and the result on that."""
-        readers = [set(self._read_by(addend)) for addend in addends]
-        if all(some == {node.name} for some in readers):
-            return False
-        before = self._ancestors(node.name)
-        held = [self._is_held(addend) for addend in addends]
-        free = [not h and some <= before for h, some in zip(held, readers, strict=True)]
-        if node.op != "AddN":  # Grappler may put them into any order
-            return not all(map(max, held, free))
-        # The first buffer that can be taken changes places with the first addend. Between the first
-        # two that changes nothing; where none can be taken, no addend changes places.
-        first = free.index(True) if any(free) else len(free)
-        takers = [index for index in range(first) if not held[index]]
-        orders = {max(index, 1) for index in takers}
-        orders.add(max(first, 1) if first < len(free) else 1)
-        return len(orders) > 1
+    @cached_property
+    def _outputs(self) -> dict[str, list[str]]:
+        """The outputs of each node that are read."""
+        outputs: dict[str, list[str]] = {}
+        for output in self._readers:
+            outputs.setdefault(_maker_of(output), []).append(output)
+        return outputs
 
-    def _additions_in(self, node: Any) -> Iterator[Any]:
+    def racy_sums(self) -> Iterator[RacySum]:
+        """Yield the sums. Each is judged as if those yielded before were in order by then."""
+        additions = [node for node in self._nodes.values() if node.op in _ADDITIONS]
+        parts = {part.name for node in additions for part in self._parts_of(node)}
+        for node in additions:
+            if node.op == "AddN":
+                yield from self._racy_add_n(node)
+            if node.name not in parts:
+                yield from self._racy_group(node)
+
+    def _racy_add_n(self, node: Any) -> Iterator[RacySum]:
+        """Yield the AddN if any buffer is open; Grappler sorts its addends by their names."""
+        addends = [self._source(output)[0] for output in _inputs(node)]
+        if len(addends) < 3:
+            return
+        ends, others = self._ends(node.name, addends)
+        readers = [of for end, of in zip(ends, others, strict=True) if end == "open"]
+        if readers:
+            waits_for = frozenset[str]().union(*readers)
+            self._directly_before(node.name).update(waits_for)
+            yield RacySum(node.name, readers=waits_for)
+
+    def _racy_group(self, node: Any) -> Iterator[RacySum]:
+        """Yield the sum of nested additions: Grappler may make one AddN of it, in any order."""
+        group, addends = self._group(node)
+        if len(group) > 1 and len(addends) > 2:
+            ends, _ = self._ends(node.name, addends)
+            if "open" in ends:
+                yield RacySum(node.name, additions=frozenset(group))
+
+    def _ends(self, name: str, addends: list[str]) -> tuple[list[str], list[frozenset[str]]]:
+        """Return what is known of each addend's buffer when the sum runs, and its open readers.
+
+        "free": all other readers have certainly run. "held": something holds it anyhow, or a reader
+        runs after the sum. "open": that depends on a race.
+        """
+        readers = [frozenset(self._read_by(addend)) - {name} for addend in addends]
+        before = self._ancestors(name) if any(readers) else set()
+        ends, open_readers = [], []
+        for addend, readers_of in zip(addends, readers, strict=True):
+            others = readers_of - before
+            maker = self._maker(addend)
+            held = addends.count(addend) > 1 or (maker is not None and maker.op in _HELD)
+            if not held and others:
+                held = any(name in self._ancestors(other) for other in others)
+            ends.append("held" if held else "open" if others else "free")
+            open_readers.append(others)
+        return ends, open_readers
+
+    def _parts_of(self, node: Any) -> Iterator[Any]:
         """Yield the additions whose results only this one reads: they may become one AddN."""
-        for output in _inputs(node):
-            source, alone = self._source(output)
-            if alone and (maker := self._maker(source)) is not None and maker.op in _ADDITIONS:
-                yield maker
-
-    def _addends(self, node: Any) -> list[str]:
-        if node.op == "AddN":
-            return [self._source(output)[0] for output in _inputs(node)]
-        addends = []
+        if tracing.OPTIMISED in node.attr:
+            return
         for output in _inputs(node):
             source, alone = self._source(output)
             maker = self._maker(source)
-            if alone and maker is not None and maker.op in _ADDITIONS:
-                addends += self._addends(maker)
-            else:
-                addends.append(source)
-        return addends
+            if maker is None or tracing.OPTIMISED in maker.attr:
+                continue
+            if alone and maker.op in _ADDITIONS:
+                yield maker
 
-    def _is_held(self, output: str) -> bool:
-        """Return whether something holds the buffer besides its readers, so AddN never takes it."""
-        maker = self._maker(output)
-        return maker is not None and maker.op in _HELD
+    def _group(self, node: Any) -> tuple[set[str], list[str]]:
+        """Return the additions that may become one AddN with this one, and what they add up."""
+        group, addends = {node.name}, []
+        parts = {part.name: part for part in self._parts_of(node)}
+        for output in _inputs(node):
+            source, _ = self._source(output)
+            part = parts.get(_maker_of(source))
+            if part is None:
+                addends.append(source)
+            else:
+                names, more = self._group(part)
+                group |= names
+                addends += more
+        return group, addends
 
     def _read_by(self, output: str) -> Iterator[str]:
         """Yield the readers of an output, transparent ops left out. An output that nobody reads on
         is returned, and counts as a reader."""
-        for reader in self._readers[output]:
-            if self._nodes[reader].op in _TRANSPARENT and self._outputs[reader]:
-                for passed_on in self._outputs[reader]:
+        for reader in self._readers.get(output, ()):
+            passed = self._outputs.get(reader, ())
+            if self._nodes[reader].op in _TRANSPARENT and passed:
+                for passed_on in passed:
                     yield from self._read_by(passed_on)
             else:
                 yield reader
@@ -123,13 +179,21 @@ class _Nodes:
         """Return the nodes that have certainly run before this one ends, itself among them."""
         seen, todo = {name}, [name]
         while todo:
-            new = [maker for maker in self._before.get(todo.pop(), ()) if maker not in seen]
-            seen.update(new)
+            new = self._directly_before(todo.pop()) - seen
+            seen |= new
             todo += new
         return seen
 
+    def _directly_before(self, name: str) -> set[str]:
+        if name not in self._before:
+            node = self._nodes.get(name)  # None for an argument of a function
+            # what is before the next iteration of a loop is not before this one
+            inputs = () if node is None or node.op == "NextIteration" else node.input
+            self._before[name] = {_maker_of(text) for text in inputs}
+        return self._before[name]
+
     def _source(self, output: str) -> tuple[str, bool]:
-        """Return what an output is, transparent ops left out, and whether it has one reader."""
+        """Return the source of an output, behind transparent ops, and whether it has one reader."""
         alone = len(self._readers[output]) == 1
         while (maker := self._maker(output)) is not None and maker.op in _TRANSPARENT:
             output = next(_inputs(maker))

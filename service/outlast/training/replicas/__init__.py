@@ -1,0 +1,1 @@
+"""Data-parallel training: the replicas of a model, their steps, values and strategy."""
