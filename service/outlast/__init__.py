@@ -1,6 +1,7 @@
 """Outlast: fault-tolerant Keras training. A script only needs `from outlast import fit`.
 
-Importing this package imports neither TensorFlow nor Keras; the first use of `fit` does.
+Importing this package imports neither TensorFlow nor Keras; the first use of `fit` does. `adopt`
+waits until the script imports Keras.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from outlast.attempt.adoption import adopt
     from outlast.training.fit import fit
     from outlast.training.loop import Loop
 
-__all__ = ["Loop", "fit"]
+__all__ = ["Loop", "adopt", "fit"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         import importlib
 
-        return getattr(importlib.import_module("outlast.training"), name)
+        room = "outlast.attempt.adoption" if name == "adopt" else "outlast.training"
+        return getattr(importlib.import_module(room), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

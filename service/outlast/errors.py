@@ -24,6 +24,10 @@ class JobUnknown(OutlastError, LookupError):
     exit_code = exit_codes.JOB_UNKNOWN
 
 
+class JobRemoved(JobUnknown):
+    """The job in {root!r} is deleted in part, because `outlast rm` was interrupted. Repeat it."""
+
+
 class RootUnknown(JobUnknown):
     """There is no folder or bucket {root!r}. Choose the root of your jobs with --root, or start a
     job there with `outlast run`."""
@@ -31,6 +35,23 @@ class RootUnknown(JobUnknown):
 
 class JobNotFound(JobUnknown):
     """There is no job {job!r} in {root!r}.{hint} List the existing jobs with `outlast list`."""
+
+
+class JobForeign(OutlastError, PermissionError):
+    """Job {job!r} is not yours: {path!r} belongs to {owner}, and you are {me}. A job folder is a
+    program, so nothing of it was run, stopped or deleted. Ask its owner, or submit the training in
+    a root of your own."""
+
+    exit_code = exit_codes.REJECTED
+
+
+class JobNotTrusted(OutlastError, PermissionError):
+    """Job {job!r} was not submitted by you on this machine, so nothing was started. A job folder
+    is a program: whoever wrote it decides what runs as you. It would run:
+    {what}
+    If you trust everybody who can write there: outlast resume {reference} --trust"""
+
+    exit_code = exit_codes.REJECTED
 
 
 class JobExists(OutlastError, FileExistsError):
@@ -47,8 +68,15 @@ class JobBusy(OutlastError, BlockingIOError):
     exit_code = exit_codes.JOB_BUSY
 
 
+class JobNotEnded(OutlastError, BlockingIOError):
+    """Job {job!r} is {state} and has not ended, so nothing of it was deleted. Stop it first, with
+    `outlast stop {job}`."""
+
+    exit_code = exit_codes.JOB_BUSY
+
+
 class InvalidTransition(OutlastError):
-    """Event {event} is not allowed while the job is {state} (attempt {attempt}).{story}"""
+    """Event {event} is not allowed while the job is {state} (attempt {attempt}).{recent_events}"""
 
 
 class PluginUnknown(OutlastError, LookupError):
@@ -76,6 +104,17 @@ class NotSent(OutlastError, OSError):
     back."""
 
     exit_code = exit_codes.STORAGE_FAILED
+
+
+class AuditImpossible(OutlastError, LookupError):
+    """Job {job!r} cannot be audited: {problem}. {hint}"""
+
+    exit_code = exit_codes.NO_CHECKPOINT
+
+
+class AuditFailed(OutlastError, RuntimeError):
+    """The audit of {job!r} could not train the interval again: {reason}. Nothing is known about its
+    exactness. Correct the cause, then audit it again.{output}"""
 
 
 class ExtraMissing(OutlastError, ImportError):

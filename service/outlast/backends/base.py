@@ -51,6 +51,15 @@ class Backend(Protocol):
             SpecInvalid: the backend cannot run this job.
         """
 
+    def preload(self, handle: Handle) -> Preload | None:
+        """Return what the attempt has imported; None while that is unknown.
+
+        A backend reads it from its own child process, never from storage: others may write there.
+
+        Args:
+            handle: Handle of the attempt.
+        """
+
     def prepare(self, spec: JobSpec, preload: Preload) -> None:
         """Prepare for the next attempt, which may be needed at any moment.
 

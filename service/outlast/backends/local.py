@@ -12,16 +12,17 @@ import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import outlast
 import outlast_checkpoints
 from outlast.backends import orphans
 from outlast.backends.base import Exit, Handle
-from outlast.backends.warm_spares import Child, Spare, kill_group
+from outlast.backends.warm_spares import Child, Reports, Spare, kill_group
 from outlast.errors import BackendFailed, SpecInvalid
 from outlast.job import process_identity, rank
-from outlast.job.preload import Order, Preload
+from outlast.job.preload import PIPE, Order, Preload
 from outlast.job.process_identity import SUPERVISOR_PID, Identity
 from outlast.job.spec import JobSpec, interpreter
 from outlast_checkpoints.errors import AlreadyExists
@@ -38,6 +39,7 @@ class LocalBackend:
     def __init__(self) -> None:
         self._children: dict[int, Child] = {}
         self._spare: Spare | None = None
+        self._reports: dict[int, Reports] = {}  # of the attempts that began cold
         self._adopts = False
 
     def launch(self, spec: JobSpec, storage: Storage, attempt: int) -> Handle:
@@ -54,8 +56,7 @@ class LocalBackend:
             child: Child | None = self._warm_child(storage, attempt, output)
             if child is None:
                 with open(output, "ab", opener=_private) as file:
-                    arguments = ["outlast.attempt.main", storage.root, str(attempt)]
-                    child = _start(spec, arguments, subprocess.DEVNULL, file)
+                    child = self._cold_child(spec, storage, attempt, file)
         except OSError as error:
             what = interpreter(spec)
             raise BackendFailed(
@@ -71,23 +72,33 @@ class LocalBackend:
             "output": str(output),
         }
 
+    def preload(self, handle: Handle) -> Preload | None:
+        reports = self._reports.get(handle["pid"])
+        if reports is None and self._spare is not None:
+            reports = self._spare.reports
+        if reports is None:
+            return None
+        reports.read()
+        return reports.preload
+
     def prepare(self, spec: JobSpec, preload: Preload) -> None:
         """Keep a spare process that has imported these modules, for the next attempt."""
-        if self._spare is not None and self._spare.preload == preload and self._spare.there():
+        if self._spare is not None and self._spare.preload == preload and self._spare.exists():
             return
         self._end_spare()
         if not orphans.adopting():
             self._adopts = orphans.adopt()
 
-        def start(orders: int, news: int) -> subprocess.Popen[bytes]:
-            arguments = ["outlast.attempt.warm_spare", str(news)]
-            return _start(spec, arguments, orders, subprocess.DEVNULL, pass_fds=(news,))
+        def start(orders: int, pipe: int) -> subprocess.Popen[bytes]:
+            arguments = ["outlast.attempt.warm_spare", str(pipe)]
+            return _start(spec, arguments, orders, subprocess.DEVNULL, (pipe,))
 
         with suppress(OSError):  # the next attempt starts cold
             self._spare = Spare(start, preload)
 
     def close(self) -> None:
         self._end_spare()
+        self._close_reports()
         self._reap()
         if self._adopts:
             self._adopts = not orphans.adopt(False)
@@ -97,12 +108,35 @@ class LocalBackend:
         if spare is not None:
             spare.end()
 
+    def _close_reports(self) -> None:
+        for reports in self._reports.values():
+            reports.close()
+        self._reports.clear()
+
+    def _cold_child(self, spec: JobSpec, storage: Storage, attempt: int, output: Any) -> Child:
+        arguments = ["outlast.attempt.main", storage.root, str(attempt)]
+        self._close_reports()
+        if not spec.warm_spare:
+            return _start(spec, arguments, subprocess.DEVNULL, output)
+        reports = Reports()
+        try:
+            with reports.sender() as pipe:
+                child = _start(
+                    spec, arguments, subprocess.DEVNULL, output, (pipe,), {PIPE: str(pipe)}
+                )
+        except OSError:
+            reports.close()
+            raise
+        self._reports[child.pid] = reports
+        return child
+
     def _warm_child(self, storage: Storage, attempt: int, output: Path) -> Child | None:
         """Turn the spare into this attempt and return it; None when there is no spare."""
         if self._spare is None:
             return None
-        heir = orphans.adopting()
-        order = Order(url=storage.root, attempt=attempt, output=str(output), heir=heir)
+        fork_next = orphans.adopting()
+        order = Order(url=storage.root, attempt=attempt, output=str(output), fork_next=fork_next)
+        self._close_reports()
         child = self._spare.become(order)
         if child is None:
             self._end_spare()
@@ -164,7 +198,12 @@ class LocalBackend:
 
 
 def _start(
-    spec: JobSpec, arguments: list[str], stdin: int, output: Any, pass_fds: Collection[int] = ()
+    spec: JobSpec,
+    arguments: list[str],
+    stdin: int,
+    output: Any,
+    pass_fds: Collection[int] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [interpreter(spec), "-P", "-m", *arguments],
@@ -172,7 +211,7 @@ def _start(
         stdout=output,
         stderr=subprocess.STDOUT,
         cwd=spec.cwd or None,
-        env=_environment(spec, os.environ),
+        env={**_environment(spec, os.environ), **variables},
         start_new_session=True,
         pass_fds=pass_fds,
     )
@@ -185,7 +224,7 @@ def _identity(handle: Handle) -> Identity:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
 
 
 def _output_path(storage: Storage, attempt: int) -> Path:

@@ -102,7 +102,7 @@ class BackendConformance:
             launched.end()
 
     @pytest.mark.parametrize("code", [0, 1, 3, 65, 75, 200])
-    def test_the_exit_code_comes_through(self, launch: Callable[..., Launched], code: int) -> None:
+    def test_the_exit_code_is_reported(self, launch: Callable[..., Launched], code: int) -> None:
         launched = launch(f"sys.exit({code})")
         assert launched.end() == Exit(code=code)
         assert launched.end() == Exit(code=code)
@@ -125,7 +125,7 @@ class BackendConformance:
         assert cwd == first == launched.spec.cwd
         assert (variable, stdin) == ("it's $HOME", "")
 
-    def test_launching_comes_back_before_the_end(self, launch: Callable[..., Launched]) -> None:
+    def test_launch_returns_before_the_end(self, launch: Callable[..., Launched]) -> None:
         launched = launch("ready(); time.sleep(1000)")
         launched.ready()
         assert launched.backend.poll(launched.handle) is None
@@ -187,7 +187,7 @@ class BackendConformance:
         if child.local:
             launched.until(child.gone)
 
-    def test_what_a_dead_attempt_started_is_ended(self, launch: Callable[..., Launched]) -> None:
+    def test_children_of_a_dead_attempt_are_ended(self, launch: Callable[..., Launched]) -> None:
         launched = launch(
             "import os, signal, subprocess, msgspec\n"
             "from outlast.job import process_identity\n"
@@ -212,7 +212,7 @@ class BackendConformance:
         launched.end()
         assert isinstance(other.poll(handle), Exit)
 
-    def test_after_the_end_nothing_hurts(self, launch: Callable[..., Launched]) -> None:
+    def test_calls_after_the_end_do_nothing(self, launch: Callable[..., Launched]) -> None:
         launched = launch("")
         end = launched.end()
         launched.backend.signal(launched.handle, signal.SIGTERM)
@@ -221,6 +221,6 @@ class BackendConformance:
         launched.backend.finish(launched.handle, launched.storage, 1)
         assert launched.end() == end
 
-    def test_what_cannot_be_started_is_said(self, tmp_path: Path) -> None:
+    def test_a_failed_start_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(BackendFailed, match="no-such-python"):
             Launched(self.make(), tmp_path / "a", "", 1.0, python="/no-such-python")

@@ -69,7 +69,7 @@ def as_defaults(path: Path, found: Mapping[str, Any], ctx: click.Context) -> dic
     return defaults
 
 
-_NOT_IN_FILE = frozenset({"config", "debug", "module"})
+_NOT_IN_FILE = frozenset({"config", "debug", "key_file", "module"})
 
 
 def _script_value(path: Path, key: str, value: Any) -> Any:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import click
-
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json
-from outlast.cli.job_address import Place, job_word
+from outlast.cli.job_address import Place, job_reference
 from outlast_checkpoints.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -41,25 +40,37 @@ def hand_over(place: Place) -> Queued:
     return queued
 
 
-def tell(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> None:
+def refuse_running(storage: Storage) -> None:
+    """Raise `JobBusy` when somebody trains the job; wait until that is known."""
+    from outlast.job import takeover
+    from outlast.job.journal import Journal
+    from outlast.job.submission import load_spec
+
+    journal = Journal(storage)
+    if journal.job() is not None:
+        spec = load_spec(storage)
+        takeover.quiet(storage, journal, spec, on_wait=lambda text: say(text, err=True))
+
+
+def print_place(place: Place, root: str, queued: Queued | None, *, as_json: bool) -> None:
     """Print where the job is now. `queued` None: nothing was started."""
     from outlast.job import fencing_check
 
     handle: dict[str, Any] = {} if queued is None else queued.handle
     if as_json:
         found = {"job": place.name, "url": place.url, "pid": handle.get("pid")}
-        print_json(found | {"queued": None if queued is None else _named(queued)})
+        print_json(found | {"queued": None if queued is None else _as_json(queued)})
     elif queued is not None:
-        word = job_word(place, root)
-        by = f"supervised by process {handle['pid']}" if "pid" in handle else _words(queued)
-        click.echo(f"{place.name}: {by}. outlast logs -f {word}")
+        word = job_reference(place, root)
+        by = f"supervised by process {handle['pid']}" if "pid" in handle else _as_text(queued)
+        say(f"{place.name}: {by}. outlast logs -f {word}")
         if not fencing_check.can_fence(place.storage):
-            click.echo(f"{place.name}: {fencing_check.WHY}: {fencing_check.HINT}", err=True)
+            say(f"{place.name}: {fencing_check.why(place.storage)}: {fencing_check.HINT}", err=True)
 
 
-def _named(queued: Queued) -> dict[str, Any]:
+def _as_json(queued: Queued) -> dict[str, Any]:
     return {"engine": queued.engine, "id": queued.handle.get("id")}
 
 
-def _words(queued: Queued) -> str:
+def _as_text(queued: Queued) -> str:
     return f"queued in {queued.engine} as {queued.handle.get('id')}"

@@ -8,54 +8,61 @@ from typing import TYPE_CHECKING, Any
 
 from outlast.cli.display import units
 from outlast.cli.job_address import Place
-from outlast_checkpoints.format import layout
 
 if TYPE_CHECKING:
     from outlast.job.heartbeat import Beat
     from outlast.job.journal import Entry
     from outlast.job.lifecycle import Job
+    from outlast.job.spec import JobSpec
     from outlast_checkpoints.storage.base import Storage
 
 
 def _queued(job: Job) -> dict[str, Any] | None:
     """Return the job's place in a cluster's queue, and its state there."""
-    from outlast.engines import standing
+    from outlast.engines import queue_state
     from outlast.errors import EngineFailed
 
     if job.queued is None:
         return None
     try:
-        there = None if job.state.final else standing(job)
+        there = None if job.state.final else queue_state(job)
         stands = "gone" if there is None else str(there)
     except EngineFailed as error:
         stands = f"unknown: {error.fields['reason']}"
     return {"engine": job.queued.engine, "id": job.queued.handle.get("id"), "stands": stands}
 
 
-def is_gone(state: str, beat: Beat | None) -> bool:
-    """Return whether a running job has certainly lost its process."""
-    from outlast.job.process_identity import Identity
+def newest_beat(storage: Storage, spec: JobSpec, attempt: int) -> Beat | None:
+    """Return the newest heartbeat of an attempt.
 
-    if state not in ("running", "stopping") or beat is None or beat.ended is not None:
-        return False
-    process = Identity(host=beat.host, pid=beat.pid, boot_id=beat.boot_id, start=beat.process_start)
-    return process.gone()
+    An attempt of this machine that cannot reach the storage writes its heartbeat to the spool.
+    """
+    from outlast.job import heartbeat
+    from outlast.job.spool_settings import existing_spool
+
+    beat = heartbeat.read(storage, attempt) if attempt else None
+    spool = existing_spool(storage, spec) if attempt else None
+    spooled = None if spool is None else heartbeat.read(spool.storage, attempt)
+    if spooled is None or (beat is not None and beat.process != spooled.process):
+        return beat
+    return spooled if beat is None or spooled.count > beat.count else beat
 
 
 def job_status(place: Place) -> dict[str, Any]:
     """Return the fields that `outlast status --json` prints."""
     import msgspec
 
-    from outlast.job import heartbeat, lifecycle
-    from outlast.job import spec as specs
+    from outlast.job import lifecycle, takeover
     from outlast.job.journal import Journal
+    from outlast.job.submission import load_spec
     from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 
     storage = place.storage
-    spec = specs.decode(storage.read(layout.SPEC))
+    spec = load_spec(storage)
     journal = Journal(storage)
     job = journal.existing_job()
-    beat = heartbeat.read(storage, job.attempt) if job.attempt else None
+    beat = newest_beat(storage, spec, job.attempt)
+    gone, described = takeover.is_gone(job.owner, beat), lifecycle.describe(job)
     store = CheckpointStore(storage)
     ids = store.ids()
     return {
@@ -63,7 +70,7 @@ def job_status(place: Place) -> dict[str, Any]:
         "url": place.url,
         "runs": spec.runs,
         "state": job.state.value,
-        "description": lifecycle.describe(job),
+        "description": f"no process has it now; it was {described}" if gone else described,
         "queued": _queued(job),
         "outcome": job.outcome.value if job.outcome else None,
         "reason": job.reason,
@@ -73,15 +80,38 @@ def job_status(place: Place) -> dict[str, Any]:
         "failures": job.failures,
         "max_retries": job.max_retries,
         "owner": msgspec.to_builtins(job.owner) if job.owner else None,
-        "process_gone": is_gone(job.state.value, beat),
+        "process_gone": gone,
         "created": units.moment(spec.created),
-        "progress": msgspec.to_builtins(beat) if beat else None,
+        "forked_from": _forked_from(journal.read()),
+        "away_since": units.moment(beat.away_since) if beat and beat.away_since else None,
+        "progress": _progress(job, beat),
         "checkpoints": len(ids),
         "last_checkpoint": _checkpoint(store.manifest(ids[-1])) if ids else None,
         "attempts": attempts(journal.read()),
         "goodput": _goodput(storage, journal.read()),
+        "audit": newest_audit(journal.read()),
         "spec": msgspec.to_builtins(spec),
     }
+
+
+def _forked_from(entries: Iterable[Entry]) -> dict[str, str] | None:
+    """Return the parent and the checkpoint that the job began at; None if it is no fork."""
+    from outlast.job.events import Forked
+
+    for entry in entries:
+        if isinstance(entry.event, Forked):
+            return {"parent": entry.event.parent, "checkpoint": entry.event.checkpoint}
+    return None
+
+
+def _progress(job: Job, beat: Beat | None) -> dict[str, Any] | None:
+    """Return the last heartbeat; without the number of a process that has ended."""
+    import msgspec
+
+    if beat is None:
+        return None
+    lives = job.in_flight and beat.ended is None
+    return {**msgspec.to_builtins(beat), "pid": beat.pid if lives else None}
 
 
 def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
@@ -111,14 +141,37 @@ def _goodput(storage: Storage, entries: Iterable[Entry]) -> dict[str, Any]:
     return {"goodput": round(found.share, 4), **rounded}
 
 
+def newest_audit(entries: Iterable[Entry]) -> dict[str, Any] | None:
+    """Return the JSON fields of the newest audit in the journal; None if there was none."""
+    import msgspec
+
+    from outlast.job.events import Audited
+
+    found = None
+    for entry in entries:
+        if isinstance(entry.event, Audited):
+            found = {**msgspec.to_builtins(entry.event), "at": units.moment(entry.at)}
+    return found
+
+
+def audit_line(found: dict[str, Any] | None) -> str:
+    """Return the outcome of an audit in one line; "" if there was none."""
+    if found is None:
+        return ""
+    where = f"{found['first']} to {found['last']}"
+    if found["exact"]:
+        return f"exact: {where}, {units.local(found['at'])}"
+    return f"NOT EXACT: {where}, first in {found['difference']}"
+
+
 def unprotected(found: dict[str, Any]) -> str:
     """Return a warning if the job succeeded without `fit` or `Loop`, or ""."""
     if found["state"] != "succeeded" or found["protected"] is not False:
         return ""
-    return (
-        "nothing was protected: the script did not call outlast's fit or Loop. "
-        "Use `from outlast import fit`"
-    )
+    problem = "nothing was protected: the script did not call outlast's fit or Loop"
+    if found["spec"]["adopt"] == "no":
+        return f"{problem}. Use `outlast run --adopt`, or `from outlast import fit`"
+    return f"{problem}, or keras.Model.fit where it can be adopted. `outlast logs` says why"
 
 
 def goodput_line(found: dict[str, Any]) -> str:

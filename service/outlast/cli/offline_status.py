@@ -24,7 +24,7 @@ def status(root: str, job: str, error: StorageError) -> dict[str, Any] | None:
     from outlast_checkpoints.storage import open_storage
     from outlast_checkpoints.store.spool import Spool
 
-    url = job if "://" in job else f"{absolute(root).rstrip('/')}/{job}"
+    url = _url(root, job)
     spool = Spool.found(open_storage(url))
     attempts = [] if spool is None else spool.attempts()
     if spool is None or not attempts:
@@ -32,7 +32,7 @@ def status(root: str, job: str, error: StorageError) -> dict[str, Any] | None:
     beat = heartbeat.read(spool.storage, attempts[-1])
     waiting = spool.waiting()
     return {
-        "job": url.rstrip("/").rpartition("/")[2],
+        "job": url.rpartition("/")[2],
         "url": url,
         "state": None,
         "reason": str(error),
@@ -43,6 +43,36 @@ def status(root: str, job: str, error: StorageError) -> dict[str, Any] | None:
         "spooled": [str(one) for one in waiting],
         "spooled_bytes": spool.size(waiting),
     }
+
+
+def ask_to_stop(root: str, job: str, *, by: str, now: bool) -> dict[str, Any] | None:
+    """Ask the supervisor on this machine to stop a job whose storage cannot be reached.
+
+    Args:
+        root: Root of the jobs.
+        job: Name, folder or URL of the job.
+        by: Who wants it.
+        now: Kill the attempt instead of letting it save.
+
+    Returns:
+        The fields "job", "url", "attempt" and "pid"; None if no attempt runs on this machine.
+    """
+    from outlast.job import heartbeat, stop_note
+    from outlast_checkpoints.storage import open_storage
+    from outlast_checkpoints.store.spool import Spool
+
+    url = _url(root, job)
+    spool = Spool.found(open_storage(url))
+    attempts = [] if spool is None else spool.attempts()
+    beat = heartbeat.read(spool.storage, attempts[-1]) if spool is not None and attempts else None
+    if spool is None or beat is None or not beat.process.local or beat.process.gone():
+        return None
+    stop_note.leave(spool.storage, attempts[-1], stop_note.StopNote(by=by, now=now))
+    return {"job": url.rpartition("/")[2], "url": url, "attempt": attempts[-1], "pid": beat.pid}
+
+
+def _url(root: str, job: str) -> str:
+    return absolute(job) if "://" in job else f"{absolute(root).rstrip('/')}/{job}"
 
 
 def fields(found: dict[str, Any]) -> dict[str, str]:

@@ -1,9 +1,8 @@
-"""Command-line options that several commands share, and the types of their values."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,67 +10,9 @@ import click
 
 from outlast.cli.config import as_defaults, read_config
 from outlast.cli.job_address import DEFAULT_ROOT
-from outlast_checkpoints.errors import OutlastError
+from outlast.cli.values import adoption, audits, cadence, duration, pair, retention, share
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def duration(text: str | float) -> float:
-    """Return a duration such as "90", "90s", "30m", "1.5h" or "1d" in seconds; "off" is 0."""
-    said = str(text).strip().lower()
-    if said == "off":
-        return 0.0
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", said)
-    if match is None:
-        problem = f"Invalid duration {text!r}. Use for example 90, 90s, 30m, 1.5h or 1d."
-        raise click.BadParameter(problem)
-    return float(match.group(1)) * _UNITS[match.group(2) or "s"]
-
-
-def pair(text: str) -> tuple[str, str]:
-    """Split "NAME=VALUE" into name and value."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise click.BadParameter(f"Invalid pair {text!r}. Use NAME=VALUE.")
-    return name.strip(), value
-
-
-def cadence(text: str) -> str:
-    """Return `text` if it is a valid save cadence."""
-    from outlast.job.save_schedule import SaveEvery
-
-    return _checked(text, SaveEvery.parse)
-
-
-def share(text: str) -> str:
-    """Return a percentage as the automatic save cadence spells it."""
-    from outlast.job.save_schedule import SaveEvery
-
-    spelled = f"{text.removesuffix('%').strip()}%"
-    try:
-        SaveEvery.parse(f"auto:{spelled}")
-    except OutlastError as error:
-        problem = f"Invalid percentage {text!r}. Use more than 0% and at most 100%, for example 1%."
-        raise click.BadParameter(problem) from error
-    return spelled
-
-
-def retention(text: str) -> str:
-    """Return `text` if it is a valid retention policy."""
-    from outlast_checkpoints.format.retention import Keep
-
-    return _checked(text, Keep.parse)
-
-
-def _checked(text: str, parse: Callable[[str], object]) -> str:
-    try:
-        parse(text)
-    except OutlastError as error:
-        told = [str(error.fields[key]) for key in ("problem", "hint") if key in error.fields]
-        raise click.BadParameter(". ".join(told) or str(error)) from error
-    return text
 
 
 class Section(click.Option):
@@ -141,6 +82,12 @@ def job_options(function: F) -> F:
     return function
 
 
+def some_job_options(names: Collection[str]) -> list[click.Parameter]:
+    """Return those options of a new job that have these names."""
+    probe = click.command()(job_options(lambda: None))
+    return [param for param in probe.params if param.name in names]
+
+
 _SLURM = "Slurm (with --engine slurm)"
 
 _CLUSTER_OPTIONS: list[Callable[[Any], Any]] = [
@@ -167,6 +114,15 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
     root_option("Job"),
     option("--name", section="Job", metavar="JOB", help="Name of the job.  [default: generated]"),
     option(
+        "--tag",
+        section="Job",
+        type=pair,
+        multiple=True,
+        in_environment=False,
+        metavar="NAME=VALUE",
+        help="Tag of the job, for `outlast list --tag`; repeatable.",
+    ),
+    option(
         "--resume-if-exists",
         section="Job",
         is_flag=True,
@@ -191,6 +147,16 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         is_flag=True,
         in_environment=False,
         help="SCRIPT names a module, as with python -m.",
+    ),
+    option(
+        "--adopt",
+        section="Job",
+        type=adoption,
+        default="no",
+        metavar="[=strict]",
+        help="Make every keras.Model.fit of the script Outlast's, so that the script needs no "
+        "change. What cannot be adopted trains as in plain Keras, and the log says so; with "
+        "--adopt=strict it is an error.",
     ),
     option(
         "--save-every",
@@ -244,6 +210,15 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         help="Enable TensorFlow's op determinism: the same input gives the same bits.",
     ),
     option(
+        "--replicas",
+        section="Exactness",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Train N copies of the model on the parts of each batch, on as many GPUs; without "
+        "GPUs, on parts of the CPU. Results depend on N, so it is fixed for the life of the job. "
+        "[default: what the script's own strategy has, else the number of GPUs, else 1]",
+    ),
+    option(
         "--intra-op-threads",
         section="Exactness",
         type=click.IntRange(min=1),
@@ -261,6 +236,19 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         "of the job have.",
     ),
     option(
+        "--audit-every",
+        "--audit",
+        "audit_every",
+        section="Exactness",
+        type=audits,
+        default="never",
+        show_default=True,
+        metavar="EVERY",
+        help="Audit the training while it runs: every 10 checkpoints (10), at an interval (30m), "
+        "or never. A second process at low priority trains the steps between two checkpoints "
+        "again, and compares; see `outlast audit`.",
+    ),
+    option(
         "--on-nan",
         section="Exactness",
         type=click.Choice(["ignore", "stop"]),
@@ -275,7 +263,7 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         metavar="N",
         default=3,
         show_default=True,
-        help="Restarts after consecutive failed attempts without a new checkpoint. An attempt is "
+        help="Consecutive failed attempts without a new checkpoint to retry. An attempt is "
         "one run of the script's process.",
     ),
     option(
@@ -295,6 +283,16 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
         default="60s",
         show_default=True,
         help="Longest delay before a retry.",
+    ),
+    option(
+        "--max-duration",
+        section="Restarts",
+        type=duration,
+        metavar="TIME",
+        default="off",
+        show_default=True,
+        help="Save and stop the job when its attempts have taken this long together. `outlast "
+        "resume` gives it the same time again.",
     ),
     option(
         "--stall-timeout",

@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import click
-
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json
-from outlast.cli.handover import hand_over, tell
-from outlast.cli.job_address import Place, absolute
-from outlast.engines import standing
+from outlast.cli.handover import hand_over, print_place
+from outlast.cli.job_address import Place, absolute, naming
+from outlast.engines import queue_state
 from outlast.exit_codes import DONE, FAILED, JOB_BUSY, SUPERSEDED
-from outlast_checkpoints.errors import OutlastError
+from outlast_checkpoints.errors import named
 
 if TYPE_CHECKING:
     from outlast.job.events import Queued
@@ -27,7 +26,7 @@ class Result:
 
     place: Place
     """The place of the job."""
-    how: Literal["started", "at work", "left alone", "failed"]
+    how: Literal["started", "busy", "skipped", "failed"]
     """What happened."""
     note: str = ""
     """Why the job was not started."""
@@ -40,8 +39,9 @@ def unfinished(root: str) -> list[Place]:
     from outlast.job import listing
     from outlast_checkpoints.storage import open_storage
 
-    home = absolute(root).rstrip("/") or "/"
-    storage = open_storage(home)
+    with naming("--root"):
+        home = absolute(root).rstrip("/") or "/"
+        storage = open_storage(home)
     found = [
         (one.entry.at if one.entry else 0.0, one.name)
         for one in listing.listed(storage)
@@ -53,68 +53,69 @@ def unfinished(root: str) -> list[Place]:
     ]
 
 
-def take_up(place: Place) -> Result | None:
+def make_ready(place: Place, root: str, *, trust: bool) -> Result | None:
     """Make the job ready for a supervisor; return a result when it cannot be started."""
+    from outlast.cli.trust_gate import check_trusted
     from outlast.errors import JobBusy
     from outlast.job.journal import Journal
-    from outlast.job.submission import load_spec
-    from outlast.job.submission import take_up as take_up_job
+    from outlast.job.submission import load_spec, resume_unfinished
 
     try:
+        check_trusted(place, root, trust=trust)
         spec = load_spec(place.storage)
         if spec.script is None and spec.module is None:
-            return Result(place, "left alone", "it has no script, because it was started by hand")
+            return Result(place, "skipped", "it has no script, because it was started by hand")
         job = Journal(place.storage).job()
-        there = None if job is None else standing(job)
+        there = None if job is None else queue_state(job)
         if there is not None and there.queued:
-            return Result(place, "at work", f"it is already in the queue: {there}")
-        job = take_up_job(place.storage)
+            return Result(place, "busy", f"it is already in the queue: {there}")
+        job = resume_unfinished(place.storage)
         if job.state.final:
-            return Result(place, "left alone", f"it is {job.state.value}")
+            return Result(place, "skipped", f"it is {job.state.value}")
     except JobBusy as error:
-        return Result(place, "at work", str(error))
-    except OutlastError as error:
-        return Result(place, "failed", str(error))
+        return Result(place, "busy", str(error))
+    except Exception as error:  # noqa: BLE001  (one job does not stop the others)
+        return Result(place, "failed", str(named(error)))
     return None
 
 
-def bring_back(place: Place) -> Result:
+def resume_detached(place: Place, root: str, *, trust: bool) -> Result:
     """Start a detached supervisor for the job, unless it is busy or has ended."""
     from outlast.errors import DaemonFailed
 
-    in_the_way = take_up(place)
-    if in_the_way is not None:
-        return in_the_way
+    refused = make_ready(place, root, trust=trust)
+    if refused is not None:
+        return refused
     try:
         return Result(place, "started", queued=hand_over(place))
     except DaemonFailed as error:
         if error.fields.get("code") in (JOB_BUSY, SUPERSEDED):  # another process was first
-            return Result(place, "at work", "another process has just taken it")
+            return Result(place, "busy", "another process has just taken it")
         return Result(place, "failed", str(error))
-    except OutlastError as error:
-        return Result(place, "failed", str(error))
+    except Exception as error:  # noqa: BLE001  (as above)
+        return Result(place, "failed", str(named(error)))
 
 
-def bring_all_back(root: str, *, as_json: bool) -> int:
+def resume_all(root: str, *, trust: bool, as_json: bool) -> int:
     """Resume every unfinished job below `root`; return 0, or 1 when one failed."""
     places = unfinished(root)
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as workers:
-        results = list(workers.map(bring_back, places))
+        results = list(workers.map(lambda one: resume_detached(one, root, trust=trust), places))
     if as_json:
         print_json([_row(one) for one in results])
     else:
         for one in results:
-            _tell(one, root)
+            _print_result(one, root)
         if not results:
-            click.echo(f"No unfinished job in {absolute(root)}.", err=True)
+            say(f"No unfinished job in {absolute(root)}.", err=True)
     return FAILED if any(one.how == "failed" for one in results) else DONE
 
 
-def _tell(result: Result, root: str) -> None:
+def _print_result(result: Result, root: str) -> None:
     if result.queued is not None:
-        tell(result.place, root, result.queued, as_json=False)
+        print_place(result.place, root, result.queued, as_json=False)
     else:
-        click.echo(f"{result.place.name}: {result.how}: {result.note}", err=True)
+        say(f"{result.place.name}: {result.how}: {result.note}", err=True)
 
 
 def _row(result: Result) -> dict[str, Any]:

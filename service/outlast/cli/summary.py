@@ -10,8 +10,10 @@ import click
 
 from outlast.cli import offline_status
 from outlast.cli.display import units
-from outlast.cli.job_address import Place, job_word
-from outlast.cli.job_status import goodput_line, job_status, unprotected
+from outlast.cli.display.say import say
+from outlast.cli.group import CliState
+from outlast.cli.job_address import Place, job_reference
+from outlast.cli.job_status import audit_line, goodput_line, job_status, unprotected
 from outlast_checkpoints.arrays.unchanged import part_name
 from outlast_checkpoints.errors import OutlastError, StorageError
 from outlast_checkpoints.format import layout
@@ -39,16 +41,19 @@ def terminal_observer() -> TerminalObserver:
 def supervise(place: Place, root: str) -> int:
     """Supervise the job until it ends or this process has to leave; return the exit code."""
     from outlast.job.lifecycle import exit_code
+    from outlast.supervisor.stop_requests import StopRequests
     from outlast.supervisor.supervisor import Supervisor
 
-    watching = terminal_observer()
-    try:
-        watching.say(f"job {place.name} in {place.url}")
-        job = Supervisor(place.storage, observer=watching).run()
-    finally:
-        watching.close()
-    click.echo(summary(place, root), err=True)
-    return exit_code(job)
+    requests, cli = StopRequests(), click.get_current_context().find_object(CliState)
+    with requests.signals(for_good=cli is not None and cli.alone):
+        watching = terminal_observer()
+        try:
+            watching.say(f"job {place.name} in {place.url}")
+            job = Supervisor(place.storage, observer=watching, requests=requests).run()
+        finally:
+            watching.close()
+        say(summary(place, root), err=True)
+        return exit_code(job)
 
 
 def summary(place: Place, root: str) -> str:
@@ -63,7 +68,7 @@ def summary(place: Place, root: str) -> str:
         return _columns(
             {
                 **offline_status.fields(unreachable),
-                "resume": f"outlast resume {job_word(place, root)}",
+                "resume": f"outlast resume {job_reference(place, root)}",
             }
         )
     except OutlastError as error:
@@ -74,9 +79,10 @@ def summary(place: Place, root: str) -> str:
         "steps": _steps(found),
         "attempts": _attempts(found),
         "goodput": goodput_line(found["goodput"]),
+        "audit": audit_line(found["audit"]),
         **_checkpoint(place, found),
     }
-    word = job_word(place, root)
+    word = job_reference(place, root)
     if found["state"] == "failed":
         lines["why"] = f"outlast logs {word}; outlast logs --output {word}"
     if found["state"] != "succeeded":

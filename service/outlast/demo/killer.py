@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from outlast.job import heartbeat
 from outlast.job.journal import Journal
-from outlast.job.process_identity import Identity
 
 if TYPE_CHECKING:
     from outlast.job.heartbeat import Beat
@@ -69,8 +68,8 @@ def _due(beat: Beat, part: float) -> bool:
 
 def _kill(beat: Beat) -> bool:
     """Send SIGKILL to the process that wrote the heartbeat, unless its pid was reused."""
-    process = Identity(host=beat.host, pid=beat.pid, boot_id=beat.boot_id, start=beat.process_start)
-    if not process.at_work():
+    process = beat.process
+    if not process.is_running():
         return False
     try:
         os.kill(beat.pid, signal.SIGKILL)

@@ -69,7 +69,7 @@ def show(output: Path) -> bool:
     _title("3. Are the results equal?")
     same = _compare(killed, untouched)
     click.echo()
-    _told_by_history(killed, kills)
+    _kills_in_history(killed, kills)
     curves = plot_history(HistoryReader(killed), output / "loss.png", title="killed")
     click.echo(f"{output / 'loss.png'}: {', '.join(curves.panels)}")
     click.echo()
@@ -92,8 +92,15 @@ def _make_room(output: Path) -> None:
             problem=f"{str(output)!r} is neither empty nor the output of an earlier demo",
             hint="Use another folder.",
         )
-    output.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise UsageError(
+            field="--output",
+            problem=f"{str(output)!r} cannot be written: {error.strerror}",
+            hint="Use another folder.",
+        ) from None
     shutil.rmtree(output / "jobs", ignore_errors=True)
     for name in (SCRIPT.name, "loss.png"):
         (output / name).unlink(missing_ok=True)
@@ -116,8 +123,8 @@ def _train(output: Path, name: str, parts: list[float]) -> tuple[Storage, list[K
         stderr=subprocess.STDOUT,
         env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
     ) as process:
-        telling = threading.Thread(target=_tell, args=(process,), daemon=True)
-        telling.start()
+        progress = threading.Thread(target=_show_progress, args=(process,), daemon=True)
+        progress.start()
         for part in parts:
             after = kills[-1].attempt if kills else 0
             killed = kill_next(storage, part, after, lambda: process.poll() is None)
@@ -130,14 +137,14 @@ def _train(output: Path, name: str, parts: list[float]) -> tuple[Storage, list[K
                 fg="red",
                 bold=True,
             )
-        telling.join()
+        progress.join()
         code = process.wait()
     if code != 0 or len(kills) != len(parts):
         raise DemoFailed(name=name, code=code, kills=len(kills), wanted=len(parts), root=root)
     return storage, kills
 
 
-def _tell(process: subprocess.Popen[bytes]) -> None:
+def _show_progress(process: subprocess.Popen[bytes]) -> None:
     """Print the output of `outlast run` and the script, without TensorFlow's log lines."""
     assert process.stdout is not None  # it is a pipe
     for line in process.stdout:
@@ -165,7 +172,7 @@ def _compare(killed: Storage, untouched: Storage) -> bool:
     return all(one == other for one, other in pairs)
 
 
-def _told_by_history(storage: Storage, kills: list[Killed]) -> None:
+def _kills_in_history(storage: Storage, kills: list[Killed]) -> None:
     """Print where later attempts resumed, and which steps were repeated."""
     for (attempt, _, step), kill in zip(HistoryReader(storage).restarts(), kills, strict=True):
         click.echo(

@@ -12,7 +12,7 @@ from outlast_checkpoints.storage.base import Storage
 Handle = dict[str, Any]
 
 
-class Standing(msgspec.Struct, frozen=True):
+class QueueState(msgspec.Struct, frozen=True):
     """The state of a job in its engine."""
 
     state: Literal["queued", "running"]
@@ -67,21 +67,28 @@ class Engine(Protocol):
             EngineFailed: the job was not accepted.
         """
 
-    def poll(self, handle: Handle) -> Standing | None:
+    def poll(self, handle: Handle) -> QueueState | None:
         """Return the state of the job; None when the engine no longer has it.
 
         Raises:
             EngineFailed: the state is unknown now.
         """
 
-    def stop(self, handle: Handle) -> None:
+    def stop(self, handle: Handle, storage: Storage) -> None:
         """Remove the job from the engine, queued or running. Do nothing when it is gone.
 
+        A handle comes from the job's files, so it may name somebody else's work. An engine removes
+        only what carries the URL of this job's storage.
+
+        Args:
+            handle: Handle of the job.
+            storage: Storage of the job.
+
         Raises:
-            EngineFailed: the engine does not answer now.
+            EngineFailed: the handle names another job, or the engine does not answer now.
         """
 
-    def again(self, handle: Handle, storage: Storage) -> Handle | None:
+    def requeue(self, handle: Handle, storage: Storage) -> Handle | None:
         """Have the job started again; called by a supervisor that leaves before the job is done.
 
         Args:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Final
 
 from outlast import engines, exit_codes
 from outlast.errors import EngineFailed, InvalidTransition
-from outlast.job import cluster_slot, takeover
+from outlast.job import cluster_slot, standard_streams, takeover
 from outlast.job.events import Queued
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import Job, State, exit_code
@@ -21,16 +22,22 @@ from outlast_checkpoints.storage.base import Storage
 _REQUEUED: Final = "the state is saved; {engine} will restart the job as {id}"
 
 
-def run(storage: Storage) -> int:
+def run(storage: Storage, requests: StopRequests | None = None) -> int:
     """Supervise the job in `storage`; return the exit code.
 
     A job that has ended meanwhile is not started. When this process has to leave before the job
     is done, it asks the cluster to start the job again.
     """
     spec, journal = load_spec(storage), Journal(storage)
-    job = takeover.free(storage, journal, spec, on_wait=_say)
+    requests = StopRequests() if requests is None else requests
+
+    def rest(seconds: float) -> None:
+        if requests.pending:
+            raise SystemExit(exit_codes.RESUMABLE)  # nothing has begun
+        time.sleep(seconds)
+
+    job = takeover.free(storage, journal, spec, sleep=rest, on_wait=_say)
     _enter(spec.engine, journal)  # only now: of two that were started, one has left
-    requests = StopRequests()
     with requests.signals():  # to the end, because a requeue sends a signal
         if not job.state.final:
             job = Supervisor(storage, requests=requests).run()
@@ -53,7 +60,7 @@ def _come_back(engine: str, storage: Storage, journal: Journal) -> None:
     if place is None:
         return
     try:
-        handle = engines.get(engine).again({"id": place.id}, storage)
+        handle = engines.get(engine).requeue({"id": place.id}, storage)
     except EngineFailed as error:
         _say(f"{error} Resume the job by hand: outlast resume {storage.root}")
         return
@@ -75,13 +82,15 @@ def _id(job: Job) -> str | None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"outlast: {text}\n")
+    standard_streams.say(f"outlast: {text}")
 
 
 def main(argv: list[str]) -> int:
     """Supervise the job at the URL `argv[0]`; return the exit code."""
     try:
-        return run(open_storage(argv[0]))
+        requests = StopRequests()
+        with requests.signals(for_good=True):
+            return run(open_storage(argv[0]), requests)
     except OutlastError as error:
         _say(str(error))
         return error.exit_code

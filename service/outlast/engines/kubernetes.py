@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from outlast.engines.base import Handle, Standing
-from outlast.engines.kubernetes_job import manifest
+from outlast.engines.base import Handle, QueueState
+from outlast.engines.kubernetes_job import URL, manifest
 from outlast.errors import EngineFailed, ExtraMissing
 from outlast.job.spec import JobSpec
+from outlast_checkpoints.errors import FormatError
 from outlast_checkpoints.storage.base import Storage
 
 T = TypeVar("T")
 
-WITHIN: Final = 30.0  # seconds for one request
+TIMEOUT: Final = 30.0  # seconds for one request
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # in a pod
 _POD: Final = "KUBERNETES_SERVICE_HOST"
 _GONE: Final = 404
+# RFC 1123, as Kubernetes asks for it (kubernetes.io/docs, "Object Names and IDs")
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 class KubernetesEngine:
@@ -42,15 +46,14 @@ class KubernetesEngine:
         cluster = _Cluster(spec.engine_options.get("context"))
         namespace = wanted["metadata"].get("namespace") or cluster.namespace
         made = cluster.ask("create the Job", lambda: cluster.jobs.create_namespaced_job(
-            namespace, wanted, _request_timeout=WITHIN
+            namespace, wanted, _request_timeout=TIMEOUT
         ))  # fmt: skip
         return {"id": made.metadata.name, "namespace": namespace, "context": cluster.context}
 
-    def poll(self, handle: Handle) -> Standing | None:
-        cluster = _Cluster(handle.get("context"))
-        namespace = handle.get("namespace") or cluster.namespace
+    def poll(self, handle: Handle) -> QueueState | None:
+        name, namespace, cluster = _found(handle)
         job = cluster.ask("look at the Job", lambda: cluster.jobs.read_namespaced_job(
-            handle["id"], namespace, _request_timeout=WITHIN
+            name, namespace, _request_timeout=TIMEOUT
         ))  # fmt: skip
         if job is None or any(
             one.type in ("Complete", "Failed") and one.status == "True"
@@ -59,26 +62,39 @@ class KubernetesEngine:
             return None
         pods = cluster.ask("look at its pods", lambda: cluster.pods.list_namespaced_pod(
             namespace,
-            label_selector=f"batch.kubernetes.io/job-name={handle['id']}",
-            _request_timeout=WITHIN,
+            label_selector=f"batch.kubernetes.io/job-name={name}",
+            _request_timeout=TIMEOUT,
         ))  # fmt: skip
         for pod in [] if pods is None else pods.items:
             if pod.status.phase == "Running":
-                return Standing("running", f"pod {pod.metadata.name} on {pod.spec.node_name}")
+                return QueueState("running", f"pod {pod.metadata.name} on {pod.spec.node_name}")
         if job.metadata.deletion_timestamp is not None:
-            return Standing("running", "being deleted")
-        return Standing("queued", _waiting_for([] if pods is None else pods.items))
+            return QueueState("running", "being deleted")
+        return QueueState("queued", _waiting_for([] if pods is None else pods.items))
 
-    def stop(self, handle: Handle) -> None:
-        cluster = _Cluster(handle.get("context"))
+    def stop(self, handle: Handle, storage: Storage) -> None:
+        name, namespace, cluster = _found(handle)
+        job = cluster.ask("look at the Job", lambda: cluster.jobs.read_namespaced_job(
+            name, namespace, _request_timeout=TIMEOUT
+        ))  # fmt: skip
+        if job is None:
+            return
+        if (job.metadata.annotations or {}).get(URL) != storage.root:
+            raise _failed(
+                "delete the Job",
+                f"Job {name} in namespace {namespace} of context {cluster.context} does not belong "
+                f"to {storage.root}, so it was left alone. The journal of that job names it: "
+                "somebody may have changed the journal",
+            )
         cluster.ask("delete the Job", lambda: cluster.jobs.delete_namespaced_job(
-            handle["id"],
-            handle.get("namespace") or cluster.namespace,
+            name,
+            namespace,
             propagation_policy="Foreground",  # gone when its pods are
-            _request_timeout=WITHIN,
+            body={"preconditions": {"uid": job.metadata.uid}},  # the Job that was looked at
+            _request_timeout=TIMEOUT,
         ))  # fmt: skip
 
-    def again(self, handle: Handle, storage: Storage) -> Handle | None:
+    def requeue(self, handle: Handle, storage: Storage) -> Handle | None:
         # The rules of the Job start another pod, unless the Job is being deleted. The pod has no
         # permission to ask the API.
         if "namespace" not in handle:
@@ -132,9 +148,27 @@ class _Cluster:
         except self._failed as error:
             if getattr(error, "status", None) == _GONE and not action.startswith("create"):
                 return None
-            raise _failed(action, _said(error)) from error
+            raise _failed(action, _api_message(error)) from error
         except (HTTPError, OSError) as error:
             raise _failed(action, str(error)) from error
+
+
+def _found(handle: Handle) -> tuple[str, str, _Cluster]:
+    """Return name and namespace of a Job, and its cluster.
+
+    Raises:
+        FormatError: they are not names. A file holds them, and they become part of a URL.
+    """
+    for field in ("id", "namespace"):
+        value = handle.get(field)
+        if (field == "id" or value is not None) and not (
+            isinstance(value, str) and _NAME.fullmatch(value)
+        ):
+            raise FormatError(
+                path="events", reason=f"{field} {value!r} is not a name of Kubernetes"
+            )
+    cluster = _Cluster(handle.get("context"))
+    return handle["id"], handle.get("namespace") or cluster.namespace, cluster
 
 
 def _extra_missing() -> ExtraMissing:
@@ -145,7 +179,7 @@ def _failed(action: str, reason: str) -> EngineFailed:
     return EngineFailed(engine="kubernetes", action=action, reason=reason)
 
 
-def _said(error: Any) -> str:
+def _api_message(error: Any) -> str:
     """Return the error message of the API."""
     try:
         return str(json.loads(error.body)["message"])

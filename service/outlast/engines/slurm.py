@@ -15,28 +15,43 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from outlast.backends.local import source_path
-from outlast.engines.base import Handle, Standing
+from outlast.engines.base import Handle, QueueState
 from outlast.errors import EngineFailed, SpecInvalid
 from outlast.job.spec import JobSpec
+from outlast.job.submission import load_spec
+from outlast_checkpoints.errors import FormatError
 from outlast_checkpoints.format import layout
+from outlast_checkpoints.printable import printable
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.key_file import KEY_FILE
 
-WITHIN: Final = 60.0  # seconds for one of Slurm's commands
+TIMEOUT: Final = 60.0  # seconds for one of Slurm's commands
 # Slurm may send the signal up to a minute early (sbatch(1), --signal).
 EARLY: Final = 60
 _OPTIONS: Final = ("partition", "nodes", "gpus", "time")
-_OURS: Final = frozenset(
-    {"signal", "requeue", "no-requeue", "output", "error", "open-mode", "chdir", "job-name", "wrap"}
+_RESERVED: Final = frozenset(
+    {
+        "signal",
+        "requeue",
+        "no-requeue",
+        "output",
+        "error",
+        "open-mode",
+        "chdir",
+        "job-name",
+        "wrap",
+        "comment",
+    }
 )
-_ONE: Final = frozenset({"nodes", "ntasks", "ntasks-per-node"})  # a training is one process
-_SEVERAL: Final = "training on several nodes or in several processes is not supported yet"
+_MUST_BE_ONE: Final = frozenset({"nodes", "ntasks", "ntasks-per-node"})  # a training is one process
+_ONLY_ONE: Final = "training on several nodes or in several processes is not supported yet"
 # sbatch prefers these variables to the options in the script, and passes them on from one array to
 # the next job. They would change the job, so they are removed.
 _VARIABLES: Final = re.compile(
     "SBATCH_(ARRAY_INX|REQUEUE|NO_REQUEUE|SIGNAL|OPEN_MODE|OUTPUT|ERROR|WAIT)|SLURM_ARRAY_.*"
 )
 _LIMIT: Final = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
-_LEAVING: Final = ("RUNNING", "PREEMPTED")  # states in which a requeue is wanted
+_REQUEUABLE: Final = ("RUNNING", "PREEMPTED")  # states in which a requeue is wanted
 
 
 class SlurmEngine:
@@ -50,39 +65,53 @@ class SlurmEngine:
         storage.replace(layout.BATCH_SCRIPT, text.encode())
         return _submit(text)
 
-    def poll(self, handle: Handle) -> Standing | None:
-        answer = _call("look for the job", "squeue", "-h", "-j", handle["id"], "-o", "%T|%r|%N")
+    def poll(self, handle: Handle) -> QueueState | None:
+        answer = _call("look for the job", "squeue", "-h", "-j", _number(handle), "-o", "%T|%r|%N")
         if not (line := answer.strip()):
             return None
         state, reason, nodes = line.splitlines()[0].split("|", 2)
         if state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
-            return Standing("queued", f"{state}, {reason}")
-        return Standing("running", f"{state} on {nodes}" if nodes else state)
+            return QueueState("queued", f"{state}, {reason}")
+        return QueueState("running", f"{state} on {nodes}" if nodes else state)
 
-    def stop(self, handle: Handle) -> None:
-        _call("cancel the job", "scancel", handle["id"])
+    def stop(self, handle: Handle, storage: Storage) -> None:
+        number = _number(handle)
+        answer = _call("look for the job", "squeue", "-h", "-j", number, "-o", "%k")
+        if not (comments := answer.strip().splitlines()):
+            return
+        if comments[0] != _comment(storage):
+            raise EngineFailed(
+                engine="slurm",
+                action="cancel the job",
+                reason=f"job {number} of Slurm does not belong to {storage.root}, so it was left "
+                "alone. The journal of that job names it: somebody may have changed the journal",
+            )
+        _call("cancel the job", "scancel", number)
 
-    def again(self, handle: Handle, storage: Storage) -> Handle | None:
-        if _state(handle["id"]) not in _LEAVING:
+    def requeue(self, handle: Handle, storage: Storage) -> Handle | None:
+        number = _number(handle)
+        if _state(number) not in _REQUEUABLE:
             return None  # cancelled
         try:
-            _call("requeue the job", "scontrol", "requeue", handle["id"])
+            _call("requeue the job", "scontrol", "requeue", number)
             return handle
         except EngineFailed:
             # If the cluster refuses (JobRequeue=0, or a full queue), submit another job.
-            text = storage.read(layout.BATCH_SCRIPT).decode()
-            return _submit(text, f"--dependency=afterany:{handle['id']}")
+            # It is made anew: whoever can write the job could have changed the stored one.
+            text = script(load_spec(storage), storage)
+            return _submit(text, f"--dependency=afterany:{number}")
 
 
 def script(spec: JobSpec, storage: Storage) -> str:
     """Return the batch script of a job.
 
     Raises:
-        SpecInvalid: an option is unknown or invalid.
+        SpecInvalid: an option is unknown or invalid, or contains a control character.
     """
     options = _options(spec)
     given: dict[str, str | None] = {
         "job-name": spec.job,
+        "comment": _comment(storage),
         **{name: options[name] for name in _OPTIONS if name in options},
         "nodes": "1",
         "ntasks": "1",
@@ -93,20 +122,47 @@ def script(spec: JobSpec, storage: Storage) -> str:
     }
     if (place := storage.local_path(layout.SUPERVISOR_OUTPUT)) is not None:
         given["output"] = str(place).replace("\\", "\\\\").replace("%", "%%")
-    given |= _more(options.get("sbatch", []))
+    given |= _sbatch_options(options.get("sbatch", []))
+    for name, value in given.items():
+        if value is not None and printable(value) != value:
+            field = {"chdir": "cwd", "job-name": "job"}.get(name, f"engine_options.{name}")
+            raise SpecInvalid(
+                field=field,
+                problem=f"{value!r} contains a control character, which could begin another line "
+                "of the batch script. Remove it",
+            )
     lines = [
         "#!/bin/bash",
-        f"# {spec.runs.splitlines()[0] if spec.runs else spec.job}",
+        f"# {printable(spec.runs)}",
         *(f"#SBATCH {shlex.quote(_flag(name, value))}" for name, value in given.items()),
         "",
         "# Near its time limit or when preempted, the job saves its state and is requeued.",
     ]
     if (source := source_path()) is not None:
         lines.append(f"export PYTHONPATH={shlex.quote(source)}${{PYTHONPATH:+:$PYTHONPATH}}")
+    if key_file := os.environ.get(KEY_FILE):  # the path only; the node must have the file
+        lines.append(f"export {KEY_FILE}={shlex.quote(key_file)}")
     command = [sys.executable, "-P", "-m", "outlast.engines.cluster_main", storage.root]
     cpus = "${SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}"
     lines.append(f"exec srun --ntasks=1 {cpus} {shlex.join(command)}")
     return "\n".join(lines) + "\n"
+
+
+def _comment(storage: Storage) -> str:
+    """Return the comment by which Slurm's job is recognised as this job's."""
+    return f"outlast {storage.root}"
+
+
+def _number(handle: Handle) -> str:
+    """Return the id of Slurm's job.
+
+    Raises:
+        FormatError: it is not an id. A file named it, and it could be an option of scancel.
+    """
+    number = handle.get("id")
+    if not isinstance(number, str) or not re.fullmatch(r"\d+(_\d+)?", number):
+        raise FormatError(path="events", reason=f"{number!r} is not the id of a job of Slurm")
+    return number
 
 
 def _flag(name: str, value: str | None) -> str:
@@ -127,7 +183,9 @@ def _options(spec: JobSpec) -> dict[str, Any]:
                 problem=f"there is no such option. Use {', '.join(_OPTIONS)}, or --sbatch {name}=…",
             )
     if (nodes := str(options.get("nodes", "1"))) != "1":
-        raise SpecInvalid(field="engine_options.nodes", problem=f"{nodes} nodes: {_SEVERAL}. Use 1")
+        raise SpecInvalid(
+            field="engine_options.nodes", problem=f"{nodes} nodes: {_ONLY_ONE}. Use 1"
+        )
     if (limit := options.get("time")) is not None:
         seconds = _seconds(str(limit))
         if seconds <= _margin(spec):
@@ -139,37 +197,33 @@ def _options(spec: JobSpec) -> dict[str, Any]:
     return options
 
 
-def _more(given: Iterable[str]) -> dict[str, str | None]:
+def _sbatch_options(given: Iterable[str]) -> dict[str, str | None]:
     """Return the options given by --sbatch, "key=value" or "key"."""
     found: dict[str, str | None] = {}
     for one in given:
         name, equals, value = one.partition("=")
         name = name.strip().lstrip("-")
-        if (problem := _refused(name, value)) is not None:
+        if (problem := _why_refused(name, value)) is not None:
             raise SpecInvalid(field="engine_options.sbatch", problem=problem)
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise SpecInvalid(
                 field="engine_options.sbatch",
                 problem=f"{one!r} is not a long option of sbatch. Use key=value",
             )
-        if "\n" in value or "\0" in value:
-            raise SpecInvalid(
-                field="engine_options.sbatch", problem=f"the value of {name} must be one line"
-            )
         found[name] = value if equals else None
     return found
 
 
-def _refused(name: str, value: str) -> str | None:
+def _why_refused(name: str, value: str) -> str | None:
     """Return why the user may not set an option of sbatch; None if they may."""
     if name == "array":
         return (
             f"array={value} would start the same job several times. Submit one job for each "
             "task, with different names"
         )
-    if name in _ONE and value.strip() != "1":
-        return f"{name}={value}: {_SEVERAL}. Use 1"
-    return f"Outlast sets {name!r} itself. Omit it" if name in _OURS else None
+    if name in _MUST_BE_ONE and value.strip() != "1":
+        return f"{name}={value}: {_ONLY_ONE}. Use 1"
+    return f"Outlast sets {name!r} itself. Omit it" if name in _RESERVED else None
 
 
 def _seconds(limit: str) -> float:
@@ -208,14 +262,14 @@ def _call(action: str, *command: str, stdin: str = "", env: Mapping[str, str] | 
     """Return the output of a Slurm command; "" when Slurm no longer knows the job."""
     try:
         done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=WITHIN, env=env
+            command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT, env=env
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise EngineFailed(engine="slurm", action=action, reason=str(error)) from error
     if done.returncode == 0:
         return done.stdout
-    said = (done.stderr or done.stdout).strip()
-    if "Invalid job id specified" in said:
+    message = (done.stderr or done.stdout).strip()
+    if "Invalid job id specified" in message:
         return ""
-    reason = said or f"{command[0]} ended with {done.returncode}"
+    reason = message or f"{command[0]} ended with {done.returncode}"
     raise EngineFailed(engine="slurm", action=action, reason=reason)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from outlast.engines.base import Engine, Handle
+from outlast.errors import EngineFailed
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import State
 from outlast.job.spec import JobSpec
@@ -42,6 +44,15 @@ while not (here / "done").exists():
 """
 
 
+class RunningJob(NamedTuple):
+    """A job that an engine has launched, and that trains."""
+
+    engine: Engine
+    handle: Handle
+    spec: JobSpec
+    storage: Storage
+
+
 class EngineConformance:
     """Tests what every engine must do."""
 
@@ -62,49 +73,59 @@ class EngineConformance:
         submit(root, spec)
         return spec, root.sub("j")
 
+    @pytest.fixture
+    def running(self, job: tuple[JobSpec, Storage]) -> RunningJob:
+        """Return a job that trains."""
+        engine = self.make()
+        running = RunningJob(engine, engine.launch(*job), *job)
+        self._until(lambda: self._is(running.storage, State.RUNNING))
+        return running
+
     def test_a_plan_starts_nothing(self, job: tuple[JobSpec, Storage]) -> None:
         spec, storage = job
         assert storage.root in self.make().plan(spec, storage)
         assert Journal(storage).existing_job().owner is None
 
-    def test_a_job_is_run_to_its_end(self, job: tuple[JobSpec, Storage], tmp_path: Path) -> None:
-        spec, storage = job
-        engine = self.make()
-        handle = engine.launch(spec, storage)
+    def test_a_job_is_run_to_its_end(self, running: RunningJob, tmp_path: Path) -> None:
+        engine, handle, _, storage = running
         assert isinstance(handle["id"], str)
-        self._until(lambda: self._is(storage, State.RUNNING))
         found = self.make().poll(handle)  # another process' engine finds it just as well
         assert found is not None
         assert not found.queued
         (tmp_path / "done").touch()
         self._until(lambda: self._is(storage, State.SUCCEEDED))
         self._until(lambda: engine.poll(handle) is None)
-        engine.stop(handle)  # nothing to stop any more
+        engine.stop(handle, storage)  # nothing to stop any more
 
-    def test_a_stopped_job_leaves_nothing_behind(self, job: tuple[JobSpec, Storage]) -> None:
-        spec, storage = job
-        engine = self.make()
-        handle = engine.launch(spec, storage)
-        self._until(lambda: self._is(storage, State.RUNNING))
+    def test_a_stopped_job_leaves_nothing_behind(self, running: RunningJob) -> None:
+        engine, handle, _, storage = running
         request_stop(storage)
         self._until(lambda: self._is(storage, State.STOPPED))
         self._gone(engine, handle)
 
-    def test_what_is_taken_back_saves_and_can_be_handed_over_again(
-        self, job: tuple[JobSpec, Storage], tmp_path: Path
+    def test_a_removed_job_saves_and_can_be_launched_again(
+        self, running: RunningJob, tmp_path: Path
     ) -> None:
-        spec, storage = job
-        engine = self.make()
-        handle = engine.launch(spec, storage)
-        self._until(lambda: self._is(storage, State.RUNNING))
-        engine.stop(handle)
+        engine, handle, spec, storage = running
+        engine.stop(handle, storage)
         self._gone(engine, handle)
         self._until(lambda: Journal(storage).existing_job().owner is None)
         assert self._is(storage, State.PENDING)
-        assert engine.again(handle, storage) is None  # nobody starts what was taken back
+        assert engine.requeue(handle, storage) is None  # nothing starts a removed job
         (tmp_path / "done").touch()
         engine.launch(spec, storage)
         self._until(lambda: self._is(storage, State.SUCCEEDED))
+
+    def test_nothing_is_removed_for_another_job(self, running: RunningJob, tmp_path: Path) -> None:
+        engine, handle, _, storage = running
+        other = open_storage(tmp_path / "other").sub("j")  # its journal names this job's handle
+        with suppress(EngineFailed):
+            engine.stop(handle, other)
+        found = engine.poll(handle)
+        assert found is not None
+        (tmp_path / "done").touch()
+        self._until(lambda: self._is(storage, State.SUCCEEDED))
+        self._gone(engine, handle)
 
     def _gone(self, engine: Engine, handle: Handle) -> None:
         self._until(lambda: engine.poll(handle) is None)

@@ -9,13 +9,14 @@ import time
 
 import msgspec
 
-from outlast_checkpoints.errors import NotFound, StorageError
+from outlast_checkpoints.errors import FormatError, NotFound, StorageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
 
-class Departure(msgspec.Struct, frozen=True, kw_only=True):
+class Deadline(msgspec.Struct, frozen=True, kw_only=True):
     """When and why an attempt has to be gone."""
 
     why: str
@@ -26,11 +27,11 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
 
 def write(storage: Storage, attempt: int, why: str, within: float) -> bool:
     """Give the attempt `within` seconds to leave; return whether that could be written."""
-    departure = Departure(why=why, by=time.time() + within)
+    deadline = Deadline(why=why, by=time.time() + within)
     try:
         with patience(BRIEF):
-            path = layout.departure(attempt)
-            storage.replace(path, msgspec.json.encode(departure), durable=False)
+            path = layout.deadline(attempt)
+            storage.replace(path, msgspec.json.encode(deadline), durable=False)
     except StorageError:
         return False
     return True
@@ -40,7 +41,9 @@ def seconds_left(storage: Storage, attempt: int) -> float | None:
     """Return the seconds until the deadline of the attempt; None if it has none."""
     try:
         with patience(BRIEF):
-            found = msgspec.json.decode(storage.read(layout.departure(attempt)), type=Departure)
-    except (NotFound, StorageError, msgspec.DecodeError):
+            found = msgspec.json.decode(
+                read_document(storage, layout.deadline(attempt)), type=Deadline
+            )
+    except (NotFound, StorageError, FormatError, msgspec.DecodeError):
         return None
     return max(0.0, found.by - time.time())

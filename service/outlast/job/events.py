@@ -26,6 +26,10 @@ class Queued(msgspec.Struct, frozen=True, kw_only=True, tag="queued", tag_field=
     handle: dict[str, Any] = {}
     """Finds the job in the cluster; only the engine reads it, except for "id"."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.handle.get("id"), str):
+            raise ValueError("the handle has no id")
+
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True, tag="claimed", tag_field="kind"):
     """An owner starts an attempt. From now on every older attempt is superseded."""
@@ -125,6 +129,49 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True, tag="resumed", tag_fiel
     """The process that resumed the job."""
 
 
+class Removed(msgspec.Struct, frozen=True, kw_only=True, tag="removed", tag_field="kind"):
+    """Somebody deletes the job. Nothing can follow."""
+
+
+class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked", tag_field="kind"):
+    """The job begins at a checkpoint of another one, with that one's history up to there."""
+
+    parent: str
+    """Folder or URL of the other job."""
+    checkpoint: str
+    """Id of the checkpoint."""
+    attempt: int
+    """The attempt that wrote it; the attempts of this job are counted on from there."""
+
+
+class Audited(msgspec.Struct, frozen=True, kw_only=True, tag="audited", tag_field="kind"):
+    """An interval of the training was trained again and compared. The state does not change."""
+
+    first: str
+    """Id of the checkpoint at which the interval begins."""
+    last: str
+    """Id of the checkpoint at which it ends."""
+    exact: bool
+    """Whether nothing differs."""
+    difference: str = ""
+    """The first difference, for people."""
+    count: int = 0
+    """Number of differences."""
+    seconds: float = 0.0
+    """How long the audit took."""
+
+
 Event = (
-    Submitted | Queued | Claimed | Launched | Started | Ended | StopRequested | Released | Resumed
+    Submitted
+    | Queued
+    | Claimed
+    | Launched
+    | Started
+    | Ended
+    | StopRequested
+    | Released
+    | Resumed
+    | Removed
+    | Forked
+    | Audited
 )

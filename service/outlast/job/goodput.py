@@ -83,7 +83,7 @@ def measure(lives: Sequence[Life], now: float) -> Goodput:
         if beat.steps_done:
             repeated += beat.spent.get("training", 0.0) * again / beat.steps_done
     getting_ready = sum(spent.get(activity, 0.0) for activity in _GETTING_READY)
-    told = sum(spent.values())
+    counted = sum(spent.values())
     return Goodput(
         total=total,
         training=spent.get("training", 0.0) - repeated,
@@ -91,7 +91,7 @@ def measure(lives: Sequence[Life], now: float) -> Goodput:
         validating=spent.get("validating", 0.0),
         saving=spent.get("saving", 0.0),
         getting_ready=getting_ready,
-        down=max(0.0, total - told),
+        down=max(0.0, total - counted),
         steps=steps - repeated_steps,
         repeated_steps=repeated_steps,
     )

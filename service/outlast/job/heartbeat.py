@@ -13,14 +13,14 @@ import msgspec
 
 from outlast.job import process_identity
 from outlast.job.events import Reached
-from outlast.job.preload import Preload
 from outlast_checkpoints.errors import FormatError, NotFound, OutlastError, Superseded
-from outlast_checkpoints.format import layout
+from outlast_checkpoints.format import layout, typed_json
 from outlast_checkpoints.format.sealed_json import UNREADABLE
-from outlast_checkpoints.storage.base import Storage, read_document
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 from outlast_checkpoints.storage.retry_budget import BRIEF, patience
 
-PARTING: Final = 10.0  # seconds to wait for the last beat
+LAST_BEAT_TIMEOUT: Final = 10.0  # seconds to wait for the last beat
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,14 +68,14 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the checkpoint that the attempt resumed from."""
     progress: int = 0
     """Grows with every sign of progress, such as a step or a save."""
-    preload: Preload | None = None
-    """What a spare for the next attempt should import."""
     steps_done: int = 0
     """Steps done by this attempt."""
     saves: int = 0
     """Saves begun by this attempt."""
     saves_postponed: int = 0
     """Saves that were due while an earlier one was being written."""
+    script_sha256: str | None = None
+    """SHA-256 of the script that this attempt runs; None if unknown."""
     machine_changed: str | None = None
     """What differs from the machine of the job's first attempt; None if nothing."""
     away_since: float | None = None
@@ -96,6 +96,13 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """Class and place of the exception that ended the attempt; None if a retry may help."""
     at: float = 0.0
     """Time of the heartbeat in unix seconds by the writer's clock; for people only."""
+
+    @property
+    def process(self) -> process_identity.Identity:
+        """The process of the attempt."""
+        return process_identity.Identity(
+            host=self.host, pid=self.pid, boot_id=self.boot_id, start=self.process_start
+        )
 
     def reached(self) -> Reached:
         """Return how far the attempt has come."""
@@ -126,10 +133,10 @@ class Status:
         self.last_checkpoint_at_step: int | None = None
         self.restored_from: str | None = None
         self.progress = 0
-        self.preload: Preload | None = None
         self.steps_done = 0
         self.saves = 0
         self.saves_postponed = 0
+        self.script_sha256: str | None = None
         self.machine_changed: str | None = None
         self.away_since: float | None = None
         self.spooled = 0
@@ -253,7 +260,7 @@ class HeartbeatWriter:
         if self._thread is None:
             self._write_last()
             return
-        self._thread.join(PARTING)
+        self._thread.join(LAST_BEAT_TIMEOUT)
         self._thread = None
 
     def _run(self) -> None:
@@ -312,7 +319,7 @@ def read(storage: Storage, attempt: int) -> Beat | None:
     """Return the newest heartbeat of an attempt; None when there is no readable one."""
     try:
         data = read_document(storage, layout.heartbeat(attempt), often=True)
-        return msgspec.json.decode(data, type=Beat)
+        return typed_json.decode(data, Beat)
     except (NotFound, FormatError, *UNREADABLE):
         return None
 

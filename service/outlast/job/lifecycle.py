@@ -15,12 +15,15 @@ from outlast import exit_codes
 from outlast.errors import InvalidTransition
 from outlast.job.cluster_slot import Slot
 from outlast.job.events import (
+    Audited,
     Claimed,
     Ended,
     Event,
+    Forked,
     Launched,
     Queued,
     Released,
+    Removed,
     Resumed,
     Started,
     StopRequested,
@@ -49,11 +52,13 @@ class State(StrEnum):
     """Final: the script ran to its end."""
     FAILED = "failed"
     """Final: not worth a retry, or the retry budget is spent."""
+    REMOVED = "removed"
+    """Final: somebody has begun to delete the job; nothing can resume it."""
 
     @property
     def final(self) -> bool:
         """Whether the job stays in this state until somebody resumes it."""
-        return self in (State.STOPPED, State.SUCCEEDED, State.FAILED)
+        return self in (State.STOPPED, State.SUCCEEDED, State.FAILED, State.REMOVED)
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -138,8 +143,14 @@ def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
             return Job(state=State.PENDING, max_retries=event.max_retries), ()
         case Submitted():
             pass
-        case _ if job is None:
+        case _ if job is None or job.state is State.REMOVED:
             pass
+        case Removed() if job.state.final:
+            return job.evolve(state=State.REMOVED), (Leave(),)
+        case Audited():
+            return job, ()
+        case Forked() if job.attempt == 0 and event.attempt > 0:
+            return job.evolve(attempt=event.attempt, checkpoint=event.checkpoint), ()
         case Queued() if not job.state.final:
             return job.evolve(queued=event), ()
         case Claimed():
@@ -154,14 +165,14 @@ def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
                     delay=0.0,
                 )
                 return claimed, (Launch(event.attempt),)
-        case Launched() if _of_flight(job, event.attempt) and job.handle is None:
+        case Launched() if _is_in_flight(job, event.attempt) and job.handle is None:
             launched = job.evolve(handle=event.handle)
             if job.state is State.STOPPING:  # the stop came while it was being launched
                 return launched, (StopAttempt(event.attempt, job.stop == "now"),)
             return launched, ()
-        case Started() if _of_flight(job, event.attempt) and job.state is not State.RUNNING:
+        case Started() if _is_in_flight(job, event.attempt) and job.state is not State.RUNNING:
             return (job if job.state is State.STOPPING else job.evolve(state=State.RUNNING)), ()
-        case Ended() if _of_flight(job, event.attempt):
+        case Ended() if _is_in_flight(job, event.attempt):
             return _ended(job, event)
         case StopRequested() if not job.state.final:
             return _stop(job, event)
@@ -185,7 +196,7 @@ def transition(job: Job | None, event: Event) -> tuple[Job, tuple[Action, ...]]:
         event=_name(event),
         state="not submitted" if job is None else job.state.value,
         attempt=0 if job is None else job.attempt,
-        story="",
+        recent_events="",
     )
 
 
@@ -198,7 +209,7 @@ def _claimable(job: Job, event: Claimed) -> bool:
     )
 
 
-def _of_flight(job: Job, attempt: int) -> bool:
+def _is_in_flight(job: Job, attempt: int) -> bool:
     return job.in_flight and job.attempt == attempt
 
 
@@ -214,9 +225,10 @@ def _stop(job: Job, event: StopRequested) -> tuple[Job, tuple[Action, ...]]:
 
 
 def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
-    fruitless = fruitless_after(job, event.advanced)
+    fresh = event.advanced or event.outcome is Outcome.REWOUND
+    fruitless = fruitless_after(job, fresh)
     charged = event.outcome not in FREE and event.outcome is not Outcome.STOPPED
-    failures = 0 if event.advanced else job.failures + charged
+    failures = 0 if fresh else job.failures + charged
     after = job.evolve(
         in_flight=False,
         handle=None,
@@ -230,15 +242,17 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
         reason=event.reason,
         checkpoint=event.checkpoint or job.checkpoint,
     )
+    if event.outcome is Outcome.REWOUND and job.state is not State.STOPPING:
+        return after.evolve(state=State.PENDING), ()
     if event.outcome is Outcome.COMPLETED:
         return after.evolve(state=State.SUCCEEDED, failures=0, fruitless=0), (Leave(),)
     if job.state is State.STOPPING or event.outcome is Outcome.STOPPED:
         return after.evolve(state=State.STOPPED), (Leave(),)
     if event.outcome in FATAL:
         return after.evolve(state=State.FAILED), (Leave(),)
-    hopeless = _hopeless(job, event)
-    if hopeless is not None:
-        return after.evolve(state=State.FAILED, reason=f"{event.reason}; {hopeless}"), (Leave(),)
+    not_retried = _why_not_retried(job, event)
+    if not_retried is not None:
+        return after.evolve(state=State.FAILED, reason=f"{event.reason}; {not_retried}"), (Leave(),)
     if event.outcome not in FREE and failures > job.max_retries:
         spent = (
             f"{failures} consecutive attempts ended without a new checkpoint; {job.max_retries} "
@@ -249,7 +263,7 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
     return waiting, (Wait(event.delay),)
 
 
-def _hopeless(job: Job, event: Ended) -> str | None:
+def _why_not_retried(job: Job, event: Ended) -> str | None:
     """Return why another attempt would end in the same way, or None if it may not."""
     if event.outcome is not Outcome.CRASHED or event.exception is None or event.stepped:
         return None

@@ -12,10 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from outlast.job import heartbeat
-from outlast.job.events import Ended, Reached
+from outlast.job.events import (
+    Claimed,
+    Ended,
+    Queued,
+    Reached,
+    Released,
+    Resumed,
+    StopRequested,
+    Submitted,
+)
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Entry, Journal
-from outlast_checkpoints.errors import OutlastError, StorageError
+from outlast.job.process_identity import Identity
+from outlast_checkpoints.errors import StorageError, named
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
 
@@ -32,13 +42,15 @@ class Listed(NamedTuple):
     """Its newest event; None if it cannot be read."""
     beat: Beat | None = None
     """Its newest heartbeat; None also if the newest event has the progress."""
+    owner: Identity | None = None
+    """The process that acts for the job now."""
     problem: str = ""
     """Why the job cannot be read."""
 
     @property
     def reached(self) -> Reached | None:
         """How far the job has come; None if unknown."""
-        return self.beat.reached() if self.beat else _told(self.entry)
+        return self.beat.reached() if self.beat else _reached(self.entry)
 
 
 def listed(root: Storage) -> list[Listed]:
@@ -60,17 +72,28 @@ def _look(root: Storage, name: str) -> Listed | None:
     storage = root.sub(name)
     try:
         # A readable event proves that this is a job, without a look at the spec.
-        entry = Journal(storage).newest()
+        journal = Journal(storage)
+        entry = journal.newest()
         if entry is None:
             return Listed(name, problem="no journal") if storage.exists(layout.SPEC) else None
-        looks = entry.attempt > 0 and _told(entry) is None
+        looks = entry.attempt > 0 and _reached(entry) is None
         beat = heartbeat.read(storage, entry.attempt) if looks else None
-    except OutlastError as error:
-        return Listed(name, problem=str(error)) if _holds_job(storage) else None
-    return Listed(name, entry, beat)
+        owner = _owner(journal, entry)
+    except Exception as error:  # noqa: BLE001  (one job does not hide the others)
+        return Listed(name, problem=str(named(error))) if _holds_job(storage) else None
+    return Listed(name, entry, beat, owner)
 
 
-def _told(entry: Entry | None) -> Reached | None:
+def _owner(journal: Journal, entry: Entry) -> Identity | None:
+    """Return the owner. Usually it has written the newest event; else the journal is read."""
+    if entry.state.final or isinstance(entry.event, Submitted | Queued | Released | Resumed):
+        return None
+    if isinstance(entry.event, StopRequested):
+        return journal.existing_job().owner
+    return entry.event.owner if isinstance(entry.event, Claimed) else entry.by
+
+
+def _reached(entry: Entry | None) -> Reached | None:
     """Return the progress in the newest event, if that event ended an attempt."""
     return entry.event.reached if entry is not None and isinstance(entry.event, Ended) else None
 

@@ -23,6 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from outlast.job.heartbeat import Status
 from outlast_checkpoints.errors import NotFound, StorageError, UsageError
 from outlast_checkpoints.format import layout
+from outlast_checkpoints.printable import printable
 from outlast_checkpoints.redaction import redact, redactor
 from outlast_checkpoints.storage.base import Appender, Storage
 
@@ -311,7 +312,7 @@ def render(row: Row, *, colour: bool = False) -> str:
     rest = {name: value for name, value in row.items() if name not in _FIRST}
     exception = rest.pop("exception", None)
     level = str(row.get("level", "info"))
-    shown = f"{level:<7}"
+    shown = printable(f"{level:<7}")
     if colour:
         shown = f"\x1b[{_COLOURS.get(level, '0')}m{shown}\x1b[0m"
     clock = time.strftime("%H:%M:%S", time.localtime(_time(row)))
@@ -319,8 +320,8 @@ def render(row: Row, *, colour: bool = False) -> str:
     if row.get("phase") is not None:
         place += f" {row['phase']}:{row.get('step', 0)}"
     details = "".join(f" {name}={_shown(value)}" for name, value in rest.items())
-    line = f"{clock} {shown} {place} {row.get('event', '')}{details}"
-    return f"{line}\n{exception}" if exception else line
+    line = f"{clock} {shown} " + printable(f"{place} {row.get('event', '')}{details}")
+    return line + "\n" + printable(str(exception), keep="\n\t") if exception else line
 
 
 def _shown(value: Any) -> str:

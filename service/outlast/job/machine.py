@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,19 +23,43 @@ from outlast.errors import SpecInvalid
 from outlast_checkpoints.errors import AlreadyExists, NotFound
 from outlast_checkpoints.format.layout import MACHINE
 from outlast_checkpoints.format.sealed_json import seal, unseal
-from outlast_checkpoints.storage.base import Storage, read_document
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 
 FORMAT: Final = 1
 THREADS: Final = "TF_NUM_INTRAOP_THREADS"
-_ONEDNN_CAP: Final = "ONEDNN_MAX_CPU_ISA"
 _XLA_FLAGS: Final = "XLA_FLAGS"
-# What oneDNN and XLA call each cap, and the CPU flags that it takes.
-_CAPS: Final[Mapping[str, tuple[str, str, frozenset[str]]]] = {
-    "avx2": ("AVX2", "AVX2", frozenset({"avx2", "fma"})),
-    "avx512": (
-        "AVX512_CORE",
-        "AVX512",
+
+
+@dataclass(frozen=True)
+class _Cap:
+    """A limit of the instruction set: what a CPU needs for it, and how libraries call it."""
+
+    flags: frozenset[str]
+    xla: str
+    variables: Mapping[str, str]
+
+
+# NumPy knows its sets by other names from 2.4 on; it warns of unknown ones in silence.
+_NUMPY_NEWER: Final = "AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR"
+_CAPS: Final[Mapping[str, _Cap]] = {
+    "avx2": _Cap(
+        frozenset({"avx2", "fma"}),
+        "AVX2",
+        {
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "NPY_DISABLE_CPU_FEATURES": f"AVX512F AVX512CD AVX512_SKX {_NUMPY_NEWER} X86_V4",
+            "OPENBLAS_CORETYPE": "Haswell",
+        },
+    ),
+    "avx512": _Cap(
         frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+        "AVX512",
+        {
+            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+            "NPY_DISABLE_CPU_FEATURES": _NUMPY_NEWER,
+            "OPENBLAS_CORETYPE": "SkylakeX",
+        },
     ),
 }
 # The flags by which oneDNN and XLA choose their kernels.
@@ -57,6 +83,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """Architecture of the CPU: "x86_64", "aarch64"."""
     cpu_flags: list[str] = []
     """CPU features that oneDNN and XLA choose their kernels by, sorted; capped by `--cpu-isa`."""
+    cpu_vendor: str = ""
+    """Vendor of the CPU: "AuthenticAMD", "GenuineIntel"; "" if unknown."""
+    cpu_caches: list[str] = []
+    """Sizes of the data caches from the first level on: ["32K", "1024K", "32768K"]."""
     accelerator: str = ""
     """Kind of the GPU; "" without one."""
 
@@ -74,12 +104,14 @@ def here(threads: int, isa: str, accelerator: str = "") -> Machine:
     isa: cap of the instruction set: "native", "avx2" or "avx512".
     """
     flags = _flags()
-    if isa in _CAPS and _CAPS[isa][2] <= flags:
-        flags = _CAPS[isa][2]
+    if isa in _CAPS and _CAPS[isa].flags <= flags:
+        flags = _CAPS[isa].flags
     return Machine(
         intra_op_threads=threads,
         architecture=platform.machine(),
         cpu_flags=sorted(flags),
+        cpu_vendor=_cpuinfo("vendor_id"),
+        cpu_caches=_caches(),
         accelerator=accelerator,
     )
 
@@ -91,6 +123,12 @@ def differences(first: Machine, now: Machine) -> dict[str, str]:
         before, after = getattr(first, name), getattr(now, name)
         if before != after:
             found[name] = f"{before or 'none'}, now {after or 'none'}"
+    for name, before, after in (
+        ("cpu_vendor", first.cpu_vendor, now.cpu_vendor),
+        ("cpu_caches", " ".join(first.cpu_caches), " ".join(now.cpu_caches)),
+    ):
+        if before and after and before != after:
+            found[name] = f"{before}, now {after}"
     lost = sorted(set(first.cpu_flags) - set(now.cpu_flags))
     new = sorted(set(now.cpu_flags) - set(first.cpu_flags))
     if lost or new:
@@ -120,7 +158,7 @@ def keep(storage: Storage, machine: Machine) -> Machine:
 def set_variables(
     environ: MutableMapping[str, str], threads: int | None, isa: str
 ) -> dict[str, str]:
-    """Set the variables that TensorFlow reads at its start; return those that were set.
+    """Set the variables that TensorFlow and NumPy read at their start; return those that were set.
 
     threads: intra-op threads, None to leave them to the machine. isa: cap of the instruction set.
     """
@@ -128,11 +166,10 @@ def set_variables(
     if threads is not None:
         wanted[THREADS] = str(threads)
     if isa in _CAPS:
-        onednn, xla, _ = _CAPS[isa]
-        wanted[_ONEDNN_CAP] = onednn
+        wanted.update(_CAPS[isa].variables)
         flags = environ.get(_XLA_FLAGS, "")
         if "--xla_cpu_max_isa" not in flags:
-            wanted[_XLA_FLAGS] = f"{flags} --xla_cpu_max_isa={xla}".strip()
+            wanted[_XLA_FLAGS] = f"{flags} --xla_cpu_max_isa={_CAPS[isa].xla}".strip()
     environ.update(wanted)
     return wanted
 
@@ -148,12 +185,27 @@ def threads_in(environ: Mapping[str, str]) -> int | None:
 
 
 def _flags() -> frozenset[str]:
+    return _CHOSEN_BY & frozenset(_cpuinfo("flags", "Features").split())
+
+
+def _cpuinfo(*names: str) -> str:
+    """Return the value of the first field with one of the names, or ""."""
     try:
         text = Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        return frozenset()
+        return ""
     for line in text.splitlines():
         name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return _CHOSEN_BY & frozenset(value.split())
-    return frozenset()
+        if name.strip() in names:
+            return value.strip()
+    return ""
+
+
+def _caches() -> list[str]:
+    folders = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))
+    found = []
+    for folder in folders:
+        with suppress(OSError):
+            if (folder / "type").read_text().strip() != "Instruction":
+                found.append((folder / "size").read_text().strip())
+    return found

@@ -30,6 +30,8 @@ class Outcome(StrEnum):
     """The process is gone, and nobody saw how it ended."""
     DIVERGED = "diverged"
     """The loss became NaN, or the data is damaged. Not retried."""
+    REWOUND = "rewound"
+    """The attempt trained nothing: a user made the job continue from another checkpoint."""
 
 
 FATAL: Final = frozenset({Outcome.REJECTED, Outcome.DIVERGED})

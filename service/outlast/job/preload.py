@@ -8,6 +8,7 @@ time, the process restarts itself cold, because an attempt must not depend on ho
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,17 +20,17 @@ import msgspec
 
 # Prefixes of variables that the libraries below read at their import or first use.
 _PREFIXES: Final = (
-    "CUDA_", "CUDNN_", "GOMP_", "KERAS_", "KMP_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "ONEDNN_",
-    "OPENBLAS_", "TF_", "TPU_", "XLA_",
+    "CUDA_", "CUDNN_", "GOMP_", "KERAS_", "KMP_", "MKL_", "NCCL_", "NPY_", "NVIDIA_", "OMP_",
+    "ONEDNN_", "OPENBLAS_", "TF_", "TPU_", "XLA_",
 )  # fmt: skip
 # Importing these only costs time; modules of the script are imported by the script.
-_WORTHWHILE: Final[tuple[str, ...]] = (
+_SLOW_TO_IMPORT: Final[tuple[str, ...]] = (
     "numpy",
     "h5py",
     "pandas",
     "tensorflow",
     "keras",
-    "outlast.training.trainer",
+    "outlast.training.fit_call",
 )
 
 
@@ -51,12 +52,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Number of the attempt."""
     output: str
     """Path of its output.log."""
-    heir: bool = False
+    fork_next: bool = False
     """Whether to fork the next spare first; the supervisor adopts it."""
 
 
 @dataclass(frozen=True)
-class Warmth:
+class WarmStart:
     """How this process was warmed up."""
 
     environ: Mapping[str, str]
@@ -69,23 +70,25 @@ class Warmth:
     """Number of forks between the process that imported and this one."""
 
 
+PIPE: Final = "OUTLAST_PRELOAD_PIPE"  # number of the pipe to the supervisor
 start: Final = dict(os.environ)
 _before: dict[str, str] | None = None  # the relevant variables when the first import began
 _after: dict[str, str] = {}  # and after the imports, which set some themselves
 _late = False  # whether they were changed between two imports
 _depth = 0
-_warmth: Warmth | None = None
+_warm_start: WarmStart | None = None
+_pipe: int | None = None
 
 
-def warmth() -> Warmth | None:
+def warm_start() -> WarmStart | None:
     """Return how this process was warmed up; None if it started cold."""
-    return _warmth
+    return _warm_start
 
 
-def set_warmth(warmth: Warmth) -> None:
+def set_warm_start(warm_start: WarmStart) -> None:
     """Record how this process was warmed up."""
-    global _warmth
-    _warmth = warmth
+    global _warm_start
+    _warm_start = warm_start
 
 
 @contextmanager
@@ -95,7 +98,7 @@ def importing() -> Iterator[None]:
     Keras imports TensorFlow, so blocks can be nested; only the outermost one counts.
     """
     global _before, _after, _late, _depth
-    found = concerned(os.environ)
+    found = import_variables(os.environ)
     if _before is None:
         _before = found
     elif _depth == 0 and found != _after:
@@ -106,7 +109,7 @@ def importing() -> Iterator[None]:
     finally:
         _depth -= 1
         if _depth == 0:
-            _after = concerned(os.environ)
+            _after = import_variables(os.environ)
 
 
 def add_variables(values: Mapping[str, str]) -> None:
@@ -117,7 +120,7 @@ def add_variables(values: Mapping[str, str]) -> None:
         _after.update(values)
 
 
-def concerned(environ: Mapping[str, str]) -> dict[str, str]:
+def import_variables(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that may affect the import of the numeric libraries."""
     return {name: value for name, value in environ.items() if name.startswith(_PREFIXES)}
 
@@ -131,17 +134,44 @@ def preload_of(loaded: Iterable[str]) -> Preload | None:
     Args:
         loaded: Names of all modules of this process, whose script is about to train.
     """
-    if _before is None or _late or _after != concerned(os.environ):
+    if _before is None or _late or _after != import_variables(os.environ):
         return None
     known = set(loaded)
-    changed = different(concerned(start), _before)
-    modules = [name for name in _WORTHWHILE if name in known]
+    changed = different(import_variables(start), _before)
+    modules = [name for name in _SLOW_TO_IMPORT if name in known]
     return Preload(modules=modules, environment={name: _before.get(name) for name in changed})
 
 
-def unfit() -> list[str]:
+def inherited_pipe(number: int) -> int | None:
+    """Return a pipe that the parent has passed on; None if a wrapper between has closed it."""
+    try:
+        if stat.S_ISFIFO(os.fstat(number).st_mode):
+            os.set_inheritable(number, False)
+            return number
+    except OSError:
+        pass
+    return None
+
+
+def use_pipe(pipe: int | None) -> None:
+    """Report through this pipe from now on."""
+    global _pipe
+    _pipe = pipe
+
+
+def report(preload: Preload | None) -> None:
+    """Tell the supervisor what the next spare should do.
+
+    It travels through a pipe to the parent, because nothing is imported that a file names.
+    """
+    if _pipe is not None and preload is not None:
+        with suppress(OSError):  # the supervisor is gone
+            os.write(_pipe, msgspec.json.encode(preload) + b"\n")
+
+
+def differing_variables() -> list[str]:
     """Return the variables that the script has set otherwise than this warm process assumed."""
-    return [] if _warmth is None else different(_after, concerned(os.environ))
+    return [] if _warm_start is None else different(_after, import_variables(os.environ))
 
 
 def different(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
@@ -151,12 +181,16 @@ def different(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 def start_cold(url: str, attempt: int) -> None:
     """Replace this process by a cold attempt with the same pid and output; never return."""
-    assert _warmth is not None
+    assert _warm_start is not None
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     command = [sys.executable, "-P", "-m", "outlast.attempt.main", url, str(attempt)]
-    os.execve(sys.executable, command, dict(_warmth.environ))
+    environ = dict(_warm_start.environ)
+    if _pipe is not None:
+        os.set_inheritable(_pipe, True)
+        environ[PIPE] = str(_pipe)
+    os.execve(sys.executable, command, environ)  # nosec B606  # this interpreter
 
 
 def memory() -> tuple[int, int]:

@@ -13,11 +13,15 @@ import msgspec
 SUPERVISOR_PID: Final = "OUTLAST_SUPERVISOR_PID"  # set in the environment of an attempt
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of one boot of one machine."""
+class Identity(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One process of one boot of one machine.
+
+    The host's name is for people: it may change while the process runs, and two machines may have
+    the same. It only counts where the boot is unknown.
+    """
 
     host: str
-    """Host name of the machine."""
+    """Host name of the machine when this was written."""
     pid: int
     """Process id."""
     boot_id: str
@@ -31,7 +35,19 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def local(self) -> bool:
         """Whether this process can see that one."""
-        return self.host == socket.gethostname() and self.boot_id == _boot_id() != ""
+        return self.boot_id == _boot_id() != ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self._key() == other._key()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # msgspec's own compares all fields
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[str, int, int | None]:
+        return self.boot_id or f"on {self.host}", self.pid, self.start
 
     def gone(self) -> bool:
         """Return True if the process has certainly ended; False if it may be alive."""
@@ -43,7 +59,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
         state, start = found
         return state in "ZX" or (self.start is not None and start != self.start)
 
-    def at_work(self) -> bool:
+    def is_running(self) -> bool:
         """Return True if the process is certainly alive and not stopped (as by SIGSTOP)."""
         if not self.local or self.gone():
             return False

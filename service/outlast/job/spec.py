@@ -15,20 +15,19 @@ from typing import Any, Final, Literal
 import msgspec
 
 from outlast.errors import SpecInvalid
+from outlast.job.audit_schedule import AuditEvery
 from outlast.job.save_schedule import SaveEvery
 from outlast_checkpoints.errors import FormatTooNew, OutlastError
+from outlast_checkpoints.format import typed_json
 from outlast_checkpoints.format.layout import SPEC, check_name
 from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.format.sealed_json import UNREADABLE
-from outlast_checkpoints.redaction import HIDDEN, carries_credentials, redact
+from outlast_checkpoints.redaction import HIDDEN, carries_credentials, names_secret, redact
 
 FORMAT: Final = 1
 
-_SECRET = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRETS?|PASSW(?:OR)?D|CREDENTIALS?|API_?KEY|KEY(?:_ID)?)(?:_|$)",
-    re.IGNORECASE,
-)
-_OF_THE_PLACE = ("OUTLAST_SPOOL", "OUTLAST_METADATA_URL", "OUTLAST_RANK", "OUTLAST_WORLD_SIZE")
+_OF_THE_PLACE = ("OUTLAST_SPOOL", "OUTLAST_METADATA_URL", "OUTLAST_RANK", "OUTLAST_WORLD_SIZE",
+                 "OUTLAST_AUDIT", "OUTLAST_KEY_FILE")  # fmt: skip
 _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
 
 
@@ -63,14 +62,21 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Python interpreter of the attempts; None for the supervisor's."""
     env: dict[str, str] = {}
     """Environment variables set for the attempts; never secrets."""
+    adopt: Literal["no", "yes", "strict"] = "no"
+    """Whether every `keras.Model.fit` of the script becomes Outlast's; "strict" refuses others."""
     save_every: str = "auto"
     """When to save, as `SaveEvery.parse` reads it."""
     keep: str = "last:3"
     """Which checkpoints to keep, as `Keep.parse` reads it."""
+    audit_every: str = "never"
+    """How often to audit the training while it runs, as `AuditEvery.parse` reads it."""
     seed: int = msgspec.field(default_factory=lambda: secrets.randbits(63))
     """Seed of all random generators, 0 to 2**63 - 1; default: random."""
     deterministic: bool = True
     """Whether to enable TensorFlow's op determinism."""
+    replicas: int | None = None
+    """Copies of the model in data-parallel training, which decide the numbers; None for what the
+    script's own strategy has, else the number of GPUs, else 1."""
     intra_op_threads: int | None = None
     """Threads that TensorFlow may use for one op; None for the CPUs of the first attempt."""
     cpu_isa: Literal["native", "avx2", "avx512"] = "native"
@@ -81,6 +87,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Seconds before the first retry."""
     backoff_max: float = 60.0
     """Longest wait before a retry, in seconds."""
+    max_duration: float = 0.0
+    """Seconds that the attempts of the job may take together before it is stopped; 0: any."""
     stall_timeout: float = 1800.0
     """Seconds without progress before an attempt is killed; 0 for never."""
     heartbeat_every: float = 2.0
@@ -105,6 +113,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Options of the engine, by name."""
     backend: str = "local"
     """Backend that launches the attempts: "local" or a plugin's name."""
+    tags: dict[str, str] = {}
+    """Tags of the job, by name; for people and for `outlast list --tag`."""
     created: float = 0.0
     """When the job was created, in unix seconds."""
     outlast: str = msgspec.field(default_factory=version)
@@ -114,6 +124,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _parses("job", lambda: check_name("job", self.job))
         _parses("save_every", lambda: SaveEvery.parse(self.save_every))
         _parses("keep", lambda: Keep.parse(self.keep))
+        _parses("audit_every", lambda: AuditEvery.parse(self.audit_every))
         if self.script is not None and self.module is not None:
             raise SpecInvalid(
                 field="script", problem="a job must not have both a script and a module"
@@ -126,10 +137,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 raise SpecInvalid(
                     field=field, problem=f"{value} must be a number of at least {low}"
                 )
-        if self.intra_op_threads is not None and self.intra_op_threads < 1:
-            raise SpecInvalid(
-                field="intra_op_threads", problem=f"{self.intra_op_threads} must be at least 1"
-            )
+        for field in ("intra_op_threads", "replicas"):
+            count = getattr(self, field)
+            if count is not None and count < 1:
+                raise SpecInvalid(field=field, problem=f"{count} must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise SpecInvalid(field="seed", problem=f"{self.seed} must be between 0 and 2**63 - 1")
         if self.lost_after < 2 * self.heartbeat_every:
@@ -146,6 +157,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 )
         for name, value in self.env.items():
             _check_variable(name, value)
+        for name, value in self.tags.items():
+            _check_tag(name, value)
 
     @property
     def runs(self) -> str:
@@ -157,11 +170,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return redact(" ".join([what, *_shown(self.args)]))
 
 
+_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+_LONGEST_TAG: Final = 255
 _ENDLESS: Final = 1e300  # a larger value is infinite, or too large for a float
 _LOWEST: Final[dict[str, float]] = {
     "max_retries": 0,
     "backoff": 0,
     "backoff_max": 0,
+    "max_duration": 0,
     "stall_timeout": 0,
     "heartbeat_every": 0.01,
     "lost_after": 0,
@@ -169,6 +185,7 @@ _LOWEST: Final[dict[str, float]] = {
     "created": 0,
 }
 _CHOICES: Final = {
+    "adopt": ("no", "yes", "strict"),
     "cpu_isa": ("native", "avx2", "avx512"),
     "on_nan": ("ignore", "stop"),
     "on_save_error": ("continue", "stop"),
@@ -182,12 +199,10 @@ def _shown(args: Sequence[str]) -> list[str]:
     hide = False
     for arg in args:
         name, separator, _ = arg.partition("=")
-        secret = arg.startswith("-") and _SECRET.search(name.lstrip("-").replace("-", "_"))
-        if secret and separator:
-            arg = f"{name}={HIDDEN}"
-        elif hide and not arg.startswith("-"):
-            arg = HIDDEN
-        hide = bool(secret) and not separator
+        if hide and not arg.startswith("--"):
+            arg, hide = HIDDEN, False
+        elif arg.startswith("-") and (names_secret(name) or name == "-p"):
+            arg, hide = (f"{name}={HIDDEN}", False) if separator else (arg, True)
         shown.append(arg)
     return shown
 
@@ -204,7 +219,7 @@ def _check_variable(name: str, value: str) -> None:
         raise SpecInvalid(field="env", problem=f"{name!r} is not a valid variable name")
     if "\0" in value:
         raise SpecInvalid(field="env", problem=f"the value of {name} contains a zero byte")
-    if _SECRET.search(name):
+    if names_secret(name):
         raise SpecInvalid(
             field="env",
             problem=f"{name} looks like a secret, and {SPEC} would store it readable. Set it in "
@@ -216,6 +231,15 @@ def _check_variable(name: str, value: str) -> None:
             problem=f"the value of {name} contains credentials, and {SPEC} would store them "
             "readable. Use the variables or files of the storage's client instead",
         )
+
+
+def _check_tag(name: str, value: str) -> None:
+    if not _TAG.fullmatch(name):
+        problem = f"{name!r} is no name of a tag: use up to 63 letters, digits and . _ - /"
+        raise SpecInvalid(field="tags", problem=problem)
+    if len(value) > _LONGEST_TAG or not value.isprintable():
+        problem = f"the value of {name} must be printable and at most {_LONGEST_TAG} characters"
+        raise SpecInvalid(field="tags", problem=problem)
 
 
 def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -235,7 +259,7 @@ def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) 
         for name, value in environ.items()
         if name.startswith("OUTLAST_")
         and not name.startswith(_OF_THE_PLACE)
-        and not _SECRET.search(name)
+        and not names_secret(name)
         and not carries_credentials(value)
     }
     return {**own, **given}
@@ -261,10 +285,10 @@ def decode(data: bytes, path: str = SPEC) -> JobSpec:
         FormatTooNew: a newer Outlast wrote it.
     """
     try:
-        found = msgspec.json.decode(data, type=_Format).format
+        found = typed_json.decode(data, _Format).format
         if found > FORMAT:
             raise FormatTooNew(path=path, found=found, known=FORMAT)
-        return msgspec.json.decode(data, type=JobSpec)
+        return typed_json.decode(data, JobSpec)
     except msgspec.ValidationError as error:
         if isinstance(error.__cause__, SpecInvalid):
             raise error.__cause__ from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Final
 
 from outlast.job.spec import JobSpec
@@ -16,10 +17,20 @@ _WAIT_AT_END: Final = 600.0
 
 def spool_of(storage: Storage, spec: JobSpec) -> Spool | None:
     """Return the job's spool on this machine; None if the job's storage is on this machine."""
-    spool = Spool.of(storage, f"{spec.job} {spec.created!r}")
+    spool = Spool.of(storage, _life(spec))
     if spool is not None:
         spool.make()
     return spool
+
+
+def existing_spool(storage: Storage, spec: JobSpec) -> Spool | None:
+    """Return the job's spool if it is on this machine; nothing is created."""
+    spool = Spool.of(storage, _life(spec))
+    return spool if spool is not None and Path(spool.path).is_dir() else None
+
+
+def _life(spec: JobSpec) -> str:
+    return f"{spec.job} {spec.created!r}"
 
 
 def wait_at_end() -> float:

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from outlast.errors import InvalidTransition, JobBusy, JobExists, JobUnknown
-from outlast.job import process_identity, takeover
+from outlast.errors import InvalidTransition, JobBusy, JobExists, JobRemoved, JobUnknown
+from outlast.job import process_identity, takeover, trust
 from outlast.job import spec as specs
 from outlast.job.events import Resumed, StopRequested, Submitted
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import Job, State
 from outlast.job.spec import JobSpec
-from outlast_checkpoints.errors import AlreadyExists, NotFound
+from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
 from outlast_checkpoints.format import layout
-from outlast_checkpoints.storage.base import Storage, read_document
+from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 
 
 def load_spec(storage: Storage) -> JobSpec:
@@ -36,12 +37,21 @@ def submit(root: Storage, spec: JobSpec) -> Job:
 
     Raises:
         JobExists: a job of this name exists.
+        JobForeign: another user has made a folder of this name.
     """
-    storage = root.sub(spec.job)
+    storage, document = root.sub(spec.job), specs.encode(spec)
+    trust.check_owner(storage, spec.job)  # somebody may have made the folder in a shared root
     try:
-        storage.create(layout.SPEC, specs.encode(spec))
+        storage.create(layout.SPEC, document)
     except AlreadyExists as error:
         raise JobExists(job=spec.job, root=root.root) from error
+    except StorageError:
+        folder = storage.local_path("")
+        if folder is not None:
+            with suppress(OSError):
+                folder.rmdir()  # only if it is empty
+        raise
+    trust.remember(document, storage.root)
     return _submitted(Journal(storage), spec)
 
 
@@ -66,7 +76,7 @@ def resume(
         JobUnknown: there is no job.
         JobBusy: another process has the job.
     """
-    job = take_up(storage, clock=clock, sleep=sleep, on_wait=on_wait)
+    job = resume_unfinished(storage, clock=clock, sleep=sleep, on_wait=on_wait)
     if job.state in (State.STOPPED, State.FAILED):
         journal = Journal(storage)
         with suppress(
@@ -77,7 +87,7 @@ def resume(
     return job
 
 
-def take_up(
+def resume_unfinished(
     storage: Storage,
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -126,4 +136,7 @@ def _submitted(journal: Journal, spec: JobSpec) -> Job:
     if journal.job() is None:
         with suppress(InvalidTransition):  # another process did so at the same moment
             journal.append(Submitted(max_retries=spec.max_retries))
-    return journal.existing_job()
+    job = journal.existing_job()
+    if job.state is State.REMOVED:
+        raise JobRemoved(root=journal.root)
+    return job

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from outlast.errors import InvalidTransition, JobBusy
-from outlast.job import cluster_slot, heartbeat, process_identity
-from outlast.job.events import Ended, Released
+from outlast.job import cluster_slot, heartbeat, process_identity, spool_settings, stop_note
+from outlast.job.events import Ended, Released, StopRequested
+from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import Job, State
 from outlast.job.outcome import Outcome, judge
@@ -17,6 +18,7 @@ from outlast_checkpoints.errors import FormatError, NotFound
 from outlast_checkpoints.format import layout, lineage
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.documents import read_document
 
 _LOOK_EVERY = 0.2  # seconds between two looks at an owner that may be alive
 
@@ -41,12 +43,26 @@ def origin_place(storage: Storage, attempt: int) -> tuple[int, int, int]:
     """Return the place in the training where an attempt started. Raises `FormatError`."""
     path = layout.origin(attempt)
     try:
-        origin = lineage.decode(storage.read(path), path)
+        origin = lineage.decode(read_document(storage, path), path)
     except NotFound:
         return (0, 0, 0)
     parsed = CheckpointId.parse(origin.checkpoint) if origin.checkpoint else None
     # The checkpoint at step 0 is no progress; otherwise a crash at step 1 would repeat forever.
     return parsed.place if parsed is not None else (0, 0, 0)
+
+
+def is_gone(owner: Identity | None, beat: Beat | None) -> bool:
+    """Return whether nobody acts for a job any more, although its journal names an owner.
+
+    Args:
+        owner: Owner of the job, or None.
+        beat: Newest heartbeat of its attempt; it decides where the owner cannot be seen from here.
+    """
+    if owner is None:
+        return False
+    if owner.local or beat is None or beat.ended is not None:
+        return owner.gone()
+    return beat.process.gone()
 
 
 def busy(job_id: str, job: Job) -> JobBusy:
@@ -90,7 +106,7 @@ def free(
             job = quiet(storage, journal, spec, clock=clock, sleep=sleep, on_wait=on_wait)
         if job.owner is None:
             return job
-        _write_off(storage, journal, job)
+        _write_off(storage, journal, job, spec)
 
 
 def quiet(
@@ -117,16 +133,16 @@ def quiet(
         owner = job.owner
         if owner is None:
             return job
-        if owner == process_identity.here() or owner.at_work():
+        if owner == process_identity.here() or owner.is_running():
             raise busy(spec.job, job)
         if watch is None or watch.events != len(journal):  # an event is a sign of life too
             watch = _Watch(storage, journal, spec, job, owner, clock)
-        if watch.at_work():
+        if watch.is_running():
             raise busy(spec.job, job)
         if watch.given_up():
             return job
         if on_wait is not None:
-            on_wait(watch.story)
+            on_wait(watch.message)
             on_wait = None
         sleep(_LOOK_EVERY)
 
@@ -152,12 +168,12 @@ class _Watch:
         self._orphan = self._find_orphan()
         if owner.gone():
             self._limit = spec.grace if self._orphan is not None else 0.0
-            self.story = (
+            self.message = (
                 f"the supervisor is gone; waiting for attempt {job.attempt} to save and leave"
             )
         else:
             self._limit = spec.lost_after + (0.0 if job.in_flight else job.delay)
-            self.story = f"{owner} has the job; waiting {self._limit:.0f} s for a sign of life"
+            self.message = f"{owner} has the job; waiting {self._limit:.0f} s for a sign of life"
 
     def given_up(self) -> bool:
         """Return whether the owner counts as gone."""
@@ -167,7 +183,7 @@ class _Watch:
             return False  # its save in progress may finish
         return self._clock() - self._started >= self._limit
 
-    def at_work(self) -> bool:
+    def is_running(self) -> bool:
         """Return whether the owner has shown a sign of life."""
         return not self.owner.gone() and self._beaten()
 
@@ -188,15 +204,18 @@ class _Watch:
         beat = self._first
         if beat is None or beat.ended is not None:
             return None
-        process = Identity(
-            host=beat.host, pid=beat.pid, boot_id=beat.boot_id, start=beat.process_start
-        )
-        return process if process != self.owner and process.local else None
+        return beat.process if beat.process != self.owner and beat.process.local else None
 
 
-def _write_off(storage: Storage, journal: Journal, job: Job) -> None:
-    """Record that the owner is gone, unless the journal has changed meanwhile."""
+def _write_off(storage: Storage, journal: Journal, job: Job, spec: JobSpec) -> None:
+    """Record that the owner is gone, unless the journal has changed meanwhile.
+
+    A stop that the owner could not record, because the storage was away, is recorded first.
+    """
     try:
+        spool = spool_settings.existing_spool(storage, spec)
+        if spool is not None and (note := stop_note.take(spool.storage, job.attempt)) is not None:
+            job = journal.append(StopRequested(by=note.by, now=note.now))
         if job.in_flight:
             journal.append(ended_unseen(storage, job))
             job = journal.existing_job()

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from outlast.job.log_events import LogEvent
-from outlast.notices.base import Notice, Tell, Unanswered
+from outlast.notices.base import Notice, OnEvent, Unanswered
 from outlast.notices.metadata_server import LINK_LOCAL, URL, Answer, Metadata, unexpected
 
 TOKEN: Final = "latest/api/token"
@@ -35,10 +35,10 @@ class Aws:
         own = environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")
         self._server = Metadata(environ.get(URL) or own or LINK_LOCAL)
         self._token: str | None = None
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self.pause = pause
 
-    def look(self, tell: Tell) -> Notice | None:
+    def look(self, on_event: OnEvent) -> Notice | None:
         found = self._ask(ACTION)
         if found is not None:
             action, within = parse_action(found, time.time())
@@ -46,15 +46,15 @@ class Aws:
                 why = f"the spot instance will {action}"
                 return Notice.now(self.name, why, within)
             # The machine hibernates with its memory and continues later.
-            self._tell_once(tell, LogEvent.SPOT_ACTION_ANNOUNCED, found)
+            self._log_once(on_event, LogEvent.SPOT_ACTION_ANNOUNCED, found)
         if (rebalance := self._ask(REBALANCE)) is not None:
-            self._tell_once(tell, LogEvent.REBALANCE_RECOMMENDED, rebalance)
+            self._log_once(on_event, LogEvent.REBALANCE_RECOMMENDED, rebalance)
         return None
 
-    def _tell_once(self, tell: Tell, event: str, said: str) -> None:
-        if said not in self._told:
-            self._told.add(said)
-            tell(event, {"said": said[:200], "hint": "the training continues"})
+    def _log_once(self, on_event: OnEvent, event: str, said: str) -> None:
+        if said not in self._logged:
+            self._logged.add(said)
+            on_event(event, {"message": said[:200], "hint": "the training continues"})
 
     def _ask(self, path: str) -> str | None:
         """Return the text at a path; None if there is none (404)."""

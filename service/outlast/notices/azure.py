@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from outlast.job.log_events import LogEvent
-from outlast.notices.base import Notice, Tell, Unanswered
+from outlast.notices.base import Notice, OnEvent, Unanswered
 from outlast.notices.last_to_leave import last_to_leave, take_part
 from outlast.notices.metadata_server import LINK_LOCAL, URL, Metadata, unexpected
 
@@ -69,12 +69,12 @@ class Azure:
         self._server = Metadata(environ.get(URL) or LINK_LOCAL, {"Metadata": "true"})
         self._machine: str | None = None
         self._asked = False
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._noticed: Event | None = None
         self._part = take_part()
         self.pause = pause
 
-    def look(self, tell: Tell) -> Notice | None:
+    def look(self, on_event: OnEvent) -> Notice | None:
         answer = self._server.ask(EVENTS, timeout=5.0 if self._asked else _FIRST)
         self._asked = True
         if answer.status != 200:
@@ -86,10 +86,12 @@ class Azure:
                 self._noticed = event
                 why = TAKING[event.event_type]
                 return Notice.now(self.name, why, event.within(time.time()))
-            if event.event_id not in self._told:
-                self._told.add(event.event_id)
+            if event.event_id not in self._logged:
+                self._logged.add(event.event_id)
                 said = f"{event.event_type}: {event.description or ''}".rstrip(": ")
-                tell(LogEvent.EVENT_SCHEDULED, {"said": said, "hint": "the training continues"})
+                on_event(
+                    LogEvent.EVENT_SCHEDULED, {"message": said, "hint": "the training continues"}
+                )
         return None
 
     def _name(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 RESERVE: Final = 2.0  # seconds of a notice that are reserved for the supervisor's own end
 
-Tell = Callable[[str, Mapping[str, Any]], None]
+OnEvent = Callable[[str, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Notice:
         return min(left, grace) if limit else left
 
     @property
-    def story(self) -> str:
+    def description(self) -> str:
         """What will happen and when, for people."""
         by = "" if self.deadline is None else f", by {self.deadline}"
         return f"{self.cloud}: {self.why}{by}"
 
-    def told(self) -> dict[str, Any]:
+    def log_fields(self) -> dict[str, Any]:
         """Return the fields of the log line about this notice."""
         return {
             "cloud": self.cloud,
@@ -81,18 +81,18 @@ class Cloud(Protocol):
     pause: float
     """Seconds between two looks."""
 
-    def look(self, tell: Tell) -> Notice | None:
+    def look(self, on_event: OnEvent) -> Notice | None:
         """Ask the metadata server once; this may wait for news.
 
         Args:
-            tell: Logs an event that does not end the training.
+            on_event: Logs an event that does not end the training.
 
         Raises:
             Unanswered: the server does not answer properly.
         """
 
     def acknowledge(self) -> bool:
-        """Tell the cloud that it may take the machine now; return whether it was told."""
+        """Tell the cloud that it may take the machine now; return whether it was informed."""
 
 
 def iso(unix: float) -> str:

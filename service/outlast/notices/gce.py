@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from outlast.job.log_events import LogEvent
-from outlast.notices.base import Notice, Tell
+from outlast.notices.base import Notice, OnEvent
 from outlast.notices.metadata_server import LINK_LOCAL, URL, Answer, Metadata, unexpected
 
 PREEMPTED: Final = "instance/preempted"
@@ -37,7 +37,7 @@ class Gce:
         self._etag: str | None = None
         self._maintenance = "NONE"
 
-    def look(self, tell: Tell) -> Notice | None:
+    def look(self, on_event: OnEvent) -> Notice | None:
         first, asked_at = self._etag is None, time.monotonic()
         preempted = self._look_preempted()
         # The server waits. If it does not, pause here instead.
@@ -50,7 +50,7 @@ class Gce:
             why = "the machine is terminated for maintenance of its host"
             return Notice.now(self.name, why, MAINTENANCE_WITHIN)
         if event not in ("NONE", self._maintenance):
-            tell(
+            on_event(
                 LogEvent.HOST_MAINTENANCE_ANNOUNCED,
                 {"event_type": event, "hint": "the training continues"},
             )

@@ -17,9 +17,8 @@ def take_part() -> int | None:
 
     The file has a shared lock, which ends with the process. None: registering failed.
     """
-    path = _FOLDER / _NAME
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        file = _open(_FOLDER / _NAME)
     except OSError:
         return None
     try:
@@ -27,6 +26,24 @@ def take_part() -> int | None:
     except OSError:  # another training is just leaving as the last one
         os.close(file)
         return None
+    return file
+
+
+def _open(path: Path) -> int:
+    """Open the file for reading, which is enough to lock it, also if another user has made it.
+
+    O_CREAT on another user's file in /tmp is refused (fs.protected_regular, kernel.org sysctl/fs).
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        pass
+    try:
+        file = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:  # another training was first
+        return os.open(path, flags)
+    os.fchmod(file, 0o644)  # whatever the umask is
     return file
 
 

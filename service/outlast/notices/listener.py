@@ -9,7 +9,7 @@ from typing import Final
 
 from outlast.job.log_events import LogEvent
 from outlast.notices import detect
-from outlast.notices.base import Cloud, Notice, Tell, Unanswered
+from outlast.notices.base import Cloud, Notice, OnEvent, Unanswered
 
 WATCHED: Final = LogEvent.PREEMPTION_WATCHED
 LONGEST: Final = 10.0  # seconds between two requests to a server that does not answer properly
@@ -23,16 +23,18 @@ class Listener:
     Args:
         cloud: The cloud to ask.
         on_notice: Called once with the notice, on the thread; must not raise.
-        tell: Called with log events, on the thread; must not raise.
+        on_event: Called with log events, on the thread; must not raise.
     """
 
-    def __init__(self, cloud: Cloud, on_notice: Callable[[Notice], None], tell: Tell) -> None:
+    def __init__(
+        self, cloud: Cloud, on_notice: Callable[[Notice], None], on_event: OnEvent
+    ) -> None:
         self._cloud = cloud
         self._on_notice = on_notice
-        self._tell = tell
+        self._on_event = on_event
         self._stop = threading.Event()
         self._failed = 0
-        self._said = False
+        self._failure_logged = False
         self._thread = threading.Thread(target=self._run, name="outlast-notices", daemon=True)
 
     def start(self) -> None:
@@ -44,7 +46,7 @@ class Listener:
         self._stop.set()
 
     def acknowledge(self) -> bool:
-        """Tell a cloud that waits for it that all is saved; return whether it was told."""
+        """Tell a cloud that waits for it that all is saved; return whether it was informed."""
         with suppress(Unanswered):
             return self._cloud.acknowledge()
         return False
@@ -53,7 +55,7 @@ class Listener:
         pause = 0.0
         while not self._stop.wait(pause):
             try:
-                notice = self._cloud.look(self._tell)
+                notice = self._cloud.look(self._on_event)
             except Exception as error:  # noqa: BLE001  (no error here may end a training)
                 pause = self._pause_after(error)
                 continue
@@ -64,32 +66,32 @@ class Listener:
                 return
 
     def _pause_after(self, error: Exception) -> float:
-        if not self._said:
-            self._said = True
+        if not self._failure_logged:
+            self._failure_logged = True
             kind = "" if isinstance(error, Unanswered) else f"{type(error).__name__}: "
-            told = {"cloud": self._cloud.name, "error": f"{kind}{error}"}
-            self._tell(
+            fields = {"cloud": self._cloud.name, "error": f"{kind}{error}"}
+            self._on_event(
                 LogEvent.METADATA_FAILED,
-                {**told, "hint": "it is asked again; the training continues"},
+                {**fields, "hint": "Outlast asks again; the training continues"},
             )
         pause = min(LONGEST, 1.0 * 2.0**self._failed)
         self._failed = min(self._failed + 1, 10)
         return pause
 
 
-def watch(choice: str, on_notice: Callable[[Notice], None], tell: Tell) -> Listener | None:
+def watch(choice: str, on_notice: Callable[[Notice], None], on_event: OnEvent) -> Listener | None:
     """Start watching a cloud for preemption notices; return None if there is none to watch.
 
     Args:
         choice: "auto", "none", or a name in `CLOUDS`. "auto" uses no network on machines whose
             firmware is of none of them.
         on_notice: Called once with the notice, on a background thread.
-        tell: Called with log events, on that thread.
+        on_event: Called with log events, on that thread.
     """
     cloud = detect.choose(choice)
     if cloud is None:
         return None
-    tell(WATCHED, {"cloud": cloud.name, "chosen": choice})
-    listener = Listener(cloud, on_notice, tell)
+    on_event(WATCHED, {"cloud": cloud.name, "chosen": choice})
+    listener = Listener(cloud, on_notice, on_event)
     listener.start()
     return listener

@@ -52,9 +52,9 @@ class Metadata:
             asked = {**self._headers, **(headers or {})}
             connection.request(method, f"{prefix}/{path}", body=body, headers=asked)
             answer = connection.getresponse()
-            told = {name.lower(): value for name, value in answer.getheaders()}
+            headers = {name.lower(): value for name, value in answer.getheaders()}
             text = answer.read(_LONGEST).decode("utf-8", errors="replace")
-            return Answer(answer.status, told, text)
+            return Answer(answer.status, headers, text)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unanswered(f"{type(error).__name__}: {error}") from error
         finally:

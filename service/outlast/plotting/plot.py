@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from outlast.errors import ExtraMissing
 from outlast.plotting.curves import Curve, Curves, Panel
+from outlast_checkpoints.printable import printable
 
 MOST_PANELS = 6
 MOST_LABELS, FEW = 40, 8  # most restarts with a number, and with the word "attempt"
+# A name such as "x$_$" is no formula.
+_STYLE = {"font.size": 9, "axes.spines.top": False, "text.parse_math": False}
 _BLUE, _ORANGE, _GREY, _RED = "#0072b2", "#d55e00", "#8c8c8c", "#b22222"
 
 
@@ -43,10 +47,10 @@ def draw(
 
     names = list(metrics) if metrics else sorted(curves.panels, key=lambda name: name != "loss")
     names = names[:MOST_PANELS]
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False}):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(10, 1.2 + 2.8 * len(names)), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title)
+        figure.suptitle(printable(title))
         all_axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for axes, name in zip(all_axes, names, strict=True):
             _draw_panel(axes, name, curves.panels.get(name, Panel()))
@@ -56,12 +60,14 @@ def draw(
         all_axes[-1].set_xlabel(unit)
         png = io.BytesIO()
         # Omit the version of matplotlib, so that equal curves give equal bytes.
-        figure.savefig(png, format="png", metadata={"Software": None})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # it draws a box instead
+            figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
 
 
 def _draw_panel(axes: Any, name: str, panel: Panel) -> None:
-    axes.set_ylabel(name)
+    axes.set_ylabel(printable(name))
     axes.spines["right"].set_visible(False)
     axes.grid(True, color="#e6e6e6", linewidth=0.6)
     if panel.own:
@@ -107,7 +113,7 @@ def _draw_epochs(axes: Any, curve: Curve, **style: Any) -> None:
 def _draw_marks(axes: Any, curves: Curves) -> None:
     for place, name in curves.phases if len(curves.phases) > 1 else []:
         axes.axvline(place, color=_GREY, linewidth=0.8)
-        _label(axes, place, f" {name}", _GREY)
+        _label(axes, place, f" {printable(name)}", _GREY)
     for index, (place, attempt) in enumerate(curves.restarts):
         label = "restart" if index == 0 else None
         axes.axvline(place, color=_RED, linewidth=1.0, linestyle="--", label=label)

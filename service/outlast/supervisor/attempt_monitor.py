@@ -98,8 +98,10 @@ class AttemptMonitor:
             self._reporter.beat(beat)
             if first:
                 self._on_started(attempt.number)
-            if self._spec.warm_spare and beat.preload is not None and beat.step > 0:
-                self._backend.prepare(self._spec, beat.preload)
+            if self._spec.warm_spare and beat.step > 0:
+                preload = self._backend.preload(attempt.handle)
+                if preload is not None:
+                    self._backend.prepare(self._spec, preload)
         silent = attempt.watch.observe(beat, now)
         attempt.lost = attempt.unseen is not None and silent.beat > self._spec.lost_after
         limit = self._spec.stall_timeout

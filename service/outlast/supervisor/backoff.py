@@ -26,5 +26,6 @@ def delay(spec: JobSpec, fruitless: int, outcome: Outcome) -> float:
     if failures <= 0 or spec.backoff == 0:
         return 0.0
     doublings = min(failures - 1, MOST_DOUBLINGS)
-    wait = spec.backoff * 2.0**doublings + random.uniform(0.0, spec.backoff)
+    jitter = random.uniform(0.0, spec.backoff)  # nosec B311  # no secret
+    wait = spec.backoff * 2.0**doublings + jitter
     return min(wait, spec.backoff_max)

@@ -6,19 +6,22 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from outlast.backends.local import source_path
 from outlast.errors import DaemonFailed
-from outlast.job import lifecycle
+from outlast.job import lifecycle, standard_streams
 from outlast.job.journal import Journal
+from outlast.supervisor.stop_requests import StopRequests
 from outlast.supervisor.supervisor import Supervisor
 from outlast_checkpoints.errors import OutlastError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 
+_OUTPUT: Final = "outlast-supervisor-"  # begin of the temporary file's name
 CLAIM_WITHIN: Final = 30.0  # seconds
 
 
@@ -37,7 +40,7 @@ def start_detached(job_url: str, *, wait: float = CLAIM_WITHIN) -> int:
     """
     storage = open_storage(job_url)
     output = _output_path(storage)
-    words = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    words = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     env = dict(os.environ)
     if (source := source_path()) is not None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [source, env.get("PYTHONPATH")]))
@@ -63,7 +66,6 @@ def command(storage: Storage) -> list[str]:
 
 def _await_claim(storage: Storage, pid: int, output: Path, wait: float) -> None:
     journal = Journal(storage)
-    size = output.stat().st_size
     until = time.monotonic() + wait
     while time.monotonic() < until:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -74,7 +76,7 @@ def _await_claim(storage: Storage, pid: int, output: Path, wait: float) -> None:
             code = os.waitstatus_to_exitcode(status)
             if any(entry.by.pid == pid for entry in journal.read()):
                 return  # it has done the job; the journal has the result
-            said = output.read_bytes()[-2000:] if size or output.exists() else b""
+            said = output.read_bytes()[-2000:] if output.exists() else b""
             raise DaemonFailed(code=code, output=said.decode(errors="replace").strip())
         time.sleep(0.05)
 
@@ -83,7 +85,7 @@ def _output_path(storage: Storage) -> Path:
     place = storage.local_path(layout.SUPERVISOR_OUTPUT)
     if place is not None:
         return place
-    file, name = tempfile.mkstemp(prefix="outlast-supervisor-", suffix=".log")
+    file, name = tempfile.mkstemp(prefix=_OUTPUT, suffix=".log")
     os.close(file)
     return Path(name)
 
@@ -91,10 +93,24 @@ def _output_path(storage: Storage) -> Path:
 def main(argv: list[str]) -> int:
     """Supervise the job at the URL `argv[0]`; return the exit code."""
     try:
-        return lifecycle.exit_code(Supervisor(open_storage(argv[0])).run())
+        requests = StopRequests()
+        with requests.signals(for_good=True):
+            supervisor = Supervisor(open_storage(argv[0]), requests=requests)
+            return lifecycle.exit_code(supervisor.run())
     except OutlastError as error:
-        sys.stderr.write(f"outlast: {error}\n")
+        standard_streams.say(f"outlast: {error}")
         return error.exit_code
+    finally:
+        _delete_empty_output()
+
+
+def _delete_empty_output() -> None:
+    """Delete the temporary file that takes this process' output, if there was none."""
+    with suppress(OSError):
+        output = Path("/proc/self/fd/2").readlink()
+        ours = output.name.startswith(_OUTPUT) and output.parent == Path(tempfile.gettempdir())
+        if ours and os.fstat(2).st_size == 0:
+            output.unlink()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from outlast.job.events import Ended, Launched, StopRequested
+from outlast.job.events import Audited, Ended, Launched, StopRequested
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Entry
 from outlast.job.lifecycle import Job, State
@@ -95,6 +95,21 @@ class Reporter:
                     self.log.error(LogEvent.JOB_FAILED, reason=job.reason)
             case StopRequested() as stop:
                 self.log.info(LogEvent.STOP_REQUESTED, by=stop.by, now=stop.now)
+            case Audited(exact=True) as audited:
+                self.log.info(
+                    LogEvent.AUDIT_PASSED,
+                    interval=f"{audited.first} to {audited.last}",
+                    seconds=audited.seconds,
+                )
+            case Audited() as audited:
+                self.log.warning(
+                    LogEvent.AUDIT_DIFFERED,
+                    interval=f"{audited.first} to {audited.last}",
+                    first=audited.difference,
+                    differences=audited.count,
+                    seconds=audited.seconds,
+                    hint="a resume of this training is not exact; `outlast audit` shows all",
+                )
             case Launched() as launched:
                 self.log.info(LogEvent.ATTEMPT_LAUNCHED, pid=launched.handle.get("pid"))
             case _:

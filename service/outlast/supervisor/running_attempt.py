@@ -67,19 +67,19 @@ class RunningAttempt:
         """Why the supervisor killed the attempt, for people."""
         return self.verdict[1] if self.verdict is not None else "it had ended, but did not exit"
 
-    def said_end(self, end: Exit) -> Exit:
+    def reported_end(self, end: Exit) -> Exit:
         """Return how the attempt ended: as its heartbeat says where the backend has no code."""
-        said = None if self.beat is None else self.beat.ended
-        return end if said is None or end.code is not None else Exit(code=said)
+        reported = None if self.beat is None else self.beat.ended
+        return end if reported is None or end.code is not None else Exit(code=reported)
 
     def judged(self, end: Exit) -> tuple[Outcome, str]:
         """Return outcome and reason of the ended attempt. `end`: what the backend saw."""
-        said = self.said_end(end)
-        if self.verdict is not None and said.code != exit_codes.DONE:
+        reported = self.reported_end(end)
+        if self.verdict is not None and reported.code != exit_codes.DONE:
             return self.verdict
         if self.unseen is not None and end == Exit():
             return Outcome.LOST, f"no heartbeat, and {self.unseen}"
-        return judge(said.code, said.signal, None if self.beat is None else self.beat.error)
+        return judge(reported.code, reported.signal, None if self.beat is None else self.beat.error)
 
     def stop(
         self,
@@ -106,7 +106,7 @@ class RunningAttempt:
             self._leave_by = now + within
             self._signal(signals.SIGTERM)
 
-    def hurry(self, now: float, within: float) -> None:
+    def shorten(self, now: float, within: float) -> None:
         """Shorten the time of an attempt that was asked to leave to `within` seconds from now."""
         if self._leave_by is not None and now + within < self._leave_by:
             self._leave_by = now + within

@@ -32,7 +32,7 @@ class StorageOutage:
         self._clock = clock
         self._tries = 0
         self._ask_at = 0.0
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
         self._catching_up = False
 
     @property
@@ -45,14 +45,14 @@ class StorageOutage:
         """Whether the storage works, or it is time to try it again."""
         return self.since is None or self._clock() >= self._ask_at
 
-    def ask(self, question: Callable[[], None]) -> bool:
+    def ask(self, question: Callable[[], object]) -> bool:
         """Run a read on the storage, if that is due; return whether it succeeded."""
         done = self._ask(question)
         if done and not self._waiting:  # reading works, but waiting actions have to write
             self._worked()
         return done
 
-    def _ask(self, question: Callable[[], None]) -> bool:
+    def _ask(self, question: Callable[[], object]) -> bool:
         if not self.due:
             return False
         try:
@@ -63,7 +63,7 @@ class StorageOutage:
             return False
         return True
 
-    def do(self, action: Callable[[], None]) -> None:
+    def do(self, action: Callable[[], object]) -> None:
         """Run an action now or when the storage is back, after all waiting actions."""
         self._waiting.append(action)
         self.catch_up()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outlast.cli.display import units
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json, print_table
 from outlast.cli.group import Verb
 from outlast.cli.job_address import find_job
@@ -36,7 +37,7 @@ def checkpoints(root: str, job: str, as_json: bool) -> None:
         print_json(found)
         return
     if not found:
-        click.echo("No checkpoints yet.")
+        say("No checkpoints yet.")
         return
     print_table(
         ["CHECKPOINT", "STEP", "EPOCH", "SAVED FOR", "SIZE", "NEW", "SAVED AT", "METRICS"],

@@ -9,6 +9,7 @@ import click
 
 from outlast.cli.display import units
 from outlast.cli.display.progress_bar import Bar
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json
 from outlast.cli.group import Verb
 from outlast.cli.job_address import Place, absolute, find_job
@@ -34,6 +35,7 @@ def copy(root: str, job: str, dest: str, as_json: bool) -> int:
 
     You can resume the copy. Damaged files of JOB are copied unchanged and reported (exit code 65).
     """
+    from outlast.cli.handover import refuse_running
     from outlast_checkpoints.storage import open_storage
     from outlast_checkpoints.store.copy_job import copy_job
 
@@ -41,14 +43,14 @@ def copy(root: str, job: str, dest: str, as_json: bool) -> int:
     url = _url(dest, place)
     if url == place.url:
         raise UsageError(
-            field="DEST", problem="it is the place of JOB itself", hint="Name another place."
+            field="DEST", problem="it is the folder of JOB itself", hint="Name another folder."
         )
-    refuse_at_work(place)
+    refuse_running(place.storage)
     with Bar(f"copying {place.name}") as bar:
         copied = copy_job(place.storage, open_storage(url), meter=bar)
     waiting = _waiting(place)
     if waiting:
-        click.echo(
+        say(
             f"{units.count(len(waiting), 'checkpoint')} of {place.name} wait on this machine to be "
             "sent to its storage. They are not in the copy. Run `outlast resume` for JOB here to "
             "send them, then copy again.",
@@ -84,25 +86,10 @@ def _waiting(place: Place) -> list[str]:
     return [str(one) for one in names if not place.storage.exists(layout.manifest(one))]
 
 
-def refuse_at_work(place: Place) -> None:
-    """Raise `JobBusy` when somebody trains the job; wait until that is known."""
-    from outlast.job import spec as specs
-    from outlast.job import takeover
-    from outlast.job.journal import Journal
-    from outlast_checkpoints.format import layout
-
-    journal = Journal(place.storage)
-    if journal.job() is not None:
-        spec = specs.decode(place.storage.read(layout.SPEC))
-        takeover.quiet(
-            place.storage, journal, spec, on_wait=lambda text: click.echo(text, err=True)
-        )
-
-
 def _print_copied(url: str, copied: Copied) -> None:
     for damage in copied.damages:
-        click.echo(f"DAMAGED  {damage}  (in the source as well)")
-    told = [
+        say(f"DAMAGED  {damage}  (in the source as well)")
+    counts = [
         f"{units.size(count)} {what}"
         for count, what in (
             (copied.tally.written, "copied"),
@@ -111,8 +98,8 @@ def _print_copied(url: str, copied: Copied) -> None:
         )
         if count
     ]
-    click.echo(
+    say(
         f"{url}: {units.count(len(copied.checkpoints), 'checkpoint')}, "
-        f"{units.count(copied.tally.files, 'file')}, {', '.join(told)}; every byte verified. "
+        f"{units.count(copied.tally.files, 'file')}, {', '.join(counts)}; every byte verified. "
         f"To continue the copy, run `outlast resume {url}`."
     )

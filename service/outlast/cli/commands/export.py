@@ -14,18 +14,18 @@ import click
 from outlast.atomic_file import replacing
 from outlast.cli import checkpoint_choice
 from outlast.cli.display import units
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json
 from outlast.cli.group import Verb
 from outlast.cli.job_address import find_job
 from outlast.cli.options import job_argument, json_option
-from outlast_checkpoints.errors import CheckpointDamaged, NotFound, UsageError
+from outlast_checkpoints.errors import CheckpointDamaged, UsageError
 from outlast_checkpoints.format import layout
 
 if TYPE_CHECKING:
     from outlast_checkpoints.format.manifest import FileEntry, Manifest
     from outlast_checkpoints.storage.base import Storage
 
-_PIECE = 4 << 20
 _WEIGHTS, _WHOLE = ".weights.h5", ".keras"
 
 
@@ -57,7 +57,7 @@ def export(root: str, job: str, dest: Path, checkpoint: str, as_json: bool) -> N
         )
     place = find_job(root, job)
     store = CheckpointStore(place.storage)
-    manifest = checkpoint_choice.select(store, checkpoint, lambda text: click.echo(text, err=True))
+    manifest = checkpoint_choice.select(store, checkpoint, lambda text: say(text, err=True))
     if kind == _WEIGHTS:
         _write_weights(place.storage, manifest, dest)
     else:
@@ -69,7 +69,7 @@ def export(root: str, job: str, dest: Path, checkpoint: str, as_json: bool) -> N
     load = (
         f'keras.saving.load_model("{dest}")' if kind == _WHOLE else f'model.load_weights("{dest}")'
     )
-    click.echo(f"{dest}: {manifest.checkpoint}, {units.size(size)}. Load it with {load}")
+    say(f"{dest}: {manifest.checkpoint}, {units.size(size)}. Load it with {load}")
 
 
 def _kind(dest: Path) -> str:
@@ -87,62 +87,53 @@ def _entry(manifest: Manifest, name: str) -> FileEntry | None:
     return next((entry for entry in manifest.files if entry.name == name), None)
 
 
-def _pieces(
-    storage: Storage, manifest: Manifest, entry: FileEntry
-) -> Iterator[bytes | bytearray | memoryview]:
-    """Yield the content of a file. A file stored in parts is assembled in memory first.
+def _pieces(storage: Storage, manifest: Manifest) -> Iterator[bytes | bytearray | memoryview]:
+    """Yield the weights file of a checkpoint, written anew from its arrays.
 
-    Raises:
-        CheckpointDamaged: at the end, when the content does not match its hash.
+    So nothing of the stored file but its arrays gets into the exported one. Of a checkpoint that
+    this version wrote it is the same file, byte for byte. Raises `CheckpointDamaged`.
     """
-    import xxhash
+    from outlast_checkpoints.arrays import hdf5_file
+    from outlast_checkpoints.store import files
 
-    if any(other.part_of == entry.name for other in manifest.files):
-        from outlast_checkpoints.arrays import hdf5_file
-        from outlast_checkpoints.store import files as content
+    return hdf5_file.file_pieces(files.load_file(storage, manifest, layout.WEIGHTS_FILE))
 
-        yield from hdf5_file.file_pieces(content.load_file(storage, manifest, entry.name))
-        return
-    hasher = xxhash.xxh3_128()
+
+def _model(storage: Storage, manifest: Manifest, entry: FileEntry) -> dict[str, Any]:
+    """Return the description of the model. Raises `CheckpointDamaged`."""
+    from outlast_checkpoints.store import files
+
+    content = files.load_document(storage, manifest, entry)
     try:
-        with (
-            storage.fetch(layout.checkpoint_file(manifest.id, entry.name)) as local,
-            open(local, "rb") as file,
-        ):
-            while piece := file.read(_PIECE):
-                hasher.update(piece)
-                yield piece
-    except NotFound:
-        raise _damaged(manifest, entry, "it is missing") from None
-    if f"xxh3:{hasher.hexdigest()}" != entry.hash:
-        raise _damaged(manifest, entry, "its content has changed (the hash differs)")
-
-
-def _damaged(manifest: Manifest, entry: FileEntry, reason: str) -> CheckpointDamaged:
-    return CheckpointDamaged(checkpoint=manifest.checkpoint, file=entry.name, reason=reason)
+        document = json.loads(content)
+        return {"config": document["config"], "keras_version": str(document["keras_version"])}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise CheckpointDamaged(
+            checkpoint=manifest.checkpoint,
+            file=entry.name,
+            reason=f"it does not describe a model ({error})",
+        ) from error
 
 
 def _write_weights(storage: Storage, manifest: Manifest, dest: Path) -> None:
-    weights = _weights(manifest)
+    _require_weights(manifest)
     with replacing(dest) as file:
-        for piece in _pieces(storage, manifest, weights):
+        for piece in _pieces(storage, manifest):
             file.write(piece)
 
 
-def _weights(manifest: Manifest) -> FileEntry:
-    weights = _entry(manifest, layout.WEIGHTS_FILE)
-    if weights is None:
+def _require_weights(manifest: Manifest) -> None:
+    if _entry(manifest, layout.WEIGHTS_FILE) is None:
         raise UsageError(
             field="--checkpoint",
             problem=f"{manifest.checkpoint} does not hold the weights of one model",
             hint=f"Its files: {', '.join(entry.name for entry in manifest.files)}.",
         )
-    return weights
 
 
 def _write_whole(storage: Storage, manifest: Manifest, dest: Path) -> None:
     """Write a `.keras` file in Keras' format: a zip of two JSON documents and the weights."""
-    weights = _weights(manifest)
+    _require_weights(manifest)
     entry = _entry(manifest, layout.MODEL_FILE)
     if entry is None:
         raise UsageError(
@@ -152,7 +143,7 @@ def _write_whole(storage: Storage, manifest: Manifest, dest: Path) -> None:
             hint="Export to a name that ends in .weights.h5, and load that file into the model "
             "that your script builds.",
         )
-    document = json.loads(b"".join(_pieces(storage, manifest, entry)))
+    document = _model(storage, manifest, entry)
     metadata = {
         "keras_version": document["keras_version"],
         "date_saved": time.strftime("%Y-%m-%d@%H:%M:%S", time.localtime(manifest.created)),
@@ -165,7 +156,7 @@ def _write_whole(storage: Storage, manifest: Manifest, dest: Path) -> None:
             with _member(archive, name, 0) as member:
                 member.write(json.dumps(content).encode())
         with _member(archive, layout.WEIGHTS_FILE, manifest.size) as member:
-            for piece in _pieces(storage, manifest, weights):
+            for piece in _pieces(storage, manifest):
                 member.write(piece)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ import click
 
 from outlast.cli.display import units
 from outlast.cli.display.follow import POLL, is_final, show_last
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import plain, print_json_line, print_table
 from outlast.cli.group import Verb
 from outlast.cli.job_address import Place, find_job
 from outlast.cli.options import job_argument, json_option
+from outlast_checkpoints.printable import printable
 
 if TYPE_CHECKING:
     from outlast_checkpoints.history import HistoryReader
@@ -78,8 +80,8 @@ def history(
         from outlast.plotting.history_plot import plot_history
 
         curves = plot_history(reader, plot, title=place.name, metrics=metrics)
-        drawn = ", ".join(metrics or curves.panels)
-        click.echo(f"{plot}: {drawn}; {len(curves.restarts)} restarts.")
+        drawn = ", ".join(map(printable, metrics or curves.panels))
+        say(f"{plot}: {drawn}; {len(curves.restarts)} restarts.")
     elif follow:
         _follow(place, reader, kind, tail, as_json)
     elif as_json:
@@ -97,10 +99,13 @@ def _rows(reader: HistoryReader, kind: str | None, tail: int | None) -> Iterator
 
 
 def print_csv(rows: Callable[[], Iterable[Row]]) -> None:
-    """Print rows as CSV. `rows` is called twice: once to find the metrics, once to print."""
+    """Print rows as CSV. `rows` is called twice: once to find the metrics, once to print.
+
+    Each column has one name. A metric named like a column of all rows becomes "logs.NAME".
+    """
     names = {name: None for row in rows() for name in row.get("logs", {})}
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow([*_CSV_FIRST, *names])
+    writer.writerow([*_CSV_FIRST, *map(csv_text, _column_names(names))])
     for row in rows():
         if row["kind"] == "phase":
             continue
@@ -109,12 +114,34 @@ def print_csv(rows: Callable[[], Iterable[Row]]) -> None:
         writer.writerow(["" if cell is None else plain(cell) for cell in cells])
 
 
+def csv_text(text: str) -> str:
+    """Return `text` as a cell that no spreadsheet takes for a formula.
+
+    An apostrophe goes before the characters that begin one (OWASP, "CSV Injection"). Control
+    characters are spelled out.
+    """
+    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
+
+
+def _column_names(metrics: Collection[str]) -> list[str]:
+    """Return a name for each metric that no other column has."""
+    taken = {*_CSV_FIRST, ""}
+    found = []
+    for metric in metrics:
+        name = metric
+        while name in taken or (name != metric and name in metrics):
+            name = f"logs.{name}"
+        taken.add(name)
+        found.append(name)
+    return found
+
+
 def _print_rows(reader: HistoryReader, kind: str | None, tail: int | None) -> None:
     found = list(_rows(reader, kind or "epoch", tail))
     if not found and kind is None:
         found = list(_rows(reader, "step", tail))  # the first epoch is not finished
     if not found:
-        click.echo("No history yet.")
+        say("No history yet.")
         return
     phases = len({row["phase"] for row in found}) > 1
     steps = found[0]["kind"] == "step"
@@ -175,6 +202,6 @@ def _follow(
 
 def _show_row(row: Row) -> None:
     logs = sorted(row["logs"].items(), key=lambda item: _place(item[0]))
-    values = "  ".join(f"{name} {_value(value)}" for name, value in logs)
+    values = "  ".join(f"{printable(name)} {_value(value)}" for name, value in logs)
     phase = f"phase {row['phase']}  " if row["phase"] else ""
-    click.echo(f"{phase}epoch {row['epoch'] + 1}  step {units.number(row['step'])}  {values}")
+    say(f"{phase}epoch {row['epoch'] + 1}  step {units.number(row['step'])}  {values}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outlast.cli.display.follow import POLL, is_final, show_last
+from outlast.cli.display.output_lines import visible
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json_line
 from outlast.cli.group import Verb
 from outlast.cli.job_address import find_job
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from outlast_checkpoints.storage.base import Storage
 
 Sleep = Callable[[float], None]
+_COLOUR = re.compile("\x1b\\[[0-9;]*m")
+
+
+PIECE = 4 << 20  # bytes of the output that are read at a time
 
 
 @click.command("logs", cls=Verb)
@@ -38,6 +45,12 @@ Sleep = Callable[[float], None]
 )
 @click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Show only attempt N.")
 @click.option("--output", is_flag=True, help="Show the output of the script instead of the log.")
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="With --output: send the output to a terminal unchanged, with its colours and other "
+    "control characters. A pipe or file always gets it unchanged.",
+)
 @json_option("Print the stored entries as JSON lines.")
 def logs(
     root: str,
@@ -47,6 +60,7 @@ def logs(
     lines: int | None,
     attempt: int | None,
     output: bool,
+    raw: bool,
     as_json: bool,
 ) -> None:
     """Show the log of JOB over all its attempts, oldest entries first."""
@@ -54,6 +68,8 @@ def logs(
         raise click.UsageError(
             "--output and --json exclude each other: the output of a script is plain text."
         )
+    if raw and not output:
+        raise click.UsageError("--raw requires --output.")
     storage = find_job(root, job).storage
     if attempt is not None and not follow:
         _require_attempt(storage, attempt)
@@ -74,7 +90,8 @@ def logs(
             storage, attempt=attempt, level=level, poll=POLL, stop=stop, sleep=sleep
         )
 
-    show = _show_output if output else print_json_line if as_json else _show_row
+    passed = _pass_on if raw or not sys.stdout.isatty() else _show_output
+    show = passed if output else print_json_line if as_json else _show_row
     try:
         show_last(source, lines, show)
     except KeyboardInterrupt:
@@ -110,18 +127,38 @@ def output_lines(
         known = attempts(storage) if attempt is None else [attempt]
         for number in known:
             final = done or number < known[-1]
-            data = _read_from(storage, number, offsets.get(number, 0))
-            end = len(data) if final else data.rfind(b"\n") + 1
-            offsets[number] = offsets.get(number, 0) + end
-            yield from data[:end].splitlines(keepends=True)
+            for line in _lines(storage, number, offsets.get(number, 0), final=final):
+                offsets[number] = offsets.get(number, 0) + len(line)
+                yield line
         if done:
             return
         sleep(POLL)
 
 
+def _lines(storage: Storage, attempt: int, start: int, *, final: bool) -> Iterator[bytes]:
+    """Yield the lines from byte `start` on, reading a piece at a time: a log may be huge.
+
+    final: an incomplete last line counts.
+    """
+    left: list[bytes] = []  # the pieces of a line that goes on
+    while piece := _read_from(storage, attempt, start):
+        start += len(piece)
+        whole, newline, rest = piece.rpartition(b"\n")
+        if newline:
+            yield from _split(b"".join(left) + whole + newline)
+            left = []
+        left.append(rest)
+    if final and any(left):
+        yield b"".join(left)
+
+
+def _split(lines: bytes) -> list[bytes]:
+    return re.findall(rb"[^\n]*\n", lines)
+
+
 def _read_from(storage: Storage, attempt: int, start: int) -> bytes:
     try:
-        return storage.read_range(layout.output_log(attempt), start, None)
+        return storage.read_range(layout.output_log(attempt), start, start + PIECE)
     except NotFound:
         return b""
 
@@ -133,6 +170,11 @@ def _show_row(row: dict[str, Any]) -> None:
 
 
 def _show_output(line: bytes) -> None:
+    text = _COLOUR.sub("", line.decode(errors="replace")).replace("\b", "")
+    say(visible(text.rstrip("\r\n")).expandtabs())
+
+
+def _pass_on(line: bytes) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(line)
     if not line.endswith(b"\n"):

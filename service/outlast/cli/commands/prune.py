@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from outlast.cli.display import units
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json
 from outlast.cli.group import Verb
 from outlast.cli.job_address import Place, find_job
-from outlast.cli.options import duration, job_argument, json_option, retention
+from outlast.cli.options import job_argument, json_option
+from outlast.cli.values import duration, retention
 from outlast_checkpoints.format import layout
 
 if TYPE_CHECKING:
@@ -49,15 +51,17 @@ def prune(
     Leftovers are uncommitted checkpoints, temporary files and unfinished uploads to S3. The clock
     of the storage measures their age.
     """
-    from outlast.job import spec as specs
+    from outlast.job.submission import load_spec
+    from outlast.job.trust import check_owner
     from outlast_checkpoints.format.retention import Keep
     from outlast_checkpoints.store.checkpoint_store import CheckpointStore
     from outlast_checkpoints.store.garbage import leftovers
 
     place = find_job(root, job)
-    wanted = Keep.parse(keep or specs.decode(place.storage.read(layout.SPEC)).keep)
+    check_owner(place.storage, place.name)
+    wanted = Keep.parse(keep or load_spec(place.storage).keep)
     unwanted = CheckpointStore(place.storage).unwanted(wanted)
-    left = leftovers(place.storage, older_than=older_than, at_work=_at_work(place))
+    left = leftovers(place.storage, older_than=older_than, training=_is_running(place))
     ours = {layout.checkpoint_dir(checkpoint) for checkpoint in unwanted}
     left = [one for one in left if one.path not in ours and _folder(one) not in ours]
     if not dry_run:
@@ -82,19 +86,19 @@ def prune(
         return
     done = "would delete" if dry_run else "deleted"
     for checkpoint, reason in unwanted.items():
-        click.echo(f"{done} {checkpoint}  ({reason})")
+        say(f"{done} {checkpoint}  ({reason})")
     for one in left:
         size = f", {units.size(one.size)}" if one.size else ""
-        click.echo(f"{done} {one.path}  ({one.reason}{size}, {units.duration(one.age)} old)")
+        say(f"{done} {one.path}  ({one.reason}{size}, {units.duration(one.age)} old)")
     if not unwanted and not left:
-        click.echo(f"Nothing to delete: {wanted} keeps every checkpoint.")
+        say(f"Nothing to delete: {wanted} keeps every checkpoint.")
 
 
 def _folder(one: Leftover) -> str:
     return one.path.rpartition("/")[0]
 
 
-def _at_work(place: Place) -> bool:
+def _is_running(place: Place) -> bool:
     """Return whether somebody may be training the job, without waiting to find out."""
     from outlast.job.journal import Journal
 

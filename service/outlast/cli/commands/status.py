@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from outlast.cli.display import heartbeat_text, units
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_fields, print_json, print_table
 from outlast.cli.group import Verb
 from outlast.cli.job_address import find_job
-from outlast.cli.job_status import goodput_line, job_status, unprotected
+from outlast.cli.job_status import audit_line, goodput_line, job_status, unprotected
 from outlast.cli.options import job_argument, json_option
 
 
@@ -51,6 +52,8 @@ def _print_status(found: dict[str, Any]) -> None:
         "job": found["job"],
         "in": found["url"],
         "runs": found["runs"],
+        "forked": _forked(found["forked_from"]),
+        "tags": ", ".join(f"{name}={value}" for name, value in found["spec"]["tags"].items()),
         "state": found["description"],
         "": "its process is gone; resume it with `outlast resume`" if found["process_gone"] else "",
     }
@@ -70,6 +73,9 @@ def _print_status(found: dict[str, Any]) -> None:
                 "doing": f"{beat.activity}, process {beat.pid} on {beat.host}, "
                 f"heartbeat {_ago(beat.at)}",
             }
+        if found["away_since"]:
+            since = units.local(found["away_since"])
+            fields["away"] = f"since {since}: the attempt cannot reach its storage"
         fields["machine"] = f"changed: {beat.machine_changed}" if beat.machine_changed else ""
     if last is not None:
         fields["saved"] = (
@@ -80,15 +86,20 @@ def _print_status(found: dict[str, Any]) -> None:
         waiting = units.count(beat.spooled, "checkpoint")
         size = units.size(beat.spooled_bytes)
         fields["to send"] = f"{waiting} ({size}) on {beat.host} in {beat.spool}"
+    fields["audit"] = audit_line(found["audit"])
     fields["warning"] = unprotected(found)
     fields["goodput"] = goodput_line(found["goodput"])
     print_fields(fields)
     if found["attempts"]:
-        click.echo()
+        say("")
         print_table(
             ["ATTEMPT", "STARTED", "TOOK", "OUTCOME", "REASON"],
             [_attempt_line(attempt) for attempt in found["attempts"]],
         )
+
+
+def _forked(found: dict[str, str] | None) -> str:
+    return "" if found is None else f"from {found['checkpoint']} of {found['parent']}"
 
 
 def _attempt_line(attempt: dict[str, Any]) -> list[str]:

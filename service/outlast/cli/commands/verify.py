@@ -9,20 +9,26 @@ import click
 
 from outlast.cli.display import units
 from outlast.cli.display.progress_bar import Bar
+from outlast.cli.display.say import say
 from outlast.cli.display.tables import print_json
 from outlast.cli.group import Verb
-from outlast.cli.job_address import Place, absolute, find_job, jobs_below
+from outlast.cli.job_address import Place, absolute, find_job, jobs_below, naming
 from outlast.cli.options import json_option, root_option
 from outlast.errors import JobNotFound
 from outlast.exit_codes import DIVERGED, DONE
-from outlast_checkpoints.errors import OutlastError
-from outlast_checkpoints.format import layout
+from outlast_checkpoints.errors import OutlastError, named
+from outlast_checkpoints.storage.documents import is_signed
 
 if TYPE_CHECKING:
     from outlast_checkpoints.history import HistoryReader
+    from outlast_checkpoints.storage.base import Storage
     from outlast_checkpoints.store.verify import Audited
 
 _COUNTED = {"history": "rows", "journal": "events"}
+_HASHES_ONLY = "The hashes match. They are not authenticated: no key is set (--key-file)."
+_AUTHENTICATED = (
+    "Authenticated with the key: all documents, files and the history up to the newest checkpoint."
+)
 
 
 @click.command("verify", cls=Verb)
@@ -41,7 +47,11 @@ def verify(root: str, job: str | None, deep: bool, as_json: bool) -> int:
     With ROOT, a folder or URL that holds jobs, verify all of them. Without an argument, verify all
     jobs below --root. Files are read in parallel, and a file that checkpoints share is read once.
 
-    The exit code is 65 when something is damaged. A resume uses the newest good checkpoint.
+    With --key-file, the documents and hashes must also be those that a holder of the key wrote.
+    Without a key, only accidents are found: whoever can write a job can change its hashes.
+
+    The exit code is 65 when something is damaged or not authentic. A resume uses the newest good
+    checkpoint, but refuses a job with a document that is not authentic.
     """
     place = None if job is None else _find(root, job)
     if place is not None:
@@ -53,7 +63,8 @@ def verify(root: str, job: str | None, deep: bool, as_json: bool) -> int:
         else:
             _print_job(found)
         return DONE if found["good"] else DIVERGED
-    url = absolute(root if job is None else job)
+    with naming("--root" if job is None else "JOB"):
+        url = absolute(root if job is None else job)
     verified = _verified(jobs_below(url), deep=deep)
     jobs = [found for found, _ in verified]
     if as_json:
@@ -71,9 +82,17 @@ def _find(root: str, job: str) -> Place | None:
     try:
         return find_job(root, job)
     except JobNotFound:
-        if jobs_below(job):
+        if jobs_below(job) or _is_empty_root(job):
             return None
         raise
+
+
+def _is_empty_root(root: str) -> bool:
+    from outlast_checkpoints.storage import open_storage
+
+    storage = open_storage(absolute(root))
+    folder = storage.local_path("")
+    return folder is not None and folder.is_dir() and storage.list("") == []
 
 
 def _verified(
@@ -96,24 +115,25 @@ def _verified(
             parts = _parts(place)
             checked = [_checked(one) for one in found.checkpoints]
             good = all(one["good"] for one in [*checked, *parts.values()])
-            told = {"checkpoints": checked, "orphans": store.orphans(), **parts}
-            verified.append(({**known, "good": good, "deep": deep, **told}, None))
-        except OutlastError as error:
+            details = {"checkpoints": checked, "orphans": store.orphans(), **parts}
+            details["authenticated"] = good and is_signed(place.storage)
+            verified.append(({**known, "good": good, "deep": deep, **details}, None))
+        except Exception as unexpected:  # noqa: BLE001  (one job does not stop the others)
+            error = named(unexpected)
             verified.append(({**known, "good": False, "deep": deep, "problem": str(error)}, error))
     return verified
 
 
 def _parts(place: Place) -> dict[str, dict[str, Any]]:
     """Verify the spec, journal, history and origins of a job."""
-    from outlast.job import spec as specs
-    from outlast.job.journal import Journal
+    from outlast.job.submission import load_spec
     from outlast_checkpoints.format.lineage import read_lineage
     from outlast_checkpoints.history import HistoryReader
 
     storage = place.storage
     parts: dict[str, dict[str, Any]] = {
-        "spec": _part(lambda: len([specs.decode(storage.read(layout.SPEC))])),
-        "journal": _part(lambda: len(Journal(storage).read())),
+        "spec": _part(lambda: len([load_spec(storage)])),
+        "journal": _part(lambda: _count_events(storage)),
         "history": _part(lambda: _count_rows(HistoryReader(storage))),
     }
     _, origins = read_lineage(storage)
@@ -125,6 +145,15 @@ def _parts(place: Place) -> dict[str, dict[str, Any]]:
     return parts
 
 
+def _count_events(storage: Storage) -> int:
+    from outlast.job.journal import Journal
+    from outlast.job.journal_evidence import check_complete
+
+    if is_signed(storage):
+        check_complete(storage)
+    return len(Journal(storage).read())
+
+
 def _count_rows(history: HistoryReader) -> int:
     return sum(len(some.steps) for some in history.columns())
 
@@ -133,20 +162,20 @@ def _part(count: Callable[[], int]) -> dict[str, Any]:
     """Return whether `count` could read everything, and what it counted."""
     try:
         return {"good": True, "entries": count(), "damage": None}
-    except OutlastError as error:
-        return {"good": False, "entries": None, "damage": str(error)}
+    except Exception as error:  # noqa: BLE001  (whatever it is, it names this part)
+        return {"good": False, "entries": None, "damage": str(named(error))}
 
 
 def _checked(one: Audited) -> dict[str, Any]:
     damages = [{"file": damage.file, "reason": damage.reason} for damage in one.damages]
-    told: dict[str, Any] = {
+    details: dict[str, Any] = {
         "checkpoint": str(one.checkpoint),
         "good": not damages,
         "damages": damages,
     }
     if one.manifest is not None and not damages:
-        told |= {"files": len(one.manifest.files), "size": one.manifest.size}
-    return told
+        details |= {"files": len(one.manifest.files), "size": one.manifest.size}
+    return details
 
 
 def _print_job(found: dict[str, Any]) -> None:
@@ -154,20 +183,22 @@ def _print_job(found: dict[str, Any]) -> None:
     for one in found["checkpoints"]:
         if one["good"]:
             files = f"{one['files']} files, {units.size(one['size'])}, {how}"
-            click.echo(f"good     {one['checkpoint']}  {files}")
+            say(f"good     {one['checkpoint']}  {files}")
     for damage in _damages(found):
-        click.echo(f"DAMAGED  {damage}")
+        say(f"DAMAGED  {damage}")
     for name, what in _COUNTED.items():
         if found[name]["good"]:
-            click.echo(f"good     {name}  {units.number(found[name]['entries'])} {what}")
+            say(f"good     {name}  {units.number(found[name]['entries'])} {what}")
     if found["orphans"]:
-        click.echo(
+        say(
             f"{len(found['orphans'])} folders hold no checkpoint of this lineage (unfinished, or "
             "of superseded attempts); `outlast prune` deletes the old ones."
         )
     total = len(found["checkpoints"])
     good = sum(one["good"] for one in found["checkpoints"])
-    click.echo(f"{good} of {total} checkpoints are good." if total else "No checkpoints yet.")
+    say(f"{good} of {total} checkpoints are good." if total else "No checkpoints yet.")
+    if found["good"]:
+        say(_AUTHENTICATED if found["authenticated"] else _HASHES_ONLY)
 
 
 def _damages(found: dict[str, Any]) -> list[str]:
@@ -187,12 +218,15 @@ def _print_root(url: str, jobs: list[dict[str, Any]]) -> None:
     for found in jobs:
         if found["good"]:
             size = sum(one["size"] for one in found["checkpoints"])
-            click.echo(
+            say(
                 f"good     {found['job']}  {len(found['checkpoints'])} checkpoints, "
                 f"{units.size(size)}, {units.number(found['history']['entries'])} rows"
             )
         kind = "UNKNOWN" if "problem" in found else "DAMAGED"
         for damage in _damages(found):
-            click.echo(f"{kind}  {found['job']}  {damage}")
+            say(f"{kind}  {found['job']}  {damage}")
     good = sum(found["good"] for found in jobs)
-    click.echo(f"{good} of {len(jobs)} jobs in {url} are good." if jobs else f"No jobs in {url}.")
+    say(f"{good} of {len(jobs)} jobs in {url} are good." if jobs else f"No jobs in {url}.")
+    if good:
+        ours = all(found["authenticated"] for found in jobs if found["good"])
+        say(_AUTHENTICATED if ours else _HASHES_ONLY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from outlast.cli.display import units
+from outlast_checkpoints.printable import printable
 
 if TYPE_CHECKING:
     from outlast.job.heartbeat import Beat
@@ -28,14 +29,14 @@ def epochs(beat: Beat) -> str:
     now = min(beat.epoch + 1, beat.epochs or beat.epoch + 1)
     text = f"epoch {now}/{beat.epochs}" if beat.epochs else f"epoch {now}"
     if beat.phase_name:
-        return f"{beat.phase_name}: {text}"
+        return f"{printable(beat.phase_name)}: {text}"
     return text if beat.phase == 0 else f"phase {beat.phase}: {text}"
 
 
 def metrics(beat: Beat, most: int = MOST_METRICS) -> str:
     """Return the first `most` metrics, loss first: "loss 0.123 · accuracy 0.98"."""
     ordered = sorted(beat.logs, key=lambda name: name != "loss")[:most]
-    return " · ".join(f"{name} {_value(beat.logs[name])}" for name in ordered)
+    return " · ".join(f"{printable(name)} {_value(beat.logs[name])}" for name in ordered)
 
 
 def _value(value: float | None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -16,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from outlast.cli.display import heartbeat_text, units
+from outlast.cli.display.output_lines import Lines
 from outlast.cli.display.terminal_observer import TerminalObserver, state, trouble
 from outlast.job.lifecycle import State
+from outlast_checkpoints.printable import printable
 
 if TYPE_CHECKING:
     from outlast.job.heartbeat import Beat
@@ -64,7 +64,7 @@ class LiveLine(TerminalObserver):
 
     def on_beat(self, beat: Beat) -> None:
         """Show the progress."""
-        self.tell_resumed(beat)
+        self.show_resumed(beat)
         self._beat = beat
 
     def on_output(self, data: bytes) -> None:
@@ -79,7 +79,7 @@ class LiveLine(TerminalObserver):
 
     def say(self, text: str) -> None:
         """Print one message with the time above the line."""
-        self._print(f"\x1b[2m[outlast] {time.strftime('%H:%M:%S')}\x1b[0m {text}")
+        self._print(f"\x1b[2m[outlast] {time.strftime('%H:%M:%S')}\x1b[0m " + printable(text, "\n"))
 
     def close(self) -> None:
         """Remove the line; the text above it stays."""
@@ -101,7 +101,11 @@ class LiveLine(TerminalObserver):
         head = Text(self._state(), "bold")
         text = head
         for most in range(heartbeat_text.MOST_METRICS, -1, -1):
-            text = Text.assemble(head, f" · {heartbeat_text.line(beat, most)}") if beat else head
+            text = (
+                Text.assemble(head, f" · {printable(heartbeat_text.line(beat, most))}")
+                if beat
+                else head
+            )
             if text.cell_len <= room:
                 break
         grid.add_row(*cells, text)
@@ -128,33 +132,3 @@ class LiveLine(TerminalObserver):
     def _print(self, line: str) -> None:
         with self._lock:
             self._console.print(Text.from_ansi(line), soft_wrap=True)
-
-
-class Lines:
-    """Assembles pieces of output into complete lines.
-
-    Of text that carriage returns overwrite, only the last version is kept.
-    """
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
-
-    def feed(self, data: bytes) -> list[str]:
-        """Add output; return the lines that are complete now."""
-        *lines, rest = (self._rest + self._decoder.decode(data)).replace("\r\n", "\n").split("\n")
-        # A newline may still follow a carriage return at the end.
-        self._rest = rest if rest.endswith("\r") else _shown(rest)
-        return [_shown(line) for line in lines]
-
-    def rest(self) -> list[str]:
-        """Return and forget the incomplete last line, if there is one."""
-        rest, self._rest = self._rest + self._decoder.decode(b"", final=True), ""
-        self._decoder.reset()
-        shown = _shown(rest)
-        return [shown] if shown else []
-
-
-def _shown(line: str) -> str:
-    parts = [part for part in re.split("\r", line) if part]
-    return parts[-1] if parts else ""

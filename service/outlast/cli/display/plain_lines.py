@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from outlast.cli.display import heartbeat_text
 from outlast.cli.display.terminal_observer import TerminalObserver, state, trouble
+from outlast_checkpoints.printable import printable
 
 if TYPE_CHECKING:
     from outlast.job.heartbeat import Beat
@@ -51,7 +52,7 @@ class Plain(TerminalObserver):
 
     def on_beat(self, beat: Beat) -> None:
         """Print the progress at a new checkpoint, and every `LINE_EVERY` seconds."""
-        self.tell_resumed(beat)
+        self.show_resumed(beat)
         new = beat.last_checkpoint not in (None, self._saved, beat.restored_from)
         since = self._clock() - self._line_at
         if since >= self._every or (new and since >= CHECKPOINT_EVERY):
@@ -70,7 +71,9 @@ class Plain(TerminalObserver):
 
     def say(self, text: str) -> None:
         """Print one message with the time."""
-        self._write(self._err, f"[outlast] {time.strftime('%H:%M:%S')} {text}\n")
+        self._write(
+            self._err, f"[outlast] {time.strftime('%H:%M:%S')} " + printable(text, "\n") + "\n"
+        )
 
     def _write(self, stream: Any, data: Any) -> None:
         if stream in self._silent:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import click
+from outlast.cli.display.say import say
+from outlast_checkpoints.printable import printable
 
 
 def plain(value: Any) -> Any:
@@ -22,18 +23,19 @@ def plain(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print one indented JSON document."""
-    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+    """Print one indented JSON document, in ASCII."""
+    say(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
 def print_json_line(value: Any) -> None:
-    """Print one JSON document on one line and flush it."""
-    click.echo(json.dumps(plain(value), ensure_ascii=False, allow_nan=False))
+    """Print one JSON document, in ASCII, on one line and flush it."""
+    say(json.dumps(plain(value), allow_nan=False))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print aligned columns; columns of numbers are aligned to the right."""
-    cells = [list(row) for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
+    headers = [printable(header) for header in headers]
     columns = list(zip(*cells, strict=True)) if cells else [()] * len(headers)
     widths = [
         max([len(header), *map(len, column)])
@@ -41,13 +43,13 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     ]
     right = [bool(column) and all(_is_number(cell) for cell in column) for column in columns]
     lines = []
-    for row in [list(headers), *cells]:
+    for row in [headers, *cells]:
         parts = [
             cell.rjust(width) if leans else cell.ljust(width)
             for cell, width, leans in zip(row, widths, right, strict=True)
         ]
         lines.append("  ".join(parts).rstrip())
-    click.echo("\n".join(lines))  # one call, because ten thousand calls are slow
+    say("\n".join(lines))  # one call, because ten thousand calls are slow
 
 
 def _is_number(cell: str) -> bool:
@@ -56,7 +58,7 @@ def _is_number(cell: str) -> bool:
 
 def print_fields(fields: Mapping[str, str]) -> None:
     """Print names and values in two columns; fields without a value are omitted."""
-    shown = {name: value for name, value in fields.items() if value}
+    shown = {name: printable(value) for name, value in fields.items() if value}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
-        click.echo(f"{name.ljust(width)}  {value}")
+        say(f"{name.ljust(width)}  {value}")

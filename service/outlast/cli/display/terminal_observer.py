@@ -20,7 +20,7 @@ class TerminalObserver(Observer):
 
     _resumed = 0
 
-    def tell_resumed(self, beat: Beat) -> None:
+    def show_resumed(self, beat: Beat) -> None:
         """Print, once for each attempt, the checkpoint that it resumed from."""
         if beat.restored_from is not None and beat.attempt != self._resumed:
             self._resumed = beat.attempt
