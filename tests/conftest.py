@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.support.object_stores"]
 
@@ -28,6 +29,10 @@ os.environ["MPLBACKEND"] = "agg"
 os.environ["OUTLAST_SPOOL"] = tempfile.mkdtemp(prefix="outlast-tests-")
 atexit.register(shutil.rmtree, os.environ["OUTLAST_SPOOL"], ignore_errors=True)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# No test depends on speed, and a busy machine generates examples slowly.
+settings.register_profile("outlast", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("outlast")
 
 # Whoever starts the tests in the background, or under nohup, has them inherit ignored signals; the
 # processes under test would inherit them in turn.
@@ -54,9 +59,19 @@ def pytest_configure() -> None:
     gc.disable()  # until all is imported: TensorFlow is a million objects, looked at over and over
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # and they stay: nobody need look at them again
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_settings(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the list of trusted jobs out of the home of who runs the tests."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.acceptance.jobs import Training, write_digits
+from tests.acceptance.plain import Make, PlainJob
 
 SAVE = "--save-every 7,epoch"
 
@@ -34,6 +36,13 @@ def train(tmp_path: Path, digits: Path) -> Iterator[Callable[..., Training]]:
     yield train
     for training in made:
         training.close()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Make]:
+    """Return a function that makes a job of a script without TensorFlow."""
+    with ExitStack() as stack:
+        yield lambda code, **options: stack.enter_context(PlainJob(tmp_path, code, **options))
 
 
 @pytest.fixture(scope="session")

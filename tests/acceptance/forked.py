@@ -1,4 +1,4 @@
-"""`outlast` with TensorFlow imported already: it and its attempts are forks, there in no time.
+"""Runs `outlast` and its attempts in forks of a process with TensorFlow, so that they start fast.
 
 One process imports TensorFlow, the fork server; it lives as long as the tests do. A command line is
 a fork of that, and its attempts are forks in turn: in all else processes of their own as
@@ -18,6 +18,7 @@ import threading
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 from outlast.backends import base
 from outlast.backends.local import LocalBackend
@@ -27,6 +28,7 @@ from outlast.job.process_identity import SUPERVISOR_PID
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage.base import Storage
+from tests.acceptance import killing
 
 
 class ForkedBackend(LocalBackend):
@@ -75,6 +77,7 @@ def _become_attempt(spec: JobSpec, output: Path, supervisor: int) -> None:
     os.chdir(spec.cwd or ".")
     os.environ.update(spec.env)
     os.environ[SUPERVISOR_PID] = str(supervisor)
+    killing.install()
 
 
 class CommandLine:
@@ -107,8 +110,17 @@ def start(arguments: list[str], output: Path, folder: Path, env: dict[str, str])
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["keras", "outlast.training.fit", "outlast.cli", __name__])
     process = server.Process(target=_command_line, args=(arguments, output, folder, env))
-    process.start()
+    # The first start begins the fork server, which is to find what its forks find.
+    with mock.patch.dict(os.environ, {"PYTHONPATH": env["PYTHONPATH"]}):
+        process.start()
     return CommandLine(process)
+
+
+def run(arguments: list[str], folder: Path, env: dict[str, str]) -> tuple[int, str]:
+    """Run `outlast ARGUMENTS` in a folder to its end; return the exit code and what it said."""
+    output = folder / "outlast.log"
+    code = start(arguments, output, folder, env).wait()
+    return code, output.read_text(errors="replace")
 
 
 def _command_line(arguments: list[str], output: Path, folder: Path, env: dict[str, str]) -> None:

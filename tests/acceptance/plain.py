@@ -125,7 +125,7 @@ class PlainJob:
         """Return what `what` returns once that is true."""
         until = time.monotonic() + PATIENCE
         while not (found := what()):
-            assert time.monotonic() < until, self.story()
+            assert time.monotonic() < until, self.diagnostics()
             time.sleep(0.02)
         return found
 
@@ -160,8 +160,11 @@ class PlainJob:
     def log(self, **options: Any) -> list[str]:
         return [str(row["event"]) for row in logs.read(self.storage, **options)]
 
-    def story(self) -> str:
+    def diagnostics(self) -> str:
         """Return all that is known, for a failing test."""
         lines = [f"{entry.state} {entry.event}" for entry in self.journal.read()]
         lines += [logs.render(row) for row in logs.read(self.storage)]
         return "\n".join(lines)
+
+
+Make = Callable[..., PlainJob]

@@ -88,7 +88,7 @@ def ready(process: subprocess.Popen[str]) -> None:
     assert process.stdout.readline() == "ready\n"
 
 
-def test_a_script_by_hand_is_a_job_like_any_other(bare: Bare) -> None:
+def test_a_bare_script_is_a_complete_job(bare: Bare) -> None:
     code, said = bare.run("ctx.status.step = 12; print(ctx.attempt, ctx.supervised, ctx.local_dir)")
     assert (code, said) == (0, f"1 False {bare.folder / 'my job'}\n")
     spec = specs.decode(bare.storage.read("spec.json"))
@@ -101,7 +101,7 @@ def test_a_script_by_hand_is_a_job_like_any_other(bare: Bare) -> None:
     assert [end.reached for end in bare.ends] == [beat.reached()]
 
 
-def test_running_it_again_is_the_next_attempt(bare: Bare) -> None:
+def test_running_the_script_again_starts_the_next_attempt(bare: Bare) -> None:
     for attempt in (1, 2, 3):
         assert bare.run("print(ctx.attempt)") == (0, f"{attempt}\n")
     assert bare.job.attempt == 3
@@ -112,7 +112,7 @@ def test_a_second_call_gives_the_same_attempt(bare: Bare) -> None:
     assert bare.run(same) == (0, "True\n")
 
 
-def test_the_seed_stays_with_the_job_and_arguments_go_first(bare: Bare) -> None:
+def test_the_seed_stays_with_the_job_and_arguments_override_it(bare: Bare) -> None:
     told = "print(ctx.spec.seed, ctx.spec.save_every, ctx.spec.keep)"
     first = bare.run(told, "save_every=7")[1].split()
     assert first[1:] == ["7", "last:3"]
@@ -147,7 +147,7 @@ def test_a_signal_lets_it_save_and_leave(bare: Bare, signum: signal.Signals) -> 
     assert bare.run("print(ctx.attempt)") == (0, "2\n")
 
 
-def test_the_third_ctrl_c_interrupts_at_once(bare: Bare) -> None:
+def test_the_third_ctrl_c_interrupts_immediately(bare: Bare) -> None:
     process = bare.start("wait()\ntime.sleep(1000)")
     ready(process)
     assert process.stdout is not None
@@ -167,7 +167,7 @@ def test_the_third_ctrl_c_interrupts_at_once(bare: Bare) -> None:
     assert bare.ends[0].outcome is Outcome.STOPPED
 
 
-def test_two_at_once_are_one_too_many(bare: Bare) -> None:
+def test_a_second_process_of_the_same_job_is_refused(bare: Bare) -> None:
     first = bare.start("wait()\nctx.leave()")
     ready(first)
     code, said = bare.run("")
@@ -179,7 +179,7 @@ def test_two_at_once_are_one_too_many(bare: Bare) -> None:
     assert bare.run("print(ctx.attempt)") == (0, "2\n")
 
 
-def test_after_a_sigkill_the_next_one_starts_at_once(bare: Bare) -> None:
+def test_after_a_sigkill_the_next_process_starts_immediately(bare: Bare) -> None:
     first = bare.start("wait()")
     ready(first)
     first.kill()
@@ -188,7 +188,7 @@ def test_after_a_sigkill_the_next_one_starts_at_once(bare: Bare) -> None:
     assert [end.outcome for end in bare.ends] == [Outcome.LOST, Outcome.COMPLETED]
 
 
-def test_a_job_may_live_in_memory(bare: Bare) -> None:
+def test_a_job_can_be_in_memory(bare: Bare) -> None:
     """As in a notebook: closed by hand, and its handlers and context are gone with it."""
     code, said = bare.run(
         "import signal\n"

@@ -134,7 +134,7 @@ def test_a_script_runs_as_python_would_run_it(here: Path) -> None:
     assert asked("status", "first")["state"] == "succeeded"
 
 
-def test_a_job_without_a_name_gets_one_after_its_script(here: Path) -> None:
+def test_a_job_without_a_name_is_named_after_its_script(here: Path) -> None:
     write("code/train_it.py", HELLO)
     assert outlast("run", "code/train_it.py").returncode == 0
     (job,) = asked("list")
@@ -149,7 +149,7 @@ def test_a_module_runs_as_python_m_would(here: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "other ['-m', '1']\n")
 
 
-def test_killed_attempts_are_tried_again_and_counted(here: Path) -> None:
+def test_killed_attempts_are_retried_and_counted(here: Path) -> None:
     write("train.py", MORTAL)
     done = outlast("run", "--name", "a", "--backoff", "0.01s", "train.py", "2")
     assert done.returncode == 0
@@ -173,13 +173,24 @@ def test_a_crash_loop_ends_when_the_budget_is_spent_and_says_why(here: Path) -> 
     assert done.stderr.count("The last attempt crashed: ConnectionError: too bad") == 1
 
 
-def test_a_script_without_fit_is_said_to_be_unprotected(here: Path) -> None:
+def test_a_script_without_fit_is_reported_as_unprotected(here: Path) -> None:
     write("train.py", "print('done')")
     done = outlast("run", "--name", "a", "train.py")
     assert done.returncode == 0
     assert "nothing was protected: the script did not call outlast's fit or Loop" in done.stderr
     assert "nothing was protected" in outlast("status", "a").stdout
     assert "nothing_protected" in outlast("logs", "a").stdout
+
+
+def test_a_job_is_stopped_when_its_attempts_have_taken_long_enough(here: Path) -> None:
+    write("train.py", PATIENT)
+    done = outlast("run", "--name", "a", "--max-duration", "1s", "train.py", str(here / "there"))
+    assert done.returncode == 75
+    assert "saving because of" in done.stdout
+    assert "--max-duration 1 s" in outlast("events", "a").stdout
+    assert asked("status", "a")["state"] == "stopped"
+    assert outlast("resume", "a").returncode == 75  # it gets the same time again
+    assert (here / "there").read_text() == "2"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +200,7 @@ def test_a_script_without_fit_is_said_to_be_unprotected(here: Path) -> None:
         ("def f(:\n", "SyntaxError"),
     ],
 )
-def test_what_cannot_be_imported_is_not_tried_again(here: Path, code: str, said: str) -> None:
+def test_an_import_error_is_not_retried(here: Path, code: str, said: str) -> None:
     write("train.py", code)
     done = outlast("run", "train.py")
     assert done.returncode == 3
@@ -197,20 +208,20 @@ def test_what_cannot_be_imported_is_not_tried_again(here: Path, code: str, said:
     assert "attempts  1, no restart (1 rejected)" in done.stderr
 
 
-def test_a_script_that_is_not_there_makes_no_job(here: Path) -> None:
+def test_a_missing_script_creates_no_job(here: Path) -> None:
     done = outlast("run", "train.py")
     assert done.returncode == 2
     assert done.stderr.startswith("outlast: SCRIPT: there is no file 'train.py' in ")
     assert not (here / "outlast-jobs").exists()
 
 
-def test_without_a_script_the_usage_is_told(here: Path) -> None:
+def test_without_a_script_the_usage_is_printed(here: Path) -> None:
     done = outlast("run", "--name", "x")
     assert done.returncode == 2
     assert "Missing SCRIPT" in done.stderr
 
 
-def test_a_name_that_is_taken_says_how_to_go_on(here: Path) -> None:
+def test_a_taken_name_is_refused_with_the_next_step(here: Path) -> None:
     write("train.py", HELLO)
     assert outlast("run", "--name", "a", "train.py").returncode == 0
     again = outlast("run", "--name", "a", "train.py")
@@ -219,7 +230,7 @@ def test_a_name_that_is_taken_says_how_to_go_on(here: Path) -> None:
     assert again.stdout == ""
 
 
-def test_resume_if_exists_goes_on_with_the_same_and_refuses_another(here: Path) -> None:
+def test_resume_if_exists_resumes_the_same_script_and_refuses_another(here: Path) -> None:
     write("train.py", MORTAL)
     run = ("run", "--name", "a", "--resume-if-exists", "--max-retries", "0", "train.py")
     codes = [outlast(*run, "1").returncode for _ in range(3)]
@@ -231,7 +242,7 @@ def test_resume_if_exists_goes_on_with_the_same_and_refuses_another(here: Path) 
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "-x", "x" * 101, ".hidden"])
-def test_a_name_that_cannot_be_a_folder(here: Path, name: str) -> None:
+def test_a_name_that_cannot_be_a_folder_is_refused(here: Path, name: str) -> None:
     write("train.py", HELLO)
     done = outlast("run", f"--name={name}", "train.py")
     if name == "":
@@ -242,7 +253,7 @@ def test_a_name_that_cannot_be_a_folder(here: Path, name: str) -> None:
     assert not (here / "outlast-jobs").exists()
 
 
-def test_a_root_that_cannot_be_written_to(here: Path) -> None:
+def test_an_unwritable_root_is_an_error(here: Path) -> None:
     write("train.py", HELLO)
     write("a-file", "")
     done = outlast("run", "--root", "a-file/jobs", "train.py")
@@ -251,7 +262,7 @@ def test_a_root_that_cannot_be_written_to(here: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_root_with_all_that_careless_code_trips_over(here: Path, weird_root: Path) -> None:
+def test_a_root_with_awkward_characters_works(here: Path, weird_root: Path) -> None:
     write("train.py", MORTAL)
     done = outlast("run", "--root", weird_root, "--backoff", "0.01s", "train.py", "1")
     assert done.returncode == 0
@@ -274,14 +285,14 @@ def test_options_of_file_and_environment_reach_the_job(here: Path) -> None:
     assert picked == ["of-the-file", "6", "7", 9]
 
 
-def test_a_script_of_the_command_line_goes_before_the_files(here: Path) -> None:
+def test_a_script_on_the_command_line_overrides_the_file(here: Path) -> None:
     write("train.py", HELLO)
     write("job.toml", "script = 'other.py'\nargs = ['x']")
     done = outlast("run", "--config", "job.toml", "train.py", "mine")
     assert "hello ['mine']" in done.stdout
 
 
-def test_output_into_a_pipe_that_closes_stops_nothing(here: Path) -> None:
+def test_a_closed_output_pipe_stops_nothing(here: Path) -> None:
     write("train.py", "for i in range(20000): print('line', i)")
     with started("run", "--name", "a", "train.py") as process:
         assert process.stdout is not None
@@ -317,7 +328,7 @@ def test_ctrl_c_once_saves_and_stops_and_the_job_can_be_resumed(here: Path) -> N
     assert outcomes == ["stopped", "completed"]
 
 
-def test_ctrl_c_twice_stops_at_once(here: Path) -> None:
+def test_ctrl_c_twice_stops_immediately(here: Path) -> None:
     write("train.py", "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
           "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nsignal.signal(signal.SIGUSR1, "
           "signal.SIG_IGN)\n" + DEAF)  # fmt: skip
@@ -331,7 +342,7 @@ def test_ctrl_c_twice_stops_at_once(here: Path) -> None:
     assert asked("status", "a")["state"] == "stopped"
 
 
-def test_a_supervisor_that_is_told_to_go_leaves_the_job_for_another(here: Path) -> None:
+def test_a_terminated_supervisor_releases_the_job(here: Path) -> None:
     write("train.py", PATIENT)
     with started("run", "--name", "a", "train.py", "there") as process:
         until(Path("there").exists, "the attempt")
@@ -343,7 +354,7 @@ def test_a_supervisor_that_is_told_to_go_leaves_the_job_for_another(here: Path) 
     assert outlast("resume", "a").returncode == 0
 
 
-def test_a_supervisor_that_was_killed_leaves_a_job_that_can_be_resumed(here: Path) -> None:
+def test_the_job_of_a_killed_supervisor_can_be_resumed(here: Path) -> None:
     write("train.py", PATIENT)
     with started("run", "--name", "a", "train.py", "there") as process:
         until(Path("there").exists, "the attempt")
@@ -365,7 +376,7 @@ def submit(*arguments: str) -> dict[str, Any]:
     return sent
 
 
-def test_a_submitted_job_lives_on_and_is_followed_until_it_is_stopped(here: Path) -> None:
+def test_a_submitted_job_outlives_the_command_and_can_be_followed_and_stopped(here: Path) -> None:
     write("train.py", PATIENT)
     sent = submit("--name", "a", "train.py", "there")
     assert sent["url"] == str(here / "outlast-jobs/a")
@@ -382,7 +393,7 @@ def test_a_submitted_job_lives_on_and_is_followed_until_it_is_stopped(here: Path
     assert out.startswith("saving because of")
 
 
-def test_stop_now_does_not_wait_for_a_script_that_is_deaf(here: Path) -> None:
+def test_stop_now_kills_a_script_that_ignores_signals(here: Path) -> None:
     ignore = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     write("train.py", ignore + DEAF)
     submit("--name", "a", "--grace", "1h", "train.py", "there")
@@ -415,7 +426,7 @@ def test_resume_detached(here: Path) -> None:
     assert asked("status", "a")["state"] == "succeeded"
 
 
-def test_what_has_succeeded_is_left_alone(here: Path) -> None:
+def test_a_succeeded_job_is_not_resumed(here: Path) -> None:
     write("train.py", HELLO)
     outlast("run", "--name", "a", "train.py")
     again = outlast("resume", "a")
@@ -448,7 +459,7 @@ def on_a_terminal(*arguments: str, environment: dict[str, str] | None = None) ->
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_terminal_has_one_line_below_what_scrolls(here: Path) -> None:
+def test_a_terminal_shows_one_line_below_the_scrolling_output(here: Path) -> None:
     write("train.py", MORTAL)
     code, screen = on_a_terminal("run", "--name", "a", "--backoff", "0.01s", "train.py", "1")
     assert code == 0

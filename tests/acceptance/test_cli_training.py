@@ -82,7 +82,7 @@ def rows(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_the_summary_tells_of_the_kill(trained: Path) -> None:
+def test_the_summary_reports_the_kill(trained: Path) -> None:
     words = (trained.parents[1] / "words").read_text()
     assert "attempts    2, 1 restart (1 killed, 1 completed)" in words
     assert "attempt 2 resumed from " in words
@@ -102,13 +102,13 @@ def test_each_step_is_followed_once_over_the_restart(trained: Path) -> None:
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
 
 
-def test_all_of_it_verifies(trained: Path) -> None:
+def test_everything_verifies(trained: Path) -> None:
     found = json.loads(outlast("verify", "--json", str(trained)).stdout)
     assert found["good"] is True
     assert len(found["checkpoints"]) >= 5
 
 
-def test_the_status_is_that_of_the_end(trained: Path) -> None:
+def test_the_status_is_final(trained: Path) -> None:
     found = json.loads(outlast("status", "--json", str(trained)).stdout)
     progress = found["progress"]
     assert (progress["step"], progress["total_steps"], progress["epochs"]) == (STEPS, STEPS, 30)

@@ -1,4 +1,4 @@
-"""A job that dies, is copied to a bucket and from there to another folder, and goes on there."""
+"""A job is killed, copied to a bucket and from there to another folder, and continues there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.object_stores import ObjectStore
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 
-def test_a_job_goes_on_where_it_was_copied_to(
+def test_a_copied_job_continues(
     train: Callable[..., Training],
     untouched: Callable[[str], Training],
     gcs: ObjectStore,

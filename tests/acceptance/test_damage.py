@@ -15,6 +15,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance.jobs import Training, assert_same, gone, outlast
 from tests.crash.example import snapshot
+from tests.support.resealed import deadly_hdf5, reseal
 
 FILES = ("manifest.json", "model.weights.h5", "state.h5", "model.json")
 
@@ -176,12 +177,15 @@ def test_resume_on_a_damaged_newest(
         content[len(content) // 2] ^= 0x10
         path.write_bytes(content)
 
-    def cut(path: Path) -> None:
-        path.write_bytes(path.read_bytes()[:-100])
+    def make_deadly(path: Path) -> None:
+        """Its hashes are right, and HDF5's library crashes on it."""
+        newest = CheckpointId.parse(path.parent.name)
+        assert newest is not None
+        reseal(open_storage(training.folder), newest, path.name, deadly_hdf5())
 
     ways = [
         ("model.weights.h5", flip),
-        ("state.h5", cut),
+        ("state.h5", make_deadly),
         ("model.json", Path.unlink),
         ("manifest.json", flip),
     ]

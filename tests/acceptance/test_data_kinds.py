@@ -1,4 +1,4 @@
-"""Trainings on data that is more than arrays, killed for real at random batches.
+"""Trainings on data other than arrays, killed with SIGKILL at random batches.
 
 Threads read ahead, worker processes fetch, loaders draw at random: none of it survives, and the
 end is that of the training that nobody touched, byte for byte.
@@ -48,7 +48,7 @@ def ends(training: Training) -> dict[str, Any]:
     return found
 
 
-def test_killed_twice_in_each_kind_of_data(
+def test_killed_twice_with_each_kind_of_data(
     train: Callable[..., Training], require_package: Callable[[str], None]
 ) -> None:
     require_package("torch")
@@ -71,7 +71,7 @@ def test_killed_twice_in_each_kind_of_data(
     assert len({name.partition(":")[0] for name in theirs}) == len(KINDS)
     assert list(mine) == list(theirs)
     assert [name for name, array in theirs.items() if mine[name] != array] == []
-    assert touched.told() == untouched.told()
+    assert touched.returned_history() == untouched.returned_history()
     assert touched.rows() == untouched.rows()
     steps = [step for _, step in touched.raw_steps()]
     assert len(steps) > len([row for row in touched.rows() if row["kind"] == "step"])

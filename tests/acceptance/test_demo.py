@@ -1,4 +1,4 @@
-"""`outlast demo` as `make demo` runs it, and that it deletes nothing that is not its own."""
+"""`outlast demo` as `make demo` runs it; it deletes only its own files."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def demo(output: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_killed_twice_and_equal_to_the_last_byte(tmp_path: Path) -> None:
     output = tmp_path / "demo"
     old = output / "jobs" / "killed"
@@ -38,7 +39,7 @@ def test_killed_twice_and_equal_to_the_last_byte(tmp_path: Path) -> None:
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_of_somebody_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "mine").write_text("precious")
     done = demo(tmp_path)
@@ -49,7 +50,7 @@ def test_a_folder_of_somebody_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["sklearn", "matplotlib"])
-def test_what_the_demo_needs_besides_is_named(tmp_path: Path, module: str) -> None:
+def test_a_missing_extra_of_the_demo_is_named(tmp_path: Path, module: str) -> None:
     code = (
         "import sys, importlib.util as u\nfind = u.find_spec\n"
         f"u.find_spec = lambda name, *a: None if name == {module!r} else find(name, *a)\n"

@@ -1,4 +1,4 @@
-"""A disk that is really full: the training goes on or stops by policy, and says so."""
+"""A disk that is really full: the training continues or stops by policy, and says so."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def on_small_disk(
         training.close()
 
 
-def test_goes_on_when_the_disk_is_full(
+def test_training_continues_when_the_disk_is_full(
     on_small_disk: Callable[..., Training], small_disk: Path, untouched: Callable[[str], Training]
 ) -> None:
     """Three epochs cannot be saved. Nothing is lost of what was, nor of the training."""
@@ -109,7 +109,7 @@ def test_goes_on_when_the_disk_is_full(
     assert any("training continues" in row.get("hint", "") for row in told)
 
 
-def test_stops_when_the_disk_is_full(
+def test_training_stops_when_the_disk_is_full_if_so_configured(
     on_small_disk: Callable[..., Training], small_disk: Path, untouched: Callable[[str], Training]
 ) -> None:
     """With on_save_error "stop" the attempt ends with exit code 74 and says why; with space again
@@ -133,7 +133,7 @@ def test_stops_when_the_disk_is_full(
     assert "storage failed" in training.output() or "No space left" in training.output()
 
 
-def test_cannot_start_on_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
+def test_a_job_cannot_start_on_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
     """There is no job yet: the command line says what is the matter."""
     Filler(small_disk).fill()
     script = tmp_path / "train.py"

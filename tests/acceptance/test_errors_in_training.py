@@ -1,4 +1,4 @@
-"""What goes wrong in a training is said in one line, with the documented exit code."""
+"""Errors of a training are reported in one line, with the documented exit code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def said_since(training: Training, before: str) -> str:
     return "\n".join(line for line in lines if not line.startswith(("I0", "W0", "E0")))
 
 
-def test_a_model_that_differs_is_refused_by_the_first_difference(
+def test_a_different_model_is_refused_with_the_first_difference(
     train: Callable[..., Training], untouched: Callable[[str], Training]
 ) -> None:
     """Four ways to change the script; after each the right one still goes on exactly."""

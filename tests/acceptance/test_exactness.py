@@ -1,4 +1,4 @@
-"""Trainings that are killed or told to leave, again and again, end as if nobody had touched them.
+"""Trainings that are killed or stopped again and again end like undisturbed ones.
 
 Byte for byte: weights, optimizer, seeds, metrics, callbacks, the History that `fit` returns and
 the merged history of all attempts (times aside). The MLP that nobody touches runs under the plain
@@ -118,7 +118,7 @@ class Striker:
 
     def _go_on(self, process: psutil.Process, soon: int) -> int:
         """Let the training do one more epoch when it is being held."""
-        assert not gone(process), self.training.story()
+        assert not gone(process), self.training.diagnostics()
         held = self.training.held(process)
         if held is not None and held[1] >= soon:
             soon = held[1] + 1
@@ -172,7 +172,7 @@ def test_killed_20_times(
     assert Counter(others) == {Outcome.KILLED: len(striker.struck) - 1, Outcome.LOST: 1}
     assert_same(training, untouched(script))
     # It was no empty exercise: the callbacks did their work, and steps were done again.
-    assert "learning_rate" in training.told()
+    assert "learning_rate" in training.returned_history()
     steps = [step for _, step in training.raw_steps()]
     assert len(steps) > max(steps)
 
@@ -190,7 +190,7 @@ def test_killed_when_every_attempt_starts_cold(
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_told_to_leave(
+def test_stopped_by_signals(
     script: str, train: Callable[..., Training], untouched: Callable[[str], Training]
 ) -> None:
     """SIGTERM at any moment loses nothing: no step is ever trained twice."""

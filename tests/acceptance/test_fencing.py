@@ -1,4 +1,4 @@
-"""One job, one owner: claims at once, and sleepers that wake up too late. Real processes all."""
+"""One job, one owner: simultaneous claims, and frozen processes that continue too late."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -21,18 +19,9 @@ from outlast.job.outcome import Outcome
 from outlast.supervisor.supervisor import resume
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
-from tests.acceptance.plain import PlainJob
+from tests.acceptance.plain import Make, PlainJob
 
 pytestmark = pytest.mark.acceptance
-
-Make = Callable[..., PlainJob]
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[Make]:
-    with ExitStack() as stack:
-        yield lambda code, **options: stack.enter_context(PlainJob(tmp_path, code, **options))
-
 
 CLAIM = """
 import sys, time
@@ -56,7 +45,7 @@ except OutlastError as error:
 """
 
 
-def test_fifty_claim_at_once_and_one_wins(job: Make, tmp_path: Path) -> None:
+def test_one_of_fifty_simultaneous_claims_wins(job: Make, tmp_path: Path) -> None:
     many = 50
     plain = job("while not (here / 'enough').exists(): step()")
     gate = tmp_path / "gate"
@@ -114,7 +103,7 @@ while not (here / f"enough-{ctx.attempt}").exists():
 """
 
 
-def test_a_frozen_supervisor_and_its_attempt_wake_up_superseded(job: Make) -> None:
+def test_a_frozen_supervisor_and_its_attempt_are_superseded_when_they_continue(job: Make) -> None:
     plain = job(STEPS_AND_SAVES, lost_after=1.5)
     frozen = plain.start()
     beat = plain.training()
@@ -149,7 +138,7 @@ def test_a_frozen_supervisor_and_its_attempt_wake_up_superseded(job: Make) -> No
     assert plain.job.attempt == 2
 
 
-def test_a_supervisor_that_wakes_first_ends_its_frozen_attempt(job: Make) -> None:
+def test_a_supervisor_that_continues_first_ends_its_frozen_attempt(job: Make) -> None:
     plain = job(STEPS_AND_SAVES, lost_after=1.5)
     frozen = plain.start()
     beat = plain.training()
@@ -167,7 +156,7 @@ def test_a_supervisor_that_wakes_first_ends_its_frozen_attempt(job: Make) -> Non
     assert plain.end(successor) == exit_codes.DONE
 
 
-def test_a_frozen_orphan_wakes_up_superseded(job: Make) -> None:
+def test_a_frozen_orphan_is_superseded_when_it_continues(job: Make) -> None:
     plain = job(STEPS_AND_SAVES, grace=1.0)
     supervisor = plain.start()
     pid = plain.training().pid
@@ -188,7 +177,7 @@ def test_a_frozen_orphan_wakes_up_superseded(job: Make) -> None:
     assert plain.end(successor) == exit_codes.DONE
 
 
-def test_a_superseded_script_that_looks_at_nothing_is_ended(job: Make) -> None:
+def test_a_superseded_script_that_ignores_the_flag_is_ended(job: Make) -> None:
     plain = job("step(); step(); step()\nwhile True: time.sleep(1)", grace=1.0, max_retries=0)
     supervisor = plain.start()
     pid = plain.training().pid
@@ -205,7 +194,7 @@ def test_a_superseded_script_that_looks_at_nothing_is_ended(job: Make) -> None:
     plain.end(successor)
 
 
-def test_only_the_attempt_frozen_is_a_stall_not_a_loss(job: Make) -> None:
+def test_a_frozen_attempt_under_a_living_supervisor_is_stalled_not_lost(job: Make) -> None:
     """Its supervisor can see that the process is there: nobody may take the job away."""
     plain = job(STEPS_AND_SAVES, lost_after=1.0, stall_timeout=5.0)
     supervisor = plain.start()

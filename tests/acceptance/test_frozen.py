@@ -1,4 +1,4 @@
-"""A training that freezes whole, is taken over, and wakes up: it changes nothing any more."""
+"""A training that is frozen, taken over and continued changes nothing any more."""
 
 from __future__ import annotations
 

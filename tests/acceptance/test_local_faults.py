@@ -100,7 +100,7 @@ def training(disk: Disk, train: Callable[..., Training]) -> Iterator[Training]:
     made.close()
 
 
-def test_goes_on_without_inodes_over_quota_and_after_the_disk_has_gone_read_only(
+def test_training_survives_missing_inodes_quota_and_a_read_only_disk(
     training: Training,
     disk: Disk,
     untouched: Callable[[str], Training],
@@ -199,7 +199,7 @@ def all_of(verbs: list[list[str]], *, without_rights: str | None = None) -> list
 HELLO = "print('hello')"
 
 
-def test_a_folder_that_may_not_be_read(tmp_path: Path, require: Callable[[str], str]) -> None:
+def test_an_unreadable_folder_is_named(tmp_path: Path, require: Callable[[str], str]) -> None:
     """It is named, with the reason; other jobs are shown beside it."""
     script = tmp_path / "train.py"
     script.write_text(HELLO)
@@ -233,7 +233,7 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, require: Callable[[str], 
 
 
 @pytest.mark.parametrize("closed", ["train.py", "."], ids=["file", "folder"])
-def test_a_script_that_may_not_be_read(
+def test_an_unreadable_script_is_named(
     tmp_path: Path, require: Callable[[str], str], closed: str
 ) -> None:
     """As in a container, whose user is another than the one that wrote it."""

@@ -1,4 +1,4 @@
-"""Hand-written trainings under the real command line, killed for real."""
+"""Hand-written trainings under the real command line, killed with SIGKILL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EPOCHS = 12
 KILLS = ("step", "epoch_end", "write", "epoch_begin")
 
 
-def test_a_gan_that_is_killed_and_told_to_leave_ends_as_untouched(
+def test_a_gan_that_is_killed_and_stopped_ends_as_untouched(
     train: Callable[..., Training], untouched: Callable[[str], Training]
 ) -> None:
     training = train("gan", forked=True)
@@ -45,8 +45,8 @@ def test_a_gan_that_is_killed_and_told_to_leave_ends_as_untouched(
         assert any(name.startswith(f"{part}.weights.h5:optimizer/") for name in theirs)
     assert training.final().place == whole.final().place
     assert training.rows() == whole.rows()
-    assert training.told() == whole.told()
-    told = json.loads(training.told())
+    assert training.returned_history() == whole.returned_history()
+    told = json.loads(training.returned_history())
     assert told["epoch"] == [*range(EPOCHS)]
     assert list(told["history"]) == ["critic", "accuracy", "artist", "spread"]
     # It was no empty exercise: steps were done again.

@@ -1,4 +1,4 @@
-"""Jobs that live in object stores: killed, moved to a machine that has nothing, raced for."""
+"""Jobs in object stores: killed, moved to an empty machine, and claimed by two supervisors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from outlast import exit_codes
-from outlast.cli import main
 from outlast.job import heartbeat, logs
 from outlast.job.events import Claimed, Ended
 from outlast.job.journal import Journal
@@ -25,6 +24,7 @@ from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.remote import FsspecStorage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance.jobs import OUTLAST, PATIENCE, Training, assert_same, gone, outlast
+from tests.support.command_line import answer
 from tests.support.object_stores import AZURITE_KEY, KEYS, ObjectStore, use
 
 SECRETS = [KEYS["AWS_SECRET_ACCESS_KEY"].encode(), AZURITE_KEY.encode()]
@@ -67,7 +67,7 @@ class Away(Training):
         attempt.kill()
         self.until("the attempt is gone", lambda: gone(attempt))
 
-    def story(self) -> str:
+    def diagnostics(self) -> str:
         return f"\n--- {self._output}\n{self.output()[-5000:]}"
 
     def end_all(self) -> None:
@@ -97,7 +97,7 @@ def away(
     training.end_all()
 
 
-def test_a_killed_job_that_moves_comes_to_the_same(
+def test_a_killed_job_that_moves_ends_with_the_same_bytes(
     away: Away, untouched: Callable[[str], Training], capsys: pytest.CaptureFixture[str]
 ) -> None:
     away.hold("epoch_end", 3)
@@ -141,13 +141,10 @@ def assert_every_verb_works(away: Away, capsys: pytest.CaptureFixture[str]) -> N
     job, root = f"{away.url}/mlp", away.url
 
     def say(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as left:
-            main([str(word) for word in arguments])
-        said = capsys.readouterr()
-        assert left.value.code == exit_codes.DONE, said.err
+        said = answer(capsys, *map(str, arguments))
+        assert said.code == exit_codes.DONE, said.err
         return said.out
 
-    capsys.readouterr()
     steps = away.final().step
     assert "mlp  succeeded" in say("list", "--root", root)
     assert json.loads(say("status", "--json", job))["state"] == "succeeded"
@@ -215,7 +212,7 @@ def test_two_supervisors_race_for_one_job_and_one_wins(
     assert Journal(storage).existing_job().state is State.SUCCEEDED
 
 
-def test_a_job_is_submitted_to_a_bucket_and_lives_on(
+def test_a_job_in_a_bucket_outlives_the_command_that_submitted_it(
     tmp_path: Path, seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = use(seaweed, monkeypatch)
@@ -256,7 +253,7 @@ def stored_by_rclone(rclone: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> st
     return use(rclone, monkeypatch)
 
 
-def test_a_store_that_cannot_fence_is_used_by_one_supervisor_and_said_aloud(
+def test_a_store_that_cannot_fence_is_used_in_single_supervisor_mode_with_a_warning(
     stored_by_rclone: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "fails_once.py").write_text(FAILS_ONCE)
@@ -271,7 +268,6 @@ def test_a_store_that_cannot_fence_is_used_by_one_supervisor_and_said_aloud(
     rows = list(logs.read(open_storage(f"{stored_by_rclone}/careful")))
     assert [row["event"] for row in rows].count("fencing_unsupported") == 1
     assert max(row["attempt"] for row in rows) == 2
-    with pytest.raises(SystemExit) as left:
-        main([*run, *script])
-    assert left.value.code == exit_codes.USAGE
-    assert "Job 'careful' already exists" in capsys.readouterr().err
+    again = answer(capsys, *run, *script)
+    assert again.code == exit_codes.USAGE
+    assert "Job 'careful' already exists" in again.err

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.jobs import PATH
+
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 # Large enough for TensorFlow to split its products between threads.
@@ -60,7 +62,7 @@ class Folder:
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *command],
-            cwd=self.path, env={**os.environ, **variables}, preexec_fn=before,
+            cwd=self.path, env={**os.environ, "PYTHONPATH": PATH, **variables}, preexec_fn=before,
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
 
@@ -98,7 +100,9 @@ def test_a_job_keeps_its_threads_on_a_machine_with_one_cpu(tmp_path: Path, untou
     assert "machine_changed" not in (folder.path / "job/attempts/0002/log.jsonl").read_text()
 
 
-def test_a_bare_script_is_told_which_variable_keeps_them(tmp_path: Path, untouched: str) -> None:
+def test_a_bare_script_with_other_threads_is_refused_and_the_variable_is_named(
+    tmp_path: Path, untouched: str
+) -> None:
     folder = Folder(tmp_path / "bare", untouched=False)
     folder.call("train.py", "bare", TF_NUM_INTRAOP_THREADS="2")
     assert (folder.path / "died").exists()

@@ -1,4 +1,4 @@
-"""Notices of clouds, heard by the real command line; most scripts need no TensorFlow."""
+"""Preemption notices, received by the real command line; most scripts need no TensorFlow."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def rows(plain: PlainJob, event: str) -> list[dict[str, Any]]:
 
 def assert_preempted(plain: PlainJob, cloud: str) -> dict[str, Any]:
     """Assert that a notice cost nothing and the job is anybody's; return the notice's row."""
-    assert plain.supervisors[0].wait(PATIENCE) == exit_codes.RESUMABLE, plain.story()
+    assert plain.supervisors[0].wait(PATIENCE) == exit_codes.RESUMABLE, plain.diagnostics()
     (end,) = plain.ends
     assert (end.outcome, end.exit_code) == (Outcome.PREEMPTED, exit_codes.RESUMABLE)
     assert end.advanced
@@ -86,7 +86,7 @@ def assert_preempted(plain: PlainJob, cloud: str) -> dict[str, Any]:
     return notice
 
 
-def test_google_preempts_a_job_which_then_goes_on(run: Run) -> None:
+def test_google_preempts_a_job_that_then_resumes(run: Run) -> None:
     server = GceServer()
     plain = run(server, GO_ON, preemption="gce", max_retries=0)
     plain.training()
@@ -99,7 +99,7 @@ def test_google_preempts_a_job_which_then_goes_on(run: Run) -> None:
     assert (plain.job.state, plain.job.attempt) == (State.SUCCEEDED, 2)
 
 
-def test_amazon_takes_a_spot_instance(run: Run) -> None:
+def test_amazon_preempts_a_spot_instance(run: Run) -> None:
     server = AwsServer()
     plain = run(server, GO_ON, preemption="aws", max_retries=0)
     plain.training()
@@ -107,11 +107,11 @@ def test_amazon_takes_a_spot_instance(run: Run) -> None:
     notice = assert_preempted(plain, "aws")
     assert 100 < notice["seconds_left"] <= 120
     # The attempt was told how long it has, for its --grace was not one that was given.
-    told = json.loads(plain.storage.read("attempts/0001/departure.json"))
+    told = json.loads(plain.storage.read("attempts/0001/deadline.json"))
     assert told["by"] > plain.journal.read()[-1].at + 90
 
 
-def test_azure_evicts_a_job_and_is_told_when_it_has_saved(run: Run) -> None:
+def test_azure_evicts_a_job_and_gets_the_acknowledgement_after_the_save(run: Run) -> None:
     server = AzureServer()
     plain = run(server, GO_ON, preemption="azure", max_retries=0)
     plain.training()
@@ -120,7 +120,7 @@ def test_azure_evicts_a_job_and_is_told_when_it_has_saved(run: Run) -> None:
     assert len(server.started) == 1
 
 
-def test_a_training_that_does_not_leave_in_time_is_preempted_all_the_same(run: Run) -> None:
+def test_a_training_killed_after_a_notice_still_counts_as_preempted(run: Run) -> None:
     server = GceServer()
     code = "for _ in range(3): step()\nctx.status.activity = 'compiling'\n"
     plain = run(
@@ -130,7 +130,7 @@ def test_a_training_that_does_not_leave_in_time_is_preempted_all_the_same(run: R
     )  # fmt: skip
     plain.training()
     server.say(preempted="TRUE")
-    assert plain.supervisors[0].wait(PATIENCE) == exit_codes.RESUMABLE, plain.story()
+    assert plain.supervisors[0].wait(PATIENCE) == exit_codes.RESUMABLE, plain.diagnostics()
     (end,) = plain.ends
     assert (end.outcome, end.advanced) == (Outcome.PREEMPTED, False)
     assert end.reason == "did not leave within 0.3 s and was killed"
@@ -160,11 +160,11 @@ def test_sigterm_after_a_notice_and_a_second_one_break_nothing(run: Run) -> None
 
 
 @pytest.mark.parametrize("trouble", ["error", "hang"])
-def test_a_metadata_server_in_trouble_is_no_matter_of_the_training(run: Run, trouble: str) -> None:
+def test_a_failing_metadata_server_does_not_affect_the_training(run: Run, trouble: str) -> None:
     server = GceServer()
     server.say(trouble=trouble)
     plain = run(server, "for _ in range(20): step()", preemption="gce", max_retries=0)
-    assert plain.supervisors[0].wait(PATIENCE) == exit_codes.DONE, plain.story()
+    assert plain.supervisors[0].wait(PATIENCE) == exit_codes.DONE, plain.diagnostics()
     assert plain.job.state is State.SUCCEEDED
     assert server.asked
     assert len(rows(plain, "metadata_failed")) <= 1
@@ -185,7 +185,7 @@ def test_a_training_that_google_preempts_ends_as_if_untouched(
         training.until_held(attempt, "validation", 3)
         server.say(preempted="TRUE")
         folder = training.folder / "attempts" / "0001"
-        training.until("the notice", lambda: (folder / "departure.json").exists())
+        training.until("the notice", lambda: (folder / "deadline.json").exists())
         training.hold("never")
         training.end(exit_codes.RESUMABLE)
         job = training.job()
@@ -211,7 +211,7 @@ time.sleep(120)
 """
 
 
-def test_a_bare_script_outside_of_its_phases_is_ended_by_a_notice(tmp_path: Path) -> None:
+def test_a_notice_ends_a_bare_script_outside_its_phases(tmp_path: Path) -> None:
     server = GceServer()
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""A stranger's first five minutes, as README.md tells them: everything it shows is run."""
+"""The first five minutes of README.md: every script and command that it shows is run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Shell:
         return found
 
 
-def test_the_set_up_installs_an_extra_that_there_is_with_what_the_example_needs() -> None:
+def test_the_documented_setup_installs_an_existing_extra_with_everything_needed() -> None:
     lines = [line.split("#")[0].strip() for line in blocks("sh")[0].splitlines()]
     venv, activate, install = lines
     assert venv == "python3 -m venv .venv"
@@ -62,14 +62,15 @@ def test_the_demo_can_be_set_up_and_run_by_make() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_one_line_that_changes_is_in_the_script() -> None:
+def test_the_changed_line_of_the_diff_is_in_the_script() -> None:
     added = [line[1:] for line in blocks("diff")[0].splitlines() if line.startswith("+")]
     script = blocks("python")[0].splitlines()
     assert added
     assert set(added) <= set(script)
 
 
-def test_everything_that_is_shown_works(tmp_path: Path) -> None:
+@pytest.mark.longest
+def test_every_shown_command_works(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     (script,) = blocks("python")
     (tmp_path / "train.py").write_text(script)
@@ -99,7 +100,7 @@ def test_everything_that_is_shown_works(tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_bare_script_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
+def test_a_bare_script_resumes_when_run_again(tmp_path: Path) -> None:
     assert 'fit(…, job_dir="my-job")' in README
     shell = Shell(tmp_path)
     script = blocks("python")[0].replace(

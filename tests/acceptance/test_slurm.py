@@ -1,4 +1,4 @@
-"""A training on a real Slurm: preempted, requeued, its node lost, stopped, resumed: the same."""
+"""A real Slurm preempts, requeues, moves, stops and resumes a training, which ends the same."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class Queued:
         return [outcome for outcome in ended if outcome is not None]
 
 
-def test_preempted_requeued_its_node_lost_stopped_and_resumed_it_ends_the_same(
+@pytest.mark.longest
+def test_a_job_preempted_requeued_moved_stopped_and_resumed_ends_with_the_same_bytes(
     train: Callable[..., Training],
     untouched: Callable[[str], Training],
     cluster: Cluster,

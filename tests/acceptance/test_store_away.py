@@ -19,9 +19,10 @@ from outlast.job.outcome import Outcome
 from outlast_checkpoints.format import lineage
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.store.spool import Spool
-from tests.acceptance.jobs import Training, assert_same, outlast
+from tests.acceptance.jobs import Training, assert_same
 from tests.acceptance.test_object_stores import Away
 from tests.support.away import Cable
+from tests.support.command_line import answer
 from tests.support.object_stores import ObjectStore
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -113,15 +114,16 @@ def cut_off(
     cable.cut()
 
 
-def test_killed_stopped_and_moved_while_the_store_is_away_it_comes_to_the_same(
-    cut_off: CutOff, untouched: Callable[[str], Training]
+@pytest.mark.longest
+def test_a_job_killed_stopped_and_moved_while_the_store_is_away_ends_with_the_same_bytes(
+    cut_off: CutOff, untouched: Callable[[str], Training], capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = cut_off
     job.hold("epoch_end", 2)
     job.start()
     first = job.attempt(1)
     left = job.until_held_without_a_store(first, 2, 5)
-    _assert_status_tells(job, left)
+    _assert_status_tells(job, left, capsys)
 
     # Its process is killed: the supervisor waits for the store, and goes on from what waits here.
     first.kill()
@@ -157,24 +159,26 @@ def test_killed_stopped_and_moved_while_the_store_is_away_it_comes_to_the_same(
     assert {"store_lost", "spooled", "store_recovered", "sent"} <= set(job.events())
 
 
-def _assert_status_tells(job: CutOff, newest: CheckpointId) -> None:
-    def tell(*options: str) -> str:
-        said = outlast("status", *options, "--root", job.url, "mlp")
-        assert said.returncode == exit_codes.DONE, said.stderr
-        return said.stdout
+def _assert_status_tells(
+    job: CutOff, newest: CheckpointId, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status(*options: str) -> str:
+        said = answer(capsys, "status", *options, "--root", job.url, "mlp")
+        assert said.code == exit_codes.DONE, said.err
+        return said.out
 
-    found: dict[str, Any] = json.loads(tell("--json"))
+    found: dict[str, Any] = json.loads(status("--json"))
     assert str(newest) in found["spooled"]
     assert found["spooled_bytes"] > 0
-    job.until("the beat", lambda: json.loads(tell("--json"))["away_since"])
-    text = tell()
+    job.until("the beat", lambda: json.loads(status("--json"))["away_since"])
+    text = status()
     assert "checkpoint" in text
     assert job.spool().path in text
     assert "cannot be reached" in text
     assert "Epoch" in text or "epoch" in text
 
 
-def test_a_store_that_hangs_holds_nothing_up_and_a_finished_training_waits_for_it(
+def test_a_hanging_store_does_not_block_training_and_a_finished_training_waits_for_it(
     cut_off: CutOff,
     moto: ObjectStore,
     untouched: Callable[[str], Training],

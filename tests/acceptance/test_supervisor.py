@@ -48,7 +48,7 @@ def test_a_script_that_just_works(job: Make) -> None:
     assert resume(plain.storage).state is State.SUCCEEDED  # and nothing is started again
 
 
-def test_a_crash_loop_ends_by_the_budget_and_says_why(job: Make) -> None:
+def test_a_crash_loop_spends_the_retry_budget_and_says_why(job: Make) -> None:
     plain = job("def load():\n    raise ConnectionError('no such host')\nload()", max_retries=2)
     assert plain.run() == exit_codes.FAILED
     found = plain.job
@@ -66,14 +66,14 @@ def test_a_crash_loop_ends_by_the_budget_and_says_why(job: Make) -> None:
 
 
 @pytest.mark.parametrize(("kind", "attempts"), [("ValueError", 1), ("KeyError", 2)])
-def test_an_error_that_cannot_pass_ends_the_job(job: Make, kind: str, attempts: int) -> None:
+def test_a_permanent_error_ends_the_job(job: Make, kind: str, attempts: int) -> None:
     plain = job(f"raise {kind}('no such column')", max_retries=3, backoff=0.0)
     assert plain.run() == exit_codes.FAILED
     assert (plain.job.state, plain.job.attempt) == (State.FAILED, attempts)
     assert "it is not retried, because" in plain.job.reason
 
 
-def test_progress_gives_the_budget_back(job: Make) -> None:
+def test_progress_resets_the_retry_budget(job: Make) -> None:
     plain = job(
         "for _ in range(ctx.attempt): step()\ncommit(ctx.attempt)\n"
         "sys.exit(0 if ctx.attempt == 5 else 1)",
@@ -85,7 +85,7 @@ def test_progress_gives_the_budget_back(job: Make) -> None:
     assert [end.reached and end.reached.step for end in plain.ends] == [1, 2, 3, 4, 5]
 
 
-def test_a_sigkill_is_perhaps_the_lack_of_memory(job: Make) -> None:
+def test_a_sigkill_is_reported_as_a_possible_lack_of_memory(job: Make) -> None:
     plain = job("if ctx.attempt == 1: os.kill(os.getpid(), signal.SIGKILL)")
     assert plain.run() == exit_codes.DONE
     first = plain.ends[0]
@@ -110,7 +110,7 @@ def test_a_segmentation_fault_is_named_and_its_stack_is_kept(job: Make) -> None:
         ("import argparse\nargparse.ArgumentParser().parse_args(['--what'])", "--what"),
     ],
 )
-def test_what_cannot_work_is_not_tried_again(job: Make, code: str, say: str) -> None:
+def test_a_rejected_script_is_not_retried(job: Make, code: str, say: str) -> None:
     plain = job(code)
     assert plain.run() == exit_codes.REJECTED
     assert (plain.job.state, plain.job.outcome) == (State.FAILED, Outcome.REJECTED)
@@ -133,7 +133,7 @@ def test_a_missing_module_in_the_middle_of_training_is_a_crash(job: Make) -> Non
         ({"script": "."}, "__main__"),
     ],
 )
-def test_a_script_that_is_not_there_is_said_in_one_line(
+def test_a_missing_script_is_reported_in_one_line(
     job: Make, options: dict[str, Any], say: str
 ) -> None:
     plain = job("", **options)
@@ -155,14 +155,16 @@ def test_a_module_runs_as_with_python_m(job: Make, tmp_path: Path) -> None:
     assert plain.output() == f"__main__ mine ['{package / 'train.py'}', '-x']\n"
 
 
-def test_an_interpreter_that_is_not_there_ends_by_the_budget(job: Make) -> None:
+def test_a_missing_interpreter_is_not_tried_again(job: Make) -> None:
     plain = job("", python="/no-such-python", max_retries=1)
-    assert plain.run() == exit_codes.FAILED
+    assert plain.run() == exit_codes.REJECTED
     assert "/no-such-python" in plain.job.reason
 
 
 @pytest.mark.parametrize("freeze", ["time.sleep(1000)", "os.kill(os.getpid(), signal.SIGSTOP)"])
-def test_a_hang_is_killed_after_its_stacks_are_in_the_output(job: Make, freeze: str) -> None:
+def test_a_hanging_attempt_is_killed_after_its_stacks_are_in_the_output(
+    job: Make, freeze: str
+) -> None:
     plain = job(
         f"step()\ndef deep_inside():\n    {freeze}\nif ctx.attempt == 1: deep_inside()",
         stall_timeout=5.0,
@@ -177,7 +179,7 @@ def test_a_hang_is_killed_after_its_stacks_are_in_the_output(job: Make, freeze: 
         assert "Thread 0x" in plain.output()  # of all threads
 
 
-def test_ctrl_c_once_saves_and_stops_and_resume_goes_on(job: Make) -> None:
+def test_ctrl_c_once_saves_and_stops_and_resume_continues(job: Make) -> None:
     plain = job("if ctx.attempt == 1: go_on_for_ever()")
     supervisor = plain.start()
     plain.training()
@@ -200,7 +202,7 @@ def test_ctrl_c_on_the_terminal_reaches_the_supervisor_only(job: Make) -> None:
     assert os.getpgid(beat.pid) == beat.pid
 
 
-def test_ctrl_c_twice_stops_at_once(job: Make) -> None:
+def test_ctrl_c_twice_stops_immediately(job: Make) -> None:
     plain = job(
         "signal.signal(signal.SIGTERM, lambda *_: (here / 'asked').touch())\ngo_on_for_ever()"
     )
@@ -215,7 +217,7 @@ def test_ctrl_c_twice_stops_at_once(job: Make) -> None:
     assert plain.ends[0].signal == signal.SIGKILL
 
 
-def test_who_does_not_leave_within_the_grace_is_killed(job: Make) -> None:
+def test_an_attempt_that_stays_beyond_the_grace_is_killed(job: Make) -> None:
     plain = job("signal.signal(signal.SIGTERM, signal.SIG_IGN)\ngo_on_for_ever()", grace=0.5)
     supervisor = plain.start()
     plain.training()
@@ -246,7 +248,7 @@ def test_a_save_may_take_longer_than_the_grace(job: Make) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_supervisor_that_is_taken_leaves_a_job_to_resume(
+def test_a_preempted_supervisor_leaves_a_job_that_can_be_resumed(
     job: Make, signum: signal.Signals
 ) -> None:
     plain = job("if ctx.attempt == 1: go_on_for_ever()", max_retries=0)
@@ -262,7 +264,7 @@ def test_a_supervisor_that_is_taken_leaves_a_job_to_resume(
     assert plain.run() == exit_codes.DONE
 
 
-def test_an_attempt_that_is_preempted_alone_comes_back_by_itself(job: Make) -> None:
+def test_an_attempt_that_is_preempted_alone_is_restarted(job: Make) -> None:
     plain = job("if ctx.attempt < 4: go_on_for_ever()", max_retries=0)
     supervisor = plain.start()
     for attempt in (1, 2, 3):
@@ -300,7 +302,7 @@ def test_a_job_that_waits_for_its_next_attempt_stops_too(job: Make) -> None:
     assert (plain.job.state, plain.job.attempt) == (State.STOPPED, 1)
 
 
-def test_a_supervisor_taken_while_it_waits_releases_the_job(job: Make) -> None:
+def test_a_supervisor_preempted_while_it_waits_releases_the_job(job: Make) -> None:
     plain = job("sys.exit(1)", backoff=1000.0, backoff_max=1000.0)
     supervisor = plain.start()
     plain.until(lambda: plain.job.state is State.WAITING)
@@ -322,7 +324,7 @@ def test_an_attempt_whose_supervisor_died_saves_and_leaves(job: Make) -> None:
     assert plain.run() == exit_codes.DONE
 
 
-def test_an_orphan_that_does_not_look_leaves_by_force(job: Make) -> None:
+def test_an_orphan_that_ignores_the_flag_is_forced_to_exit(job: Make) -> None:
     plain = job("ctx.status.phase = 0; ctx.status.step = 3\nwhile True: time.sleep(1)", grace=1.0)
     supervisor = plain.start()
     pid = plain.training().pid
@@ -345,7 +347,7 @@ def test_supervisor_and_attempt_killed_together_are_found_at_once(job: Make) -> 
     assert plain.run() == exit_codes.DONE
 
 
-def test_a_stop_of_a_job_whose_supervisor_died_needs_nobody(job: Make) -> None:
+def test_a_job_whose_supervisor_died_can_be_stopped(job: Make) -> None:
     plain = job("go_on_for_ever()")
     supervisor = plain.start()
     plain.training()
@@ -354,7 +356,7 @@ def test_a_stop_of_a_job_whose_supervisor_died_needs_nobody(job: Make) -> None:
     assert request_stop(plain.storage).state is State.STOPPED
 
 
-def test_what_the_script_started_does_not_outlive_a_crash(job: Make) -> None:
+def test_child_processes_of_the_script_do_not_outlive_a_crash(job: Make) -> None:
     plain = job(
         "import subprocess\n"
         "(here / 'pid').write_text(str(subprocess.Popen(['sleep', '1000']).pid))\n"
@@ -374,7 +376,7 @@ def _runs(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def test_a_hanging_interpreter_shutdown_counts_as_what_it_said(job: Make) -> None:
+def test_a_hanging_interpreter_shutdown_counts_with_the_reported_exit_code(job: Make) -> None:
     plain = job(
         # runs after all that Python itself does at the end, where native libraries may hang
         "import ctypes\n"
@@ -387,7 +389,7 @@ def test_a_hanging_interpreter_shutdown_counts_as_what_it_said(job: Make) -> Non
     assert plain.job.state is State.SUCCEEDED
 
 
-def test_a_detached_supervisor_outlives_who_started_it(job: Make) -> None:
+def test_a_detached_supervisor_outlives_its_parent(job: Make) -> None:
     plain = job("if ctx.attempt == 1: go_on_for_ever()")
     pid = start_detached(plain.storage.root)
     plain.training()
@@ -442,14 +444,14 @@ def test_the_observer_sees_states_beats_output_and_log(job: Make) -> None:
     assert sorted(seen.rows) == sorted(plain.log())
 
 
-def test_the_handlers_are_put_back(job: Make) -> None:
+def test_the_handlers_are_restored(job: Make) -> None:
     watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(signum) for signum in watched]
     Supervisor(job("").storage).run()
     assert [signal.getsignal(signum) for signum in watched] == before
 
 
-def test_who_has_the_job_is_said(job: Make) -> None:
+def test_the_owner_of_the_job_is_named(job: Make) -> None:
     plain = job("go_on_for_ever()")
     supervisor = plain.start()
     plain.training()

@@ -5,33 +5,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 from outlast import exit_codes
-from outlast.job import lifecycle
+from outlast.job import lifecycle, stop_note
 from outlast.job.lifecycle import Job, State
 from outlast.job.outcome import Outcome
+from outlast.job.stop_note import StopNote
 from outlast.supervisor import supervisor
 from outlast.supervisor.supervisor import Supervisor
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.testing import FaultyStorage
-from tests.acceptance.plain import PATIENCE, PlainJob
+from tests.acceptance.plain import PATIENCE, Make, PlainJob
 from tests.support.away import Bucket
 
 pytestmark = pytest.mark.acceptance
 
-Make = Callable[..., PlainJob]
 UNTIL_TOLD = "while not (here / 'enough').exists(): step()\n"
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[Make]:
-    with ExitStack() as stack:
-        yield lambda code, **options: stack.enter_context(PlainJob(tmp_path, code, **options))
 
 
 class Supervised:
@@ -70,7 +62,7 @@ class Supervised:
         return self.job
 
 
-def test_the_attempt_goes_on_and_its_end_is_recorded_when_the_store_is_back(job: Make) -> None:
+def test_the_attempt_continues_and_its_end_is_recorded_when_the_store_is_back(job: Make) -> None:
     plain = job(UNTIL_TOLD)
     here = Supervised(plain)
     here.cut()
@@ -87,22 +79,31 @@ def test_the_attempt_goes_on_and_its_end_is_recorded_when_the_store_is_back(job:
     assert [end.outcome for end in plain.ends] == [Outcome.COMPLETED]
 
 
-@pytest.mark.parametrize("how", ["interrupt", "terminate"])
-def test_it_can_be_told_to_leave_and_lets_its_attempt_save(
+@pytest.mark.parametrize("how", ["interrupt", "terminate", "note"])
+def test_a_terminated_supervisor_lets_its_attempt_save(
     job: Make, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "LEAVING", 0.1)
     plain = job("go_on_for_ever()")
     here = Supervised(plain)
     here.cut()
-    getattr(here.supervisor, how)()
+    if how == "note":
+        spool = here.supervisor._spool
+        assert spool is not None
+        stop_note.leave(spool.storage, 1, StopNote(by="somebody"))
+    else:
+        getattr(here.supervisor, how)()
     assert lifecycle.exit_code(here.end()) == exit_codes.RESUMABLE
-    assert plain.ends == []  # whoever resumes it sees that both are gone
+    assert plain.ends == []  # whoever resumes it sees that both are gone, and that it was stopped
+    spool = here.supervisor._spool
+    assert spool is not None
+    left = stop_note.take(spool.storage, 1)
+    assert (left is not None) is (how != "terminate")
     found = list((plain.folder / "jobs/plain/checkpoints").glob("*/manifest.json"))
     assert len(found) == 1
 
 
-def test_a_disk_that_takes_nothing_for_too_long_ends_it(
+def test_a_disk_that_rejects_writes_for_too_long_ends_the_supervisor(
     job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "STORAGE_PATIENCE", 0.5)

@@ -1,11 +1,9 @@
-"""A supervisor whose storage, backend or terminal fails it. Real attempts, run from here."""
+"""A supervisor whose storage, backend or terminal fails, with real attempts."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -22,17 +20,9 @@ from outlast.job.spec import JobSpec
 from outlast.supervisor.supervisor import Observer, Supervisor, resume, submit
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.testing import FaultyStorage
-from tests.acceptance.plain import PlainJob
+from tests.acceptance.plain import Make
 
 pytestmark = pytest.mark.acceptance
-
-Make = Callable[..., PlainJob]
-
-
-@pytest.fixture
-def job(tmp_path: Path) -> Iterator[Make]:
-    with ExitStack() as stack:
-        yield lambda code, **options: stack.enter_context(PlainJob(tmp_path, code, **options))
 
 
 class Blind(LocalBackend):
@@ -49,7 +39,7 @@ class Blind(LocalBackend):
         os.kill(handle["pid"], signal.SIGKILL)
 
 
-def test_a_backend_that_cannot_tell_is_no_reason_while_the_heart_beats(job: Make) -> None:
+def test_a_failing_backend_does_not_end_an_attempt_with_a_heartbeat(job: Make) -> None:
     plain = job(
         "if ctx.attempt == 1:\n"
         "    for _ in range(400): step()\n"  # longer than lost_after
@@ -71,7 +61,7 @@ def test_a_backend_that_cannot_tell_is_no_reason_while_the_heart_beats(job: Make
     assert beat.step > 300  # it was left alone as long as it showed signs of life
 
 
-def test_storage_that_fails_for_a_moment_is_tried_again(job: Make) -> None:
+def test_a_brief_storage_failure_is_retried(job: Make) -> None:
     plain = job("step()")
     storage = FaultyStorage(plain.storage, "create@2:fail create@3:lost create@4:full")
     assert Supervisor(storage).run().state is State.SUCCEEDED
@@ -79,7 +69,7 @@ def test_storage_that_fails_for_a_moment_is_tried_again(job: Make) -> None:
     assert states == [State.PENDING] * 3 + [State.RUNNING, State.SUCCEEDED]
 
 
-def test_a_terminal_that_is_gone_does_not_end_the_training(job: Make) -> None:
+def test_a_closed_terminal_does_not_end_the_training(job: Make) -> None:
     plain = job("print('hello')\nfor _ in range(20): step()")
 
     class Closed(Observer):
@@ -91,7 +81,7 @@ def test_a_terminal_that_is_gone_does_not_end_the_training(job: Make) -> None:
     assert "observer_dropped" in plain.log(level="warning")
 
 
-def test_a_supervisor_that_breaks_lets_its_attempt_save(job: Make) -> None:
+def test_a_crashing_supervisor_lets_its_attempt_save(job: Make) -> None:
     plain = job("if ctx.attempt == 1: go_on_for_ever()")
 
     class Broken(LocalBackend):
@@ -127,7 +117,7 @@ def test_a_final_job_is_not_run_again(job: Make) -> None:
     assert len(plain.ends) == 1
 
 
-def test_a_stop_asked_from_inside_counts_like_ctrl_c(job: Make) -> None:
+def test_interrupt_counts_like_ctrl_c(job: Make) -> None:
     plain = job("go_on_for_ever()")
 
     class Impatient(Observer):
@@ -140,7 +130,7 @@ def test_a_stop_asked_from_inside_counts_like_ctrl_c(job: Make) -> None:
     assert plain.ends[0].outcome is Outcome.STOPPED
 
 
-def test_the_journal_of_a_whole_life_reads_back(job: Make) -> None:
+def test_the_journal_of_a_whole_job_reads_back(job: Make) -> None:
     plain = job("if ctx.attempt < 3: os.kill(os.getpid(), signal.SIGKILL)")
     found = Supervisor(plain.storage).run()
     entries = Journal(plain.storage).read()

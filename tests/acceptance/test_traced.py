@@ -69,7 +69,7 @@ def test_killed_in_a_save(
     ("error", "call", "file"),
     [("ENOSPC", "write", "model.weights.h5"), ("EIO", "fsync", "state.h5")],
 )
-def test_goes_on_after_a_failed_save(
+def test_training_continues_after_a_failed_save(
     error: str,
     call: str,
     file: str,
@@ -104,7 +104,7 @@ def test_goes_on_after_a_failed_save(
     assert all(str(failing) in row["error"] for row in told)
 
 
-def test_stops_after_a_failed_save(
+def test_training_stops_after_a_failed_save_if_so_configured(
     train: Callable[..., Training],
     untouched: Callable[[str], Training],
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""A spare process takes over from an attempt that died, and the training does not notice."""
+"""A spare process takes over from an attempt that died, and the result is the same."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from outlast.attempt import warm_spare
 from tests.acceptance import jobs
 from tests.acceptance.conftest import SAVE
 from tests.acceptance.jobs import Training, assert_same, gone
+from tests.acceptance.plain import Make
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -55,7 +56,7 @@ def events(training: Training, attempt: int, name: str) -> list[dict[str, Any]]:
     return [row for row in training.log(attempt) if row["event"] == name]
 
 
-def test_a_spare_takes_over_and_changes_nothing(train: Callable[..., Training]) -> None:
+def test_a_spare_takes_over_and_the_result_is_the_same(train: Callable[..., Training]) -> None:
     untouched = train("environs")
     untouched.vary("0")
     untouched.start()
@@ -80,7 +81,9 @@ def test_a_spare_takes_over_and_changes_nothing(train: Callable[..., Training]) 
     assert [k for k in range(1, 4) if events(warm, k, "spare_rejected")] == []
 
 
-def test_a_spare_that_has_seen_other_variables_is_not_used(train: Callable[..., Training]) -> None:
+def test_a_spare_that_imported_under_other_variables_is_not_used(
+    train: Callable[..., Training],
+) -> None:
     """What the script sets before it imports counts, also when it is not what it was."""
     training = train("environs", options=WARM)
     training.vary("0")
@@ -105,3 +108,17 @@ def test_a_spare_that_has_seen_other_variables_is_not_used(train: Callable[..., 
     assert first_start["pid"] == second_start["pid"] == waiting.pid
     # Nobody is left behind, nor is the spare of an attempt that did not die.
     assert left is None or gone(left)
+
+
+COLD = """
+import gc
+from outlast import Loop
+(here / "frozen").write_text(str(gc.get_freeze_count()))
+"""
+
+
+def test_an_attempt_without_a_spare_ends_without_a_look_at_all_of_tensorflow(job: Make) -> None:
+    """Python's last collection takes a second, in which nobody can take the job over."""
+    plain = job(COLD)
+    assert plain.run() == 0
+    assert int((plain.folder / "frozen").read_text()) > 100_000

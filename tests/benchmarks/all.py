@@ -29,6 +29,8 @@ NAMES = {
     "saving": False,
     "throughput": False,
     "frozen": False,
+    "objects": False,
+    "signing": False,
     "restart": False,
     "goodput": True,
     "history": True,

@@ -1,4 +1,4 @@
-"""A supervisor that a cluster has started: what it does about its own queue, by a Slurm played."""
+"""A supervisor started by a cluster, and its entry in the queue, with simulated Slurm commands."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_signals_of_its_own_requeue_do_not_end_it(
     assert supervisor.returncode == exit_codes.RESUMABLE
 
 
-def test_one_that_finds_it_at_work_leaves_and_changes_nothing(
+def test_a_supervisor_that_finds_another_one_leaves_and_changes_nothing(
     slurm: Path, job: Storage, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     owner = start(SLURM_JOB_ID="8", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="0")

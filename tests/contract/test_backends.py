@@ -43,7 +43,7 @@ class TestLocalBackend(BackendConformance):
             LocalBackend().launch(spec, open_storage("memory://j"), 1)
 
     @pytest.mark.usefixtures("first_process")
-    def test_as_a_containers_first_process_it_keeps_no_dead(
+    def test_as_first_process_of_a_container_it_reaps_all_children(
         self, launch: Callable[..., Launched]
     ) -> None:
         launched = launch(

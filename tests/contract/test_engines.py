@@ -14,7 +14,7 @@ from outlast import engines
 from outlast.engines.base import Engine
 from outlast.engines.local import LocalEngine
 from outlast.engines.slurm import SlurmEngine, script
-from outlast.engines.testing import EngineConformance
+from outlast.engines.testing import EngineConformance, RunningJob
 from outlast.errors import EngineFailed, PluginUnknown, SpecInvalid
 from outlast.job import process_identity
 from outlast.job.journal import Journal
@@ -51,7 +51,7 @@ class TestSlurmEngine(EngineConformance):
         for name, value in cluster.environment.items():
             monkeypatch.setenv(name, value)
 
-    def test_what_waits_in_the_queue_says_why_and_is_gone_when_it_is_stopped(
+    def test_a_queued_job_says_why_it_waits_and_a_stop_removes_it(
         self, job: tuple[JobSpec, Storage], cluster: Cluster
     ) -> None:
         spec, storage = job
@@ -62,18 +62,16 @@ class TestSlurmEngine(EngineConformance):
             assert found is not None
             assert found.queued
             assert "PENDING, Partition" in str(found)
-            self.make().stop(handle)
+            self.make().stop(handle, storage)
             self._gone(self.make(), handle)
         finally:
             cluster.call("scontrol", "update", "partitionname=low", "state=up")
 
-    def test_near_the_end_of_its_time_it_is_requeued_and_goes_on(
-        self, job: tuple[JobSpec, Storage], cluster: Cluster, tmp_path: Path
+    def test_near_its_time_limit_a_job_is_requeued_and_continues(
+        self, running: RunningJob, cluster: Cluster, tmp_path: Path
     ) -> None:
-        spec, storage = job
-        handle = self.make().launch(spec, storage)
+        _, handle, _, storage = running
         journal = Journal(storage)
-        self._until(lambda: self._is(storage, State.RUNNING))
         cluster.call("scancel", "-s", "USR1", handle["id"])  # what --signal sends
         self._until(lambda: journal.existing_job().owner is None)
         (tmp_path / "done").touch()
@@ -86,13 +84,11 @@ class TestSlurmEngine(EngineConformance):
         assert job_now.queued is not None  # noted from inside: nobody else did here
         self._gone(self.make(), handle)
 
-    def test_where_requeueing_is_forbidden_another_job_follows(
-        self, job: tuple[JobSpec, Storage], cluster: Cluster, tmp_path: Path
+    def test_where_requeueing_is_forbidden_another_job_is_submitted(
+        self, running: RunningJob, cluster: Cluster, tmp_path: Path
     ) -> None:
-        spec, storage = job
-        handle = self.make().launch(spec, storage)
+        _, handle, _, storage = running
         journal = Journal(storage)
-        self._until(lambda: self._is(storage, State.RUNNING))
         cluster.call("scontrol", "update", f"jobid={handle['id']}", "requeue=0")
         cluster.call("scancel", "-s", "USR1", handle["id"])
         self._until(lambda: journal.existing_job().outcome is Outcome.PREEMPTED)
@@ -113,7 +109,7 @@ class TestSlurmEngine(EngineConformance):
         cluster.wait(lambda: cluster.show(handle["id"])["JobState"] == "COMPLETED", "its end")
         assert Journal(storage).existing_job().attempt == 0
 
-    def test_no_variable_of_sbatch_makes_another_job_of_it(
+    def test_variables_of_sbatch_do_not_change_the_job(
         self, job: tuple[JobSpec, Storage], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         spec, storage = job
@@ -139,7 +135,11 @@ class TestSlurmEngine(EngineConformance):
         assert owner is not None
         assert owner.id in (f"{array}_0", f"{array}_1")
         (tmp_path / "done").touch()
-        self._until(lambda: self._is(storage, State.SUCCEEDED))
+        try:
+            self._until(lambda: self._is(storage, State.SUCCEEDED))
+        except AssertionError as error:  # say what the two tasks did instead
+            told = [one.read_text() for one in said if one.exists()]
+            raise AssertionError([*Journal(storage).read(), *told]) from error
         now = Journal(storage).existing_job()
         assert now.attempt == 1
         assert now.queued is not None
@@ -176,9 +176,7 @@ class TestSlurmEngine(EngineConformance):
         asked = ["--array=0-1", "-o", str(folder / "array-%a.out")]
         return cluster.call("sbatch", "--parsable", *asked, str(batch)).strip()
 
-    def test_what_slurm_refuses_is_told_in_its_own_words(
-        self, job: tuple[JobSpec, Storage]
-    ) -> None:
+    def test_a_refusal_of_slurm_is_quoted(self, job: tuple[JobSpec, Storage]) -> None:
         spec, storage = job
         wrong = {**spec.engine_options, "partition": "nowhere"}
         spec = JobSpec(job="j", script="a.py", engine="slurm", engine_options=wrong)
@@ -190,7 +188,7 @@ def spec(**options: Any) -> JobSpec:
     return JobSpec(job="j", script="a.py", cwd="/w", engine="slurm", engine_options=options)
 
 
-def test_a_script_asks_for_what_was_asked_for(tmp_path: Path) -> None:
+def test_the_batch_script_requests_the_given_options(tmp_path: Path) -> None:
     storage = open_storage(tmp_path / "100% it's")
     options = {"partition": "gpu", "gpus": "a100:2", "time": "2-12", "sbatch": ["account=a b"]}
     text = script(spec(**options), storage)
@@ -198,6 +196,7 @@ def test_a_script_asks_for_what_was_asked_for(tmp_path: Path) -> None:
     output = str(tmp_path / "100%% it's" / "supervisor.log")
     assert asked == [
         "--job-name=j",
+        f"--comment=outlast {storage.root}",
         "--partition=gpu",
         "--gpus=a100:2",
         "--time=2-12",
@@ -227,10 +226,12 @@ def test_a_script_asks_for_what_was_asked_for(tmp_path: Path) -> None:
         ({"sbatch": ["nodes=2"]}, "nodes=2: .* not supported yet"),
         ({"sbatch": ["--ntasks=2"]}, "ntasks=2: .* not supported yet"),
         ({"sbatch": ["ntasks-per-node"]}, "not supported yet"),
-        ({"sbatch": ["comment=a\nb"]}, "must be one line"),
+        ({"sbatch": ["comment=mine"]}, "Outlast sets 'comment' itself"),
+        ({"sbatch": ["mail-user=a\nb"]}, "contains a control character"),
+        ({"partition": "gpu\nrm -rf x"}, "contains a control character"),
     ],
 )
-def test_what_a_script_cannot_ask_for_is_named(
+def test_options_that_are_not_allowed_are_named(
     options: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SpecInvalid, match=said):
@@ -242,7 +243,7 @@ def test_time_limits_are_read_as_slurm_reads_them(limit: str, tmp_path: Path) ->
     assert f"--time={limit}" in script(spec(time=limit), open_storage(tmp_path))
 
 
-def test_without_slurm_it_is_said_what_is_missing(
+def test_without_slurm_the_missing_command_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The seams bear a gang: several processes that are one attempt. Here a small one of local ones."""
+"""The seams support a gang: several processes that are one attempt, here three local ones."""
 
 from __future__ import annotations
 
@@ -111,6 +111,9 @@ class Gang:
         for member in handle["members"]:
             self._local.finish(member, storage, attempt)
 
+    def preload(self, handle: Handle) -> Preload | None:
+        return None
+
     def prepare(self, spec: JobSpec, preload: Preload) -> None:
         pass
 
@@ -175,9 +178,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_the_death_of_any_ends_all_and_all_start_again_as_one_attempt(
-    gang: Supervised, rank: int
-) -> None:
+def test_the_death_of_one_member_restarts_all_as_one_attempt(gang: Supervised, rank: int) -> None:
     first = gang.members(1)
     first[rank].kill()
     second = gang.members(2)
@@ -195,7 +196,7 @@ def test_the_death_of_any_ends_all_and_all_start_again_as_one_attempt(
     assert outcomes == [Outcome.KILLED, Outcome.COMPLETED]
 
 
-def test_asked_to_leave_all_save_and_leave(gang: Supervised) -> None:
+def test_all_members_save_and_leave_on_request(gang: Supervised) -> None:
     members = gang.members(1)
     gang.close()
     assert all(gone(process) for process in members)
@@ -203,7 +204,7 @@ def test_asked_to_leave_all_save_and_leave(gang: Supervised) -> None:
     assert gang.job().owner is None
 
 
-def test_when_one_leaves_by_itself_the_others_are_asked_to(gang: Supervised) -> None:
+def test_when_one_member_leaves_the_others_are_asked_to_leave(gang: Supervised) -> None:
     members = gang.members(1)
     os.kill(members[1].pid, signal.SIGTERM)
     gang.members(2)
@@ -212,7 +213,7 @@ def test_when_one_leaves_by_itself_the_others_are_asked_to(gang: Supervised) -> 
     gang.enough()
 
 
-def test_one_that_cannot_be_started_leaves_none_behind(tmp_path: Path) -> None:
+def test_if_one_member_cannot_start_the_others_are_ended(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("import time; time.sleep(1000)")
     root = open_storage(tmp_path / "jobs")
     spec = JobSpec(job="j", script="train.py", cwd=str(tmp_path))

@@ -1,15 +1,13 @@
-"""Jobs on object stores: copied there and back, verified, and cleared of what was left behind."""
+"""Jobs on object stores: copied there and back, verified, and pruned of leftovers."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from outlast.cli import main
 from outlast.job import process_identity
 from outlast.job import spec as specs
 from outlast.job.events import Ended, Launched, Started, Submitted
@@ -24,6 +22,7 @@ from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.garbage import leftovers
 from outlast_checkpoints.store.spool import Spool
 from outlast_checkpoints.testing import sample_snapshot
+from tests.support.command_line import answer
 from tests.support.object_stores import ObjectStore, use
 
 # What gcsfs and adlfs hand to aiohttp are bytes, whatever they were given.
@@ -67,16 +66,14 @@ def job(tmp_path: Path) -> Storage:
 @pytest.fixture
 def outlast(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Any]]:
     def call(*arguments: str) -> tuple[int, Any]:
-        with pytest.raises(SystemExit) as left:
-            main([*arguments, "--json"])
-        said = capsys.readouterr()
-        assert said.out, said.err
-        return int(str(left.value.code)), json.loads(said.out)
+        found = answer(capsys, *arguments, "--json")
+        assert found.out, found.err
+        return found.code, found.json
 
     return call
 
 
-def test_there_and_back_and_cleared_of_leftovers(
+def test_a_job_copied_there_and_back_is_pruned_of_leftovers(
     store: ObjectStore, job: Storage, outlast: Callable[..., tuple[int, Any]], tmp_path: Path
 ) -> None:
     """A store knows no folders and no links, and its clock is its own."""
@@ -97,7 +94,7 @@ def test_there_and_back_and_cleared_of_leftovers(
     remote.create(stray, b"whose is it?")
     found = outlast("prune", there, "--dry-run", "--keep", "2")[1]
     assert (found["leftovers"], found["deleted"]) == ([], [str(saved[0])])
-    left = leftovers(remote, older_than=-60, at_work=False)
+    left = leftovers(remote, older_than=-60, training=False)
     assert [one.path for one in left] == [stray, cut_short]
     assert all(-60 < one.age < 600 for one in left)
     found = outlast("prune", there, "--older-than", "0")[1]
@@ -114,7 +111,7 @@ def test_there_and_back_and_cleared_of_leftovers(
         assert CheckpointStore(back).verify(checkpoint) == []
 
 
-def test_what_waits_to_be_sent_is_not_in_the_copy_and_is_told(
+def test_unsent_checkpoints_are_not_copied_and_are_reported(
     gcs: ObjectStore,
     monkeypatch: pytest.MonkeyPatch,
     job: Storage,
@@ -135,7 +132,7 @@ def test_what_waits_to_be_sent_is_not_in_the_copy_and_is_told(
     assert len(out["checkpoints"]) == 3
 
 
-def test_uploads_that_nobody_finished_go_by_age(
+def test_unfinished_uploads_are_deleted_by_age(
     seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch, job: Storage
 ) -> None:
     """Neither what is below another folder nor what is young."""
@@ -144,13 +141,13 @@ def test_uploads_that_nobody_finished_go_by_age(
     neighbour: Any = root.sub("job-2")
     for storage, name in ((remote, "state.h5"), (remote, "model.weights.h5"), (neighbour, "x")):
         begin_upload(storage, f"checkpoints/a/{name}")
-    left = leftovers(remote, older_than=0, at_work=True)
+    left = leftovers(remote, older_than=0, training=True)
     assert [one.path for one in left] == [
         "checkpoints/a/model.weights.h5",
         "checkpoints/a/state.h5",
     ]
     assert all(one.reason == "an unfinished upload" for one in left)
-    assert leftovers(remote, older_than=86400, at_work=True) == []
+    assert leftovers(remote, older_than=86400, training=True) == []
     base = remote._at("")
     assert multipart.unfinished(remote._fs, base, page=1) == multipart.unfinished(remote._fs, base)
     for one in left:

@@ -1,4 +1,4 @@
-"""Jobs of Kubernetes: manifests that it takes, and their lives on a double of its API."""
+"""The Kubernetes engine: valid manifests, and jobs on a double of the API."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TestKubernetesEngine(EngineConformance):
     def make(self) -> Engine:
         return KubernetesEngine()
 
-    def test_preempted_it_saves_and_another_pod_goes_on(
+    def test_a_preempted_job_saves_and_another_pod_continues(
         self, job: tuple[JobSpec, Storage], double: KubernetesDouble, tmp_path: Path
     ) -> None:
         spec, storage = job
@@ -89,7 +89,7 @@ class TestKubernetesEngine(EngineConformance):
         self._gone(self.make(), handle)
         assert len(double.pods[handle["id"]]) == 1
 
-    def test_what_waits_for_a_node_is_queued(
+    def test_a_job_that_waits_for_a_node_is_queued(
         self, job: tuple[JobSpec, Storage], double: KubernetesDouble
     ) -> None:
         spec, storage = job
@@ -98,10 +98,10 @@ class TestKubernetesEngine(EngineConformance):
         found = self.make().poll(handle)
         assert found is not None
         assert found.queued
-        self.make().stop(handle)
+        self.make().stop(handle, storage)
         self._gone(self.make(), handle)
 
-    def test_what_the_api_refuses_is_told_in_its_own_words_and_no_secret_with_it(
+    def test_a_refusal_of_the_api_is_quoted_without_secrets(
         self, job: tuple[JobSpec, Storage]
     ) -> None:
         spec, storage = job
@@ -112,7 +112,7 @@ class TestKubernetesEngine(EngineConformance):
         assert SECRET not in str(caught.value)
 
 
-def test_an_api_that_is_not_there_is_said(
+def test_an_unreachable_api_is_reported(
     double: KubernetesDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = yaml.safe_load(double.kubeconfig.read_text())
@@ -218,11 +218,14 @@ def test_manifests_are_valid(options: dict[str, str], tmp_path: Path) -> None:
     pod = found["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert pod["securityContext"]["runAsNonRoot"] is True
-    assert container["volumeMounts"][0]["mountPath"] == str(tmp_path / "jobs")
+    mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    assert mounts == {"scratch": "/scratch", "tmp": "/tmp", "root": str(tmp_path / "jobs")}
     assert container["command"][-1] == storage.root
     if "gpus" in options:
-        assert container["resources"]["limits"] == {"memory": "4Gi", "nvidia.com/gpu": "2"}
-        assert container["resources"]["requests"] == {"cpu": "500m", "memory": "4Gi"}
+        disk = {"ephemeral-storage": "10Gi"}
+        limits = {"memory": "4Gi", "nvidia.com/gpu": "2", **disk}
+        assert container["resources"]["limits"] == limits
+        assert container["resources"]["requests"] == {"cpu": "500m", "memory": "4Gi", **disk}
         assert pod["securityContext"]["runAsUser"] == 1000
 
 
@@ -236,7 +239,7 @@ def test_manifests_are_valid(options: dict[str, str], tmp_path: Path) -> None:
         ({"claim": "jobs", "partition": "low"}, "no such option. Use image"),
     ],
 )
-def test_what_a_manifest_cannot_hold_is_named(
+def test_invalid_options_of_a_manifest_are_named(
     options: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     wanted = spec(**options)
@@ -250,6 +253,7 @@ def test_a_bucket_needs_no_volume() -> None:
     storage = open_storage("memory://bucket/j")
     found = manifest(spec(), storage)
     kubernetes_validate.validate(found, VERSION, strict=True)
-    assert "volumes" not in found["spec"]["template"]["spec"]
+    volumes = found["spec"]["template"]["spec"]["volumes"]
+    assert [one["name"] for one in volumes if "emptyDir" not in one] == []
     with pytest.raises(SpecInvalid, match="needs no volume"):
         manifest(spec(claim="jobs"), storage)

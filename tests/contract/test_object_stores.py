@@ -55,7 +55,9 @@ class TestObjectStores(StorageConformance):
         assert storage.capabilities.exclusive_create is not careless
         assert storage.list("") == []
 
-    def test_a_careless_store_loses_nothing_to_one_supervisor(self, storage: Storage) -> None:
+    def test_a_store_that_cannot_fence_loses_nothing_with_one_supervisor(
+        self, storage: Storage
+    ) -> None:
         """What is there is seen before it is written over, as long as nobody else writes."""
         storage.create("spec.json", b"first")
         for again in (b"first", b"second"):
@@ -64,7 +66,7 @@ class TestObjectStores(StorageConformance):
         assert storage.read("spec.json") == b"first"
 
 
-def test_large_files_come_and_go_in_parts(
+def test_large_files_are_transferred_in_parts(
     seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = open_storage(use(seaweed, monkeypatch))
@@ -77,6 +79,9 @@ def test_large_files_come_and_go_in_parts(
     assert storage.unfinished() == []
     with storage.fetch("large") as path:
         assert path.read_bytes() == data
+    buffer = memoryview(bytearray(len(data) + 1))
+    assert storage.read_into("large", buffer) == len(data)
+    assert buffer == data + b"\0"
 
 
 @pytest.mark.parametrize(
@@ -92,10 +97,27 @@ def test_a_store_has_several_names(
     assert open_storage(f"{other}://{rest}").read("spec.json") == b"1"
 
 
-@pytest.mark.parametrize("store", ["moto", "azurite", "gcs"], indirect=True)  # SeaweedFS makes it
-def test_what_a_bucket_that_is_not_there_says(
+@pytest.mark.parametrize("store", STORES, indirect=True)
+def test_every_spelling_of_an_address_lists_what_was_written(
     store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    url = use(store, monkeypatch)
+    scheme, _, rest = url.partition("://")
+    bucket, _, folder = rest.partition("/")
+    spellings = [
+        f"{scheme}://{bucket}//{folder}", f"{scheme}://{bucket}/{folder}//",
+        f"{scheme.upper()}://{bucket}/./{folder}/x/..", url,
+    ]  # fmt: skip
+    for number, spelling in enumerate(spellings, start=1):
+        open_storage(f"{spelling}/job").create(f"journal/{number}.json", b"x")
+        for other in spellings:
+            storage = open_storage(f"{other}//job/")
+            assert len(storage.list("journal")) == number
+            assert storage.root == f"{url}/job"
+
+
+@pytest.mark.parametrize("store", ["moto", "azurite", "gcs"], indirect=True)  # SeaweedFS makes it
+def test_a_missing_bucket_is_named(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     use(store, monkeypatch)
     scheme = store.bucket.partition("://")[0]
     storage = open_storage(f"{scheme}://no-such-bucket/jobs")
@@ -107,7 +129,7 @@ def test_what_a_bucket_that_is_not_there_says(
         storage.create("a", b"1")
 
 
-def test_wrong_keys_are_told_at_once_and_not_shown(
+def test_wrong_keys_are_reported_immediately_and_not_shown(
     seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = use(seaweed, monkeypatch)

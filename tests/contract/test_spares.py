@@ -1,4 +1,4 @@
-"""A spare of the local backend is handed down from attempt to attempt; nobody is left behind."""
+"""Spares of the local backend fork from attempt to attempt, and no process stays behind."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ with (pathlib.Path(__file__).parent / "imports").open("a") as file:
 SCRIPT = """
 import json, os, pathlib, random, subprocess, sys, time
 from outlast.attempt import context
+from outlast.job.preload import Preload, report
 here = pathlib.Path(__file__).parent
 attempt = context.current().attempt
-files = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(64) if os.path.exists(f"/proc/self/fd/{fd}")]
+files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
 children = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/children")]
 told = dict(
     pid=os.getpid(), parent=os.getppid(), session=os.getsid(0), group=os.getpgrp(),
@@ -52,6 +53,7 @@ told = dict(
 if (here / "starts").exists():
     told["orphan"] = subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
 print("out", flush=True)
+report(Preload(modules=[f"reported{attempt}"], environment={"TF_X": None}))
 (here / ".told").write_text(json.dumps(told))
 (here / ".told").rename(here / f"told-{attempt}")
 while not (here / f"go-{attempt}").exists():
@@ -76,7 +78,12 @@ class Job:
         (folder / "train.py").write_text(SCRIPT)
         self.module("imported", IMPORTED)
         self.spec = JobSpec(
-            job="j", script="train.py", cwd=str(folder), env={"PYTHONPATH": str(folder)}, **options
+            job="j",
+            script="train.py",
+            cwd=str(folder),
+            env={"PYTHONPATH": str(folder)},
+            warm_spare=True,
+            **options,
         )
         self.storage = open_storage(folder / "j")
         self.storage.create(layout.SPEC, specs.encode(self.spec))
@@ -158,7 +165,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
     assert not orphans.adopting()
 
 
-def test_one_spare_is_enough_for_any_number_of_attempts(job: Job) -> None:
+def test_one_imported_spare_serves_any_number_of_attempts(job: Job) -> None:
     """And an attempt does not see how it was started, nor the next spare."""
     cold = job.launch()
     lineage = [job.spare()]
@@ -170,7 +177,7 @@ def test_one_spare_is_enough_for_any_number_of_attempts(job: Job) -> None:
         assert told["parent"] == os.getpid()
         assert told["session"] == told["group"] == told["pid"]
         assert told["children"] == cold["children"] == ""
-        assert told["pipes"] == cold["pipes"] == []
+        assert len(told["pipes"]) == len(cold["pipes"]) == 1  # for its reports; not inherited
         for same in ("environ", "stdin", "drawn"):
             assert told[same] == cold[same]
         assert job.backend.output(job.handles[-1]) == b"out\n"
@@ -182,6 +189,21 @@ def test_one_spare_is_enough_for_any_number_of_attempts(job: Job) -> None:
         assert job.spare() == lineage[-1]
     assert len(set(lineage)) == 5
     assert job.imported(1)
+
+
+def test_what_an_attempt_has_imported_arrives_through_a_pipe(job: Job) -> None:
+    """A cold attempt, one that was a spare, and one that was a fork; nobody else is heard."""
+    job.launch()
+    for attempt in (1, 2, 3):
+        handle = job.handles[-1]
+        assert job.backend.preload(handle) == Preload(
+            modules=[f"reported{attempt}"], environment={"TF_X": None}
+        )
+        assert LocalBackend().preload(handle) is None
+        job.spare()
+        assert job.backend.preload(handle) is not None
+        job.kill()
+        job.launch()
 
 
 def test_a_signal_reaches_an_attempt_that_is_a_fork(job: Job) -> None:
@@ -229,24 +251,24 @@ def test_where_it_does_not_fork_the_next_spare_is_a_new_one(
     assert job.leave(3) == Exit(code=3)
 
 
-def test_a_spare_that_was_given_something_else_is_replaced(job: Job) -> None:
+def test_a_spare_with_another_preload_is_replaced(job: Job) -> None:
     job.module("other", "")
     first = job.spare("imported")
     job.launch()
-    heir = job.spare("imported")
-    assert heir != first
+    spare = job.spare("imported")
+    assert spare != first
     other = job.spare("imported", "other")
-    assert other != heir
+    assert other != spare
     assert job.spare("imported", "other") == other
-    assert not psutil.pid_exists(heir)
+    assert not psutil.pid_exists(spare)
 
 
 def test_a_spare_that_has_died_is_replaced(job: Job) -> None:
     job.spare()
     job.launch()
-    heir = job.spare()
-    os.kill(heir, signal.SIGKILL)
-    assert until(lambda: job.spare() != heir)
+    spare = job.spare()
+    os.kill(spare, signal.SIGKILL)
+    assert until(lambda: job.spare() != spare)
     until(partial(job.imported, 2))
     job.kill()
     waiting = job.spare()
@@ -256,12 +278,12 @@ def test_a_spare_that_has_died_is_replaced(job: Job) -> None:
     assert job.leave(0) == Exit(code=0)
 
 
-def test_closing_ends_an_heir_beside_the_attempt(job: Job) -> None:
+def test_closing_ends_the_spare_but_not_the_attempt(job: Job) -> None:
     job.spare()
     job.launch()
-    heir = job.spare()
+    spare = job.spare()
     job.backend.close()
-    assert not psutil.pid_exists(heir)
+    assert not psutil.pid_exists(spare)
     assert not orphans.adopting()
     assert job.leave(0) == Exit(code=0)
 
@@ -274,9 +296,9 @@ def test_a_spare_ends_with_its_supervisor(tmp_path: Path) -> None:
     )
     with supervisor:
         assert supervisor.stdout is not None
-        attempt, heir = map(psutil.Process, map(int, supervisor.stdout.readline().split()))
+        attempt, spare = map(psutil.Process, map(int, supervisor.stdout.readline().split()))
         supervisor.kill()
-    assert psutil.wait_procs([attempt, heir], PATIENCE)[1] == []
+    assert psutil.wait_procs([attempt, spare], PATIENCE)[1] == []
 
 
 SUPERVISOR = """
@@ -292,14 +314,14 @@ job = spec.decode(storage.read("spec.json"))
 backend, preload = LocalBackend(), Preload(modules=["imported"])
 backend.prepare(job, preload)
 handle = backend.launch(job, storage, 1)
-while (heir := backend._spare.child()) is None:
+while (spare := backend._spare.child()) is None:
     time.sleep(0.01)
-print(handle["pid"], heir.pid, flush=True)
+print(handle["pid"], spare.pid, flush=True)
 time.sleep(1000)
 """
 
 
-def test_orphans_are_reaped_and_nobody_elses_children(job: Job) -> None:
+def test_orphans_are_reaped_but_not_the_children_of_others(job: Job) -> None:
     job.spare()
     (job.folder / "starts").touch()
     orphan = job.launch()["orphan"]

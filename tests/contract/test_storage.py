@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import uuid
 from pathlib import Path
 
 import pytest
 
-from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.storage import durable_files, open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.testing import FaultyStorage, StorageConformance
 
@@ -62,3 +64,22 @@ class TestWithoutFaults(StorageConformance):
     @pytest.fixture
     def storage(self, tmp_path: Path) -> Storage:
         return FaultyStorage(open_storage(tmp_path))
+
+
+class TestWithoutLinks(StorageConformance):
+    """A file system without hard links, and where that is `False` without exclusive renames too."""
+
+    @pytest.fixture(params=[True, False])
+    def storage(
+        self, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Storage:
+        def refused(*paths: object, **options: object) -> None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+        monkeypatch.setattr(os, "link", refused)
+        if not request.param:
+            monkeypatch.setattr(durable_files, "_renameat2", lambda: None)
+        (tmp_path / "root").mkdir()
+        storage = open_storage(tmp_path / "root")
+        assert storage.capabilities.exclusive_create is request.param
+        return storage

@@ -115,6 +115,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:  # what is imported late is imported here
         for _, do in save(folder):
             do()
+        store = CheckpointStore(open_storage(folder))
+        assert store.verify(store.ids()[-1]) == []
     for line in sys.stdin:
         wanted = json.loads(line)
         pid = os.fork()

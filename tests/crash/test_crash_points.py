@@ -157,7 +157,7 @@ def test_kill_before_each_call(call: str, saver: Saver, fresh_job: Callable[[], 
     assert killed > 0
 
 
-def test_kill_around_the_link_to_what_is_frozen(
+def test_kill_around_the_link_to_the_frozen_part(
     saver: Saver, fresh_job: Callable[[], Path]
 ) -> None:
     """Attempt 2 dies at each call that names, deletes or makes durable, in the save that links and

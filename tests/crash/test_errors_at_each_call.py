@@ -31,8 +31,17 @@ BROKEN = (
 )
 
 
+# What a client of NFS is told of a file that the server has replaced meanwhile.
+STALE = ("openat", "getdents64", "newfstatat", "link")
+
+
 @pytest.mark.parametrize(
-    ("error", "call"), [("ENOSPC", c) for c in FULL] + [("EIO", c) for c in BROKEN]
+    ("error", "call"),
+    [
+        *(("ENOSPC", call) for call in FULL),
+        *(("EIO", call) for call in BROKEN),
+        *(("ESTALE", call) for call in STALE),
+    ],
 )
 def test_one_call_fails(error: str, call: str, saver: Saver, fresh_job: Callable[[], Path]) -> None:
     """Each failure is reported with the file's name, or recovered silently. Committed

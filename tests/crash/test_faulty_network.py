@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from outlast.job.process_identity import Identity
 from outlast_checkpoints.errors import StorageError
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.history import HistoryReader, HistoryWriter
-from outlast_checkpoints.storage import fsspec_clients, open_storage
+from outlast_checkpoints.storage import open_storage, s3_parts
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.retry_budget import patience
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
@@ -42,6 +43,7 @@ class Network:
 
     proxy: FaultProxy
     open: Callable[..., Storage]
+    meant: frozenset[str] = frozenset()  # faults that are true answers there
 
 
 @pytest.fixture(scope="module", params=["moto"])
@@ -49,15 +51,18 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
     store: ObjectStore = request.getfixturevalue(request.param)
     port = re.search(r"127\.0\.0\.1:(\d+)", str(store.environment))
     assert port is not None
-    options = (
-        {"config_kwargs": {"read_timeout": SLOW}}
-        if request.param == "moto"
-        else {"read_timeout": SLOW}
-    )
+    options: dict[str, Any] = {
+        "moto": {"config_kwargs": {"read_timeout": SLOW}},
+        "azurite": {"read_timeout": SLOW},
+        "gcs": {"timeout": SLOW},
+    }[request.param]
     with FaultProxy(int(port[1]), slow=3 * SLOW) as proxy, pytest.MonkeyPatch.context() as patch:
         for name, value in store.environment.items():
             patch.setenv(name, value.replace(port[0], f"127.0.0.1:{proxy.port}"))
-        yield Network(proxy, lambda **given: open_storage(store.folder(), **given or options))
+        # Azure's 409 says that the file exists; that of S3 says that a request met another one.
+        meant = frozenset({"409"} if request.param == "azurite" else ())
+        open_folder = lambda **given: open_storage(store.folder(), **given or options)  # noqa: E731
+        yield Network(proxy, open_folder, meant)
 
 
 def tried(deed: Callable[[], object]) -> bool:
@@ -87,6 +92,7 @@ def each_request(
     failed = 0
     for at in range(1, 99):
         spoiled = []
+        kinds = [[fault for fault in kind if fault not in network.meant] for kind in kinds]
         faults = [kind[at % len(kind)] for kind in kinds]
         for fault in (*faults, *(["slow"] if at % 5 == 1 else [])):
             failed += not deed(fault, at)
@@ -98,10 +104,10 @@ def each_request(
     assert failed > 0
 
 
-BOTH = pytest.mark.parametrize("network", ["moto", "azurite"], indirect=True)
+EACH = pytest.mark.parametrize("network", ["moto", "azurite", "gcs"], indirect=True)
 
 
-@BOTH
+@EACH
 def test_a_save(network: Network) -> None:
     storage = network.open()
     store = CheckpointStore(storage, attempt=1)
@@ -126,7 +132,7 @@ def test_a_save(network: Network) -> None:
     assert store.orphans() == []
 
 
-@BOTH
+@EACH
 def test_a_claim(network: Network) -> None:
     def claim(fault: str, at: int) -> bool:
         storage = network.open()
@@ -148,6 +154,7 @@ def test_a_claim(network: Network) -> None:
     each_request(network, claim, 2)
 
 
+@EACH
 def test_a_flush_of_history(network: Network) -> None:
     storage = network.open()
     CheckpointStore(storage, attempt=1).begin()
@@ -171,6 +178,7 @@ def test_a_flush_of_history(network: Network) -> None:
     assert len(list(HistoryReader(storage).rows())) == next(steps) - 1
 
 
+@EACH
 def test_a_restore(network: Network) -> None:
     storage = network.open()
     store = CheckpointStore(storage, attempt=1)
@@ -203,7 +211,8 @@ def test_a_restore(network: Network) -> None:
     each_request(network, restore, 8, READING)
 
 
-def test_a_spoiled_request_passes_by_itself(network: Network) -> None:
+@EACH
+def test_a_broken_request_is_retried(network: Network) -> None:
     """With the usual retries a single failure is never visible, whichever request it hits."""
     storage = network.open()
     store = CheckpointStore(storage, attempt=1)
@@ -216,10 +225,10 @@ def test_a_spoiled_request_passes_by_itself(network: Network) -> None:
         assert store.verify(made.id) == []
 
 
-def test_of_a_large_file_only_the_part_that_failed_is_sent_again(
+def test_only_the_failed_part_of_a_large_file_is_sent_again(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fsspec_clients, "_PART_SIZE", 5 << 20)
+    monkeypatch.setattr(s3_parts, "PART_SIZE", 5 << 20)
     storage = network.open(config_kwargs={"read_timeout": 60})  # a part takes its time
     content = random.Random(1).randbytes((10 << 20) + 3)
     names = map(str, itertools.count())
@@ -239,10 +248,36 @@ def test_of_a_large_file_only_the_part_that_failed_is_sent_again(
     assert len(whole) == 3
     for at in whole:
         for fault in ("drop", "500", "503", *DONE):
-            assert len(parts(fault, at)) == 4, (fault, at)
+            # The tag of a part may stand in the half of an answer that arrives.
+            tries = (3, 4) if fault == "half" else (4,)
+            assert len(parts(fault, at)) in tries, (fault, at)
 
 
-def test_a_condition_that_fails_by_mistake_commits_nothing_twice(network: Network) -> None:
+def test_only_the_failed_part_of_a_large_file_is_read_again(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_parts, "PART_SIZE", 5 << 20)
+    storage = network.open(config_kwargs={"read_timeout": 60})
+    content = random.Random(2).randbytes((10 << 20) + 3)
+    storage.create("file", content)
+
+    def parts(fault: str = "", at: int = 0) -> int:
+        """Read the file; return how many requests that took."""
+        buffer = memoryview(bytearray(len(content)))
+        with network.proxy.fault(fault, at):
+            assert storage.read_into("file", buffer) == len(content)
+        network.proxy.deliver()
+        assert buffer == content, (fault, network.proxy.spoiled)
+        return len(network.proxy.told)
+
+    assert parts() == 3
+    for at in (1, 2, 3):
+        for fault in ("drop", "500", "503", *DONE):
+            assert parts(fault, at) == 4, (fault, at)
+
+
+@EACH
+def test_a_spurious_precondition_failure_commits_nothing_twice(network: Network) -> None:
     """A refusal is checked by reading: another writer may not exist."""
     storage = network.open()
     store = CheckpointStore(storage, attempt=1)

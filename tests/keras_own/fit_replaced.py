@@ -1,4 +1,4 @@
-"""A pytest plugin for Keras' tests: it replaces `Model.fit` by ours, unless KEEP_FIT is set.
+"""A pytest plugin for Keras' tests: it adopts `Model.fit`, unless KEEP_FIT is set.
 
 Left out are tests that never call fit, the XLA twins of those that also run as a graph (tests/unit
 compares XLA's programs to the bit), and those of Orbax and JAX where these are not installed. The
@@ -27,8 +27,13 @@ gc.disable()  # until all is imported, as in tests/conftest.py
 
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer  # noqa: E402
 
+import outlast  # noqa: E402
 from outlast.attempt import bare, context  # noqa: E402
-from outlast.training import fit  # noqa: E402
+
+if _checkout := os.environ.get("KERAS_CHECKOUT"):  # its tests, as modules of the installed Keras
+    for _name in ("callbacks", "trainers"):
+        _package = importlib.import_module(f"keras.src.{_name}")
+        _package.__path__.append(f"{_checkout}/keras/src/{_name}")
 
 if importlib.util.find_spec("jax") is None:
     # The trainer's tests import jax whatever the backend is; on TensorFlow they do not use it.
@@ -46,10 +51,11 @@ _outcomes: dict[str, str] = {}
 
 
 def _as_a_job(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Train with Outlast's fit, each call as a new job."""
+    """Train with Outlast's fit, which is adopted, each call as a new job."""
     with tempfile.TemporaryDirectory(prefix="outlast-keras-own-") as folder:
+        outlast.adopt(f"{folder}/job", strict=True)
         try:
-            return fit(model, *args, job_dir=f"{folder}/job", **kwargs)
+            return _adopted(model, *args, **kwargs)
         finally:
             attempt = context.current()
             if attempt is not None:
@@ -57,7 +63,9 @@ def _as_a_job(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 if "KEEP_FIT" not in os.environ:
-    TensorFlowTrainer.fit = functools.wraps(TensorFlowTrainer.fit)(_as_a_job)
+    outlast.adopt("replaced by each call")
+    _adopted = TensorFlowTrainer.fit
+    TensorFlowTrainer.fit = functools.wraps(_adopted)(_as_a_job)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -78,7 +78,7 @@ def test_checkpoint_names_round_trip(checkpoint: CheckpointId) -> None:
 
 
 @given(st.text() | st.from_regex(r"[0-9]+-[0-9]+\.[0-9]-[0-9]+", fullmatch=True))
-def test_what_parses_is_spelled_the_same(text: str) -> None:
+def test_what_parses_formats_to_the_same_text(text: str) -> None:
     found = CheckpointId.parse(text)
     assert found is None or str(found) == text
 
@@ -108,7 +108,7 @@ def test_any_change_to_a_manifest_is_found(manifest: Manifest, data: st.DataObje
 
 
 @given(st.binary())
-def test_garbage_is_no_manifest(data: bytes) -> None:
+def test_garbage_is_not_a_manifest(data: bytes) -> None:
     with pytest.raises(FormatError):
         decode(data, "m")
 

@@ -80,7 +80,7 @@ def test_an_attempt_has_one_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("digits", [19, 5000])
-def test_numbers_without_end_are_no_checkpoints_names(digits: int) -> None:
+def test_endless_numbers_are_not_checkpoint_names(digits: int) -> None:
     number = "1" * digits
     assert CheckpointId.parse(f"00-{number}.0-0001") is None
     assert CheckpointId.parse(f"{number}-000000000001.0-0001") is None
@@ -105,14 +105,14 @@ class Insensitive:
         return getattr(self._inner, name)
 
 
-def test_jobs_that_differ_in_case_are_one_where_the_store_says_so(tmp_path: Path) -> None:
+def test_names_that_differ_in_case_collide_on_case_insensitive_stores(tmp_path: Path) -> None:
     root = Insensitive(open_storage(tmp_path))
     submission.submit(root, JobSpec(job="Digits", script="train.py"))  # type: ignore[arg-type]
     with pytest.raises(JobExists):
         submission.submit(root, JobSpec(job="digits", script="train.py"))  # type: ignore[arg-type]
 
 
-def test_a_checkpoint_that_is_a_link_is_deleted_without_what_it_leads_to(tmp_path: Path) -> None:
+def test_deleting_a_linked_checkpoint_keeps_the_target(tmp_path: Path) -> None:
     other = CheckpointStore(open_storage(tmp_path / "other"), attempt=1)
     other.begin()
     made = other.save(sample_snapshot(1), reason="step")

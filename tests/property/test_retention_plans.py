@@ -68,7 +68,7 @@ def test_a_plan_keeps_what_it_promises(items: list[Item], keep: Keep) -> None:
 
 
 @given(items, keeps)
-def test_planning_again_drops_nothing_more(items: list[Item], keep: Keep) -> None:
+def test_planning_is_idempotent(items: list[Item], keep: Keep) -> None:
     kept = plan(items, keep)
     assert plan([item for item in items if item.id in kept], keep) == kept
 
@@ -80,5 +80,5 @@ def test_more_rules_keep_more(items: list[Item], keep: Keep) -> None:
 
 
 @given(keeps)
-def test_rules_are_spelled_as_they_are_read(keep: Keep) -> None:
+def test_rules_format_to_the_text_they_were_parsed_from(keep: Keep) -> None:
     assert Keep.parse(str(keep)) == keep

@@ -384,6 +384,7 @@ def run(make_storage: object, examples: int) -> type[Job]:
     return Concrete
 
 
+@pytest.mark.longest
 def test_a_job_in_a_folder() -> None:
     assert run(in_a_folder, 25).shared > 0
 

@@ -6,6 +6,8 @@ import math
 import random
 import tempfile
 from collections import Counter, OrderedDict, defaultdict, deque
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from outlast.training.state import document, trees
-from outlast_checkpoints.arrays.hdf5_file import read_file, write_arrays
+from outlast_checkpoints.arrays.array_reader import read_file
+from outlast_checkpoints.arrays.hdf5_file import write_arrays
 
 NUMBERS = [np.bool_, np.int8, np.uint8, np.int16, np.int32, np.uint32, np.int64, np.uint64]
 NUMBERS += [np.float16, np.float32, np.float64, np.complex64, np.complex128]
@@ -74,7 +77,7 @@ def alike(a: Any, b: Any) -> bool:
 
 @settings(deadline=None)
 @given(plain)
-def test_every_plain_value_comes_back(value: Any) -> None:
+def test_every_plain_value_round_trips(value: Any) -> None:
     stored: dict[str, Any] = {}
     encoded = trees.encode(value, stored, "tree")
     assert alike(trees.decode(encoded, stored), value)
@@ -82,12 +85,13 @@ def test_every_plain_value_comes_back(value: Any) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.dictionaries(keys, plain, max_size=4))
-def test_every_plain_value_comes_back_from_a_file(value: Any) -> None:
+def test_every_plain_value_round_trips_through_a_file(value: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.h5"
         write_arrays(path, document.pack({"value": value}, {"variables/0": np.arange(3)}))
         back, variables = document.unpack(
-            read_file(memoryview(path.read_bytes()), str(path)).arrays, "state.h5"
+            read_file(memoryview(path.read_bytes()), partial(nullcontext, path), str(path)).arrays,
+            "state.h5",
         )
     assert alike(back["value"], value)
     assert list(variables) == ["variables/0"]
@@ -110,14 +114,14 @@ def test_different_values_have_different_fingerprints(one: Any, two: Any) -> Non
 
 @settings(deadline=None)
 @given(st.lists(st.floats(), min_size=60, max_size=70))
-def test_long_lists_of_floats_come_back(values: list[float]) -> None:
+def test_long_lists_of_floats_round_trip(values: list[float]) -> None:
     stored: dict[str, Any] = {}
     assert alike(trees.decode(trees.encode(values, stored, "tree"), stored), values)
 
 
 @settings(deadline=None)
 @given(arrays.filter(lambda a: a.any()))
-def test_what_is_packed_is_a_copy(value: Any) -> None:
+def test_packed_values_are_copies(value: Any) -> None:
     packed = document.pack({"value": [value]}, {})
     before = value.tobytes()
     value.fill(0)
@@ -127,7 +131,7 @@ def test_what_is_packed_is_a_copy(value: Any) -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 700))
-def test_generators_come_back_in_mid_stream(seed: int, draws: int) -> None:
+def test_generators_are_restored_in_mid_stream(seed: int, draws: int) -> None:
     made = [random.Random(seed), np.random.RandomState(seed)]
     kinds = (np.random.PCG64, np.random.Philox, np.random.MT19937, np.random.SFC64)
     made += [np.random.Generator(kind(seed)) for kind in kinds]
@@ -179,7 +183,7 @@ class Listed(list[int]):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_anything_else_is_refused_and_says_where(value: Any) -> None:
+def test_anything_else_is_refused_with_its_place(value: Any) -> None:
     with pytest.raises(trees.NotPlain, match="tree/a/1/x"):
         trees.encode({"a": [0, {"x": value}]}, {}, "tree")
 
@@ -191,7 +195,7 @@ def test_endless_nesting_is_refused() -> None:
         trees.encode(endless, {}, "tree")
 
 
-def test_a_nesting_that_branches_is_refused_as_fast() -> None:
+def test_branching_nesting_is_refused_as_fast() -> None:
     endless: dict[str, Any] = {}
     endless["a"] = endless["b"] = endless["c"] = endless
     with pytest.raises(trees.NotPlain):

@@ -1,4 +1,4 @@
-"""Arrays to bytes and back without HDF5: most seeds have no need of it, and it takes its time."""
+"""Writes and reads arrays without HDF5, which is slow and which most seeds do not need."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import json
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
+from outlast_checkpoints.arrays.file_hasher import FileHasher
 from outlast_checkpoints.errors import FormatError
 from outlast_checkpoints.format.snapshot import ArrayFile
 
 
-def write_arrays(path: Path, file: ArrayFile, *, past_cache: bool, let_go: bool) -> tuple[int, str]:
-    file = file.taken() if let_go else file
+def write_arrays(
+    path: Path, file: ArrayFile, *, past_cache: bool, release_written: bool, hasher: FileHasher
+) -> tuple[int, str]:
+    file = file.taken() if release_written else file
     arrays = {name: np.asarray(value) for name, value in sorted(file.arrays.items())}
     head = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
     data = json.dumps(head).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
     with open(path, "xb") as out:
         out.write(data)
-    return len(data), f"xxh3:{xxhash.xxh3_128_hexdigest(data)}"
+    hasher.update(data)
+    return len(data), hasher.xxh3
 
 
-def read_file(content: memoryview, path: str) -> ArrayFile:
+def read_file(content: memoryview, fetch: object, path: str) -> ArrayFile:
     head, _, data = bytes(content).partition(b"\n")
     arrays, at = {}, 0
     try:

@@ -1,4 +1,4 @@
-"""A store in memory that tells of every change, as a folder or as a bucket does things."""
+"""A store in memory that reports every change and behaves like a folder or a bucket."""
 
 from __future__ import annotations
 
@@ -89,6 +89,11 @@ class Memory:
             local = Path(folder) / path.rpartition("/")[2]
             local.write_bytes(data)
             yield local
+
+    def read_into(self, path: str, buffer: memoryview) -> int:
+        data = self.read(path)[: len(buffer)]
+        buffer[: len(data)] = data
+        return len(data)
 
     def link(self, source: str, path: str) -> bool:
         if not self.capabilities.links or source not in self.files:

@@ -1,4 +1,4 @@
-"""What must always hold, checked at every change of the store and whenever somebody reads it.
+"""The invariants, checked at every change of the store and at every read.
 
 The oracle keeps books of its own, by rules as plain as can be: it shares no code with what it
 judges but the names of files.

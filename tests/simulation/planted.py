@@ -1,4 +1,4 @@
-"""Bugs to plant in the protocol, to see that the simulation finds them."""
+"""Bugs to plant in the protocol; the simulation must find them."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def an_attempt_begins_without_a_look_at_the_files() -> list[Patch]:
 def an_owner_is_written_off_at_once() -> list[Patch]:
     return [
         (takeover._Watch, "given_up", lambda self: True),
-        (takeover._Watch, "at_work", lambda self: False),
+        (takeover._Watch, "is_running", lambda self: False),
     ]
 
 

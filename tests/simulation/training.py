@@ -1,4 +1,4 @@
-"""The training of the simulation: its state is a pure function of the step, so exact or not."""
+"""The training of the simulation: its state is a pure function of the step, so any error shows."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""One job on one store, with all that can happen to it: built from a seed, run to its end."""
+"""One job on one store with random trouble, built from a seed and run to its end."""
 
 from __future__ import annotations
 
 import errno
-import io
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,12 +25,12 @@ import outlast_checkpoints.store.checkpoint_store
 import outlast_checkpoints.store.spool_sender
 from outlast.backends.base import Exit
 from outlast.errors import BackendFailed, JobBusy
-from outlast.job import process_identity, spec, submission
+from outlast.job import process_identity, spec, standard_streams, submission
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import State
 from outlast.job.logs import silent_logger
 from outlast.job.spec import JobSpec
-from outlast_checkpoints.arrays import hdf5_file, unchanged
+from outlast_checkpoints.arrays import array_reader, hdf5_file, unchanged
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.retention import Keep
@@ -153,6 +152,7 @@ class Backend:
     def output(self, handle: dict[str, Any], start: int = 0) -> bytes:
         return b""
 
+    def preload(self, handle: dict[str, Any]) -> None: ...
     def prepare(self, job: JobSpec, preload: Any) -> None: ...
     def close(self) -> None: ...
     def finish(self, handle: dict[str, Any], storage: Any, attempt: int) -> None: ...
@@ -494,6 +494,11 @@ def simulated(world: World) -> Iterator[None]:
         return ("T" if process.frozen_until > scheduler.now else "S"), process.pid
 
     outside = Process(Machine("outside"), 1, "outside", 0)
+
+    def boot_id() -> str:
+        process = me() or outside
+        return f"{process.machine.name}, boot {process.boot}"
+
     with ExitStack() as patches:
 
         def patch(target: Any, name: str, value: Any) -> None:
@@ -514,17 +519,17 @@ def simulated(world: World) -> Iterator[None]:
             patch(module, "threading", threads)
             patch(module, "time", clock)
         # Its threads are this one, which stays as it is.
-        patch(outlast_checkpoints.store.background_writer, "_give_way", lambda: None)
+        patch(outlast_checkpoints.store.background_writer, "_run_as_batch", lambda: None)
         patch(process_identity, "os", SimpleNamespace(getpid=lambda: (me() or outside).pid))
         patch(
             process_identity,
             "socket",
             SimpleNamespace(gethostname=lambda: (me() or outside).machine.name),
         )
-        patch(process_identity, "_boot_id", lambda: f"boot {(me() or outside).boot}")
+        patch(process_identity, "_boot_id", boot_id)
         patch(process_identity, "_stat", stat)
         patch(process_identity, "_exists", lambda pid: False)
-        patch(outlast.attempt.spool_handover, "sys", SimpleNamespace(stderr=io.StringIO()))
+        patch(standard_streams, "say", lambda text: None)
         patch(outlast.job.spool_settings, "spool_of", lambda storage, job: world.spool_of())
         patch(outlast.supervisor.supervisor, "POLL", 0.5)
         patch(outlast.supervisor.supervisor, "OUTPUT_EVERY", 30.0)
@@ -533,7 +538,8 @@ def simulated(world: World) -> Iterator[None]:
         patch(unchanged, "_LEAST", 32)
         if world.seed % REAL_HDF5:
             patch(hdf5_file, "write_arrays", light.write_arrays)
-            patch(hdf5_file, "read_file", light.read_file)
+            patch(array_reader, "read_file", light.read_file)
+            patch(array_reader, "check_file", lambda storage, path, entry: None)
         state = random.getstate()
         random.seed(world.seed)
         rng.seed(world.seed)

@@ -34,8 +34,10 @@ class Pod:
         container = template["containers"][0]
         self.grace = template["terminationGracePeriodSeconds"]
         given = {"OUTLAST_JOB_NAME": name}
+        volumes = {one["name"] for one in template["volumes"] if "emptyDir" in one}
+        empty = tuple(m["mountPath"] for m in container["volumeMounts"] if m["name"] in volumes)
         for one in container["env"]:
-            if "value" in one:
+            if not one.get("value", empty[0]).startswith(empty):  # it has none of these folders
                 given[one["name"]] = one["value"].replace("$(OUTLAST_JOB_NAME)", name)
         self._process = subprocess.Popen(
             container["command"],
@@ -215,6 +217,9 @@ class KubernetesDouble:
         if job is None:
             return 404, _status(404, "NotFound", f'jobs.batch "{parts[-1]}" not found')
         if method == "DELETE":
+            uid = ((body or {}).get("preconditions") or {}).get("uid", job["metadata"]["uid"])
+            if uid != job["metadata"]["uid"]:
+                return 409, _status(409, "Conflict", "the UID in the precondition is another")
             job["metadata"].setdefault("deletionTimestamp", "2026-01-01T00:00:00Z")
         return 200, job
 
@@ -223,6 +228,7 @@ class KubernetesDouble:
             return 422, _status(422, "Invalid", "podFailurePolicy: only with restartPolicy Never")
         name = f"{job['metadata']['generateName']}{len(self.pods):05d}"
         job["metadata"]["name"] = name
+        job["metadata"]["uid"] = f"uid-of-{name}"
         job["status"] = {}
         self.jobs[name] = job
         self.pods[name] = []

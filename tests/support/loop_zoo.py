@@ -100,6 +100,27 @@ def gan(make: MakeLoop) -> Result:
     return loop, state
 
 
+def running_metrics(make: MakeLoop) -> Result:
+    """Two compiled models, whose metrics Keras builds at their first batch and nobody resets."""
+    entry = layers.Input((4,))
+    parts = [layers.Dense(1, name="sign"), layers.Dense(4, name="copy")]
+    twin = keras.Model(entry, {part.name: part(entry) for part in parts})
+    metrics = {"sign": ["accuracy"], "copy": ["mse"]}
+    twin.compile("sgd", {"sign": "mse", "copy": "mae"}, metrics=metrics)
+    state = {"nets": [classifier(), twin]}
+    for net in state["nets"]:
+        net.optimizer.build(net.trainable_variables)
+    loop = make(state, (X, Y), **ARRAYS)
+    for x, y in loop:
+        for net, targets in zip(state["nets"], (y, {"sign": y, "copy": x}), strict=True):
+            found = net(x)
+            loss = net.compute_loss(x, targets, found)
+            loop.log({f"{net.name}_loss": loss})
+            means = net.compute_metrics(x, targets, found)
+            loop.log_epoch(**{f"{net.name}_{name}": mean for name, mean in means.items()})
+    return loop, state
+
+
 def tape(make: MakeLoop) -> Result:
     """GradientTape with a separate optimizer, epoch metrics, a variable and random draws."""
     model = keras.Sequential([layers.Input((4,)), layers.Dropout(0.4), layers.Dense(1)])
@@ -214,6 +235,7 @@ PROGRAMS = {
     "train_on_batch": on_batches,
     "one array, unshuffled": unshuffled,
     "gan": gan,
+    "running metrics": running_metrics,
     "tape": tape,
     "rl": rl,
 }

@@ -145,8 +145,11 @@ def s3_environment(port: int) -> dict[str, str]:
 
 
 @contextmanager
-def run_seaweed(folder: Path) -> Iterator[ObjectStore]:
-    """SeaweedFS, a real S3 server with signatures, preconditions and multipart uploads."""
+def run_seaweed(folder: Path, *, volumes: int = 20) -> Iterator[ObjectStore]:
+    """SeaweedFS, a real S3 server with signatures, preconditions and multipart uploads.
+
+    volumes: how many of 64 MB it may have. Those of deleted files are not used again for a while.
+    """
     s3, *others = free_ports(8)
     identity = {
         "name": "admin",
@@ -158,7 +161,7 @@ def run_seaweed(folder: Path) -> Iterator[ObjectStore]:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     command = [
         tool("weed"), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        "-master.volumeSizeLimitMB=64", "-volume.max=20", "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64", f"-volume.max={volumes}", "-master.telemetry=false",
         "-filer", f"-filer.localSocket={folder}/filer.sock",
         "-s3", f"-s3.config={folder}/s3.json", f"-s3.localSocket={folder}/s3.sock",
         f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0",

@@ -1,7 +1,8 @@
-"""Scripts of several small phases, and what their job has of them."""
+"""Scripts of several small phases, and the finished phases of their job."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +17,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.support.training_harness import Death
 
+ASKED: list[int] = []  # a global of a module of the script, which the hooks of tests fill
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(32, 4)).astype("float32")
 Y = X.sum(1, keepdims=True)
@@ -45,6 +47,21 @@ def net(
 def trained(folder: Path, model: Any = None, **arguments: Any) -> Any:
     given = {"x": X, "y": Y, "epochs": 2, "batch_size": 16, "verbose": 0, "save_every": 1}
     return fit(model or net(), job_dir=folder, **{**given, **arguments})
+
+
+def script_file(source: str, at: Path) -> Path:
+    """Write a script into a file whose name is new for each source, as loops are read once."""
+    file = at / f"script_{hashlib.md5(source.encode()).hexdigest()}.py"
+    file.write_text(source)
+    return file
+
+
+def run(source: str, at: Path, **names: Any) -> dict[str, Any]:
+    """Run a script, or a notebook's cell, in this process; return its global names."""
+    file = script_file(source, at)
+    names = {"__name__": "__main__", **names}
+    exec(compile(source, str(file), "exec"), names)
+    return names
 
 
 def finished(folder: Path) -> list[tuple[int, str | None]]:

@@ -22,7 +22,9 @@ from tensorflow.python.eager import context as tf_context
 
 from outlast import fit
 from outlast.attempt import bare, context
+from outlast.training import call_site
 from outlast.training import job as jobs
+from outlast.training.keras_internals import random_streams
 from outlast.training.keras_internals.generators import keras_global as keras_global_generator
 from outlast.training.phase import Phase
 from outlast.training.step.compiled_steps import CompiledSteps, StepLogs
@@ -31,8 +33,19 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.background_writer import Writer
 
 SEED = 7
+TESTS = Path(__file__).parents[1]
 # Comparisons with Keras need the same kernels on both sides.
 tf.config.experimental.enable_op_determinism()
+
+
+# The tests simulate several processes in loops of their own, from one file.
+_of_script = call_site.is_of_script
+mock.patch.object(
+    call_site,
+    "is_of_script",
+    lambda code: _of_script(code) and not code.co_filename.startswith(str(TESTS)),
+).start()
+mock.patch.object(call_site, "main_file", return_value=None).start()
 
 
 class Death(BaseException):
@@ -79,6 +92,7 @@ def begin_process(seed: int = SEED) -> None:
     """Put this process into the state of one that has just started a script with seeds."""
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(seed)
+    random_streams.forget()
 
 
 def all_state(model: Any) -> dict[str, bytes]:
@@ -220,7 +234,7 @@ def stopping_at(step: int) -> Iterator[None]:
 
 
 @contextmanager
-def steps_a_call(sizes: Callable[[int], int]) -> Iterator[list[int]]:
+def steps_per_call(sizes: Callable[[int], int]) -> Iterator[list[int]]:
     """Force the number of steps per compiled call to at most `sizes(step)`.
 
     Yields the list of how many steps each call took.
@@ -231,8 +245,8 @@ def steps_a_call(sizes: Callable[[int], int]) -> Iterator[list[int]]:
     def allowed(self: Phase, limit: int) -> int:
         return max(1, self._cadence.steps_until_due(self.step, min(limit, sizes(self.step))))
 
-    def run_and_note(self: CompiledSteps, lot: Any) -> StepLogs:
-        logs = run(self, lot)
+    def run_and_note(self: CompiledSteps, batches: Any) -> StepLogs:
+        logs = run(self, batches)
         taken.append(len(logs.rows()))
         return logs
 
@@ -276,7 +290,7 @@ __all__ = [
     "keras_fit",
     "process",
     "rows",
-    "steps_a_call",
+    "steps_per_call",
     "stopping_at",
     "train",
 ]

@@ -357,3 +357,17 @@ TRACED: dict[str, Script] = {
         stateful_lstm, {**ARRAYS, "x": RNG.normal(size=(16, 5, 1)), "y": Y[:16]}
     ),
 }
+
+# More of them, for comparisons with Keras.
+MORE_TRACED: dict[str, Script] = {
+    "loss scaling": Script(
+        with_policy("mixed_float16", model_of(*TINY, optimizer=falling_and_growing_scale)), ARRAYS
+    ),
+    "not built before": Script(model_of(*MLP, shape=None), ARRAYS),
+    "rotated and zoomed": Script(rotated, {**ARRAYS, "x": IMAGES}),
+    "regularizers and add_loss": Script(added_loss(), {**ARRAYS, "y": X}),
+    "add_loss alone, no targets": Script(added_loss(None), {**ARRAYS, "y": None}),
+    "sgd on a schedule": Script(model_of(*MLP, optimizer=sgd_on_a_schedule), ARRAYS),
+    "static batch size": Script(shaped, {**ARRAYS, "x": X[:16], "y": Y[:16]}),
+    "metric with many values": Script(vector_metric, {**ARRAYS, "y": np.eye(3)[Y]}),
+}

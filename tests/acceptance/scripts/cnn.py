@@ -2,7 +2,7 @@
 
 import keras
 from keras import layers
-from moments import Moments, digits, stop_late, tell
+from moments import Moments, digits, stop_late, write_history
 
 from outlast import fit
 
@@ -30,7 +30,7 @@ model.compile(
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
 )
-tell(
+write_history(
     fit(
         model,
         x,

@@ -12,7 +12,7 @@ import random
 import keras
 import numpy as np
 from keras import layers
-from moments import Moments, digits, tell
+from moments import Moments, digits, write_history
 
 from outlast import fit
 
@@ -24,7 +24,7 @@ noise = np.random.normal(scale=0.01, size=x.shape).astype("float32")
 model = keras.Sequential([layers.Input((8, 8)), layers.Flatten(), layers.Dropout(0.2)])
 model.add(layers.Dense(10, activation="softmax"))
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-tell(
+write_history(
     fit(
         model,
         (x + noise)[order],

@@ -1,9 +1,9 @@
-"""A GAN by hand: two models, two optimizers, noise of its own, and no `fit`."""
+"""A hand-written GAN: two models, two optimizers, a separate noise generator, and no `fit`."""
 
 import keras
 import numpy as np
 from keras import layers
-from moments import Moments, digits, tell
+from moments import Moments, digits, write_history
 
 from outlast import Loop
 
@@ -41,4 +41,4 @@ for real in loop:
         spread = np.std(artist(noise.normal(size=(50, 8))), axis=0).mean()
         loop.log_epoch(spread=spread)
         moments.on_epoch_end(loop.epoch)
-tell(loop.history)
+write_history(loop.history)

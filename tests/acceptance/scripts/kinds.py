@@ -1,4 +1,4 @@
-"""A training of one kind of data after the other; it kills itself where it is told to."""
+"""Trains with one kind of data after another, and kills itself at given batches."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The MLP; where it is held, the signal that tells it to leave lets go of it."""
+"""The MLP. Where a test holds it, a signal that asks it to leave also releases it."""
 
 import signal
 import sys
@@ -9,7 +9,7 @@ FOLDER = Path(sys.argv[1])
 outlasts = signal.getsignal(signal.SIGTERM)
 
 
-def let_go(signum: int, frame: FrameType | None) -> None:
+def release(signum: int, frame: FrameType | None) -> None:
     assert callable(outlasts)
     outlasts(signum, frame)
     new = FOLDER / "hold.new"
@@ -17,6 +17,6 @@ def let_go(signum: int, frame: FrameType | None) -> None:
     new.replace(FOLDER / "hold")
 
 
-signal.signal(signal.SIGTERM, let_go)
+signal.signal(signal.SIGTERM, release)
 
 import mlp  # noqa: E402, F401

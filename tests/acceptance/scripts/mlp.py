@@ -2,7 +2,7 @@
 
 import keras
 from keras import layers
-from moments import Moments, digits, stop_late, tell
+from moments import Moments, digits, stop_late, write_history
 
 from outlast import fit
 
@@ -19,7 +19,7 @@ model = keras.Sequential(
     ]
 )
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-tell(
+write_history(
     fit(
         model,
         x,

@@ -1,4 +1,4 @@
-"""What the training scripts here share: their data, their result, and a way to hold them."""
+"""Shared by the training scripts: data, result, and points where a test can hold them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def stop_late() -> list[Any]:
     ]
 
 
-def tell(history: keras.callbacks.History) -> None:
+def write_history(history: keras.callbacks.History) -> None:
     """Leave the History that `fit` returned where the test finds it."""
     found = {"history": history.history, "epoch": history.epoch, "params": history.params}
     (FOLDER / "history.json").write_text(json.dumps(found, indent=1))

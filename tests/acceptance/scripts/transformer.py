@@ -2,7 +2,7 @@
 
 import keras
 from keras import layers, ops
-from moments import Moments, digits, stop_late, tell
+from moments import Moments, digits, stop_late, write_history
 
 from outlast import fit
 
@@ -34,7 +34,7 @@ model.compile(
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2, name="top2")],
 )
-tell(
+write_history(
     fit(
         model,
         x,

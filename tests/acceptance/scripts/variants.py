@@ -1,11 +1,11 @@
-"""A short training that comes in variants, as a user's script that is changed between attempts."""
+"""A short training in variants, as if the user edited the script between two attempts."""
 
 import sys
 
 import keras
 import numpy as np
 from keras import layers
-from moments import FOLDER, Moments, digits, tell
+from moments import FOLDER, Moments, digits, write_history
 
 from outlast import fit
 
@@ -36,7 +36,7 @@ if variant != "missing layer":
 model.add(layers.Dense(10, activation="softmax", name="digit"))
 optimizer = keras.optimizers.RMSprop if variant == "other optimizer" else keras.optimizers.Adam
 model.compile(optimizer(0.002), "sparse_categorical_crossentropy", metrics=["accuracy"])
-tell(
+write_history(
     fit(
         model,
         x,

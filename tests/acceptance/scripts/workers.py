@@ -6,17 +6,16 @@ waits for a signal, and the exit code. The job is NAME below the folder that is 
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib.util
 import os
 import signal
 import sys
-import threading
 import time
-import traceback
 from pathlib import Path
 from typing import Any
+
+from tests.support.forked_script import as_process
 
 PATIENCE_S = 60  # only a failure takes that long
 
@@ -33,7 +32,7 @@ def main(folder: Path, held_at: int) -> None:
         if pid == 0:
             os.close(ours)
             run = functools.partial(training, kind, folder / name, held_at, theirs)
-            as_process(run, folder / name)
+            as_process(run, (folder / name).with_suffix(".told"))
         os.close(theirs)
         say(pid)
         say("held" if os.read(ours, 1) else "not held")
@@ -43,30 +42,6 @@ def main(folder: Path, held_at: int) -> None:
 
 def say(what: object) -> None:
     print(what, flush=True)
-
-
-def as_process(run: Any, folder: Path) -> None:
-    """Run a script as an interpreter does, and end this process."""
-    code = 1
-    try:
-        os.setsid()
-        os.dup2(2, 1)
-        os.close(0)
-        try:
-            run()
-            code = 0
-        except SystemExit as left:
-            code = int(left.code or 0)
-        except KeyboardInterrupt:
-            code = 130
-        except Exception:  # noqa: BLE001 - told as an interpreter tells it
-            folder.with_suffix(".told").write_text(traceback.format_exc())
-            traceback.print_exc()
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 def training(kind: str, folder: Path, held_at: int, held: int) -> None:
@@ -100,7 +75,7 @@ def training(kind: str, folder: Path, held_at: int, held: int) -> None:
             os.write(held, b"!")
             os.close(held)
             until = time.monotonic() + PATIENCE_S
-            while not (ctx.stop.requested or ctx.stop.save_and_go_on):
+            while not (ctx.stop.requested or ctx.stop.save_and_continue):
                 assert time.monotonic() < until
                 time.sleep(0.02)
             time.sleep(0.5)  # a worker that dies of it does so now, seen or not

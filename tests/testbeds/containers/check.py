@@ -151,13 +151,13 @@ def run_script(engine: Engine, folder: Path, code: str, *options: str, told: str
 # --- the image -----------------------------------------------------------------------------------
 
 
-def test_alone_it_prints_help(engine: Engine) -> None:
+def test_without_arguments_it_prints_help(engine: Engine) -> None:
     done = engine.run()
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Usage: outlast")
 
 
-def test_it_is_a_user_without_rights(engine: Engine) -> None:
+def test_it_runs_as_an_unprivileged_user(engine: Engine) -> None:
     look = ("-E", "^(Uid|Gid|Groups|CapEff)", "/proc/1/status")
     done = engine.run("--entrypoint", "grep", run=look)
     found = {line.split()[0]: set(line.split()[1:]) for line in done.stdout.splitlines()}
@@ -175,18 +175,18 @@ def test_it_has_no_compiler_no_sources_and_no_tests_of_ours(engine: Engine) -> N
     assert done.stdout == "/jobs:\n\n/work:\n"
 
 
-def test_everything_it_has_goes_together(engine: Engine) -> None:
+def test_all_installed_packages_are_compatible(engine: Engine) -> None:
     done = engine.run("--entrypoint", "pip", *READ_ONLY, run=("check",))
     assert done.returncode == 0, done.stdout
 
 
-def test_stores_and_plots_can_be_imported(engine: Engine) -> None:
+def test_clients_of_stores_and_matplotlib_can_be_imported(engine: Engine) -> None:
     program = "import s3fs, gcsfs, adlfs, matplotlib.pyplot"
     done = engine.run(*READ_ONLY, "--entrypoint", "python", run=("-c", program))
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_an_image_of_ones_own_is_made_as_the_page_says(engine: Engine, tmp_path: Path) -> None:
+def test_a_custom_image_is_built_as_documented(engine: Engine, tmp_path: Path) -> None:
     page = (TOP / "deploy/README.md").read_text()
     written = re.search(r"^```dockerfile\n(.+?)^```$", page, re.M | re.S)
     assert written is not None
@@ -201,7 +201,7 @@ def test_an_image_of_ones_own_is_made_as_the_page_says(engine: Engine, tmp_path:
 # --- jobs in it ----------------------------------------------------------------------------------
 
 
-def test_a_training_is_stopped_and_goes_on_in_a_new_container(
+def test_a_stopped_training_continues_in_a_new_container(
     engine: Engine, contained: Callable[[str], Contained], untouched: Contained
 ) -> None:
     training = contained("stopped")
@@ -231,7 +231,7 @@ def test_a_training_is_stopped_and_goes_on_in_a_new_container(
     assert (training.folder / "spec.json").stat().st_uid == UID
 
 
-def test_what_is_killed_goes_on_too(
+def test_a_killed_training_continues_in_a_new_container(
     engine: Engine, contained: Callable[[str], Contained], untouched: Contained
 ) -> None:
     """First the attempt, which its supervisor starts again; then the whole container."""
@@ -270,7 +270,7 @@ def test_two_containers_never_have_the_same_job(
     training.close()
 
 
-def test_nothing_dead_is_kept_by_the_first_process(engine: Engine, tmp_path: Path) -> None:
+def test_the_first_process_reaps_all_children(engine: Engine, tmp_path: Path) -> None:
     done = run_script(
         engine,
         tmp_path,
@@ -291,7 +291,7 @@ def test_nothing_dead_is_kept_by_the_first_process(engine: Engine, tmp_path: Pat
     assert done.returncode == exit_codes.DONE, done.stdout + done.stderr
 
 
-def test_too_little_memory_is_told(engine: Engine, tmp_path: Path) -> None:
+def test_too_little_memory_is_reported(engine: Engine, tmp_path: Path) -> None:
     hog = "held = []\nwhile True:\n    held.append(b'x' * (1 << 24))\n"
     limit = ("--memory", "300m", "--memory-swap", "300m")
     done = run_script(engine, tmp_path, hog, *limit, told="--max-retries 1")

@@ -25,6 +25,7 @@ TOOLS = {  # and the Debian packages that bring them
     "debootstrap": "debootstrap",
 }
 IMAGE = "localhost/outlast"
+BASE = "python:3.11-slim-bookworm"
 # Of open files and of processes: podman's own choice is more than every root may give away.
 LIMIT = 10_000
 # What pip has to be told, here as there, to reach the index that this machine uses.
@@ -61,17 +62,16 @@ class Engine:
 
     def build(self) -> float:
         """Build the Dockerfile of this checkout; return how many seconds that took."""
-        dockerfile = (TOP / "Dockerfile").read_text()
-        for base in sorted(set(re.findall(r"^FROM (\S+)", dockerfile, re.M))):
-            if self._try("image", "exists", f"localhost/{base}").returncode:
-                self._make_base(base)
-        return self.build_from(TOP, IMAGE)
+        if self._try("image", "exists", f"localhost/{BASE}").returncode:
+            self._make_base(BASE)
+        return self.build_from(TOP, IMAGE, "--build-arg", f"BASE=localhost/{BASE}")
 
-    def build_from(self, context: Path, tag: str) -> float:
+    def build_from(self, context: Path, tag: str, *options: str) -> float:
         began = time.monotonic()
         command = [
             *("buildah", *self._store, "build", "--isolation", "chroot", "--pull-never"),
-            *("--layers", "--network", "host", "--tag", tag, *self._indexes(), str(context)),
+            *("--layers", "--network", "host", "--tag", tag, *self._indexes(), *options),
+            str(context),
         ]
         log = self.folder / "build.log"
         with log.open("wb") as output:

@@ -36,7 +36,7 @@ except SystemExit as left:
 """
 
 
-def test_the_check_sees_what_is_loaded() -> None:
+def test_the_check_finds_loaded_modules() -> None:
     assert loaded_after("import numpy, fsspec") == {"numpy", "fsspec"}
 
 
@@ -77,7 +77,7 @@ def test_looking_at_local_jobs_loads_nothing_heavy(tmp_path: object) -> None:
     assert loaded_after(command("list", "--root", str(tmp_path))) == set()
 
 
-def test_the_names_of_the_packages_can_all_be_had() -> None:
+def test_all_public_names_can_be_imported() -> None:
     loaded_after(
         "import outlast_checkpoints as ours\nfor name in ours.__all__: getattr(ours, name)"
     )

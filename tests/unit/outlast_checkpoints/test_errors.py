@@ -22,7 +22,7 @@ def test_the_docstring_is_the_message() -> None:
     assert (error.path, error.errno) == ("/x/y", errno.ENOSPC)  # type: ignore[attr-defined]
 
 
-def test_they_are_what_they_resemble() -> None:
+def test_errors_derive_from_the_matching_builtin_errors() -> None:
     assert issubclass(StorageError, OSError)
     assert issubclass(NotFound, FileNotFoundError)
     with pytest.raises(OSError, match="gone"):

@@ -23,7 +23,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not loaded_after("import outlast_checkpoints") & HEAVY
 
 
-def test_reading_what_there_is_loads_nothing_heavy() -> None:
+def test_reading_a_job_loads_nothing_heavy() -> None:
     statement = (
         "from outlast_checkpoints import CheckpointStore, HistoryReader, Keep, open_storage\n"
         "storage = open_storage('/nonexistent')\n"
@@ -34,10 +34,10 @@ def test_reading_what_there_is_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize("name", outlast_checkpoints.__all__)
-def test_every_name_is_there(name: str) -> None:
+def test_every_public_name_is_available(name: str) -> None:
     assert getattr(outlast_checkpoints, name).__module__.startswith("outlast_checkpoints.")
 
 
-def test_other_names_are_not() -> None:
+def test_other_names_are_not_available() -> None:
     with pytest.raises(AttributeError, match="nonsense"):
         outlast_checkpoints.nonsense  # noqa: B018

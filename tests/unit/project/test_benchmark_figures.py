@@ -7,14 +7,14 @@ import json
 from tests.benchmarks.figure import Figure, Spread, compared, in_turn, table
 
 
-def test_ratios_are_taken_pair_by_pair() -> None:
+def test_ratios_are_computed_pair_by_pair() -> None:
     figure = compared("name", "s", [2.0, 9.0, 4.0], [1.0, 3.0, 4.0], "a peer", bar="<= 2 x")
     assert figure.ours == Spread(4.0, 2.0, 9.0)
     assert figure.peer == Spread(3.0, 1.0, 4.0)
     assert figure.ratio == Spread(2.0, 1.0, 3.0)
 
 
-def test_both_are_measured_as_often_and_take_turns_in_being_first() -> None:
+def test_both_are_measured_equally_often_and_alternate() -> None:
     order: list[str] = []
 
     def measure(which: str) -> float:
@@ -26,7 +26,7 @@ def test_both_are_measured_as_often_and_take_turns_in_being_first() -> None:
     assert found == ([1.0, 4.0, 5.0], [2.0, 3.0, 6.0])
 
 
-def test_a_figure_comes_back_from_json() -> None:
+def test_a_figure_round_trips_as_json() -> None:
     for figure in (
         compared("a", "ms", [1.0], [2.0], "a peer", bar="<= 5 ms", holds=True, detail="d"),
         Figure("b", "s", Spread.of([3.0])),
@@ -34,7 +34,7 @@ def test_a_figure_comes_back_from_json() -> None:
         assert Figure.of(json.loads(json.dumps(figure.plain()))) == figure
 
 
-def test_the_table_says_what_holds_and_what_was_missed() -> None:
+def test_the_table_shows_met_and_missed_targets() -> None:
     missed = compared("slow", "s", [4.0], [1.0], "a peer", bar="<= 2 x", holds=False)
     held = compared("quick", "s", [1.0], [1.0], "a peer", bar="<= 2 x", holds=True)
     alone = Figure("alone", "MB", Spread.of([1.0, 3.0]), bar="<= 9", detail="why")

@@ -1,4 +1,4 @@
-"""The documentation says what the code does, and an error says what it promises."""
+"""The documentation agrees with the code, and every error has a complete message."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_tables_of_states_and_outcomes_are_complete() -> None:
     assert codes(outcomes) == [one.value for one in outcome.Outcome]
 
 
-def test_the_outcomes_said_to_be_fatal_or_free_are_those() -> None:
+def test_the_fatal_and_free_outcomes_are_the_documented_ones() -> None:
     rows = table(section(page("docs/operations.md"), "Outcomes of an attempt"))
     marked = {
         mark: {outcome.Outcome(codes([row])[0]) for row in rows if row[2].startswith(mark)}
@@ -89,7 +89,8 @@ def test_the_table_of_the_spec_has_every_policy_and_its_default() -> None:
     rows = table(section(page("docs/operations.md"), "Policies of a job"))
     job = spec.JobSpec(job="x")
     not_policies = {"job", "format", "script", "module", "args", "cwd", "python", "env", "seed",
-                    "engine", "engine_options", "backend", "created", "outlast"}  # fmt: skip
+                    "engine", "engine_options", "backend", "tags", "created",
+                    "outlast"}  # fmt: skip
     assert set(codes(rows)) == set(spec.JobSpec.__struct_fields__) - not_policies
     for row in rows:
         for field, told in zip(codes([row]), row[1].split(", "), strict=True):
@@ -111,8 +112,8 @@ def test_the_table_of_log_events_lists_every_event_with_its_meaning() -> None:
 
 
 def test_every_log_call_uses_a_member_and_every_member_is_used() -> None:
-    literal = re.compile(r"(?:\blog\.\w+|(?<!\.)\bsay|\b_?tell(?:_once)?)\(\s*[rf]*[\"'](\w+)")
-    told = re.compile(r'_tell\(\s*"(\w+)"(?: if \w+ is None else "(\w+)")?')
+    literal = re.compile(r"(?:\blog\.\w+|\b_?tell(?:_once)?)\(\s*[rf]*[\"'](\w+)")
+    told = re.compile(r'_report\(\s*"(\w+)"(?: if \w+ is None else "(\w+)")?')
     used = set()
     for path in (TOP / "service/outlast").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
@@ -142,7 +143,7 @@ def test_the_page_of_the_format_names_every_path_of_the_layout() -> None:
     base = [
         layout.origin(3),
         layout.heartbeat(3),
-        layout.departure(3),
+        layout.deadline(3),
         layout.history(3),
         layout.attempt_log(3),
         layout.supervisor_log(3),
@@ -217,7 +218,7 @@ def fields(kind: type[OutlastError]) -> set[str]:
     return {re.split(r"[.\[]", name)[0] for name in names}
 
 
-def test_every_error_has_a_message_of_its_own_that_formats(
+def test_every_error_has_its_own_message_that_formats(
     all_errors: dict[str, type[OutlastError]],
 ) -> None:
     assert len(all_errors) > 15
@@ -254,7 +255,7 @@ def called(
     return None
 
 
-def test_wherever_an_error_is_made_it_gets_all_that_its_message_tells(
+def test_every_raised_error_gets_all_fields_of_its_message(
     all_errors: dict[str, type[OutlastError]],
 ) -> None:
     seen = 0
@@ -291,7 +292,7 @@ def rooms() -> str:
     return "\n".join(lines)
 
 
-def test_the_table_of_rooms_is_made_of_their_docstrings() -> None:
+def test_the_table_of_rooms_is_generated_from_docstrings() -> None:
     text = page("ARCHITECTURE.md")
     if rooms() not in text:
         pytest.fail(f"ARCHITECTURE.md, Rooms: put this table there\n{rooms()}", pytrace=False)
@@ -308,7 +309,7 @@ def layers() -> str:
     return "\n\n".join(blocks)
 
 
-def test_the_picture_of_the_layers_is_made_of_the_contracts() -> None:
+def test_the_layers_are_generated_from_the_contracts() -> None:
     assert "outlast.training\n    fit | loop" in layers()
     if f"```\n{layers()}\n```" not in page("ARCHITECTURE.md"):
         pytest.fail(f"ARCHITECTURE.md, Rooms: put these layers there\n{layers()}", pytrace=False)

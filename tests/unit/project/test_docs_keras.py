@@ -12,6 +12,7 @@ import keras
 import pytest
 
 from outlast.job.log_events import LogEvent
+from outlast.training.data.tfdata_ops import OPS, Promise
 from tests.support.data_kinds import BEYOND_KERAS, KINDS
 
 TOP = Path(__file__).parents[3]
@@ -96,6 +97,15 @@ def test_every_test_that_is_named_exists() -> None:
             assert code in everywhere, code
 
 
+def test_every_architecture_that_is_named_exists() -> None:
+    folder = TOP / "tests/testbeds/repeatability"
+    trees = [tree for path, tree in TREES.items() if path.parent == folder]
+    texts = {n.value for t in trees for n in ast.walk(t) if isinstance(n, ast.Constant)}
+    named = re.findall(r"`repeatability\[([^`]+)\]`", PAGE)
+    assert len(named) > 7
+    assert [name for name in named if name not in texts] == []
+
+
 @pytest.mark.parametrize("heading", TABLES)
 def test_every_row_names_a_test_that_compares_and_one_that_kills(heading: str) -> None:
     without = []
@@ -126,7 +136,7 @@ def test_every_callback_of_keras_has_a_row() -> None:
     assert len(told) == len(there)
 
 
-def test_every_kind_of_data_has_a_row_with_the_way_back_into_it() -> None:
+def test_every_kind_of_data_has_a_row_with_its_way_of_resuming() -> None:
     rows = table("Kinds of data")
     assert [row[0] for row in rows] == list(KINDS)
     for (name, _, way, trains, resumes), kind in zip(rows, KINDS.values(), strict=True):
@@ -137,13 +147,26 @@ def test_every_kind_of_data_has_a_row_with_the_way_back_into_it() -> None:
     assert {kind.way for kind in KINDS.values()} == ways
 
 
+def test_every_operation_of_tf_data_has_a_row_with_its_promise() -> None:
+    assert section("Operations of tf.data").strip().split("\n\n")[-1] == operations()
+
+
+def operations() -> str:
+    """The table of the operations of tf.data, as it stands in the page."""
+    rows = [
+        f"| {op.written} | {op.promise}{': ' + op.why if op.why else ''} |"
+        for op in sorted(OPS.values(), key=lambda op: (list(Promise).index(op.promise), op.written))
+    ]
+    return "\n".join(["| operation | a resume is |", "|---|---|", *dict.fromkeys(rows)])
+
+
 def test_every_kind_of_validation_data_has_a_row() -> None:
     rows = table("Validation data")
     assert {row[0] for row in rows} == LEGEND["validation"].cases
     assert all(codes(row[-1]) == [f"validation[{row[0]}]"] for row in rows)
 
 
-def test_what_is_said_to_be_in_the_log_is_what_is_logged() -> None:
+def test_documented_log_events_are_logged() -> None:
     training = (TOP / "service/outlast/training").rglob("*.py")
     source = "".join(path.read_text(encoding="utf-8") for path in training)
     events = [

@@ -1,4 +1,4 @@
-"""What a script prints onto a full disk is lost; the script goes on."""
+"""Output on a full disk is lost; the script continues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ open(sys.argv[1], "w").write(f"{out.lost} {err.lost}")
 
 
 @pytest.mark.parametrize("options", [[], ["-u"]])
-def test_words_are_lost_on_a_full_disk(options: list[str], tmp_path: Path) -> None:
+def test_output_is_lost_on_a_full_disk(options: list[str], tmp_path: Path) -> None:
     if not FULL.is_char_device():
         pytest.skip("there is no /dev/full here")
     with FULL.open("w") as full:
@@ -38,7 +38,7 @@ def test_words_are_lost_on_a_full_disk(options: list[str], tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", [[], ["-u"]])
-def test_words_arrive_where_there_is_space(options: list[str], tmp_path: Path) -> None:
+def test_output_arrives_while_there_is_space(options: list[str], tmp_path: Path) -> None:
     command = [sys.executable, *options, "-c", SCRIPT, str(tmp_path / "lost")]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     assert done.stdout == b"words\nbytes"

@@ -36,7 +36,7 @@ def fake_tensorflow(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_tensorflow_is_made_ready_when_the_script_imports_it(
+def test_tensorflow_is_seeded_when_the_script_imports_it(
     fake_tensorflow: Path, deterministic: bool
 ) -> None:
     out = python(
@@ -69,7 +69,7 @@ def test_python_and_numpy_give_the_same_numbers_each_time() -> None:
     assert python(code.replace("2**62 + 1", "3")) != first
 
 
-def test_what_is_imported_already_is_seeded_at_once() -> None:
+def test_imported_modules_are_seeded_immediately() -> None:
     out = python(
         "import numpy\n"
         "from outlast.attempt.seeding import seed_everything\n"

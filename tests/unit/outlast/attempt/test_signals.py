@@ -40,7 +40,7 @@ def test_a_signal_asks_to_leave_and_a_second_changes_nothing(signum: signal.Sign
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
     assert (flag.reason, flag.count) == (signum.name, 3)
-    assert not flag.save_and_go_on
+    assert not flag.save_and_continue
     handlers.restore()
 
 
@@ -49,14 +49,14 @@ def test_usr2_asks_for_a_save_only() -> None:
     handlers = signals.install(flag)
     assert handlers is not None
     signal.raise_signal(signal.SIGUSR2)
-    assert flag.save_and_go_on
+    assert flag.save_and_continue
     assert not flag.requested
     handlers.restore()
 
 
-def test_patience_ends_with_an_interrupt() -> None:
+def test_the_last_allowed_interrupt_raises_keyboard_interrupt() -> None:
     flag = StopFlag()
-    handlers = signals.install(flag, patience=2)
+    handlers = signals.install(flag, max_interrupts=2)
     assert handlers is not None
     signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)
@@ -99,11 +99,11 @@ def test_the_scripts_own_handler_is_called_after_ours(signum: signal.Signals, la
     assert handlers is not None
     if late:
         signal.signal(signum, script)
-    assert flag.put_handlers_back() == ([signum.name] if late else [])
-    assert flag.put_handlers_back() == []
+    assert flag.reinstall_handlers() == ([signum.name] if late else [])
+    assert flag.reinstall_handlers() == []
     signal.raise_signal(signum)
     assert script.seen == [signum]
-    assert flag.save_and_go_on == (signum in signals.SAVE)
+    assert flag.save_and_continue == (signum in signals.SAVE)
     assert flag.requested == (signum in signals.LEAVE)
     handlers.restore()
     assert signal.getsignal(signum) == script
@@ -116,11 +116,11 @@ def test_a_signal_that_the_script_ignores_still_saves(other: signal.Handlers) ->
     handlers = signals.install(flag)
     assert handlers is not None
     signal.signal(signal.SIGTERM, other)
-    assert flag.put_handlers_back() == ["SIGTERM"]
+    assert flag.reinstall_handlers() == ["SIGTERM"]
     signal.raise_signal(signal.SIGTERM)
     assert flag.reason == "SIGTERM"
     signal.signal(signal.SIGTERM, other)
-    assert flag.put_handlers_back() == []  # it was said before
+    assert flag.reinstall_handlers() == []  # it was said before
     signal.raise_signal(signal.SIGTERM)
     assert flag.count == 2
     handlers.restore()
@@ -142,6 +142,49 @@ def test_a_handler_that_leaves_waits_for_the_save(error: BaseException) -> None:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_handler_that_is_set_in_a_loop_takes_no_signal_away(signum: signal.Signals) -> None:
+    """Not even one that arrives before the next border between two steps."""
+    flag, early, late = StopFlag(), Script(), Script()
+    handlers = signals.install(flag)
+    assert handlers is not None
+    usual = signal.getsignal(signum)
+    set_handler = signal.signal
+    signal.signal(signum, early)
+    with flag.read_by_loop():
+        signal.raise_signal(signum)
+        assert signal.signal(signum, late) == early
+        signal.raise_signal(signum)
+        assert (early.seen, late.seen) == ([signum], [signum])
+        assert flag.count + 2 * flag.save_and_continue == 2
+        assert flag.reinstall_handlers() == [signum.name]
+        assert signal.signal(signum, usual) == late
+        signal.raise_signal(signum)
+        assert len(late.seen) == 1
+        with pytest.raises(TypeError):
+            signal.signal(signum, "no handler")  # type: ignore[arg-type]
+        assert signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGHUP)) is not None
+        assert flag.reinstall_handlers() == []
+    assert signal.signal is set_handler
+    handlers.restore()
+
+
+def test_a_handler_that_ends_the_process_by_the_same_signal_waits_for_the_save() -> None:
+    flag = StopFlag()
+    handlers = signals.install(flag)
+    assert handlers is not None
+
+    def ends(signum: int, frame: object) -> None:
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+
+    with flag.read_by_loop():
+        signal.signal(signal.SIGTERM, ends)
+        signal.raise_signal(signal.SIGTERM)
+        assert flag.reason == "SIGTERM"
+    handlers.restore()
+
+
 def test_outside_of_a_loop_the_script_decides_what_a_signal_means() -> None:
     flag, script = StopFlag(), Script()
     before = signal.signal(signal.SIGTERM, script)
@@ -154,7 +197,7 @@ def test_outside_of_a_loop_the_script_decides_what_a_signal_means() -> None:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_handler_that_calls_the_one_before_it_is_no_endless_loop() -> None:
+def test_a_handler_that_calls_the_previous_one_does_not_recurse() -> None:
     flag, seen = StopFlag(), []
     handlers = signals.install(flag)
     assert handlers is not None
@@ -166,7 +209,7 @@ def test_a_handler_that_calls_the_one_before_it_is_no_endless_loop() -> None:
         ours(signum, None)
 
     signal.signal(signal.SIGTERM, polite)
-    flag.put_handlers_back()
+    flag.reinstall_handlers()
     signal.raise_signal(signal.SIGTERM)
     assert (seen, flag.count) == ([signal.SIGTERM], 1)
     handlers.restore()
@@ -181,7 +224,7 @@ def test_two_jobs_in_turn_in_one_process_call_the_scripts_handler_once() -> None
     assert second is not None
     signal.raise_signal(signal.SIGTERM)
     assert (one.count, two.count, len(script.seen)) == (0, 1, 1)
-    assert one.put_handlers_back() == []  # nobody took them away: the other job did
+    assert one.reinstall_handlers() == []  # nobody took them away: the other job did
     signal.raise_signal(signal.SIGTERM)
     assert (one.count, two.count) == (1, 1)
     second.restore()
@@ -249,6 +292,6 @@ print("all ended")
 """
 
 
-def test_a_fork_ends_however_soon_it_is_asked_to() -> None:
+def test_a_fork_ends_on_a_signal_at_any_time() -> None:
     done = subprocess.run([sys.executable, "-c", SOON], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "all ended\n", "")

@@ -1,4 +1,4 @@
-"""What an attempt does about its spool at its beginning and at its end."""
+"""How an attempt handles its spool at its start and at its end."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def stranded(machine: Machine, bucket: Bucket) -> None:
     machine.save()
 
 
-def test_what_was_sent_lets_the_process_exit_as_it_is(
+def test_a_process_that_has_sent_everything_keeps_its_exit_code(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make()
@@ -105,7 +105,7 @@ def test_a_finished_training_that_cannot_be_sent_exits_with_74_and_says_where_it
     assert [one.step for one in machine.spool.waiting()] == [3]
 
 
-def test_who_was_asked_to_leave_leaves_within_the_grace_with_75(
+def test_a_stopped_process_leaves_within_the_grace_with_75(
     make: Callable[..., Machine], bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = make()
@@ -118,7 +118,7 @@ def test_who_was_asked_to_leave_leaves_within_the_grace_with_75(
     assert attempt.said() == ["send_failed"]
 
 
-def test_a_store_that_comes_back_in_time_is_waited_for(
+def test_a_finished_process_waits_for_a_store_that_recovers_in_time(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make()
@@ -137,7 +137,7 @@ def test_a_store_that_comes_back_in_time_is_waited_for(
     assert committed(bucket) == ["1.0", "3.0"]
 
 
-def test_what_is_being_sent_may_take_longer_than_a_store_that_is_away(
+def test_a_send_in_progress_may_take_longer_than_the_wait_for_a_store(
     make: Callable[..., Machine], bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OUTLAST_SPOOL_WAIT", "0")
@@ -182,13 +182,13 @@ def test_an_attempt_that_is_superseded_while_it_waits_says_so(
     assert committed(bucket) == ["1.0"]
 
 
-def test_the_wait_has_to_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_wait_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OUTLAST_SPOOL_WAIT", "long")
     with pytest.raises(UsageError, match="OUTLAST_SPOOL_WAIT"):
         spool_settings.wait_at_end()
 
 
-def test_what_the_attempt_before_left_is_sent_before_the_next_begins(
+def test_checkpoints_of_the_previous_attempt_are_sent_first(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make()
@@ -206,7 +206,7 @@ def test_what_the_attempt_before_left_is_sent_before_the_next_begins(
     assert machine.spool.attempts() == []
 
 
-def test_of_what_was_left_the_newest_whole_one_counts(
+def test_the_newest_intact_waiting_checkpoint_counts(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make()
@@ -227,7 +227,7 @@ def test_of_what_was_left_the_newest_whole_one_counts(
     assert attempt.said() == ["spool_lost", "sent"]
 
 
-def test_what_others_have_gone_on_without_is_told_and_goes_when_it_is_old(
+def test_an_abandoned_spool_is_reported_and_deleted_when_it_is_old(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make()
@@ -262,7 +262,7 @@ def bare(
     bare_script.close_bare(found)
 
 
-def test_a_bare_script_whose_store_is_away_at_the_end_leaves_a_word(
+def test_a_bare_script_whose_store_is_away_at_the_end_says_so(
     bare: AttemptContext, bucket: Bucket, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert bare.spool is not None
@@ -272,7 +272,7 @@ def test_a_bare_script_whose_store_is_away_at_the_end_leaves_a_word(
     assert context.current() is None
 
 
-def test_a_bare_script_exits_with_what_its_last_checkpoints_came_to(
+def test_a_bare_script_exits_with_the_result_of_sending(
     bare: AttemptContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[int] = []
@@ -283,7 +283,7 @@ def test_a_bare_script_exits_with_what_its_last_checkpoints_came_to(
     assert Journal(bare.storage).existing_job().exit_code == exit_codes.STORAGE_FAILED
 
 
-def test_one_that_has_sent_all_exits_as_ever(
+def test_a_bare_script_that_has_sent_everything_keeps_its_exit_code(
     bare: AttemptContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     left: list[int] = []

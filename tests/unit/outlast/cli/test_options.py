@@ -1,4 +1,4 @@
-"""Options from command line, environment and file: who goes first, and what is refused."""
+"""Options from command line, environment and file: precedence and invalid values."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import click
 import pytest
 
-from outlast.cli import options
 from outlast.cli.commands.run import run
 from outlast.cli.commands.submit import submit
 from outlast.cli.config import read_config
 from outlast.cli.new_job import ScriptVerb
+from outlast.cli.values import duration
 from outlast_checkpoints.errors import UsageError
 
 Parsed = dict[str, Any]
@@ -37,7 +37,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_command_line_before_environment_before_file_before_default(
+def test_the_command_line_overrides_environment_file_and_default(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = [parse("train.py")["keep"]]
@@ -50,8 +50,37 @@ def test_command_line_before_environment_before_file_before_default(
     assert seen == ["last:3", "last:1", "last:2", "last:5"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "adopt", "command"),
+    [
+        (["train.py"], "no", ("train.py",)),
+        (["--adopt", "train.py"], "yes", ("train.py",)),
+        (["--adopt=strict", "train.py", "--adopt"], "strict", ("train.py", "--adopt")),
+        (["--keep", "all", "--adopt", "--", "train.py", "--adopt"], "yes", ("train.py", "--adopt")),
+        (["--adopt", "--name", "strict", "-m", "strict"], "yes", ("strict",)),
+    ],
+)
+def test_the_value_of_adopt_is_optional(
+    arguments: list[str], adopt: str, command: tuple[str, ...]
+) -> None:
+    found = parse(*arguments)
+    assert (found["adopt"], found["command"]) == (adopt, command)
+
+
+def test_adopt_can_be_in_a_file_and_in_the_environment(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text("adopt = 'yes'")
+    assert parse("--config", str(config), "train.py")["adopt"] == "yes"
+    for said, adopt in (("strict", "strict"), ("1", "yes"), ("false", "no")):
+        monkeypatch.setenv("OUTLAST_ADOPT", said)
+        assert parse("train.py")["adopt"] == adopt
+    with pytest.raises(click.BadParameter, match="Use --adopt, or --adopt=strict"):
+        parse("--adopt=most", "train.py")
+
+
 @pytest.mark.parametrize("head", ["", "[job]\n"])
-def test_every_kind_of_option_can_stand_in_a_file(config: Path, head: str) -> None:
+def test_every_kind_of_option_can_be_in_a_file(config: Path, head: str) -> None:
     config.write_text(
         f"{head}save-every = 100\nmax_retries = 7\ndeterministic = false\nstall-timeout = '5m'\n"
         "seed = 4\nscript = 'train.py'\nargs = ['--lr', 0.1]\nenv = {A = 'x', B = 2}\n"
@@ -96,7 +125,7 @@ def test_pairs_can_be_a_list(config: Path) -> None:
         ("keep = [1", "the file is not valid TOML"),
     ],
 )
-def test_what_a_file_cannot_say(config: Path, content: str, said: str) -> None:
+def test_invalid_files_are_refused(config: Path, content: str, said: str) -> None:
     config.write_text(content)
     with pytest.raises(UsageError) as caught:
         parse("--config", str(config), "train.py")
@@ -104,7 +133,7 @@ def test_what_a_file_cannot_say(config: Path, content: str, said: str) -> None:
     assert str(config) in str(caught.value)
 
 
-def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         read_config(tmp_path / "none.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
@@ -114,19 +143,19 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_what_follows_the_script_is_its_own() -> None:
+def test_everything_after_the_script_belongs_to_the_script() -> None:
     found = parse("--keep", "2", "train.py", "--keep", "9", "--", "-m", "--help")
     assert found["keep"] == "2"
     assert found["command"] == ("train.py", "--keep", "9", "--", "-m", "--help")
 
 
-def test_a_module_stands_where_a_script_would() -> None:
+def test_a_module_replaces_the_script() -> None:
     found = parse("-m", "package.train", "--lr", "1")
     assert found["module"] is True
     assert found["command"] == ("package.train", "--lr", "1")
 
 
-def test_an_option_nobody_knows_is_refused_before_the_script() -> None:
+def test_an_unknown_option_before_the_script_is_refused() -> None:
     with pytest.raises(click.NoSuchOption, match="--save-evry"):
         parse("--save-evry", "3", "train.py")
 
@@ -135,14 +164,14 @@ def test_an_option_nobody_knows_is_refused_before_the_script() -> None:
     ("text", "seconds"),
     [("90", 90.0), ("90s", 90.0), ("1.5h", 5400.0), ("30m", 1800.0), ("1d", 86400.0), ("off", 0.0)],
 )
-def test_times(text: str, seconds: float) -> None:
-    assert options.duration(text) == seconds
+def test_valid_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1 hour", "1e3", "nan", "inf", "5ms"])
-def test_what_is_no_time(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(click.BadParameter, match="Invalid duration"):
-        options.duration(text)
+        duration(text)
 
 
 @pytest.mark.parametrize("verb", [run, submit])
@@ -165,9 +194,7 @@ def test_every_variable_is_named_after_its_option() -> None:
 @pytest.mark.parametrize(
     "given", [["--gpus", "1"], ["--partition", "low"], ["--sbatch", "account=a"]]
 )
-def test_an_option_of_a_queue_needs_the_engine_that_has_one(
-    tmp_path: Path, given: list[str]
-) -> None:
+def test_an_option_of_slurm_needs_the_engine_slurm(tmp_path: Path, given: list[str]) -> None:
     (tmp_path / "train.py").touch()
     command = ["--root", str(tmp_path / "jobs"), *given, str(tmp_path / "train.py")]
     with (
@@ -176,3 +203,10 @@ def test_an_option_of_a_queue_needs_the_engine_that_has_one(
     ):
         submit.invoke(ctx)
     assert not (tmp_path / "jobs").exists()
+
+
+@pytest.mark.parametrize("name", ["--audit", "--audit-every"])
+def test_how_often_to_audit(name: str) -> None:
+    assert run.make_context("run", [name, "30m", "train.py"]).params["audit_every"] == "30m"
+    with pytest.raises(click.BadParameter, match="'often' is not understood"):
+        run.make_context("run", [name, "often", "train.py"])

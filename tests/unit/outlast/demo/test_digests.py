@@ -75,7 +75,7 @@ def edit(part: str, change: Callable[[Any], Any]) -> Callable[[Training], None]:
         (lambda made: made["row"].update(step=2), ["history"]),
     ],
 )
-def test_what_differs_is_seen_where_it_is(
+def test_a_difference_is_found_in_its_part(
     tmp_path: Path, change: Callable[[Training], None], differs: list[str]
 ) -> None:
     changed = training()

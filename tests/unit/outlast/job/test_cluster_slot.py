@@ -1,4 +1,4 @@
-"""The place that a cluster has given a process, and what the newer one of a job may do."""
+"""The slot of a process in a cluster. A newer slot of the same job takes over."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def place(start: int = 0, number: str = "7") -> Slot:
     return Slot(engine="slurm", id=number, start=start)
 
 
-def test_slurm_tells_it_by_its_variables() -> None:
+def test_the_slot_is_read_from_the_variables_of_slurm() -> None:
     assert cluster_slot.here({}) is None
     assert cluster_slot.here({"SLURM_JOB_ID": ""}) is None
     assert cluster_slot.here({"SLURM_JOB_ID": "7"}) == place()
     assert cluster_slot.here({"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"}) == place(2)
 
 
-def test_a_task_of_an_array_is_a_place_of_its_own() -> None:
+def test_each_task_of_an_array_has_its_own_slot() -> None:
     task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "8"}
     assert cluster_slot.here(task) == place(number="7_1")
     last = {**task, "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "3"}
@@ -56,7 +56,7 @@ def test_only_a_later_start_of_the_same_job_follows() -> None:
 
 
 @pytest.mark.parametrize("there", ["0", "1", "another job", None])
-def test_a_later_start_takes_the_job_from_an_owner_that_is_at_work(
+def test_a_later_start_takes_the_job_from_a_running_owner(
     there: str | None, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(storage)
@@ -76,7 +76,7 @@ def test_a_later_start_takes_the_job_from_an_owner_that_is_at_work(
     assert job.state in (State.PENDING, State.WAITING)
 
 
-def test_a_queued_job_says_where_it_waits_until_it_is_resumed_anew(storage: Storage) -> None:
+def test_a_queued_job_shows_its_queue_until_it_is_resumed(storage: Storage) -> None:
     journal = Journal(storage)
     journal.append(Submitted())
     job = journal.append(Queued(engine="slurm", handle={"id": "7"}))

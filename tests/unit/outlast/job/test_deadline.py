@@ -1,4 +1,4 @@
-"""By when an attempt has to be gone: from the notice, over the supervisor's file, to the save."""
+"""The deadline of an attempt: from the notice, through the supervisor's file, to the save."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def attempt_of(storage: Storage, spec: JobSpec) -> AttemptContext:
         fence=lambda: None,
         supervised=True,
         local_dir=None,
-        look_for_departure=lambda: deadline.seconds_left(storage, 1),
+        read_deadline=lambda: deadline.seconds_left(storage, 1),
     )
 
 
-def test_what_the_supervisor_says_is_what_the_attempt_has(storage: Storage) -> None:
+def test_the_attempt_reads_the_deadline_of_its_supervisor(storage: Storage) -> None:
     ctx = attempt_of(storage, JobSpec(job="x", grace=1000.0))
     assert deadline.seconds_left(storage, 1) is None
     assert deadline.write(storage, 1, "gce: the machine is preempted", within=100.0)
@@ -57,18 +57,18 @@ def test_what_the_supervisor_says_is_what_the_attempt_has(storage: Storage) -> N
     # A store that is away is waited for no longer than that, whatever the grace is.
     now = time.monotonic()
     assert 40.0 < spool_handover._wait_until(ctx, now) - now <= 80.0
-    storage.replace(layout.departure(1), b"{}")  # it was read once
+    storage.replace(layout.deadline(1), b"{}")  # it was read once
     assert ctx.time_left() is not None
 
 
-def test_without_a_notice_the_grace_is_what_there_is(storage: Storage) -> None:
+def test_without_a_notice_the_grace_counts(storage: Storage) -> None:
     ctx = attempt_of(storage, JobSpec(job="x", grace=1000.0))
     ctx.stop.request("SIGTERM")
     assert ctx.time_left() is None
     assert spool_handover._wait_until(ctx, 7.0) == 807.0
 
 
-def test_when_it_is_over_there_is_no_time_left(storage: Storage) -> None:
+def test_after_the_deadline_no_time_is_left(storage: Storage) -> None:
     ctx = attempt_of(storage, JobSpec(job="x"))
     deadline.write(storage, 1, "why", within=-5.0)
     ctx.stop.request("SIGTERM")
@@ -78,8 +78,8 @@ def test_when_it_is_over_there_is_no_time_left(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"why": "x"}', b'{"why":"","by":"soon"}'])
-def test_a_file_that_says_nothing_is_none(content: bytes, storage: Storage) -> None:
-    storage.replace(layout.departure(1), content)
+def test_an_empty_file_is_no_deadline(content: bytes, storage: Storage) -> None:
+    storage.replace(layout.deadline(1), content)
     assert deadline.seconds_left(storage, 1) is None
 
 
@@ -96,8 +96,8 @@ def test_a_notice_shortens_the_time_of_one_that_is_leaving_already(storage: Stor
     spec = JobSpec(job="x", grace=100.0)
     running = RunningAttempt(spec, storage, Backend(), {"pid": 1}, 1, 0.0)
     running.stop(0.0, "preempted")
-    running.hurry(10.0, 200.0)  # never prolonged that way: somebody else counts on the grace
-    running.hurry(10.0, 5.0)
+    running.shorten(10.0, 200.0)  # never prolonged that way: somebody else counts on the grace
+    running.shorten(10.0, 5.0)
     assert not running.overdue(14.0)
     assert running.overdue(16.0)
     assert running.verdict == (Outcome.PREEMPTED, "did not leave within 5 s and was killed")
@@ -124,12 +124,12 @@ def _made(folder: Path, arguments: list[str]) -> JobSpec:
         return new_spec(ctx, "x", what, options)
 
 
-def test_where_a_machine_asks_is_not_stored_with_the_job() -> None:
+def test_addresses_of_metadata_servers_are_not_stored_with_the_job() -> None:
     environ = {"OUTLAST_METADATA_URL": "http://127.0.0.1:1", "OUTLAST_PREEMPTION": "gce"}
     assert spec_env({}, environ) == {"OUTLAST_PREEMPTION": "gce"}
 
 
-def test_the_time_of_an_attempt_goes_by(storage: Storage) -> None:
+def test_the_time_left_of_an_attempt_decreases(storage: Storage) -> None:
     ctx = attempt_of(storage, JobSpec(job="x"))
     ctx.stop.leave_by = time.monotonic() - 1.0
     assert ctx.time_left() == 0.0

@@ -1,4 +1,4 @@
-"""What became of a job's time."""
+"""How the time of a job was spent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def life(began: float, ended: float | None, beat: Beat | None, on_purpose: bool 
     return Life(began=began, ended=ended, on_purpose=on_purpose, beat=beat)
 
 
-def test_steps_that_are_done_again_do_not_count() -> None:
+def test_repeated_steps_do_not_count() -> None:
     first = beat(0, 100, 100, importing=3.0, training=50.0, saving=1.0)
     again = beat(0, 150, 70, "00-000000000080.0-0001", importing=3.0, restoring=1.0, training=35.0)
     lives = [life(0, 56, first), life(58, 100, again, on_purpose=True)]
@@ -35,7 +35,7 @@ def test_steps_that_are_done_again_do_not_count() -> None:
     assert found.share == pytest.approx(0.75)
 
 
-def test_what_died_before_its_first_checkpoint_is_done_again_from_the_start() -> None:
+def test_an_attempt_without_a_checkpoint_is_repeated_from_the_start() -> None:
     lives = [
         life(0, 10, beat(0, 8, 8, training=8.0)),
         life(10, 20, beat(0, 9, 9, training=9.0)),
@@ -51,7 +51,7 @@ def test_a_death_in_a_later_phase_repeats_that_phases_steps_only() -> None:
     assert (found.steps, found.repeated_steps, found.repeated) == (150, 30, 30.0)
 
 
-def test_the_time_that_a_job_stands_stopped_is_not_counted() -> None:
+def test_the_time_while_a_job_is_stopped_is_not_counted() -> None:
     lives = [
         life(0, 10, beat(0, 10, 10, training=10.0), on_purpose=True),
         life(5000, None, beat(0, 20, 10, "00-000000000010.0-0001", training=10.0)),
@@ -61,7 +61,7 @@ def test_the_time_that_a_job_stands_stopped_is_not_counted() -> None:
     assert found.share == 1.0
 
 
-def test_an_attempt_that_never_spoke_was_down() -> None:
+def test_an_attempt_without_a_heartbeat_counts_as_down() -> None:
     found = measure([life(0, 5, None)], now=5)
     assert (found.total, found.down, found.share) == (5, 5, 0)
     assert measure([], now=5).share == 0

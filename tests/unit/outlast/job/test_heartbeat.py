@@ -1,4 +1,4 @@
-"""The sign of life, and how long it has been missing."""
+"""Heartbeats, and how long they have been missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outlast_checkpoints.testing import FaultyStorage
 from tests.support.away import Bucket
 
 
-def test_the_first_beat_is_there_at_once_and_the_last_tells_the_end(tmp_path: Path) -> None:
+def test_the_first_heartbeat_is_immediate_and_the_last_has_the_exit_code(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     status = Status()
     writer = HeartbeatWriter(storage, 3, status, every=60.0)
@@ -41,7 +41,7 @@ def test_the_first_beat_is_there_at_once_and_the_last_tells_the_end(tmp_path: Pa
     json.loads(storage.read(layout.heartbeat(3)), parse_constant=pytest.fail)  # strict JSON
 
 
-def test_it_beats_on_by_itself(tmp_path: Path) -> None:
+def test_heartbeats_continue_in_the_background(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     beaten = threading.Semaphore(0)
     writer = HeartbeatWriter(storage, 1, Status(), every=0.01, on_beat=beaten.release)
@@ -54,7 +54,9 @@ def test_it_beats_on_by_itself(tmp_path: Path) -> None:
     assert beat.count >= 3
 
 
-def test_a_superseded_attempt_is_told_once_and_falls_silent(tmp_path: Path) -> None:
+def test_a_superseded_attempt_is_notified_once_and_writes_no_more_heartbeats(
+    tmp_path: Path,
+) -> None:
     storage = open_storage(tmp_path)
     told: list[Superseded] = []
     rounds = threading.Semaphore(0)
@@ -75,7 +77,7 @@ def test_a_superseded_attempt_is_told_once_and_falls_silent(tmp_path: Path) -> N
     assert [error.fields["by"] for error in told] == [2]
 
 
-def test_storage_out_of_reach_does_not_end_the_heart(tmp_path: Path) -> None:
+def test_an_unreachable_storage_does_not_end_the_heartbeats(tmp_path: Path) -> None:
     inner = open_storage(tmp_path)
     rounds = threading.Semaphore(0)
 
@@ -101,7 +103,7 @@ def test_storage_out_of_reach_does_not_end_the_heart(tmp_path: Path) -> None:
     assert writer.last_error is not None
 
 
-def test_a_beat_that_the_store_does_not_take_goes_aside(tmp_path: Path) -> None:
+def test_a_heartbeat_that_the_store_rejects_is_written_aside(tmp_path: Path) -> None:
     bucket, aside = Bucket.at(tmp_path / "bucket"), open_storage(tmp_path / "spool")
     beaten = threading.Semaphore(0)
     writer = HeartbeatWriter(bucket, 1, Status(), 0.01, on_beat=beaten.release, aside=aside)
@@ -118,10 +120,10 @@ def test_a_beat_that_the_store_does_not_take_goes_aside(tmp_path: Path) -> None:
     assert (beat.ended, stored.ended) == (75, None)
 
 
-def test_the_end_does_not_wait_for_ever_for_a_store_that_hangs(
+def test_the_end_does_not_wait_forever_for_a_hanging_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heartbeat, "PARTING", 0.1)
+    monkeypatch.setattr(heartbeat, "LAST_BEAT_TIMEOUT", 0.1)
     bucket = Bucket.at(tmp_path)
     hanging = threading.Event()
     writer = HeartbeatWriter(bucket, 1, Status(), 0.01)
@@ -134,13 +136,13 @@ def test_the_end_does_not_wait_for_ever_for_a_store_that_hangs(
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"attempt": "x"}', b"\xff"])
-def test_a_beat_that_cannot_be_read_is_no_beat(tmp_path: Path, data: bytes) -> None:
+def test_an_unreadable_heartbeat_counts_as_none(tmp_path: Path, data: bytes) -> None:
     storage = open_storage(tmp_path)
     storage.replace(layout.heartbeat(1), data)
     assert heartbeat.read(storage, 1) is None
 
 
-def test_silence_is_counted_by_the_observers_clock() -> None:
+def test_silence_is_measured_by_the_clock_of_the_observer() -> None:
     watch = Watch(now=100.0)
     assert watch.observe(None, 103.0) == (3.0, 3.0)
     assert watch.observe(Beat(attempt=1, count=1, progress=0), 105.0) == (0.0, 0.0)
@@ -153,7 +155,7 @@ def test_silence_is_counted_by_the_observers_clock() -> None:
     assert watch.observe(Beat(attempt=2, count=3, progress=1), 121.0) == (0.0, 0.0)
 
 
-def test_every_field_of_the_status_gets_into_the_beat() -> None:
+def test_every_field_of_the_status_is_in_the_heartbeat() -> None:
     status = Status()
     for name, value in vars(status).items():
         if value is None and name in ("phase", "epochs", "ended", "total_steps"):

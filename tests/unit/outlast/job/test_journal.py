@@ -30,7 +30,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(f"memory://{tmp_path}/job")
 
 
-def test_one_file_an_event_and_any_reader_sees_the_same_job(storage: Storage) -> None:
+def test_each_event_is_one_file_and_every_reader_sees_the_same_job(storage: Storage) -> None:
     journal = Journal(storage)
     journal.append(Submitted())
     journal.append(Claimed(attempt=1, owner=ME))
@@ -50,7 +50,7 @@ def test_one_file_an_event_and_any_reader_sees_the_same_job(storage: Storage) ->
     assert (newest.seq, newest.state, newest.attempt, newest.by) == (4, State.RUNNING, 1, here())
 
 
-def test_an_empty_folder_is_no_job(storage: Storage) -> None:
+def test_an_empty_folder_is_not_a_job(storage: Storage) -> None:
     journal = Journal(storage)
     assert journal.job() is None
     assert journal.newest() is None
@@ -59,7 +59,7 @@ def test_an_empty_folder_is_no_job(storage: Storage) -> None:
         journal.existing_job()
 
 
-def test_a_reader_takes_in_what_others_append(storage: Storage) -> None:
+def test_a_reader_sees_events_of_others(storage: Storage) -> None:
     writer, reader = Journal(storage), Journal(storage)
     writer.append(Submitted())
     assert len(reader.read()) == 1
@@ -71,7 +71,7 @@ def test_a_reader_takes_in_what_others_append(storage: Storage) -> None:
     assert reader.job_after(2).state is State.PENDING
 
 
-def test_who_comes_second_applies_the_event_to_what_is_there_now(storage: Storage) -> None:
+def test_the_loser_of_a_race_applies_its_event_to_the_new_state(storage: Storage) -> None:
     first, second = Journal(storage), Journal(storage)
     first.append(Submitted())
     second.read()
@@ -110,7 +110,7 @@ def test_of_many_claims_at_once_one_wins(storage: Storage) -> None:
     assert owner.pid == won[0]
 
 
-def test_the_fence_lets_the_newest_attempt_through_and_no_other(storage: Storage) -> None:
+def test_the_fence_admits_only_the_newest_attempt(storage: Storage) -> None:
     writer, fenced = Journal(storage), Journal(storage)
     writer.append(Submitted())
     writer.append(Claimed(attempt=1, owner=ME))
@@ -148,7 +148,7 @@ def test_a_damaged_event_is_named(tmp_path: Path, data: bytes) -> None:
         Journal(storage).read()
 
 
-def test_an_event_that_cannot_follow_is_damage_too(tmp_path: Path) -> None:
+def test_an_event_that_is_not_allowed_is_damage_too(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     journal = Journal(storage)
     journal.append(Submitted())
@@ -170,7 +170,7 @@ def test_a_newer_format_says_that_it_is_newer(tmp_path: Path) -> None:
         Journal(storage).read()
 
 
-def test_an_event_that_arrives_after_it_was_given_up_on_is_found_by_the_next_try(
+def test_an_event_that_arrives_late_is_found_by_the_next_try(
     storage: Storage,
 ) -> None:
     faulty = FaultyStorage(storage, "create@3:late")
@@ -187,7 +187,7 @@ def test_an_event_that_arrives_after_it_was_given_up_on_is_found_by_the_next_try
         journal.append(Launched(attempt=1, handle={"pid": 4}))
 
 
-def test_an_event_given_up_on_is_not_taken_for_another_ones(storage: Storage) -> None:
+def test_a_late_event_is_not_confused_with_that_of_another_process(storage: Storage) -> None:
     faulty = FaultyStorage(storage, "create@2:late")
     journal = Journal(faulty)
     journal.append(Submitted())
@@ -200,7 +200,7 @@ def test_an_event_given_up_on_is_not_taken_for_another_ones(storage: Storage) ->
     assert [entry.event for entry in journal.read()] == [Submitted(), StopRequested(by="you")]
 
 
-def test_an_event_given_up_on_may_arrive_at_any_moment_of_the_next_try(storage: Storage) -> None:
+def test_a_late_event_may_arrive_at_any_moment_of_the_next_try(storage: Storage) -> None:
     for delay in range(1, 6):
         job = storage.sub(f"after{delay}")
 
@@ -228,7 +228,7 @@ def test_an_event_given_up_on_may_arrive_at_any_moment_of_the_next_try(storage: 
         assert len(Journal(job).read()) == 3
 
 
-def test_the_end_of_an_attempt_is_told_once_though_its_second_telling_is_another(
+def test_the_end_of_an_attempt_is_recorded_once_even_if_reported_differently(
     storage: Storage,
 ) -> None:
     faulty = FaultyStorage(storage, "create@4:late")

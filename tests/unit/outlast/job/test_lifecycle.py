@@ -10,6 +10,7 @@ import pytest
 from outlast import exit_codes
 from outlast.errors import InvalidTransition
 from outlast.job.events import (
+    Audited,
     Claimed,
     Ended,
     Event,
@@ -64,6 +65,16 @@ def ended(outcome: Outcome, attempt: int = 1, **more: Any) -> Ended:
     return Ended(attempt=attempt, outcome=outcome, **more)
 
 
+def test_an_audit_changes_nothing() -> None:
+    audited = Audited(first="a", last="b", exact=False)
+    waiting = after(ended(Outcome.CRASHED), job=running())
+    done = after(ended(Outcome.COMPLETED), job=running())
+    for job in (after(Submitted()), running(), waiting, done):
+        assert transition(job, audited) == (job, ())
+    with pytest.raises(InvalidTransition):
+        transition(None, audited)
+
+
 def test_a_job_that_just_works() -> None:
     job, actions = transition(None, Submitted())
     assert (job.state, actions) == (State.PENDING, ())
@@ -81,7 +92,7 @@ def test_a_job_that_just_works() -> None:
 @pytest.mark.parametrize(
     "outcome", [Outcome.CRASHED, Outcome.KILLED, Outcome.STALLED, Outcome.LOST, Outcome.PREEMPTED]
 )
-def test_what_may_pass_is_tried_again_after_the_delay(outcome: Outcome) -> None:
+def test_a_crash_is_retried_after_the_delay(outcome: Outcome) -> None:
     job, actions = transition(running(), ended(outcome, delay=2.5))
     assert (job.state, job.delay, actions) == (State.WAITING, 2.5, (Wait(2.5),))
     job, actions = transition(job, Claimed(attempt=2, owner=ME))
@@ -92,13 +103,13 @@ def test_what_may_pass_is_tried_again_after_the_delay(outcome: Outcome) -> None:
     ("outcome", "code"),
     [(Outcome.REJECTED, exit_codes.REJECTED), (Outcome.DIVERGED, exit_codes.DIVERGED)],
 )
-def test_what_will_not_pass_fails_at_once(outcome: Outcome, code: int) -> None:
+def test_a_fatal_outcome_fails_immediately(outcome: Outcome, code: int) -> None:
     job = after(ended(outcome, reason="why", advanced=True), job=running())
     assert (job.state, job.reason) == (State.FAILED, "why")
     assert exit_code(job) == code
 
 
-def test_a_crash_loop_ends_by_the_budget_and_says_why() -> None:
+def test_a_crash_loop_spends_the_retry_budget_and_says_why() -> None:
     job = after(Submitted(max_retries=2))
     for attempt in (1, 2, 3):
         assert job.state in (State.PENDING, State.WAITING)
@@ -115,7 +126,7 @@ def crash(exception: str | None, attempt: int = 1, *, stepped: bool = False, **m
 
 
 @pytest.mark.parametrize("kind", ["ValueError", "TypeError", "SyntaxError"])
-def test_a_mistake_before_the_first_step_is_not_tried_again(kind: str) -> None:
+def test_a_lasting_error_before_the_first_step_is_not_retried(kind: str) -> None:
     end = crash(f"{kind} (train.py, line 3)", advanced=True, reason="no such column")
     job, actions = transition(running(), end)
     assert (job.state, actions) == (State.FAILED, (Leave(),))
@@ -132,11 +143,11 @@ def test_a_mistake_before_the_first_step_is_not_tried_again(kind: str) -> None:
         ended(Outcome.KILLED, exception="ValueError (a.py, line 1)", stepped=False),
     ],
 )
-def test_what_may_pass_is_tried_once_more(end: Ended) -> None:
+def test_a_transient_error_is_retried(end: Ended) -> None:
     assert after(end, job=running()).state is State.WAITING
 
 
-def test_the_same_exception_twice_without_a_step_is_not_tried_again() -> None:
+def test_the_same_exception_twice_without_a_step_is_not_retried() -> None:
     here, there = "KeyError (train.py, line 3)", "KeyError (train.py, line 4)"
     job = after(crash(here, stepped=True), *flight(2), job=running())
     assert after(crash(there, 2), job=job).state is State.WAITING
@@ -149,7 +160,7 @@ def test_the_same_exception_twice_without_a_step_is_not_tried_again() -> None:
     assert again.state is State.WAITING
 
 
-def test_a_new_checkpoint_gives_the_budget_back() -> None:
+def test_a_new_checkpoint_resets_the_retry_budget() -> None:
     job = after(Submitted(max_retries=1))
     for attempt in range(1, 40):  # advanced, fruitless, advanced, fruitless ...
         job = after(
@@ -170,7 +181,7 @@ def test_preemptions_are_free_but_count_for_the_backoff() -> None:
     assert job.fruitless == 0
 
 
-def test_a_stop_saves_first_and_a_second_one_can_hurry() -> None:
+def test_a_stop_saves_first_and_a_second_one_kills() -> None:
     job, actions = transition(running(), StopRequested(by="x"))
     assert (job.state, actions) == (State.STOPPING, (StopAttempt(1, now=False),))
     job, actions = transition(job, StopRequested(by="x", now=True))
@@ -222,7 +233,7 @@ def test_an_owner_keeps_the_job_while_it_waits_until_it_is_released() -> None:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.REJECTED, Outcome.COMPLETED, Outcome.STOPPED])
-def test_resuming_gives_a_fresh_budget(outcome: Outcome) -> None:
+def test_resuming_resets_the_retry_budget(outcome: Outcome) -> None:
     job = after(Resumed(by="x"), job=after(ended(outcome), job=running(attempt=1)))
     assert (job.state, job.failures, job.fruitless, job.stop) == (State.PENDING, 0, 0, None)
     assert after(Claimed(attempt=2, owner=OTHER), job=job).attempt == 2
@@ -248,7 +259,7 @@ def test_resuming_gives_a_fresh_budget(outcome: Outcome) -> None:
         (after(ended(Outcome.COMPLETED), job=running()), Claimed(attempt=2, owner=ME)),
     ],
 )
-def test_what_does_not_fit_is_refused(job: Job | None, event: Event) -> None:
+def test_events_that_are_not_allowed_are_refused(job: Job | None, event: Event) -> None:
     with pytest.raises(InvalidTransition) as caught:
         transition(job, event)
     assert str(event.__struct_config__.tag) in str(caught.value)
@@ -274,7 +285,7 @@ def test_what_does_not_fit_is_refused(job: Job | None, event: Event) -> None:
         (None, None, Outcome.LOST),
     ],
 )
-def test_how_it_exited_tells_the_outcome(
+def test_the_exit_determines_the_outcome(
     code: int | None, signum: int | None, outcome: Outcome
 ) -> None:
     found, reason = judge(code, signum, None)
@@ -282,7 +293,7 @@ def test_how_it_exited_tells_the_outcome(
     assert reason
 
 
-def test_the_reason_is_what_the_attempt_said_itself() -> None:
+def test_the_reason_is_the_error_that_the_attempt_reported() -> None:
     assert judge(1, None, "ValueError: boom")[1] == "ValueError: boom"
     assert "perhaps out of memory" in judge(None, signal.SIGKILL, None)[1]
     assert "segmentation fault" in judge(None, signal.SIGSEGV, None)[1]

@@ -1,4 +1,4 @@
-"""The roster: every job below a root, whatever else lies there, also with very many of them."""
+"""The list of all jobs below a root, whatever else is there, also with very many of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from outlast.job import heartbeat, listing, process_identity
 from outlast.job import spec as specs
-from outlast.job.events import Ended, Reached, Resumed, Submitted
+from outlast.job.events import Ended, Launched, Reached, Released, Resumed, StopRequested, Submitted
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import State
 from outlast.job.outcome import Outcome
@@ -32,11 +32,11 @@ def submit(root: Storage, name: str) -> Storage:
     return job
 
 
-def test_no_root_is_no_jobs(root: Storage) -> None:
+def test_a_missing_root_has_no_jobs(root: Storage) -> None:
     assert listing.listed(root) == []
 
 
-def test_each_job_is_told_by_its_newest_event_and_its_last_beat(root: Storage) -> None:
+def test_each_job_is_listed_with_its_newest_event_and_last_heartbeat(root: Storage) -> None:
     submit(root, "b")
     job = submit(root, "a")
     for attempt in (1, 2):
@@ -57,7 +57,7 @@ def test_each_job_is_told_by_its_newest_event_and_its_last_beat(root: Storage) -
     assert (b.entry.state, b.beat) == (State.PENDING, None)
 
 
-def test_a_job_that_has_ended_is_told_by_that_event_alone(root: Storage) -> None:
+def test_an_ended_job_is_listed_from_one_event(root: Storage) -> None:
     reached = Reached(phase=0, step=300, total_steps=300, epochs=3, logs={"loss": 0.5})
     for name, told in (("new", reached), ("old", None)):  # as earlier versions wrote it
         job = submit(root, name)
@@ -74,7 +74,32 @@ def test_a_job_that_has_ended_is_told_by_that_event_alone(root: Storage) -> None
     assert listing.listed(root)[0].reached is None  # the next attempt has not said anything yet
 
 
-def test_what_is_no_job_is_left_out_and_what_is_damaged_is_not(root: Storage) -> None:
+def test_who_has_a_job(root: Storage) -> None:
+    storage, here = submit(root, "a"), process_identity.here()
+    journal = Journal(storage)
+
+    def owner() -> object:
+        (found,) = listing.listed(root)
+        assert found.owner == journal.existing_job().owner
+        return found.owner
+
+    assert owner() is None
+    journal.claim(here)
+    assert owner() == here
+    journal.append(Launched(attempt=1))
+    journal.append(StopRequested(by="somebody"))
+    assert owner() == here
+    journal.append(Ended(attempt=1, outcome=Outcome.PREEMPTED))
+    assert owner() is None
+    journal.append(Resumed())
+    journal.claim(here)
+    journal.append(Ended(attempt=2, outcome=Outcome.PREEMPTED))
+    assert owner() == here
+    journal.append(Released(reason="left"))
+    assert owner() is None
+
+
+def test_other_folders_are_omitted_and_damaged_jobs_are_not(root: Storage) -> None:
     root.create("a file", b"of somebody's")
     root.create("folder/file", b"of somebody's")
     root.create("notes/journal/00000001.json", b"of somebody's own journal")
@@ -87,7 +112,7 @@ def test_what_is_no_job_is_left_out_and_what_is_damaged_is_not(root: Storage) ->
     assert new == listing.Listed("new", problem="no journal")
 
 
-def test_more_jobs_than_readers_take_at_once_come_in_order(root: Storage) -> None:
+def test_many_jobs_are_listed_in_order(root: Storage) -> None:
     made = submit(root, "job-0000")
     event = made.read(layout.journal_event(1))
     names = [f"job-{number:04d}" for number in range(300)]

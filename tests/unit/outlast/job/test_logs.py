@@ -38,7 +38,7 @@ def told(rows: object) -> list[str]:
     return [row["event"] for row in rows]  # type: ignore[attr-defined]
 
 
-def test_a_row_has_what_was_bound_and_where_the_training_is(storage: Storage) -> None:
+def test_a_row_has_the_bound_fields_and_the_position(storage: Storage) -> None:
     status = Status()
     echoed: list[logs.Row] = []
     file = LogFile(storage, layout.attempt_log(1), echo=echoed.append)
@@ -85,7 +85,7 @@ def test_levels_are_filtered(storage: Storage) -> None:
         list(logs.read(storage, level="loud"))
 
 
-def test_torn_and_foreign_lines_are_left_out(tmp_path: Path) -> None:
+def test_torn_and_foreign_lines_are_skipped(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     written(storage, 1, (1.0, "good"))
     path = tmp_path / layout.attempt_log(1)
@@ -113,7 +113,7 @@ def test_a_tail_gives_each_complete_line_once(tmp_path: Path) -> None:
         assert told(tail.read()) == ["b"]
 
 
-def test_following_goes_over_attempts_and_misses_nothing_at_the_end(storage: Storage) -> None:
+def test_following_covers_all_attempts_and_misses_nothing_at_the_end(storage: Storage) -> None:
     written(storage, 1, (1.0, "old"))
     looked = threading.Semaphore(0)
     go_on = threading.Semaphore(0)
@@ -157,7 +157,7 @@ def test_lines_wait_while_the_disk_is_full(tmp_path: Path) -> None:
     assert file.lost == 0
 
 
-def test_a_disk_full_for_long_costs_lines_and_nothing_else(tmp_path: Path) -> None:
+def test_a_disk_that_stays_full_loses_lines_and_nothing_else(tmp_path: Path) -> None:
     inner = open_storage(tmp_path)
     storage = FaultyStorage(inner, "append@1:full append@2:full append@3:full append@4:full")
     file = LogFile(storage, layout.attempt_log(1))
@@ -198,7 +198,7 @@ def elsewhere(bucket: Bucket) -> list[str]:
     return told(tail.read())
 
 
-def test_lines_wait_for_a_store_that_is_away_and_are_written_once(tmp_path: Path) -> None:
+def test_lines_wait_for_an_unreachable_store_and_are_written_once(tmp_path: Path) -> None:
     bucket = Bucket.at(tmp_path, "create@3:lost")
     file = LogFile(bucket, layout.attempt_log(1))
     file.write({"event": "a"})
@@ -218,7 +218,7 @@ def test_lines_wait_for_a_store_that_is_away_and_are_written_once(tmp_path: Path
     assert file.lost == 0
 
 
-def test_whoever_writes_a_line_does_not_wait_for_a_store_that_hangs(tmp_path: Path) -> None:
+def test_writing_a_line_does_not_wait_for_a_hanging_store(tmp_path: Path) -> None:
     bucket = Bucket.at(tmp_path)
     file = LogFile(bucket, layout.attempt_log(1))
     file.write({"event": "a"})
@@ -233,7 +233,7 @@ def test_whoever_writes_a_line_does_not_wait_for_a_store_that_hangs(tmp_path: Pa
     assert elsewhere(bucket) == ["a", "b"]
 
 
-def test_what_waits_is_bounded(tmp_path: Path) -> None:
+def test_the_number_of_waiting_lines_is_bounded(tmp_path: Path) -> None:
     bucket = Bucket.at(tmp_path)
     bucket.away = True
     file = LogFile(bucket, layout.attempt_log(1))
@@ -245,7 +245,7 @@ def test_what_waits_is_bounded(tmp_path: Path) -> None:
     assert len(elsewhere(bucket)) == 100 - file.lost
 
 
-def test_a_process_before_this_one_has_taken_a_number(tmp_path: Path) -> None:
+def test_the_numbers_of_an_earlier_process_are_skipped(tmp_path: Path) -> None:
     bucket = Bucket.at(tmp_path)
     for event in ("a", "b"):
         file = LogFile(bucket, layout.attempt_log(1))

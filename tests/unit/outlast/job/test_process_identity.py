@@ -10,37 +10,50 @@ from pathlib import Path
 
 import msgspec
 import psutil
+import pytest
 
 from outlast.job import process_identity
 
 
-def test_this_process_is_at_work() -> None:
+def test_this_process_is_running() -> None:
     me = process_identity.here()
     assert me.pid == os.getpid()
     assert me.local
-    assert me.at_work()
+    assert me.is_running()
     assert not me.gone()
     assert str(me) == f"process {os.getpid()} on {me.host}"
 
 
-def test_a_recycled_pid_is_not_taken_for_it() -> None:
+def test_a_reused_pid_is_another_process() -> None:
     me = process_identity.here()
     assert me.start is not None
     other = msgspec.structs.replace(me, start=me.start - 1)
     assert other.gone()
-    assert not other.at_work()
+    assert not other.is_running()
 
 
-def test_of_another_machine_or_boot_nothing_is_known() -> None:
+def test_processes_of_another_machine_or_boot_are_unknown() -> None:
     me = process_identity.here()
     for elsewhere in (
-        msgspec.structs.replace(me, host="elsewhere", pid=1),
+        msgspec.structs.replace(me, boot_id="other/pid:[1]"),  # another host of this name
         msgspec.structs.replace(me, boot_id="before/pid:[1]", pid=1),
         msgspec.structs.replace(me, boot_id=""),
     ):
         assert not elsewhere.local
         assert not elsewhere.gone()
-        assert not elsewhere.at_work()
+        assert not elsewhere.is_running()
+
+
+def test_the_hosts_name_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = process_identity.here()
+    monkeypatch.setattr(process_identity.socket, "gethostname", lambda: "renamed")
+    now = process_identity.here()
+    assert (now.host, before.local, before.is_running()) == ("renamed", True, True)
+    assert now == before
+    assert not now != before  # noqa: SIM202  (msgspec has its own)
+    assert len({now, before}) == 1
+    unknown = msgspec.structs.replace(before, boot_id="")
+    assert unknown != msgspec.structs.replace(now, boot_id="")
 
 
 def test_a_process_is_followed_from_stopped_to_gone() -> None:
@@ -52,10 +65,10 @@ def test_a_process_is_followed_from_stopped_to_gone() -> None:
     assert child.stdout is not None
     child.stdout.readline()
     who = process_identity.of_process(child.pid)
-    assert who.at_work()
+    assert who.is_running()
     os.kill(child.pid, signal.SIGSTOP)
     os.waitpid(child.pid, os.WUNTRACED)
-    assert not who.at_work()
+    assert not who.is_running()
     assert not who.gone()
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -74,7 +87,7 @@ def test_a_name_with_brackets_and_blanks_is_read(tmp_path: Path) -> None:
         assert who.start is not None
         ticks = os.sysconf("SC_CLK_TCK")
         assert abs(psutil.boot_time() + who.start / ticks - started) < 2
-        assert who.at_work()
+        assert who.is_running()
     finally:
         child.kill()
         child.wait()

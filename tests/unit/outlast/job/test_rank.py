@@ -1,4 +1,4 @@
-"""Which of an attempt's processes this one is, and what those of a gang must not do."""
+"""The rank of a process in its attempt, and what members of a gang must not do."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
 
 
-def test_a_process_is_alone_where_nobody_says_otherwise() -> None:
+def test_without_variables_a_process_is_alone() -> None:
     assert rank.here({}) == Rank() == Rank(number=0, of=1)
     assert rank.here({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3"}) == Rank()
 
 
-def test_the_variables_say_it_to_us_and_to_the_script() -> None:
+def test_the_variables_have_the_rank_for_us_and_for_the_script() -> None:
     third = Rank(number=2, of=4)
     told = third.variables(local=0)
     assert rank.here(told) == third
@@ -36,12 +36,12 @@ def test_the_variables_say_it_to_us_and_to_the_script() -> None:
 @pytest.mark.parametrize(
     ("number", "of"), [("4", "4"), ("0", "0"), ("-1", "2"), ("x", "2"), ("0", ""), ("", "2")]
 )
-def test_half_a_rank_is_an_error_and_not_a_process_alone(number: str, of: str) -> None:
+def test_an_incomplete_rank_is_an_error(number: str, of: str) -> None:
     with pytest.raises(SpecInvalid, match="OUTLAST_RANK"):
         rank.here({"OUTLAST_RANK": number, "OUTLAST_WORLD_SIZE": of})
 
 
-def test_a_rank_is_not_handed_on_to_another_job() -> None:
+def test_a_rank_is_not_passed_on_to_another_job() -> None:
     mine = {"OUTLAST_RANK": "1", "OUTLAST_WORLD_SIZE": "2", "OTHER": "x"}
     assert spec_env({}, mine) == {}
     started = _environment(JobSpec(job="j"), mine)
@@ -64,7 +64,7 @@ def test_only_the_first_one_writes_the_heartbeat_of_the_attempt(tmp_path: Path) 
     assert layout.attempt_log(3, 1) == "attempts/0003/rank-0001/log.jsonl"
 
 
-def test_a_training_refuses_to_be_one_of_several_that_know_nothing_of_each_other() -> None:
+def test_a_training_refuses_to_run_as_one_of_several_processes() -> None:
     from outlast.training.job import TrainingJob
 
     ctx: Any = SimpleNamespace(rank=Rank(number=1, of=2))

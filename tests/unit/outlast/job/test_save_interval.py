@@ -1,4 +1,4 @@
-"""How often an automatic cadence saves, and what it makes of what it sees."""
+"""How often an automatic schedule saves, from measured costs and failures."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def waste(between: float, cost: float, mean_time: float) -> float:
 
 @pytest.mark.parametrize("cost", [0.01, 0.3, 5.0, 60.0])
 @pytest.mark.parametrize("mean_time", [120.0, 3600.0, 1e6])
-def test_dalys_optimum_wastes_least(cost: float, mean_time: float) -> None:
+def test_dalys_formula_minimizes_the_waste(cost: float, mean_time: float) -> None:
     best = waste(daly(cost, mean_time), cost, mean_time)
     tried = [waste(daly(cost, mean_time) * k / 50, cost, mean_time) for k in range(5, 500)]
     assert best <= min(tried) * 1.002
 
 
-def test_for_a_small_cost_it_is_youngs() -> None:
+def test_for_a_small_cost_it_is_youngs_formula() -> None:
     assert daly(0.01, 3600.0) == pytest.approx(math.sqrt(2 * 0.01 * 3600), rel=0.01)
 
 
@@ -67,12 +67,12 @@ def test_saves_never_take_more_than_their_share(
     assert chosen <= max(LONGEST, cost / overhead, 2 * writing)
 
 
-def test_what_a_save_costs_is_soon_seen() -> None:
+def test_the_cost_of_a_save_is_learned_quickly() -> None:
     assert interval(cost_of(0.3, 1.0, measured=False), Failures(), 0.01) == UNMEASURED
     assert interval(cost_of(0.3, 1.0), Failures(), 0.01) == pytest.approx(30.0)
 
 
-def test_attempts_that_live_shortly_come_further_all_the_same() -> None:
+def test_short_attempts_still_make_progress() -> None:
     lives = (500.0, 21.0, 19.0, 20.0, 300.0)
     found = Failures(5, sum(lives), lives)
     assert interval(cost_of(0.5, 1.0), found, 0.01) == daly(0.5, 21.0) < 21.0 / 4
@@ -89,7 +89,7 @@ def test_many_failures_save_more_often_than_few() -> None:
     assert chosen(20, 1) < chosen(0, 0) < chosen(1, 10) < chosen(0, 100)
 
 
-def test_a_save_costs_what_the_loop_was_held_and_what_steps_took_longer() -> None:
+def test_the_cost_of_a_save_is_the_held_time_and_the_slower_steps() -> None:
     cost = SaveCost()
     cost.held(0.002)
     cost.written(0.5)
@@ -124,7 +124,7 @@ def test_failures_are_counted_from_the_journal(tmp_path: Path) -> None:
     assert found.seconds == pytest.approx(sum(b - a for a, b in zip(started, ended, strict=True)))
 
 
-def test_the_first_save_comes_soon_and_not_at_once() -> None:
+def test_the_first_save_is_soon_but_not_immediate() -> None:
     assert first(Failures()) == UNMEASURED
     assert first(Failures(1, 20.0, (20.0,))) == UNMEASURED
     assert first(Failures(3, 12.0, (4.0, 2.0, 6.0))) == 1.0

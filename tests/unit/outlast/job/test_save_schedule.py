@@ -25,7 +25,7 @@ from outlast_checkpoints.errors import UsageError
         ("never", None, None, False),
     ],
 )
-def test_what_is_written_is_what_is_meant(
+def test_schedules_are_parsed(
     text: str | int, steps: int | None, seconds: float | None, epoch: bool
 ) -> None:
     assert SaveEvery.parse(text) == SaveEvery(steps=steps, seconds=seconds, epoch=epoch)
@@ -34,7 +34,7 @@ def test_what_is_written_is_what_is_meant(
 @pytest.mark.parametrize(
     ("text", "overhead"), [("auto", 0.01), ("auto:2.5%", 0.025), ("epoch, auto:10%", 0.1)]
 )
-def test_an_automatic_cadence_has_a_bound(text: str, overhead: float) -> None:
+def test_the_overhead_of_an_automatic_schedule_is_parsed(text: str, overhead: float) -> None:
     found = SaveEvery.parse(text)
     assert found.overhead == pytest.approx(overhead)
     assert SaveEvery.parse(str(found)) == found
@@ -62,7 +62,7 @@ def test_an_automatic_cadence_has_a_bound(text: str, overhead: float) -> None:
         1.5,
     ],
 )
-def test_anything_else_is_refused_by_name(text: object) -> None:
+def test_other_texts_are_refused(text: object) -> None:
     with pytest.raises(UsageError) as caught:
         SaveEvery.parse(text)  # type: ignore[arg-type]
     assert caught.value.fields["field"] == "save_every"
@@ -77,12 +77,12 @@ def test_anything_else_is_refused_by_name(text: object) -> None:
         epoch=st.booleans(),
     )
 )
-def test_its_text_reads_back_as_the_same(cadence: SaveEvery) -> None:
+def test_a_schedule_round_trips_as_text(cadence: SaveEvery) -> None:
     assert SaveEvery.parse(str(cadence)) == cadence
 
 
 @given(every=st.integers(1, 50), step=st.integers(0, 500), limit=st.integers(1, 60))
-def test_a_chunk_ends_where_a_save_is_due(every: int, step: int, limit: int) -> None:
+def test_a_call_ends_where_a_save_is_due(every: int, step: int, limit: int) -> None:
     cadence = SaveEvery(steps=every)
     due = cadence.next_step_due(step)
     assert due is not None

@@ -1,4 +1,4 @@
-"""What a job is: checked on the way in, with the field named."""
+"""The spec of a job: an invalid value is refused, and its field is named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from outlast_checkpoints.errors import FormatTooNew
 from outlast_checkpoints.format.layout import check_name
 
 
-def test_a_spec_survives_writing_and_reading() -> None:
+def test_a_spec_round_trips() -> None:
     spec = JobSpec(
         job="train-1",
         script="weird name ☂.py",
@@ -48,6 +48,8 @@ def test_two_specs_get_two_seeds() -> None:
         ("backoff_max", -0.1),
         ("stall_timeout", float("inf")),
         ("heartbeat_every", 0.0),
+        ("replicas", 0),
+        ("intra_op_threads", 0),
         ("grace", -1.0),
         ("lost_after", 3.0),
         ("seed", -1),
@@ -94,7 +96,7 @@ def test_a_newer_format_says_that_it_is_newer() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff"])
-def test_what_is_no_spec_is_refused(data: bytes) -> None:
+def test_an_invalid_spec_is_refused(data: bytes) -> None:
     with pytest.raises(SpecInvalid):
         specs.decode(data)
 
@@ -126,7 +128,7 @@ def test_secrets_are_never_stored() -> None:
         ("x" * 300 + ".py", "x" * 80),
     ],
 )
-def test_a_new_id_is_a_good_name_and_never_twice_the_same(script: str | None, stem: str) -> None:
+def test_a_new_id_is_a_valid_and_unique_name(script: str | None, stem: str) -> None:
     ids = {new_job_id(script) for _ in range(50)}
     assert len(ids) == 50
     for name in ids:

@@ -17,7 +17,7 @@ def test_time_between_the_steps_counts() -> None:
     assert speed.steps_per_second == pytest.approx(5, rel=0.02)
 
 
-def test_it_is_that_of_the_last_seconds() -> None:
+def test_it_is_measured_over_the_last_seconds() -> None:
     speed = Speed()
     for step in range(1, 1000):
         speed.note(0.01 * step, step, 1, 0.01)

@@ -14,20 +14,22 @@ import msgspec
 import pytest
 
 from outlast.errors import JobBusy
-from outlast.job import process_identity, takeover
+from outlast.job import process_identity, spool_settings, stop_note, takeover
 from outlast.job import spec as specs
-from outlast.job.events import Claimed, Ended, Launched, Reached, Started, Submitted
+from outlast.job.events import Claimed, Ended, Launched, Reached, Started, StopRequested, Submitted
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
 from outlast.job.lifecycle import State
 from outlast.job.outcome import Outcome
 from outlast.job.process_identity import Identity
 from outlast.job.spec import JobSpec
+from outlast.job.stop_note import StopNote
 from outlast_checkpoints.format import layout, lineage
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.lineage import Origin
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
+from tests.support.away import Bucket
 
 SPEC = JobSpec(job="j", heartbeat_every=1.0, lost_after=30.0, grace=10.0)
 ELSEWHERE = Identity(host="elsewhere", pid=7, boot_id="other", start=1)
@@ -49,6 +51,20 @@ class Clock:
             happen = self.during.pop(0)[1]
             assert callable(happen)
             happen()
+
+
+@pytest.mark.parametrize("ended", [None, 75])
+def test_the_owner_says_whether_a_job_is_left_alone(ended: int | None) -> None:
+    here, dead = process_identity.here(), ended_process()
+    mine = {"attempt": 1, "host": here.host, "boot_id": here.boot_id}
+    orphan = Beat(pid=here.pid, process_start=here.start, ended=ended, **mine)
+    lost = Beat(pid=dead.pid, process_start=dead.start, ended=ended, **mine)
+    for beat in (None, orphan, lost):
+        assert not takeover.is_gone(None, beat)
+        assert not takeover.is_gone(here, beat)
+        assert takeover.is_gone(dead, beat), "it has saved and left, but nobody goes on"
+        seen = beat is lost and ended is None
+        assert takeover.is_gone(ELSEWHERE, beat) is seen
 
 
 @pytest.fixture
@@ -94,14 +110,14 @@ def take(storage: Storage, journal: Journal, clock: Clock) -> list[str]:
     return waited
 
 
-def test_nobodys_job_is_free_at_once(storage: Storage) -> None:
+def test_a_job_without_an_owner_is_free_immediately(storage: Storage) -> None:
     journal, clock = Journal(storage), Clock()
     journal.append(Submitted())
     assert take(storage, journal, clock) == []
     assert clock.now == 1000.0
 
 
-def test_a_living_owner_here_is_named_at_once(
+def test_a_living_local_owner_is_named_immediately(
     storage: Storage, child: subprocess.Popen[bytes]
 ) -> None:
     who = process_identity.of_process(child.pid)
@@ -115,7 +131,7 @@ def test_a_living_owner_here_is_named_at_once(
 
 
 @pytest.mark.parametrize("started", [True, False])
-def test_a_dead_owner_here_is_written_off_at_once(storage: Storage, started: bool) -> None:
+def test_a_dead_local_owner_is_written_off_immediately(storage: Storage, started: bool) -> None:
     journal, clock = owned(storage, ended_process(), started=started), Clock()
     assert take(storage, journal, clock) == []
     assert clock.now == 1000.0
@@ -124,7 +140,7 @@ def test_a_dead_owner_here_is_written_off_at_once(storage: Storage, started: boo
     assert job.failures == 1
 
 
-def test_a_dead_owner_between_two_attempts_is_written_off_at_once(storage: Storage) -> None:
+def test_a_dead_owner_between_two_attempts_is_written_off_immediately(storage: Storage) -> None:
     journal = owned(storage, ended_process())
     journal.append(Ended(attempt=1, outcome=Outcome.CRASHED, delay=50))
     assert journal.existing_job().state is State.WAITING
@@ -135,7 +151,9 @@ def test_a_dead_owner_between_two_attempts_is_written_off_at_once(storage: Stora
 @pytest.mark.parametrize(
     ("ended", "state"), [(0, State.SUCCEEDED), (75, State.PENDING), (3, State.FAILED)]
 )
-def test_what_the_attempt_last_said_counts(storage: Storage, ended: int, state: State) -> None:
+def test_the_last_heartbeat_of_the_attempt_decides_the_outcome(
+    storage: Storage, ended: int, state: State
+) -> None:
     journal = owned(storage, ended_process())
     beat(storage, 9, ended=ended, step=7, logs={"loss": 0.5})
     take(storage, journal, Clock())
@@ -145,7 +163,7 @@ def test_what_the_attempt_last_said_counts(storage: Storage, ended: int, state: 
     assert end.reached == Reached(step=7, logs={"loss": 0.5})
 
 
-def test_of_a_stranger_a_changed_heartbeat_means_that_it_is_at_work(storage: Storage) -> None:
+def test_a_changed_heartbeat_of_a_remote_owner_means_that_it_is_running(storage: Storage) -> None:
     journal, clock = owned(storage, ELSEWHERE), Clock()
     beat(storage, 1)
     clock.during = [(1005.0, lambda: beat(storage, 2))]
@@ -154,7 +172,7 @@ def test_of_a_stranger_a_changed_heartbeat_means_that_it_is_at_work(storage: Sto
     assert clock.now < 1006.0
 
 
-def test_of_a_stranger_the_limit_of_silence_means_that_it_is_gone(storage: Storage) -> None:
+def test_a_remote_owner_is_gone_after_the_limit_of_silence(storage: Storage) -> None:
     journal, clock = owned(storage, ELSEWHERE), Clock()
     beat(storage, 1, at=1e12)  # what its clock says is of no interest
     waited = take(storage, journal, clock)
@@ -163,14 +181,14 @@ def test_of_a_stranger_the_limit_of_silence_means_that_it_is_gone(storage: Stora
     assert journal.existing_job().outcome is Outcome.LOST
 
 
-def test_a_stranger_that_waits_gets_its_delay_on_top(storage: Storage) -> None:
+def test_a_waiting_remote_owner_gets_its_delay_in_addition(storage: Storage) -> None:
     journal, clock = owned(storage, ELSEWHERE), Clock()
     journal.append(Ended(attempt=1, outcome=Outcome.CRASHED, delay=50.0))
     take(storage, journal, clock)
     assert 1080.0 <= clock.now < 1081.0
 
 
-def test_a_stopped_process_here_is_watched_like_a_stranger(
+def test_a_stopped_local_process_is_watched_like_a_remote_owner(
     storage: Storage, child: subprocess.Popen[bytes]
 ) -> None:
     os.kill(child.pid, signal.SIGSTOP)
@@ -204,7 +222,40 @@ def test_an_orphan_gets_the_grace_to_save(storage: Storage, child: subprocess.Po
     assert journal.existing_job().outcome is Outcome.PREEMPTED
 
 
-def test_an_orphan_that_stays_is_given_up_after_the_grace(
+def test_a_stop_that_the_owner_could_not_record_is_recorded(tmp_path: Path) -> None:
+    bucket = Bucket.at(tmp_path / "bucket")
+    journal, clock = owned(bucket, ended_process()), Clock()
+    spool = spool_settings.spool_of(bucket, SPEC)
+    assert spool is not None
+    stop_note.leave(spool.storage, 1, StopNote(by="somebody"))
+    job = takeover.free(bucket, journal, SPEC, clock=clock, sleep=clock.sleep)
+    assert (job.state, job.owner) == (State.STOPPED, None)
+    events = [entry.event for entry in journal.read()]
+    assert StopRequested(by="somebody") in events
+    assert stop_note.take(spool.storage, 1) is None
+
+
+@pytest.mark.parametrize("pid", [os.getpid(), 1], ids=["mine", "1"])
+def test_an_owner_on_another_host_of_this_name_is_watched_and_not_looked_up_here(
+    storage: Storage, pid: int
+) -> None:
+    """Its process id means nothing here, even if a process has the same one."""
+    here = process_identity.of_process(pid)
+    other = msgspec.structs.replace(here, boot_id="another boot/pid:[1]")
+    journal, clock = owned(storage, other), Clock()
+    clock.during = [(1010.0, lambda: beat(storage, 2, host=other.host, pid=pid))]
+    beat(storage, 1, host=other.host, pid=pid, boot_id=other.boot_id, process_start=other.start)
+    with pytest.raises(JobBusy):
+        take(storage, journal, clock)
+    assert 1010.0 <= clock.now < 1011.0, "it beats"
+    clock.during = []
+    waited = take(storage, journal, clock)
+    assert f"{other} has the job" in waited[0]
+    assert 1040.0 <= clock.now < 1042.0, "silent for so long"
+    assert journal.existing_job().outcome is Outcome.LOST
+
+
+def test_an_orphan_that_stays_is_written_off_after_the_grace(
     storage: Storage, child: subprocess.Popen[bytes]
 ) -> None:
     orphan = process_identity.of_process(child.pid)
@@ -243,7 +294,7 @@ def test_an_orphan_may_save_longer_than_the_grace_while_it_beats(
     assert journal.existing_job().outcome is Outcome.LOST
 
 
-def test_an_owner_that_records_the_end_itself_is_at_work(storage: Storage) -> None:
+def test_an_owner_that_records_the_end_is_running(storage: Storage) -> None:
     """Its attempt just ended: the heartbeat is still, but the journal goes on."""
     journal, clock = owned(storage, ELSEWHERE), Clock()
     beat(storage, 1)

@@ -1,7 +1,8 @@
-"""What clouds say before they take a machine, heard from servers that behave like theirs."""
+"""Preemption notices of clouds, read from servers that behave like theirs."""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -65,10 +66,28 @@ class Listening:
         return [self.told.get()[0] for _ in range(self.told.qsize())]
 
 
+def test_every_user_of_a_machine_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_to_leave, "_FOLDER", tmp_path)
+    before = os.umask(0o077)
+    try:
+        first = last_to_leave.take_part()
+    finally:
+        os.umask(before)
+    (lock,) = tmp_path.iterdir()
+    assert lock.stat().st_mode & 0o777 == 0o644  # another user can open it for reading
+    lock.chmod(0o444)
+    second = last_to_leave.take_part()
+    assert None not in (first, second)
+    assert not last_to_leave.last_to_leave(first)
+    assert last_to_leave.last_to_leave(second)
+
+
 # --- Google ---------------------------------------------------------------------------------------
 
 
-def test_gce_says_so_the_moment_that_it_changes(serve: Serve[GceServer]) -> None:
+def test_gce_reports_a_preemption_immediately(serve: Serve[GceServer]) -> None:
     server = serve(GceServer())
     with Listening(gce.Gce({"GCE_METADATA_HOST": server.host})) as listening:
         server.until(2, "instance/preempted")  # it waits for news now
@@ -77,14 +96,14 @@ def test_gce_says_so_the_moment_that_it_changes(serve: Serve[GceServer]) -> None
         notice = listening.notice()
     assert time.monotonic() - started < gce.WAIT
     assert (notice.cloud, notice.within) == ("gce", 30.0)
-    assert notice.story.startswith("gce: the machine is preempted, by 20")
+    assert notice.description.startswith("gce: the machine is preempted, by 20")
     waiting = [path for _, path in server.asked if "wait_for_change=true" in path]
     assert waiting
     assert "last_etag=" in waiting[0]
     assert listening.events() == []
 
 
-def test_gce_is_heard_though_the_notice_came_before_anybody_listened(
+def test_gce_reports_a_preemption_that_came_before_the_first_request(
     serve: Serve[GceServer],
 ) -> None:
     server = serve(GceServer())
@@ -94,7 +113,7 @@ def test_gce_is_heard_though_the_notice_came_before_anybody_listened(
     assert len(server.asked) == 1
 
 
-def test_gce_tells_of_a_migration_and_acts_on_a_termination(serve: Serve[GceServer]) -> None:
+def test_gce_logs_a_migration_and_acts_on_a_termination(serve: Serve[GceServer]) -> None:
     server = serve(GceServer())
     server.waits = False  # a server that answers at once is not asked all the time
     told: list[Told] = []
@@ -110,7 +129,7 @@ def test_gce_tells_of_a_migration_and_acts_on_a_termination(serve: Serve[GceServ
     assert notice.within == 60.0
 
 
-def test_gce_is_not_believed_without_its_header(serve: Serve[GceServer]) -> None:
+def test_an_answer_without_the_header_of_gce_is_rejected(serve: Serve[GceServer]) -> None:
     server = serve(GceServer())
     cloud = gce.Gce({"OUTLAST_METADATA_URL": server.url})
     cloud._server = Metadata(server.url)  # as somebody would ask who is not of this machine
@@ -141,7 +160,7 @@ def test_aws_needs_a_token_and_fetches_a_new_one_when_it_expires(serve: Serve[Aw
     assert notice.why == "the spot instance will terminate"
 
 
-def test_aws_tells_of_a_recommendation_and_a_hibernation_once_and_goes_on(
+def test_aws_logs_a_recommendation_and_a_hibernation_once(
     serve: Serve[AwsServer],
 ) -> None:
     server = serve(AwsServer())
@@ -163,14 +182,14 @@ def test_aws_tells_of_a_recommendation_and_a_hibernation_once_and_goes_on(
         ('{"action": "stop", "time": "1971-01-01T00:00:00Z"}', 120.0),  # this clock is off
     ],
 )
-def test_what_aws_leaves(text: str, left: float) -> None:
+def test_aws_notices_have_their_deadline(text: str, left: float) -> None:
     assert aws.parse_action(text, now=60.0) == ("stop", left)
 
 
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", '{"action": "stop"}', '{"action": "stop", "time": "soon"}', "{" * 99]
 )
-def test_what_aws_never_says_is_no_notice(text: str) -> None:
+def test_malformed_answers_of_aws_are_no_notice(text: str) -> None:
     with pytest.raises(Unanswered):
         aws.parse_action(text, now=0.0)
 
@@ -178,7 +197,7 @@ def test_what_aws_never_says_is_no_notice(text: str) -> None:
 # --- Azure ----------------------------------------------------------------------------------------
 
 
-def test_azure_acts_on_what_takes_this_machine_and_lets_it_begin(
+def test_azure_acts_on_events_of_this_machine_and_acknowledges_them(
     serve: Serve[AzureServer],
 ) -> None:
     server = serve(AzureServer("train-0"))
@@ -203,7 +222,9 @@ def test_azure_acts_on_what_takes_this_machine_and_lets_it_begin(
     assert server.started == ["mine"]
 
 
-def test_azure_is_not_hurried_while_others_would_be_hit(serve: Serve[AzureServer]) -> None:
+def test_azure_is_not_acknowledged_while_other_machines_are_affected(
+    serve: Serve[AzureServer],
+) -> None:
     server = serve(AzureServer())
     one, two = (azure.Azure({"OUTLAST_METADATA_URL": server.url}) for _ in range(2))
     server.schedule(event_id="both")
@@ -221,17 +242,17 @@ def test_azure_is_not_hurried_while_others_would_be_hit(serve: Serve[AzureServer
     assert server.started == ["both"]
 
 
-def test_azure_without_a_time_or_a_name_is_heard_all_the_same(serve: Serve[AzureServer]) -> None:
+def test_azure_events_without_time_or_name_count(serve: Serve[AzureServer]) -> None:
     server = serve(AzureServer(machine=""))
     server.schedule("Terminate", ["train-7"], within=None)
     notice = azure.Azure({"OUTLAST_METADATA_URL": server.url}).look(lambda *_: None)
     assert notice is not None
     assert (notice.within, notice.deadline) == (None, None)
-    assert notice.story == "azure: the machine is deleted"
+    assert notice.description == "azure: the machine is deleted"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"Events": 3}', '{"Events": [{"EventType": "x"}]}'])
-def test_what_azure_never_says_is_no_notice(text: str) -> None:
+def test_malformed_answers_of_azure_are_no_notice(text: str) -> None:
     with pytest.raises(Unanswered):
         azure.parse_events(text)
 
@@ -249,7 +270,7 @@ def test_an_event_of_azure_with_odd_times() -> None:
 
 
 @pytest.mark.parametrize("kind", [GceServer, AwsServer, AzureServer])
-def test_a_server_in_trouble_is_asked_again_and_told_of_once(
+def test_a_failing_server_is_retried_and_logged_once(
     kind: type[MetadataServer], serve: Serve[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("outlast.notices.listener.LONGEST", 0.02)
@@ -277,7 +298,7 @@ def test_a_server_in_trouble_is_asked_again_and_told_of_once(
     assert listening.events() == ["metadata_failed"]
 
 
-def test_a_server_that_hangs_holds_up_nobody(serve: Serve[GceServer]) -> None:
+def test_a_hanging_server_blocks_nothing(serve: Serve[GceServer]) -> None:
     server = serve(GceServer())
     server.say(trouble="hang")
     with pytest.raises(Unanswered, match=r"[Tt]ime"):
@@ -288,13 +309,13 @@ def test_a_server_that_hangs_holds_up_nobody(serve: Serve[GceServer]) -> None:
     assert listening.notices.empty()
 
 
-def test_no_server_at_all_and_an_address_that_is_none() -> None:
+def test_a_missing_server_or_invalid_address_is_survived() -> None:
     for url in ("http://127.0.0.1:1", "http://", "http://[::1", "http://127.0.0.1:none"):
         with pytest.raises(Unanswered):
             gce.Gce({"OUTLAST_METADATA_URL": url}).look(lambda *_: None)
 
 
-def test_proxies_and_redirects_are_not_for_this(
+def test_proxies_and_redirects_are_ignored(
     serve: Serve[AwsServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(AwsServer())
@@ -324,7 +345,7 @@ def test_proxies_and_redirects_are_not_for_this(
         ({}, None),
     ],
 )
-def test_the_firmware_tells_the_cloud(
+def test_the_firmware_names_the_cloud(
     firmware: dict[str, str], cloud: str | None, tmp_path: Path
 ) -> None:
     for name, said in firmware.items():
@@ -334,7 +355,7 @@ def test_the_firmware_tells_the_cloud(
     assert (None if chosen is None else chosen.name) == cloud
 
 
-def test_nothing_is_asked_where_no_cloud_is(
+def test_without_a_cloud_nothing_is_requested(
     tmp_path: Path, serve: Serve[GceServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(GceServer())

@@ -23,7 +23,7 @@ def step(number: int, phase: int = 0, own: float | None = None, **logs: Any) -> 
     return row if own is None else {**row, "batch_loss": own}
 
 
-def test_few_values_are_kept_as_they_are() -> None:
+def test_few_values_are_kept_unchanged() -> None:
     curve = Curve()
     assert not curve
     places = np.arange(1.0, MOST_SPANS)
@@ -36,7 +36,7 @@ def test_few_values_are_kept_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[50_000], [7, 10_000, 1, 30_000], [1] * 3000 + [9000]])
-def test_many_values_are_least_mean_and_most_of_spans(sizes: list[int]) -> None:
+def test_many_values_become_minimum_mean_and_maximum_of_spans(sizes: list[int]) -> None:
     count = sum(sizes)
     generator = np.random.default_rng(1)
     values = generator.normal(size=count)
@@ -58,7 +58,7 @@ def test_many_values_are_least_mean_and_most_of_spans(sizes: list[int]) -> None:
         assert found == pytest.approx([wanted(part) for part in finite])
 
 
-def test_where_nothing_is_finite_there_is_a_gap() -> None:
+def test_values_that_are_not_finite_leave_a_gap() -> None:
     curve = Curve()
     curve.add(np.array([1.0, 2.0, 3.0]), np.array([1.0, np.nan, 3.0]))
     for numbers in (curve.y, curve.low, curve.high):
@@ -67,7 +67,7 @@ def test_where_nothing_is_finite_there_is_a_gap() -> None:
     assert curve.y == pytest.approx([2, np.nan], nan_ok=True)
 
 
-def test_what_is_added_in_pieces_is_the_same() -> None:
+def test_values_added_in_pieces_give_the_same_curve() -> None:
     generator = np.random.default_rng(2)
     places, values = np.arange(20_000.0), generator.normal(size=20_000)
     whole, pieces = Curve(), Curve()
@@ -103,7 +103,7 @@ def test_rows_become_panels() -> None:
     assert found.restarts == [(1, 2), (3, 3)]
 
 
-def test_steps_without_a_loss_of_their_own_show_the_running_one() -> None:
+def test_steps_without_a_batch_loss_show_the_running_mean() -> None:
     found = Curves.of(columns([step(1, loss=4.0), step(2), step(3, loss=2.0)]))
     assert list(found.panels["loss"].running.x) == [1, 3]
     assert not found.panels["loss"].own
@@ -120,7 +120,7 @@ def test_curves_by_epoch() -> None:
     assert of_epochs({}, []).panels == {}
 
 
-def test_as_few_curves_as_values_of_any_length_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_of_any_length_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     from outlast.plotting.plot import draw
 

@@ -21,11 +21,13 @@ def test_it_doubles_up_to_the_limit_with_jitter(fruitless: int, low: float, high
     assert len(found) > 1 or low == high
 
 
-def test_what_came_further_goes_on_at_once() -> None:
+def test_an_attempt_with_progress_is_restarted_immediately() -> None:
     assert delay(SPEC, 0, Outcome.KILLED) == 0
 
 
-def test_the_preempted_comes_back_at_once_unless_it_brought_nothing_before() -> None:
+def test_a_preempted_attempt_is_restarted_immediately_unless_earlier_ones_made_no_progress() -> (
+    None
+):
     assert delay(SPEC, 0, Outcome.PREEMPTED) == 0
     assert delay(SPEC, 1, Outcome.PREEMPTED) == 0
     assert 1 <= delay(SPEC, 2, Outcome.PREEMPTED) <= 2

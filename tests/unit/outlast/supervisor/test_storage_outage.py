@@ -1,4 +1,4 @@
-"""A supervisor's view of a storage that is away: asked seldom, nothing forgotten, order kept."""
+"""An outage of the storage: few retries, nothing lost, order kept."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Store:
             self.outage.catch_up()
 
 
-def test_what_cannot_be_told_is_told_later_in_order() -> None:
+def test_events_that_cannot_be_written_are_written_later_in_order() -> None:
     store = Store()
     store.outage.do(lambda: store.take("one"))
     store.away = True
@@ -51,7 +51,7 @@ def test_what_cannot_be_told_is_told_later_in_order() -> None:
     assert (store.outage.waiting, store.outage.since, store.outage.error) == (False, None, None)
 
 
-def test_a_question_is_not_asked_before_it_is_due() -> None:
+def test_a_failed_read_is_not_repeated_before_it_is_due() -> None:
     store = Store()
     store.away = True
     assert not store.outage.ask(lambda: store.take("a"))
@@ -65,7 +65,7 @@ def test_a_question_is_not_asked_before_it_is_due() -> None:
     assert store.outage.since is None
 
 
-def test_a_storage_that_can_be_read_is_still_away_for_what_has_to_be_written() -> None:
+def test_a_readable_storage_is_still_away_for_writes() -> None:
     store = Store()
     store.away = True
     store.outage.do(lambda: store.take("event"))
@@ -74,7 +74,7 @@ def test_a_storage_that_can_be_read_is_still_away_for_what_has_to_be_written() -
     assert store.outage.since == 0.0
 
 
-def test_what_fails_for_another_reason_is_raised_and_does_not_wait() -> None:
+def test_other_errors_are_raised_immediately() -> None:
     store = Store()
 
     def broken() -> None:
@@ -85,7 +85,7 @@ def test_what_fails_for_another_reason_is_raised_and_does_not_wait() -> None:
     assert not store.outage.waiting
 
 
-def test_what_is_done_may_add_to_what_is_to_be_done() -> None:
+def test_an_action_may_add_further_actions() -> None:
     store = Store()
 
     def first() -> None:
@@ -96,7 +96,7 @@ def test_what_is_done_may_add_to_what_is_to_be_done() -> None:
     assert store.said == ["first", "second"]
 
 
-def test_what_nobody_could_look_at_is_no_silence() -> None:
+def test_time_without_reads_is_not_counted_as_silence() -> None:
     watch = Watch(0.0)
     beat = Beat(attempt=1, count=1, progress=1)
     watch.observe(beat, 1.0)

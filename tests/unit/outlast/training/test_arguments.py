@@ -145,7 +145,7 @@ NUMBERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_of_numpy_mean_what_numbers_of_python_mean(tmp_path: Path, name: str) -> None:
+def test_numbers_of_numpy_are_accepted_as_those_of_python(tmp_path: Path, name: str) -> None:
     given, plain = NUMBERS[name]
     end = train(PLAIN.but(**given), tmp_path / "a")
     assert_same_end(end, train(PLAIN.but(**plain), tmp_path / "b"))
@@ -164,14 +164,14 @@ def test_a_number_of_numpy_may_be_compiled_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verbose", ["2", np.str_("2"), np.int64(2), 2.0])
-def test_two_is_a_line_an_epoch_in_whatever_form(
+def test_verbose_two_prints_one_line_per_epoch_in_any_form(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verbose: Any
 ) -> None:
     train(PLAIN.but(verbose=verbose), tmp_path)
     assert "3/3 - " in capsys.readouterr().out
 
 
-def test_without_a_job_directory_the_way_out_is_told() -> None:
+def test_without_a_job_directory_the_error_says_what_to_do() -> None:
     begin_process()
     with pytest.raises(UsageError, match=r"job_dir.*outlast run"):
         fit(PLAIN.build(), **ARRAYS)
@@ -233,7 +233,7 @@ STREAMS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", STREAMS)
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
-def test_what_belongs_to_arrays_is_refused_elsewhere_in_keras_words(
+def test_arguments_of_arrays_are_refused_for_other_data_with_the_message_of_keras(
     tmp_path: Path, kind: str
 ) -> None:
     """Keras refuses some of these arguments and ignores others, such as batch_size."""
@@ -255,7 +255,10 @@ def test_what_belongs_to_arrays_is_refused_elsewhere_in_keras_words(
                 end = run(Script(tiny(), {"x": STREAMS[kind](), **arguments}))
                 answers.append(repr(end.history))
             except ValueError as error:
-                answers.append(re.sub(r"0x\w+", "", str(error)))
+                said = re.sub(r"0x\w+", "", str(error))
+                if kind == "generator":  # Keras before 3.15 calls it a PyDataset
+                    said = said.replace("PyDataset", "generator")
+                answers.append(said)
                 refused.add(field)
         assert answers[0] == answers[1], field
     assert refused == {"y", "sample_weight", "validation_split"} | (
@@ -263,7 +266,7 @@ def test_what_belongs_to_arrays_is_refused_elsewhere_in_keras_words(
     )
 
 
-def test_a_shape_that_does_not_fit_the_model_is_keras_own_error(tmp_path: Path) -> None:
+def test_a_wrong_shape_raises_the_error_of_keras(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="incompatible"):
         train(PLAIN.but(x=X[:, :4]), tmp_path)
     # and the job is not spoilt by it
@@ -294,15 +297,15 @@ def with_own(name: str, *, on_the_class: bool) -> Any:
 
 
 @pytest.mark.parametrize("on_the_class", [True, False])
-@pytest.mark.parametrize("name", ["fit", "make_train_function", "train_function"])
-def test_a_way_of_training_of_the_users_own_is_not_passed_over_in_silence(
+@pytest.mark.parametrize("name", ["make_train_function", "train_function"])
+def test_a_custom_training_method_is_refused_by_name(
     tmp_path: Path, name: str, on_the_class: bool
 ) -> None:
     if name == "train_function" and on_the_class:
         pytest.skip("Keras sets this attribute of the instance")
     begin_process()
     model = with_own(name, on_the_class=on_the_class)
-    with process(tmp_path), pytest.raises(NotSupported, match=f"Special has a {name} of its own"):
+    with process(tmp_path), pytest.raises(NotSupported, match=f"Special overrides {name}"):
         fit(model, job_dir=tmp_path, **ARRAYS)
     assert list(tmp_path.iterdir()) == []
 
@@ -330,7 +333,7 @@ class OwnEvaluation(keras.Sequential):  # type: ignore[misc]
         return self.test_function
 
 
-def test_an_evaluate_and_a_test_function_of_the_users_own_are_gone_through(tmp_path: Path) -> None:
+def test_custom_evaluate_and_test_functions_are_called(tmp_path: Path) -> None:
     def build() -> Any:
         model = OwnEvaluation([layers.Input((6,)), layers.Dense(3, activation="softmax")])
         model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
@@ -342,7 +345,7 @@ def test_an_evaluate_and_a_test_function_of_the_users_own_are_gone_through(tmp_p
     assert_same_end(theirs, train(script, tmp_path), rows=False)
 
 
-def test_a_loss_that_is_no_number_ends_the_training_where_the_job_says_so(tmp_path: Path) -> None:
+def test_a_loss_that_is_nan_ends_the_training_if_so_configured(tmp_path: Path) -> None:
     begin_process()
     x = X.copy()
     x[9] = np.nan
@@ -358,7 +361,7 @@ def test_a_loss_that_is_no_number_ends_the_training_where_the_job_says_so(tmp_pa
 def test_stateful_random_ops_are_named_at_the_start(tmp_path: Path) -> None:
     class Noisy(layers.Layer):
         def call(self, x: Any) -> Any:
-            return x + tf.random.normal(tf.shape(x), seed=3)
+            return tf.random.shuffle(x, seed=3)
 
     def build() -> Any:
         model = keras.Sequential([layers.Input((6,)), Noisy(), layers.Dense(3)])
@@ -368,8 +371,8 @@ def test_stateful_random_ops_are_named_at_the_start(tmp_path: Path) -> None:
     end = train(Script(build, ARRAYS), tmp_path)
     assert end.epoch == [0, 1]
     logs = (tmp_path / "attempts" / "0001" / "log.jsonl").read_text()
-    assert "inexact_ops_found" in logs
-    assert "RandomStandardNormal" in logs
+    assert logs.count("inexact_ops_found") == 1
+    assert "RandomShuffle" in logs
 
 
 def test_nothing_warns(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ APART = {
 }
 
 
-def test_every_built_in_callback_is_here() -> None:
+def test_every_built_in_callback_is_tested() -> None:
     classes = {
         name for name, found in vars(callbacks).items()
         if inspect.isclass(found) and issubclass(found, callbacks.Callback)
@@ -228,7 +228,7 @@ def die_and_resume(script: Script, folder: Path, steps: int) -> End:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_does_over_deaths_what_it_does_in_keras(tmp_path: Path, name: str) -> None:
+def test_over_kills_it_does_what_it_does_in_keras(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     theirs = keras_fit(case.script(tmp_path / "theirs"))
     steps = int(theirs.model.optimizer.iterations)
@@ -269,7 +269,7 @@ def test_a_csv_file_has_each_row_once(tmp_path: Path, name: str, save_every: str
     )
 
 
-def test_rows_that_somebody_took_out_of_the_csv_file_are_missed(tmp_path: Path) -> None:
+def test_rows_removed_from_the_csv_file_are_reported(tmp_path: Path) -> None:
     script = CASES["CSVLogger"].script(tmp_path / "ours")
     file = tmp_path / "ours" / "log.csv"
     with pytest.raises(SystemExit), stopping_at(7):
@@ -290,7 +290,7 @@ def test_rows_that_somebody_took_out_of_the_csv_file_are_missed(tmp_path: Path) 
 # -- TensorBoard ----------------------------------------------------------------------------------
 
 
-def test_tensorboard_goes_on_after_a_finished_training(tmp_path: Path) -> None:
+def test_tensorboard_continues_after_a_finished_training(tmp_path: Path) -> None:
     case = CASES["TensorBoard by batches"]
     longer = case.script(tmp_path / "theirs").but(epochs=4)
     keras_fit(longer)
@@ -300,7 +300,7 @@ def test_tensorboard_goes_on_after_a_finished_training(tmp_path: Path) -> None:
     assert left_in(tmp_path / "ours") == left_in(tmp_path / "theirs")
 
 
-def test_a_death_while_tensorboard_traces_is_no_trace_in_the_next_process(tmp_path: Path) -> None:
+def test_a_kill_during_a_tensorboard_trace_ends_the_trace(tmp_path: Path) -> None:
     case = Case(lambda folder: callbacks.TensorBoard(folder, profile_batch=(4, 6)))
     script = case.script(tmp_path / "ours").but(save_every=1)
     with pytest.raises(Death), dying_at(5):
@@ -315,7 +315,7 @@ def test_a_death_while_tensorboard_traces_is_no_trace_in_the_next_process(tmp_pa
 # -- BackupAndRestore -----------------------------------------------------------------------------
 
 
-def test_a_backup_that_a_death_tore_stops_no_resume(tmp_path: Path) -> None:
+def test_an_incomplete_backup_does_not_stop_a_resume(tmp_path: Path) -> None:
     case = CASES["BackupAndRestore"]
     theirs = keras_fit(case.script(tmp_path / "theirs"))
     script = case.script(tmp_path / "ours")
@@ -353,7 +353,7 @@ def listening() -> Iterator[tuple[str, list[Any]]]:
             thread.join()
 
 
-def test_a_remote_monitor_hears_of_each_epoch(tmp_path: Path) -> None:
+def test_a_remote_monitor_gets_each_epoch(tmp_path: Path) -> None:
     with listening() as (root, heard):
         case = Case(lambda folder: callbacks.RemoteMonitor(root, send_as_json=True))
         theirs = keras_fit(case.script(tmp_path))
@@ -448,7 +448,7 @@ PRINTED: dict[str, Script] = {
         ("data of unknown size", 1, True),
     ],
 )
-def test_the_same_is_printed_as_in_keras_also_after_a_resume(
+def test_the_output_is_that_of_keras_also_after_a_resume(
     tmp_path: Path, name: str, verbose: Any, on_terminal: bool
 ) -> None:
     # Keras draws a bar where there is no terminal, too; here "auto" is a line an epoch there.

@@ -41,8 +41,7 @@ def ends_as_in_keras(script: Script, folder: Path) -> None:
     assert_same_end(theirs, train(script.but(save_every=1), folder), rows=False)
 
 
-# No trace shows where a stateful layer keeps its state, and the model does not list it.
-EAGER = [name for name in TRACED if name not in ("xla", "stateful lstm")]
+EAGER = [name for name in TRACED if name != "xla"]
 
 
 @pytest.mark.parametrize("name", EAGER)

@@ -36,7 +36,7 @@ def script() -> Script:
 
 
 @pytest.mark.parametrize("kind", ["PyDataset threads", "generator endless"])
-def test_no_thread_goes_on(tmp_path: Path, kind: str) -> None:
+def test_no_thread_keeps_running(tmp_path: Path, kind: str) -> None:
     before = set(threading.enumerate())
     with pytest.raises(RuntimeError, match="of the user's own"):
         train(KINDS[kind].script().with_callbacks(lambda: [Failing(5)]), tmp_path)
@@ -46,7 +46,7 @@ def test_no_thread_goes_on(tmp_path: Path, kind: str) -> None:
     assert [thread.name for thread in left if thread.is_alive()] == []
 
 
-def test_the_write_in_flight_is_done_when_the_error_comes_out(
+def test_a_write_in_progress_is_finished_when_the_error_is_raised(
     tmp_path: Path, script: Script
 ) -> None:
     begin_process()
@@ -66,7 +66,7 @@ def test_the_write_in_flight_is_done_when_the_error_comes_out(
         assert not jobs._jobs[id(attempt)].writer.busy
 
 
-def test_a_list_of_callbacks_is_given_back_as_it_was(tmp_path: Path, script: Script) -> None:
+def test_a_list_of_callbacks_is_unchanged_afterwards(tmp_path: Path, script: Script) -> None:
     begin_process()
     model = script.build()
     given = CallbackList([Failing(5)], add_history=True, model=model, epochs=3, verbose=0, steps=7)
@@ -76,7 +76,7 @@ def test_a_list_of_callbacks_is_given_back_as_it_was(tmp_path: Path, script: Scr
     assert [type(c).__name__ for c in given.callbacks] == names
 
 
-def test_the_same_script_goes_on_after_it(tmp_path: Path, script: Script) -> None:
+def test_the_same_script_continues_after_the_error(tmp_path: Path, script: Script) -> None:
     untouched = train(script, tmp_path / "untouched")
     with pytest.raises(RuntimeError):
         train(script.with_callbacks(lambda: [Failing(5)]), tmp_path / "job", save_every=1)
@@ -84,7 +84,7 @@ def test_the_same_script_goes_on_after_it(tmp_path: Path, script: Script) -> Non
 
 
 @pytest.mark.parametrize("most", [1, 2])
-def test_keras_caps_on_epochs_and_steps_hold(tmp_path: Path, most: int) -> None:
+def test_the_limits_of_keras_on_epochs_and_steps_hold(tmp_path: Path, most: int) -> None:
     script = KINDS["dict"].script()
     keras.config.set_max_epochs(most)
     keras.config.set_max_steps_per_epoch(3)

@@ -136,7 +136,7 @@ def cases() -> Iterator[tuple[str, int, int | None]]:
 
 
 @pytest.mark.parametrize(("kind", "execution", "steps"), list(cases()))
-def test_hooks_and_warnings_are_keras_own(
+def test_hooks_and_warnings_are_those_of_keras(
     tmp_path: Path, kind: str, execution: int, steps: int | None
 ) -> None:
     told, ends = [], []
@@ -168,7 +168,7 @@ def test_hooks_and_warnings_are_keras_own(
         ("workers", 3, 5),
     ],
 )
-def test_a_death_within_an_execution_changes_nothing(
+def test_a_kill_within_an_execution_changes_nothing(
     tmp_path: Path, kind: str, execution: int, steps: int | None
 ) -> None:
     make = {**KINDS, "workers": Endless}[kind]
@@ -182,7 +182,7 @@ def test_a_death_within_an_execution_changes_nothing(
     assert resumed.callbacks[0].seen == untouched.callbacks[0].seen
 
 
-def test_threads_that_fetch_ahead_change_no_batch(tmp_path: Path) -> None:
+def test_threads_that_read_ahead_change_no_batch(tmp_path: Path) -> None:
     ends = []
     for workers in (1, 2):
         data = Endless()

@@ -60,7 +60,7 @@ def written(folder: Path) -> dict[str, int]:
     return brought
 
 
-def test_a_frozen_backbone_is_written_once_and_a_death_resumes_exactly(tmp_path: Path) -> None:
+def test_a_frozen_backbone_is_written_once_and_resumes_exactly(tmp_path: Path) -> None:
     untouched = train(SCRIPT, tmp_path / "untouched")
     folder = tmp_path / "job"
     for step in (4, 5, 9):
@@ -83,7 +83,7 @@ def test_a_frozen_backbone_is_written_once_and_a_death_resumes_exactly(tmp_path:
     assert written(folder)[str(end)] > sizes[str(end)]  # whole: its files and its manifest
 
 
-def test_plain_keras_takes_the_end_as_it_is_and_the_others_exported(
+def test_plain_keras_loads_the_final_checkpoint_directly_and_others_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     end = train(SCRIPT, tmp_path / "job")

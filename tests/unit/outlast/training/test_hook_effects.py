@@ -1,4 +1,4 @@
-"""What hooks set on a model before its first step counts as in Keras, also after a resume."""
+"""Attributes that hooks set before the first step count as in Keras, also after a resume."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import keras
 import pytest
 from keras import layers, optimizers
 
-from outlast.training.errors import NotSupported
+from outlast.training.errors import NotSupported, StateMismatch
+from outlast.training.fit_state import describe_model
+from outlast.training.state.fingerprint import of_training
+from outlast_checkpoints.format.layout import MODEL_FILE
 from tests.support.training_harness import (
     Death,
     Script,
@@ -99,7 +102,7 @@ EFFECTS: dict[str, tuple[str, Effect]] = {
 
 
 @pytest.mark.parametrize("name", EFFECTS)
-def test_what_a_hook_sets_before_the_first_step_counts(tmp_path: Path, name: str) -> None:
+def test_attributes_set_by_a_hook_before_the_first_step_count(tmp_path: Path, name: str) -> None:
     """Deaths before the first step was saved, in the first epoch and in the second one."""
     hook, effect = EFFECTS[name]
     script = Script(model, ARRAYS, lambda: [At(hook, effect)]).but(save_every=2)
@@ -132,7 +135,7 @@ def test_an_eager_model_reads_its_attributes_at_every_step(tmp_path: Path) -> No
     assert_same_end(theirs, train(script, tmp_path), rows=False)
 
 
-def test_what_a_resume_cannot_repeat_is_named_at_the_start(tmp_path: Path) -> None:
+def test_changes_that_a_resume_cannot_repeat_are_named_at_the_start(tmp_path: Path) -> None:
     def replace(model: Any) -> None:
         model.layers[0].activation = keras.activations.tanh
 
@@ -142,6 +145,24 @@ def test_what_a_resume_cannot_repeat_is_named_at_the_start(tmp_path: Path) -> No
     log = (tmp_path / "attempts" / "0001" / "log.jsonl").read_text()
     assert "inexact_hook_found" in log
     assert '"dense.activation"' in log
+
+
+@pytest.mark.parametrize("hook", ["on_train_begin", "on_train_batch_begin"])
+def test_what_the_hook_of_the_first_batch_sets_is_named(tmp_path: Path, hook: str) -> None:
+    """Keras traces the step only after it."""
+
+    class AtBatch(At):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if hook == "on_train_batch_begin":
+                self._effect(self.model)
+
+    def soften(model: Any) -> None:
+        model.layers[1].rate = 0.1
+
+    train(Script(model, ARRAYS, lambda: [AtBatch(hook, soften)]), tmp_path)
+    log = (tmp_path / "attempts" / "0001" / "log.jsonl").read_text()
+    assert ("Dropout.rate" in log) == (hook == "on_train_batch_begin")
+    assert log.count("inexact_hook_found") == (hook == "on_train_batch_begin")
 
 
 def compile_anew(model: Any) -> None:
@@ -173,12 +194,12 @@ def test_compiling_within_fit_is_refused_by_name(tmp_path: Path, hook: str) -> N
         train(script, tmp_path)
 
 
-def test_compiling_after_the_last_epoch_is_as_good_as_after_fit(tmp_path: Path) -> None:
+def test_compiling_after_the_last_epoch_is_allowed(tmp_path: Path) -> None:
     script = Script(tiny(), ARRAYS, lambda: [In("on_train_end", compile_anew)])
     assert train(script, tmp_path).history == keras_fit(script).history
 
 
-def test_a_step_that_is_to_be_traced_anew_is_refused_by_name(tmp_path: Path) -> None:
+def test_forcing_a_new_trace_is_refused_by_name(tmp_path: Path) -> None:
     script = Script(tiny(), ARRAYS, lambda: [In("on_epoch_end", make_anew)])
     with pytest.raises(NotSupported, match="make_train_function"):
         train(script, tmp_path)
@@ -224,3 +245,33 @@ def test_a_callback_keeps_the_variables_of_the_first_step(
     assert train(script, tmp_path).history == theirs.history
     assert made[-1].sums == made[0].sums
     assert made[-1].kept[0] is made[-1].model.layers[0].kernel
+
+
+def test_a_mismatch_leaves_no_attribute_of_the_checkpoint(tmp_path: Path) -> None:
+    def set_and_freeze(model: Any) -> None:
+        set_own_attributes(model)
+        freeze(model)
+
+    script = Script(eager, ARRAYS, lambda: [At("on_epoch_begin", set_and_freeze)]).but(save_every=1)
+    with pytest.raises(Death), dying_at(2):
+        train(script, tmp_path)
+    made: list[Any] = []
+
+    def other() -> Any:
+        made.append(eager())
+        made[-1].optimizer = optimizers.SGD(0.1)
+        return made[-1]
+
+    with pytest.raises(StateMismatch):
+        train(script.with_build(other), tmp_path)
+    dense, dropout, scaled, _ = made[0].layers
+    assert (dense.trainable, dense.kernel.trainable, dropout.rate) == (True, True, 0.5)
+    assert (scaled._by, list(scaled.shifts)) == (1.0, [0.0])
+
+
+def test_a_model_that_its_first_call_builds_is_the_same_model_afterwards() -> None:
+    unbuilt = keras.Sequential([layers.Dense(4), layers.Dense(3)])
+    unbuilt.compile("sgd", cross_entropy())
+    before = of_training(unbuilt, describe_model(unbuilt).get(MODEL_FILE))
+    unbuilt(ARRAYS["x"][:2])
+    assert of_training(unbuilt, describe_model(unbuilt).get(MODEL_FILE)) == before

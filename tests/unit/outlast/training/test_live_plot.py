@@ -1,4 +1,4 @@
-"""The metrics that a training shows: a picture during it, and the History at its end."""
+"""Plots of a training: the live plot, and the History at its end."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ class Look(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("history", [None, keras.callbacks.History])
-def test_the_picture_in_the_jobs_folder_is_drawn_anew_each_epoch(
-    tmp_path: Path, history: Any
-) -> None:
+def test_the_plot_in_the_job_folder_is_updated_each_epoch(tmp_path: Path, history: Any) -> None:
     folder = tmp_path / "job"
     picture = folder / "metrics.png"
 
@@ -76,7 +74,7 @@ def test_the_picture_in_the_jobs_folder_is_drawn_anew_each_epoch(
     assert len({*seen.values(), picture.read_bytes()}) == 4
 
 
-def test_after_a_resume_the_picture_is_of_all_epochs(tmp_path: Path) -> None:
+def test_after_a_resume_the_plot_has_all_epochs(tmp_path: Path) -> None:
     train(SCRIPT, tmp_path / "untouched" / "job")
     folder = tmp_path / "resumed" / "job"
     with pytest.raises(SystemExit), stopping_at(5):
@@ -110,7 +108,7 @@ class Notebook(types.ModuleType):
         return types.SimpleNamespace(update=lambda new: self.shown.append(("update", new)))
 
 
-def test_in_a_notebook_the_picture_below_the_cell_changes_in_place(
+def test_in_a_notebook_the_plot_below_the_cell_is_updated_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Wait(keras.callbacks.Callback):
@@ -127,7 +125,7 @@ def test_in_a_notebook_the_picture_below_the_cell_changes_in_place(
     assert not (tmp_path / "metrics.png").exists()
 
 
-def test_a_picture_that_cannot_be_written_ends_no_training(tmp_path: Path) -> None:
+def test_a_failing_plot_does_not_end_the_training(tmp_path: Path) -> None:
     (tmp_path / "metrics.png").mkdir(parents=True)
     (tmp_path / "metrics.png" / "in the way").touch()
     assert train(SCRIPT, tmp_path).epoch == [0, 1, 2, 3]
@@ -148,7 +146,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> History:
     return found
 
 
-def test_it_is_keras_history(history: History) -> None:
+def test_it_is_a_history_of_keras(history: History) -> None:
     arguments = {name: value for name, value in ARGUMENTS.items() if name != "view_metrics"}
     theirs = keras_fit(Script(SCRIPT.build, arguments))
     assert isinstance(history, keras.callbacks.History)
@@ -157,7 +155,7 @@ def test_it_is_keras_history(history: History) -> None:
     assert history.params == theirs.params == {"verbose": 0, "epochs": 4, "steps": 3}
 
 
-def test_a_frame_has_a_row_an_epoch_and_gaps_where_there_is_no_value(history: History) -> None:
+def test_a_frame_has_one_row_per_epoch_and_gaps_without_a_value(history: History) -> None:
     frame = history.to_frame()
     assert list(frame.index) == [0, 1, 2, 3]
     assert frame.index.name == "epoch"
@@ -181,7 +179,7 @@ def test_a_plot_is_a_png_returned_and_written(history: History, tmp_path: Path) 
     assert history._repr_png_() is not None  # what a notebook shows
 
 
-def test_it_prints_a_line_a_metric(history: History) -> None:
+def test_it_prints_one_line_per_metric(history: History) -> None:
     lines = repr(history).splitlines()
     assert lines[0] == "History of 4 epochs, the last being 4:"
     losses = history.history["val_loss"]

@@ -33,13 +33,11 @@ def of_batches(untouched: Callable[[str], LoopEnd]) -> LoopEnd:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_it_comes_to_what_the_plain_loop_comes_to(
-    name: str, untouched: Callable[[str], LoopEnd]
-) -> None:
+def test_it_ends_as_the_plain_loop(name: str, untouched: Callable[[str], LoopEnd]) -> None:
     assert_as_plain(untouched(name), run_plain(PROGRAMS[name]))
 
 
-def test_a_death_at_each_step_in_turn(of_batches: LoopEnd, tmp_path: Path) -> None:
+def test_a_kill_at_each_step_in_turn(of_batches: LoopEnd, tmp_path: Path) -> None:
     """It saves at every second step, so a resume repeats one step or none."""
     for step in range(1, of_batches.steps + 1):
         with pytest.raises(Death), dying_at(step):
@@ -58,7 +56,7 @@ def test_a_stop_at_each_step_in_turn_loses_none(of_batches: LoopEnd, tmp_path: P
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_deaths_and_stops_in_every_kind_of_loop(
+def test_kills_and_stops_in_every_kind_of_loop(
     name: str, untouched: Callable[[str], LoopEnd], tmp_path: Path
 ) -> None:
     """Within an epoch, after its last step, and in the next epoch, with repeated steps."""

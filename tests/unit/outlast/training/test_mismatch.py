@@ -158,7 +158,7 @@ def by_path(state: dict[str, bytes]) -> dict[str, bytes]:
     return {re.sub(r"/\d+/", "/", name, count=1): value for name, value in state.items()}
 
 
-def test_after_a_mismatch_the_right_script_goes_on(tmp_path: Path) -> None:
+def test_after_a_mismatch_the_right_script_resumes(tmp_path: Path) -> None:
     script = Script(PLAIN, DATA)
     untouched = train(script, tmp_path / "untouched")
     with pytest.raises(Death), dying_at(3):
@@ -185,7 +185,7 @@ def test_other_data_in_the_middle_of_an_epoch_is_refused(
         train(Script(PLAIN, DATA).but(**changes), folder)
 
 
-def test_other_data_at_an_epochs_border_is_taken(tmp_path: Path) -> None:
+def test_other_data_at_an_epochs_border_is_accepted(tmp_path: Path) -> None:
     with pytest.raises(Death), dying_at(4):
         train(Script(PLAIN, DATA).but(save_every="epoch"), tmp_path)
     more = {"x": np.concatenate([X, X]), "y": np.concatenate([Y, Y]), "batch_size": 4}
@@ -194,7 +194,7 @@ def test_other_data_at_an_epochs_border_is_taken(tmp_path: Path) -> None:
     assert [row["batch"] for row in steps] == [0, 1, 2, *range(10)]
 
 
-def test_names_and_other_ways_to_say_the_same_are_no_difference(tmp_path: Path) -> None:
+def test_names_and_equivalent_arguments_are_no_difference(tmp_path: Path) -> None:
     one = net(dense(3), lambda: layers.Dropout(0.1), lambda: layers.BatchNormalization())
     untouched = train(Script(one, DATA), tmp_path / "untouched")
     with pytest.raises(Death), dying_at(3):

@@ -15,8 +15,9 @@ import tensorflow as tf
 from keras import layers
 
 from outlast import Loop
-from outlast.training.errors import StateMismatch, VersionMismatch
+from outlast.training.errors import CheckpointTooOld, StateMismatch, VersionMismatch
 from outlast.training.keras_internals import versions
+from outlast.training.state import document
 from tests.support.training_harness import (
     Death,
     Script,
@@ -62,7 +63,7 @@ def logs_of(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted(folder.rglob("*.jsonl")))
 
 
-def test_it_goes_on_and_the_log_names_both(died_elsewhere: Path, tmp_path: Path) -> None:
+def test_it_resumes_and_the_log_names_both_versions(died_elsewhere: Path, tmp_path: Path) -> None:
     untouched = train(SCRIPT, tmp_path / "untouched")
     assert_same_end(untouched, train(SCRIPT, died_elsewhere))
     log = logs_of(died_elsewhere)
@@ -104,3 +105,22 @@ def test_a_loop_names_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(3, "3.12.9")
     with pytest.raises(VersionMismatch, match=r"keras 3\.12\.9; this is keras \d"):
         run(5, here)
+
+
+def test_a_document_that_lacks_what_a_resume_needs_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Death), dying_at(3):
+        train(SCRIPT, tmp_path)
+    unpack = document.unpack
+
+    def of_an_earlier_build(*given: Any) -> Any:
+        plain, variables = unpack(*given)
+        return {k: v for k, v in plain.items() if k not in ("doubts", "parts")}, variables
+
+    with monkeypatch.context() as patch:
+        patch.setattr(document, "unpack", of_an_earlier_build)
+        with pytest.raises(CheckpointTooOld, match="lacks doubts, parts") as refused:
+            train(SCRIPT, tmp_path)
+    assert refused.value.exit_code == 3
+    train(SCRIPT, tmp_path)

@@ -29,43 +29,20 @@ from tests.support.training_harness import (
 )
 from tests.support.training_zoo import (
     ARRAYS,
-    IMAGES,
-    MLP,
+    MORE_TRACED,
     SAMPLES,
-    TINY,
     TRACED,
     OwnTest,
     X,
     Y,
-    added_loss,
     cross_entropy,
-    falling_and_growing_scale,
     listed_outputs,
-    model_of,
     own,
-    rotated,
-    sgd_on_a_schedule,
-    shaped,
     tiny,
-    vector_metric,
-    with_policy,
 )
 
 WEIGHTS = np.linspace(0, 2, SAMPLES)
 HELD_OUT = (X[:7], Y[:7])
-
-MORE_TRACED: dict[str, Script] = {
-    "loss scaling": Script(
-        with_policy("mixed_float16", model_of(*TINY, optimizer=falling_and_growing_scale)), ARRAYS
-    ),
-    "not built before": Script(model_of(*MLP, shape=None), ARRAYS),
-    "rotated and zoomed": Script(rotated, {**ARRAYS, "x": IMAGES}),
-    "regularizers and add_loss": Script(added_loss(), {**ARRAYS, "y": X}),
-    "add_loss alone, no targets": Script(added_loss(None), {**ARRAYS, "y": None}),
-    "sgd on a schedule": Script(model_of(*MLP, optimizer=sgd_on_a_schedule), ARRAYS),
-    "static batch size": Script(shaped, {**ARRAYS, "x": X[:16], "y": Y[:16]}),
-    "metric with many values": Script(vector_metric, {**ARRAYS, "y": np.eye(3)[Y]}),
-}
 
 TWO_DIMENSIONS = np.linspace(0, 1, 3 * SAMPLES).reshape(SAMPLES, 3)
 
@@ -179,7 +156,7 @@ def test_arguments_mean_what_they_mean_in_keras(tmp_path: Path, name: str) -> No
     assert_same_end(theirs, resumed, rows=False)
 
 
-def test_the_loss_scale_falls_and_grows_on_the_way(tmp_path: Path) -> None:
+def test_the_loss_scale_falls_and_grows(tmp_path: Path) -> None:
     """So "loss scaling" has steps that change no weight, and crashes between two growths."""
     scales: list[float] = []
 
@@ -247,7 +224,7 @@ def test_the_history_rows_are_keras_logs(tmp_path: Path) -> None:
     assert theirs.history == ours.history
 
 
-def test_the_arguments_are_keras_own_in_keras_order() -> None:
+def test_the_arguments_are_those_of_keras_in_the_same_order() -> None:
     def told(function: Any) -> list[tuple[str, Any]]:
         parameters = inspect.signature(function).parameters.values()
         return [(p.name, p.default) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]

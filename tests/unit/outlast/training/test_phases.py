@@ -1,4 +1,4 @@
-"""Whose phase it is: a result goes only to the fit that it is of, whatever the script skips."""
+"""A finished phase is returned only to the `fit` that trained it, whatever the script skips."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from outlast import Loop
 from outlast.training.errors import PhaseMismatch, PhaseUnfinished, StateMismatch
@@ -31,7 +32,7 @@ from tests.support.training_harness import (
         ({"model": lambda: net(momentum=0.5)}, "optimizer"),
         ({"model": lambda: net(activation="tanh")}, "layer"),
         ({"model": lambda: net(dropout=0.3)}, "layer"),
-        ({"model": lambda: net(units=4)}, "layers/dense/vars/0"),
+        ({"model": lambda: net(units=4)}, "layer 0"),
         ({"model": lambda: net(loss=keras.losses.Huber(2.0))}, "loss"),
         ({"x": X + 1}, "content"),
         ({"x": X[:16], "y": Y[:16]}, "arguments, x"),
@@ -48,7 +49,7 @@ from tests.support.training_harness import (
         *("validation_split", "epochs"),
     ],
 )
-def test_a_finished_phase_is_not_handed_back_to_another_fit(
+def test_a_finished_phase_is_not_returned_to_a_different_fit(
     tmp_path: Path, other: dict[str, Any], what: str
 ) -> None:
     begin_process()
@@ -65,7 +66,30 @@ def test_a_finished_phase_is_not_handed_back_to_another_fit(
     assert kept == before
 
 
-def test_a_script_that_passes_over_what_it_has_finished_is_told(tmp_path: Path) -> None:
+def test_a_finished_phase_is_not_returned_for_a_pipeline_of_other_data(tmp_path: Path) -> None:
+    """Its elements have the same shapes."""
+
+    def pipeline(more: float) -> Any:
+        return tf.data.Dataset.from_tensor_slices((X + more, Y)).batch(16)
+
+    def attempt(more: float, held_out: float = 0.0) -> dict[str, list[float]]:
+        begin_process()
+        with process(tmp_path):
+            data = {"x": pipeline(more), "validation_data": pipeline(held_out)}
+            found: dict[str, list[float]] = trained(
+                tmp_path, y=None, batch_size=None, **data
+            ).history
+            return found
+
+    first = attempt(0.0)
+    assert attempt(0.0) == first
+    with pytest.raises(PhaseMismatch, match="contents, x"):
+        attempt(1.0)
+    with pytest.raises(PhaseMismatch, match="contents, validation_data"):
+        attempt(0.0, 1.0)
+
+
+def test_a_script_that_skips_unnamed_finished_phases_is_refused(tmp_path: Path) -> None:
     """A search with a book of its own: after a death the first fit is another trial's."""
     book: dict[str, float] = {}
 
@@ -86,7 +110,7 @@ def test_a_script_that_passes_over_what_it_has_finished_is_told(tmp_path: Path) 
     assert error.value.exit_code == 3
 
 
-def test_such_a_script_with_names_and_seeds_of_its_own_ends_as_untouched(tmp_path: Path) -> None:
+def test_a_script_that_skips_named_phases_with_seeds_ends_as_untouched(tmp_path: Path) -> None:
     def search(folder: Path, book: dict[str, list[float]], die: bool = False) -> None:
         begin_process()
         with process(folder):
@@ -112,7 +136,7 @@ def test_such_a_script_with_names_and_seeds_of_its_own_ends_as_untouched(tmp_pat
     assert len({losses[-1] for losses in parts.values()}) == 3
 
 
-def test_a_loop_is_handed_back_only_to_itself(tmp_path: Path) -> None:
+def test_a_finished_loop_is_returned_only_to_the_same_loop(tmp_path: Path) -> None:
     def looped(**changes: Any) -> list[float]:
         begin_process()
         model = changes.pop("model", net)()
@@ -135,7 +159,7 @@ def test_a_loop_is_handed_back_only_to_itself(tmp_path: Path) -> None:
             looped(**changes)
 
 
-def test_what_a_resume_may_change_and_what_not(tmp_path: Path) -> None:
+def test_changes_that_a_resume_allows_and_refuses(tmp_path: Path) -> None:
     def resumed(model: Any = None, **arguments: Any) -> None:
         begin_process()
         with process(tmp_path), dying_at(4), pytest.raises(Death):
@@ -156,7 +180,7 @@ def test_what_a_resume_may_change_and_what_not(tmp_path: Path) -> None:
 # --- by name, whatever the order -----------------------------------------------------------------
 
 
-def test_a_name_never_seen_begins_a_new_phase(tmp_path: Path) -> None:
+def test_an_unknown_name_begins_a_new_phase(tmp_path: Path) -> None:
     def one(name: str | None) -> Any:
         return trained(tmp_path, name=name).history
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import queue
 import signal
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def ids(folder: Path) -> list[CheckpointId]:
 
 
 @pytest.mark.parametrize("save_every", ["1", "2", "never"])
-def test_a_death_at_each_step_in_turn(tmp_path: Path, untouched: End, save_every: str) -> None:
+def test_a_kill_at_each_step_in_turn(tmp_path: Path, untouched: End, save_every: str) -> None:
     """Saving at every step, each attempt advances by one step; otherwise some start over."""
     script = PLAIN.but(save_every=save_every)
     for step in range(1, STEPS + 1):
@@ -76,12 +77,12 @@ def test_a_stop_at_each_step_in_turn_loses_none(tmp_path: Path, untouched: End) 
 
 
 @pytest.mark.parametrize("hook", ["on_test_begin", "on_test_end", "on_epoch_end", "on_epoch_begin"])
-def test_a_death_in_a_hook(tmp_path: Path, untouched: End, hook: str) -> None:
-    deaths = [0]
+def test_a_kill_in_a_hook(tmp_path: Path, untouched: End, hook: str) -> None:
+    calls: queue.SimpleQueue[str] = queue.SimpleQueue()  # a resume restores a list, but no queue
 
     def die(*args: Any, **kwargs: Any) -> None:
-        deaths[0] += 1
-        if deaths[0] in (2, 4):
+        calls.put(hook)
+        if calls.qsize() in (2, 4):
             raise Death(hook)
 
     class Dying(keras.callbacks.Callback):
@@ -106,7 +107,7 @@ def test_nothing_is_saved_again_right_after_a_resume(tmp_path: Path, save_every:
     assert [found for found in ids(tmp_path) if found.attempt == 2] == []
 
 
-def test_a_finished_training_gives_back_its_result(tmp_path: Path, untouched: End) -> None:
+def test_a_finished_training_returns_its_result(tmp_path: Path, untouched: End) -> None:
     train(PLAIN, tmp_path)
     before = ids(tmp_path)
     calls: list[str] = []
@@ -124,7 +125,7 @@ def test_a_finished_training_gives_back_its_result(tmp_path: Path, untouched: En
     assert ids(tmp_path) == before
 
 
-def test_more_epochs_than_last_time_go_on_from_the_end(tmp_path: Path) -> None:
+def test_more_epochs_continue_from_the_end(tmp_path: Path) -> None:
     longer = PLAIN.but(epochs=5)
     whole = train(longer, tmp_path / "whole")
     train(PLAIN, tmp_path / "parts")
@@ -138,7 +139,7 @@ def test_more_epochs_than_last_time_go_on_from_the_end(tmp_path: Path) -> None:
     ]
 
 
-def test_fewer_epochs_than_done_end_at_once(tmp_path: Path) -> None:
+def test_fewer_epochs_than_done_end_immediately(tmp_path: Path) -> None:
     with pytest.raises(Death), dying_at(8):
         train(PLAIN.but(save_every=1), tmp_path)
     end = train(PLAIN.but(epochs=2), tmp_path)
@@ -153,7 +154,7 @@ def test_two_trainings_with_one_seed_are_equal_and_with_another_are_not(
     assert other.rows[1:] != untouched.rows[1:]
 
 
-def test_the_seed_of_samples_is_its_own(tmp_path: Path) -> None:
+def test_the_seed_of_samples_is_independent(tmp_path: Path) -> None:
     """`seed=` decides the order of samples and does not affect any generator."""
     seeded = train(PLAIN, tmp_path / "a", seed=5)
     with pytest.raises(Death), dying_at(4):
@@ -164,7 +165,7 @@ def test_the_seed_of_samples_is_its_own(tmp_path: Path) -> None:
     assert_same_end(seeded, train(PLAIN, tmp_path / "c"))
 
 
-def test_eager_steps_that_make_variables_late_survive(tmp_path: Path) -> None:
+def test_eager_steps_that_create_variables_late_are_resumed(tmp_path: Path) -> None:
     """Two optimizers, the second one built in its first step, which no trace runs beforehand."""
     script = Script(own(Pair, run_eagerly=True), {**ARRAYS, "save_every": 1})
     whole = train(script, tmp_path / "whole")
@@ -200,7 +201,7 @@ def two_phases(folder: Path, names: tuple[str | None, str | None] = (None, None)
 
 
 @pytest.mark.parametrize("names", [(None, None), ("warm up", "fine tune")])
-def test_two_phases_survive_deaths_in_both(
+def test_two_phases_survive_kills_in_both(
     tmp_path: Path, names: tuple[str | None, str | None]
 ) -> None:
     whole = two_phases(tmp_path / "whole", names)
@@ -254,7 +255,7 @@ print(hashlib.sha256(repr(sorted(end.state.items())).encode()).hexdigest(), end.
 """
 
 
-def test_processes_of_their_own_agree_with_this_one(tmp_path: Path) -> None:
+def test_separate_processes_agree_with_this_one(tmp_path: Path) -> None:
     """The simulated processes of this file behave like real ones."""
     for argument, code in (("die", 9), ("finish", 0)):
         done = subprocess.run(
@@ -287,7 +288,7 @@ class Failing(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("error", [ValueError, None])
-def test_the_same_call_again_goes_on_from_what_was_saved(
+def test_the_same_call_again_continues_from_the_checkpoint(
     tmp_path: Path,
     untouched: End,
     error: type[BaseException] | None,
@@ -341,12 +342,12 @@ def logged(folder: Path, event: str) -> list[dict[str, Any]]:
     return [record for record in found if record["event"] == event]
 
 
-def test_a_save_that_is_asked_for_changes_nothing(tmp_path: Path, untouched: End) -> None:
+def test_a_requested_save_changes_nothing(tmp_path: Path, untouched: End) -> None:
     class Asking(keras.callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             current = context.current()
             assert current is not None
-            current.stop.save_and_go_on = True
+            current.stop.save_and_continue = True
 
     script = PLAIN.but(save_every="never", keep="all").with_callbacks(lambda: [Asking()])
     assert_same_end(untouched, train(script, tmp_path))
@@ -362,12 +363,12 @@ def test_saving_by_time_changes_nothing(tmp_path: Path, untouched: End) -> None:
 @pytest.mark.parametrize(
     ("save_every", "steps"), [("2", [0, 2, 4, 6, 8, 9]), ("epoch", [0, 3, 6, 9]), ("never", [0, 9])]
 )
-def test_it_is_saved_when_it_is_due(tmp_path: Path, save_every: str, steps: list[int]) -> None:
+def test_saves_happen_when_they_are_due(tmp_path: Path, save_every: str, steps: list[int]) -> None:
     train(PLAIN.but(save_every=save_every, keep="all"), tmp_path)
     assert [found.step for found in ids(tmp_path)] == steps
 
 
-def test_a_save_that_is_due_while_one_is_written_comes_after_it(tmp_path: Path) -> None:
+def test_a_save_due_during_a_write_follows_it(tmp_path: Path) -> None:
     class Slowly(keras.callbacks.Callback):
         """Delays the save of step 2 until step 7, so the saves due at 4 and 6 must wait."""
 
@@ -386,7 +387,7 @@ def test_a_save_that_is_due_while_one_is_written_comes_after_it(tmp_path: Path) 
     assert (beat.saves, beat.saves_postponed) == (5, 1)
 
 
-def test_a_learning_rate_that_is_not_taken_over_is_told(tmp_path: Path) -> None:
+def test_an_ignored_learning_rate_is_reported(tmp_path: Path) -> None:
     def build(rate: float) -> Script:
         return PLAIN.with_build(tiny(optimizer=lambda: keras.optimizers.SGD(rate, momentum=0.9)))
 

@@ -75,7 +75,7 @@ def stays_out_of_the_cache(folder: Path) -> bool:
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_what_is_written_is_read(tmp_path: Path, length: int, cached: bool) -> None:
+def test_written_bytes_are_read_back(tmp_path: Path, length: int, cached: bool) -> None:
     content = random.Random(length).randbytes(length)
     path = tmp_path / "file"
     write(path, content)
@@ -128,9 +128,7 @@ def test_a_file_system_without_direct_access_gets_the_same_bytes(
     assert read(tmp_path / "file", length) == content
 
 
-def test_a_write_that_takes_less_goes_on_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partial_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     actual = os.write
     monkeypatch.setattr(os, "write", lambda file, data: actual(file, data[:5000]))
     content = random.Random(1).randbytes(10 * BLOCK + 3)
@@ -151,7 +149,7 @@ def test_a_full_disk_is_an_error_of_the_write(
 
 
 @pytest.mark.parametrize("there", [0, 1, 2 * BLOCK, 2 * BLOCK + 1, 9 * BLOCK])
-def test_a_file_that_has_become_shorter_gives_what_it_has(tmp_path: Path, there: int) -> None:
+def test_a_shortened_file_returns_what_it_has(tmp_path: Path, there: int) -> None:
     content = random.Random(2).randbytes(12 * BLOCK)
     write(tmp_path / "file", content)
     os.truncate(tmp_path / "file", there)
@@ -159,7 +157,7 @@ def test_a_file_that_has_become_shorter_gives_what_it_has(tmp_path: Path, there:
     assert read(tmp_path / "file", len(content)) == content[:there]
 
 
-def test_reading_can_be_given_up(tmp_path: Path) -> None:
+def test_reading_can_be_cancelled(tmp_path: Path) -> None:
     write(tmp_path / "file", bytes(40 * BLOCK))
     forget(tmp_path / "file")
     with opened(tmp_path / "file", os.O_RDONLY) as file:

@@ -99,7 +99,7 @@ def seen(step: int, held: dict[str, Any], *part: str) -> Seen:
     place = progress(step)
     entry = FileEntry(PART, 1, "xxh3:" + "0" * 32, WEIGHTS)
     kept = FrozenPart(at(step), entry, frozenset(part)) if part else None
-    return Seen(place, unchanged.split(held, place, None).prints, kept)
+    return Seen(place, unchanged.split(held, place, None).hashes, kept)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def seen(step: int, held: dict[str, Any], *part: str) -> Seen:
         ({"a": 1, "b": 1}, (), {"b": 1, "x": 3}, progress(2), {"b"}),
     ],
 )
-def test_what_is_frozen(
+def test_which_arrays_count_as_frozen(
     last: dict[str, int], part: tuple[str, ...], now: dict[str, int], place: Progress, expected: Any
 ) -> None:
     found = unchanged.split(arrays(**now), place, seen(1, arrays(**last), *part))
@@ -171,7 +171,7 @@ def test_the_frozen_part_is_written_once(storage: FaultyStorage) -> None:
     assert max(written[1:]) < 0.6 * written[0]  # `base` is a megabyte of 2.1
 
 
-def test_older_readers_are_told_that_it_is_too_new(storage: FaultyStorage) -> None:
+def test_older_readers_report_a_newer_format(storage: FaultyStorage) -> None:
     store = begun(storage)
     made = [save(store, tuning(step)) for step in (1, 2)]
     first, second = (layout.manifest(one.id) for one in made)
@@ -181,7 +181,7 @@ def test_older_readers_are_told_that_it_is_too_new(storage: FaultyStorage) -> No
         unseal(storage.read(second), second, _Stored, 1)
 
 
-def test_a_training_of_which_nothing_is_frozen_is_written_whole(
+def test_a_training_without_frozen_arrays_is_written_whole(
     storage: FaultyStorage, tmp_path: Path
 ) -> None:
     store = begun(storage)
@@ -199,7 +199,7 @@ def test_a_training_of_which_nothing_is_frozen_is_written_whole(
     assert not any(call == "link" for call, _ in storage.calls)
 
 
-def test_what_is_unfrozen_and_frozen_again(storage: FaultyStorage) -> None:
+def test_arrays_unfrozen_and_frozen_again(storage: FaultyStorage) -> None:
     store = begun(storage)
     bases = [0, 0, 0, 1, 2, 3, 3, 3, 3]
     made = [save(store, tuning(step, base=base)) for step, base in enumerate(bases, 1)]
@@ -226,7 +226,9 @@ def test_the_end_of_a_phase_is_whole(storage: FaultyStorage, tmp_path: Path) -> 
     assert made.files[0].hash == digest
 
 
-def test_pruning_the_first_that_named_it_leaves_the_others_good(storage: FaultyStorage) -> None:
+def test_pruning_the_first_checkpoint_keeps_the_shared_part_of_others(
+    storage: FaultyStorage,
+) -> None:
     store = begun(storage)
     for step in range(1, 7):
         save(store, tuning(step))
@@ -238,7 +240,7 @@ def test_pruning_the_first_that_named_it_leaves_the_others_good(storage: FaultyS
     assert part_of(storage, save(store, tuning(7)).id).stat().st_nlink == 3
 
 
-def test_when_the_one_to_share_with_is_gone_all_is_written(storage: FaultyStorage) -> None:
+def test_without_a_checkpoint_to_share_with_everything_is_written(storage: FaultyStorage) -> None:
     store = begun(storage)
     for step in (1, 2, 3):
         save(store, tuning(step))
@@ -248,7 +250,7 @@ def test_when_the_one_to_share_with_is_gone_all_is_written(storage: FaultyStorag
     assert part_of(storage, save(store, tuning(6)).id).samefile(part_of(storage, at(5)))
 
 
-def test_the_next_attempt_begins_whole(storage: FaultyStorage) -> None:
+def test_the_first_checkpoint_of_an_attempt_is_whole(storage: FaultyStorage) -> None:
     store = begun(storage)
     for step in (1, 2, 3):
         save(store, tuning(step))
@@ -259,7 +261,7 @@ def test_the_next_attempt_begins_whole(storage: FaultyStorage) -> None:
     assert not part_of(storage, at(6, 2)).samefile(part_of(storage, at(3)))
 
 
-def test_damage_to_the_shared_file_is_damage_to_all_that_share_it(storage: FaultyStorage) -> None:
+def test_damage_to_a_shared_file_damages_all_that_share_it(storage: FaultyStorage) -> None:
     store = begun(storage)
     for step in (1, 2, 3, 4):
         save(store, tuning(step))
@@ -325,7 +327,7 @@ def test_names_that_leave_no_room_for_a_part(storage: FaultyStorage) -> None:
             assert [e.name for e in made.files if e.part_of == long] == []
 
 
-def test_no_array_of_a_snapshot_is_held(storage: FaultyStorage) -> None:
+def test_no_array_of_a_snapshot_stays_referenced(storage: FaultyStorage) -> None:
     store = begun(storage)
     left = []
     for step in (1, 2, 3):

@@ -9,7 +9,7 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 
 
-def test_a_checkpoint_is_spelled_by_place_and_attempt() -> None:
+def test_a_checkpoint_name_has_place_and_attempt() -> None:
     found = CheckpointId(1, 1200, Stage.EPOCH, 3)
     assert str(found) == "01-000000001200.1-0003"
     assert CheckpointId.parse("01-000000001200.1-0003") == found
@@ -31,7 +31,7 @@ def test_a_checkpoint_is_spelled_by_place_and_attempt() -> None:
         "٠١-000000001200.1-0003",
     ],
 )
-def test_nothing_else_is_a_checkpoints_name(text: str) -> None:
+def test_other_texts_are_not_checkpoint_names(text: str) -> None:
     assert CheckpointId.parse(text) is None
 
 

@@ -25,7 +25,7 @@ def test_nothing_counts_before_the_first_attempt() -> None:
     assert line.newest is None
 
 
-def test_one_attempt_counts_whole() -> None:
+def test_a_single_attempt_counts_completely() -> None:
     line = Lineage.of([origin(1)])
     assert line.accepts(at(0, 1))
     assert line.accepts(at(10**9, 1))
@@ -43,7 +43,7 @@ def test_late_commits_of_a_superseded_attempt_do_not_count() -> None:
     assert line.history_parts() == [(1, 5000), (2, None)]
 
 
-def test_attempts_skipped_over_do_not_count() -> None:
+def test_skipped_attempts_do_not_count() -> None:
     # 3 fell back to a checkpoint of 1: nothing of 2 is part of the training.
     line = Lineage.of([origin(1), origin(2, 100, 1, 10), origin(3, 50, 1, 5), origin(5, 70, 3, 9)])
     assert line.attempts == [5, 3, 1]
@@ -53,7 +53,7 @@ def test_attempts_skipped_over_do_not_count() -> None:
     assert line.history_parts() == [(1, 5), (3, 9), (5, None)]
 
 
-def test_starting_over_leaves_all_before_behind() -> None:
+def test_starting_over_drops_everything_before() -> None:
     line = Lineage.of([origin(1), origin(2)])
     assert not line.accepts(at(0, 1))
     assert line.history_parts() == [(2, None)]
@@ -64,7 +64,7 @@ def test_a_checkpoint_without_history_has_no_rows() -> None:
     assert line.history_parts() == [(1, 0), (2, None)]
 
 
-def test_a_missing_origin_breaks_the_line_and_says_so() -> None:
+def test_a_missing_origin_breaks_the_lineage_and_is_reported() -> None:
     line = Lineage.of([origin(1), origin(3, 200, 2, 9)])
     assert line.missing == 2
     assert line.accepts(at(200, 2))
@@ -89,7 +89,7 @@ def test_damage_is_found() -> None:
             decode(bytes(spoilt), "o")
 
 
-def test_an_attempt_cannot_come_from_its_own_future() -> None:
+def test_an_attempt_cannot_resume_from_its_own_future() -> None:
     with pytest.raises(FormatError):
         decode(encode(origin(2, 100, of=2)), "o")
     with pytest.raises(FormatError):

@@ -45,7 +45,7 @@ def test_round_trip() -> None:
     assert str(found.id) == MANIFEST.checkpoint
 
 
-def test_it_is_plain_json_for_anybody() -> None:
+def test_it_is_plain_json() -> None:
     data = encode(MANIFEST)
     found = json.loads(data)
     assert set(found) == {"checksum", "body"}
@@ -78,7 +78,7 @@ def test_every_flipped_bit_and_every_cut_is_found() -> None:
             decode(more + data, "m")
 
 
-def test_a_newer_format_is_told_from_damage() -> None:
+def test_a_newer_format_is_distinguished_from_damage() -> None:
     newer = msgspec.structs.replace(MANIFEST, format=FORMAT + 1)
     with pytest.raises(FormatTooNew, match="Install a newer Outlast"):
         decode(encode(newer), "m")
@@ -98,7 +98,7 @@ WHOLE = FileEntry("a.h5", 1, DIGEST)
 PART = FileEntry("a.frozen.h5", 1, DIGEST, "a.h5")
 
 
-def test_only_what_has_parts_needs_a_newer_reader() -> None:
+def test_only_checkpoints_with_parts_need_a_newer_reader() -> None:
     split = msgspec.structs.replace(MANIFEST, format=format_of([WHOLE, PART]), files=(WHOLE, PART))
     assert decode(encode(split), "m") == split
     assert split.format == 2
@@ -128,7 +128,7 @@ def test_only_what_has_parts_needs_a_newer_reader() -> None:
         ({"files": (WHOLE, PART)}, "format 1 does not allow parts"),
     ],
 )
-def test_what_makes_no_sense_is_refused(change: dict[str, object], reason: str) -> None:
+def test_inconsistent_manifests_are_refused(change: dict[str, object], reason: str) -> None:
     with pytest.raises(FormatError, match=reason):
         decode(encode(msgspec.structs.replace(MANIFEST, **change)), "m")
 

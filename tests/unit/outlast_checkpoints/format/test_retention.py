@@ -33,7 +33,7 @@ def test_the_order_given_does_not_matter() -> None:
     assert steps(items, Keep(last=2)) == [5, 9]
 
 
-def test_every_keeps_the_first_in_each_stretch_of_each_phase() -> None:
+def test_every_keeps_the_first_of_each_interval_of_each_phase() -> None:
     items = [item(step, phase) for phase in (0, 1) for step in (0, 40, 100, 130, 260, 290)]
     kept = plan(items, Keep(last=1, every=100))
     assert sorted((found.phase, found.step) for found in kept) == [
@@ -54,7 +54,7 @@ def test_best_by_either_direction() -> None:
     assert steps(items, Keep(last=1, best=Best("val_loss", "min", 2))) == [1, 2, 3]
 
 
-def test_best_passes_over_what_has_no_number_and_prefers_the_older_of_equals() -> None:
+def test_best_skips_missing_metrics_and_prefers_the_older_of_equals() -> None:
     items = [item(0, m=math.nan), item(1), item(2, m=1.0), item(3, m=1.0), item(4, m=math.inf)]
     assert steps(items, Keep(last=1, best=Best("m", "min"))) == [2, 4]
     assert steps([item(0, m=math.nan), item(1)], Keep(last=1, best=Best("m"))) == [1]

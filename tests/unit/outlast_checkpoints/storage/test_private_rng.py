@@ -24,7 +24,7 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> str:
     return "s3://bucket/job"
 
 
-def test_pauses_between_tries_are_not_drawn_from_the_trainings_generator(nobody: str) -> None:
+def test_retry_pauses_do_not_consume_random_numbers_of_the_training(nobody: str) -> None:
     storage = open_storage(nobody)
     before = random.getstate(), rng.getstate()
     with patience(1.0), pytest.raises(StorageError):
@@ -33,7 +33,7 @@ def test_pauses_between_tries_are_not_drawn_from_the_trainings_generator(nobody:
     assert rng.getstate() != before[1]  # there was a pause
 
 
-def test_every_client_that_draws_draws_apart(nobody: str) -> None:
+def test_every_client_uses_the_private_generator(nobody: str) -> None:
     open_storage(nobody).local_path("")
     assert tenacity.wait.random is rng
     import aiohttp.connector
@@ -42,7 +42,7 @@ def test_every_client_that_draws_draws_apart(nobody: str) -> None:
     assert sys.modules["random"] is random
 
 
-def test_a_client_finds_all_that_the_module_has() -> None:
+def test_the_private_module_has_everything_of_random() -> None:
     """Azure's client creates its own generator for the pauses between parts."""
     assert isinstance(rng.Random(1), random.Random)
     assert isinstance(rng.SystemRandom().random(), float)

@@ -26,7 +26,9 @@ class Server(MemoryFileSystem):
     cachable = False
 
     def __init__(self) -> None:
-        super().__init__(global_store=False)
+        super().__init__()
+        self.store: dict[str, Any] = {}  # of its own: that of the class is shared by all
+        self.pseudo_dirs = [""]
         self.before: dict[str, list[Exception]] = {}
         self.after: dict[str, list[Exception]] = {}
         self.calls: list[str] = []
@@ -78,7 +80,7 @@ def storage(server: Server) -> FsspecStorage:
 RESETS = [ConnectionResetError("reset"), TimeoutError("slow"), OSError(errno.EIO, "busy")]
 
 
-def test_what_passes_by_itself_is_tried_again(storage: FsspecStorage, server: Server) -> None:
+def test_transient_errors_are_retried(storage: FsspecStorage, server: Server) -> None:
     server.before["pipe_file"] = list(RESETS)
     storage.create("a", b"1")
     server.before["cat_file"] = list(RESETS)
@@ -89,7 +91,7 @@ def test_what_passes_by_itself_is_tried_again(storage: FsspecStorage, server: Se
     assert storage.read("b") == b"2"
 
 
-def test_what_does_not_pass_is_told_with_its_path(storage: FsspecStorage, server: Server) -> None:
+def test_a_lasting_error_is_reported_with_its_path(storage: FsspecStorage, server: Server) -> None:
     server.before["cat_file"] = [OSError(errno.EIO, "out of order")] * 99
     with patience(0.5), pytest.raises(StorageError, match="out of order") as caught:
         storage.read("x/y")
@@ -106,7 +108,7 @@ def test_what_does_not_pass_is_told_with_its_path(storage: FsspecStorage, server
         (ValueError("no such bucket"), StorageError),
     ],
 )
-def test_what_cannot_pass_is_not_tried_again(
+def test_permanent_errors_are_not_retried(
     storage: FsspecStorage, server: Server, error: Exception, kind: type[StorageError]
 ) -> None:
     server.before["cat_file"] = [error]
@@ -124,7 +126,7 @@ def test_a_create_whose_answer_was_lost_is_recognised(
 
 
 @pytest.mark.parametrize("refusal", [FileExistsError(), OSError(errno.EINVAL, "412")])
-def test_losing_a_race_is_told_from_a_lost_answer(
+def test_losing_a_race_is_distinguished_from_a_lost_answer(
     storage: FsspecStorage, server: Server, refusal: OSError
 ) -> None:
     storage.create("a", b"theirs")
@@ -138,16 +140,14 @@ def test_losing_a_race_is_told_from_a_lost_answer(
     assert storage.read("a") == b"theirs"
 
 
-def test_an_argument_that_the_store_refuses_is_no_lost_race(
-    storage: FsspecStorage, server: Server
-) -> None:
+def test_a_refused_argument_is_not_a_lost_race(storage: FsspecStorage, server: Server) -> None:
     server.before["pipe_file"] = [OSError(errno.EINVAL, "bad name")]
     with pytest.raises(StorageError, match="bad name") as caught:
         storage.create("a", b"1")
     assert not isinstance(caught.value, AlreadyExists)
 
 
-def test_an_upload_that_arrives_cut_short_is_not_believed(
+def test_a_truncated_upload_is_detected(
     storage: FsspecStorage, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def put_file(lpath: str, rpath: str, **kwargs: Any) -> None:
@@ -166,7 +166,7 @@ def test_an_upload_that_arrives_cut_short_is_not_believed(
     assert storage.read("a/file") == b"half of it"
 
 
-def test_listings_of_before_are_not_believed(storage: FsspecStorage, server: Server) -> None:
+def test_cached_listings_are_not_used(storage: FsspecStorage, server: Server) -> None:
     other = storage_of(server)
     other.create("f/a", b"1")
     assert storage.list("f") == ["a"]

@@ -21,7 +21,9 @@ with temp_dir() as folder:
 """
 
 
-def test_a_folder_is_gone_with_its_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_deleted_with_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with temp_dir() as folder:
         (folder / "a").touch()
@@ -29,7 +31,13 @@ def test_a_folder_is_gone_with_its_block(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_leaves_is_swept_by_the_next(
+def test_a_folder_may_be_wanted_elsewhere(tmp_path: Path) -> None:
+    with temp_dir(tmp_path) as folder:
+        assert folder.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_a_killed_process_are_deleted_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -46,7 +54,7 @@ def test_what_a_killed_process_leaves_is_swept_by_the_next(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_for_temporary_files_that_takes_nothing_is_a_storage_error(
+def test_an_unwritable_temporary_folder_is_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))

@@ -63,7 +63,7 @@ def tracked(step: int) -> tuple[Snapshot, weakref.ref[Any]]:
     return Snapshot(progress, {"state.h5": ArrayFile({"a": array})}), weakref.ref(array)
 
 
-def test_it_writes_while_the_training_goes_on(storage: Storage) -> None:
+def test_it_writes_while_the_training_continues(storage: Storage) -> None:
     gated = Gated(storage)
     writer = Writer(begun(gated))
     assert not writer.busy
@@ -124,9 +124,9 @@ def test_a_failed_snapshot_is_freed_too(storage: Storage, faults: str) -> None:
     assert error.__traceback__ is not None
 
 
-@pytest.mark.parametrize("let_go", [False, True])
-def test_an_array_that_is_written_is_let_go_of_while_the_next_one_is_written(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch, let_go: bool
+@pytest.mark.parametrize("release_written", [False, True])
+def test_a_written_array_is_released_while_the_next_one_is_written(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, release_written: bool
 ) -> None:
     """In every file, even if the caller still holds the snapshot."""
     arrays = {name: np.full(hdf5_file._PIECE // 8 + 1, ord(name), "float64") for name in "abc"}
@@ -136,7 +136,9 @@ def test_an_array_that_is_written_is_let_go_of_while_the_next_one_is_written(
         "state.h5": ArrayFile({"c": arrays["c"]}),
     }
     del arrays
-    snapshot = Snapshot(Progress(phase=0, step=1, epoch=0, batch=1), files, let_go=let_go)
+    snapshot = Snapshot(
+        Progress(phase=0, step=1, epoch=0, batch=1), files, release_written=release_written
+    )
     held: list[int] = []
     write = hdf5_file._PlainWriter.write
 
@@ -154,13 +156,13 @@ def test_an_array_that_is_written_is_let_go_of_while_the_next_one_is_written(
     loaded = store.load(writer.last.id).files
     assert [loaded["model.weights.h5"][name][-1] for name in "ab"] == [ord("a"), ord("b")]
     assert loaded["state.h5"]["c"][-1] == ord("c")
-    assert snapshot.size == (0 if let_go else 3 * (hdf5_file._PIECE + 8))
+    assert snapshot.size == (0 if release_written else 3 * (hdf5_file._PIECE + 8))
     assert held[0] == 3
-    assert sorted(set(held)) == ([0, 1, 2, 3] if let_go else [3])
+    assert sorted(set(held)) == ([0, 1, 2, 3] if release_written else [3])
 
 
 @pytest.mark.parametrize("free", ["much", "little", "unknown"])
-def test_no_array_is_let_go_of_where_a_second_try_may_need_it(
+def test_no_array_is_released_if_a_second_try_may_need_it(
     storage: Storage, monkeypatch: pytest.MonkeyPatch, free: str
 ) -> None:
     """If pruning frees nothing, the save on a full disk fails, once."""
@@ -177,19 +179,19 @@ def test_no_array_is_let_go_of_where_a_second_try_may_need_it(
         path.write_bytes(b"half")
     store = begun(FaultyStorage(storage, "stage@2:full"), 2)
     writer = Writer(store, None, Keep())
-    writer.submit(replace(sample_snapshot(1), let_go=True), "step")
+    writer.submit(replace(sample_snapshot(1), release_written=True), "step")
     writer.wait()
     assert store.orphans() == [], "there is room for the next one in any case"
     error = writer.take_error()
     assert (error is None) == (free != "much")
     assert [found.step for found in store.ids()] == ([] if free == "much" else [1])
-    writer.submit(replace(sample_snapshot(2), let_go=True), "step")
+    writer.submit(replace(sample_snapshot(2), release_written=True), "step")
     writer.close()
     assert store.ids()[-1].step == 2
     assert [damage for found in store.ids() for damage in store.verify(found)] == []
 
 
-def test_the_writing_thread_gives_way_to_those_that_compute(storage: Storage) -> None:
+def test_the_writing_thread_does_not_preempt_compute_threads(storage: Storage) -> None:
     seen: list[int] = []
     writer = Writer(begun(storage), lambda mark: seen.append(os.sched_getscheduler(0)))
     writer.submit(sample_snapshot(1), "step", HistoryMark(1, 0))
@@ -198,7 +200,7 @@ def test_the_writing_thread_gives_way_to_those_that_compute(storage: Storage) ->
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
-def test_a_system_that_forbids_it_stops_no_save(
+def test_a_system_that_forbids_the_scheduling_policy_still_saves(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(*arguments: Any) -> None:
@@ -211,7 +213,7 @@ def test_a_system_that_forbids_it_stops_no_save(
     assert [found.step for found in CheckpointStore(storage).ids()] == [1]
 
 
-def test_an_error_comes_out_once_at_the_next_call(storage: Storage) -> None:
+def test_an_error_is_raised_once_at_the_next_call(storage: Storage) -> None:
     store = begun(FaultyStorage(storage, "stage@1:full"))
     writer = Writer(store)
     writer.submit(sample_snapshot(1), "step")
@@ -223,7 +225,7 @@ def test_an_error_comes_out_once_at_the_next_call(storage: Storage) -> None:
     assert [found.step for found in store.ids()] == [3]
 
 
-def test_close_raises_what_is_pending(storage: Storage) -> None:
+def test_close_raises_pending_errors(storage: Storage) -> None:
     writer = Writer(begun(FaultyStorage(storage, "stage@1:fail")))
     writer.submit(sample_snapshot(1), "step")
     with pytest.raises(StorageError):
@@ -232,7 +234,7 @@ def test_close_raises_what_is_pending(storage: Storage) -> None:
     assert writer.take_error() is None
 
 
-def test_being_superseded_comes_out_too(storage: Storage) -> None:
+def test_being_superseded_is_raised_too(storage: Storage) -> None:
     def fence() -> None:
         raise Superseded(attempt=1, by=2)
 
@@ -300,7 +302,7 @@ def test_a_failing_prune_does_no_harm(storage: Storage) -> None:
     assert [found.step for found in CheckpointStore(storage).ids()] == [3]
 
 
-def test_a_full_disk_is_freed_of_what_crashes_left_and_tried_again(storage: Storage) -> None:
+def test_leftovers_are_deleted_on_a_full_disk_and_the_save_is_retried(storage: Storage) -> None:
     begun(storage)
     orphan = CheckpointId(0, 7, Stage.STEP, 1)
     with storage.stage(layout.checkpoint_file(orphan, "state.h5")) as path:
@@ -313,7 +315,7 @@ def test_a_full_disk_is_freed_of_what_crashes_left_and_tried_again(storage: Stor
     assert [found.step for found in store.ids()] == [1]
 
 
-def test_a_script_that_just_ends_still_finishes_its_write(tmp_path: Path) -> None:
+def test_a_write_is_finished_when_the_script_ends(tmp_path: Path) -> None:
     script = """
         import sys
         from outlast_checkpoints.storage import open_storage

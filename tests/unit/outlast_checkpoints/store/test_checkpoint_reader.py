@@ -87,7 +87,7 @@ def test_two_files_swapped_are_found(local: Storage) -> None:
     assert "it belongs to 00-000000000001.0-0001" in damage.reason
 
 
-def test_no_good_checkpoint_left_is_not_a_reason_to_start_over(local: Storage) -> None:
+def test_without_a_good_checkpoint_training_does_not_start_over(local: Storage) -> None:
     store = begun(local)
     store.save(sample_snapshot(1), reason="step")
     path = local.local_path(layout.checkpoint_file(at(1), "state.h5"))
@@ -100,7 +100,7 @@ def test_no_good_checkpoint_left_is_not_a_reason_to_start_over(local: Storage) -
     assert CheckpointStore(local, attempt=2).begin() == (None, [])
 
 
-def test_a_newer_format_is_not_passed_over(local: Storage) -> None:
+def test_a_newer_format_is_not_skipped(local: Storage) -> None:
     import msgspec
 
     from outlast_checkpoints.format import manifest
@@ -115,7 +115,7 @@ def test_a_newer_format_is_not_passed_over(local: Storage) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "delete"])
-def test_a_lost_origin_is_put_together_again(local: Storage, damage: str) -> None:
+def test_a_lost_origin_is_rebuilt(local: Storage, damage: str) -> None:
     one = begun(local)
     for step in (1, 2):
         one.save(sample_snapshot(step), reason="step", history=HistoryMark(1, step * 10))
@@ -137,7 +137,7 @@ def test_a_lost_origin_is_put_together_again(local: Storage, damage: str) -> Non
     assert [(one.checkpoint, one.file) for one in damages] == [("attempts/0002", "origin.json")]
 
 
-def test_what_is_checked_at_the_begin_is_read_once(local: Storage) -> None:
+def test_files_checked_at_the_start_are_read_once(local: Storage) -> None:
     """The checked bytes are used, even if the file changes afterwards."""
     begun(local).save(sample_snapshot(1), reason="step")
     store = begun(local, attempt=2)
@@ -147,7 +147,7 @@ def test_what_is_checked_at_the_begin_is_read_once(local: Storage) -> None:
         store.load(at(1))
 
 
-def test_what_was_read_ahead_is_not_read_again(local: Storage) -> None:
+def test_prefetched_files_are_not_read_again(local: Storage) -> None:
     begun(local).save(sample_snapshot(1), reason="step")
     ahead = CheckpointStore(local).read_ahead()
     file = Path(local.root, layout.checkpoint_file(at(1), layout.WEIGHTS_FILE))
@@ -156,7 +156,7 @@ def test_what_was_read_ahead_is_not_read_again(local: Storage) -> None:
     assert_holds(store.load(at(1)), sample_snapshot(1))
 
 
-def test_what_was_read_ahead_and_is_no_longer_the_newest_is_let_go(local: Storage) -> None:
+def test_a_prefetched_checkpoint_that_is_no_longer_the_newest_is_released(local: Storage) -> None:
     first = begun(local)
     assert first.read_ahead() is None
     first.save(sample_snapshot(1), reason="step")
@@ -175,7 +175,7 @@ class Mounted(FaultyStorage):
 
 
 @pytest.mark.parametrize("operation", ["read_range", "size", "fetch"])
-def test_what_is_out_of_reach_is_not_damaged(tmp_path: Path, operation: str) -> None:
+def test_unreachable_files_are_not_reported_as_damaged(tmp_path: Path, operation: str) -> None:
     """Otherwise an older checkpoint, or none, would be resumed from."""
     storage = open_storage(tmp_path / "job")
     store = begun(storage)

@@ -26,7 +26,7 @@ from outlast_checkpoints.testing import FaultyStorage, sample_snapshot
 from tests.support.checkpoints import assert_holds, at, begun
 
 
-def test_what_is_saved_comes_back(storage: Storage) -> None:
+def test_a_saved_snapshot_is_loaded_unchanged(storage: Storage) -> None:
     store = begun(storage, writer={"keras": "3"})
     snapshot = sample_snapshot(12, metrics={"loss": 0.5, "val_loss": math.nan})
     made = store.save(snapshot, reason="step", history=HistoryMark(1, 99), held_ms=1.5)
@@ -61,7 +61,7 @@ def test_parents_form_a_chain_over_attempts(storage: Storage) -> None:
     assert parents == (None, first.checkpoint, second.checkpoint)
 
 
-def test_begin_says_what_it_resumes_from(storage: Storage) -> None:
+def test_begin_records_the_origin(storage: Storage) -> None:
     store = CheckpointStore(storage, attempt=1)
     assert store.begin() == (None, [])
     store.save(sample_snapshot(5), reason="step", history=HistoryMark(1, 77))
@@ -113,7 +113,7 @@ def test_bad_snapshots_leave_nothing(
         store.save(sample_snapshot(1), reason="because")
 
 
-def test_nothing_there(storage: Storage) -> None:
+def test_an_empty_store(storage: Storage) -> None:
     store = CheckpointStore(storage)
     assert store.latest() == (None, [])
     assert (store.ids(), store.orphans(), store.finished_phases()) == ([], [], {})
@@ -156,7 +156,7 @@ def test_only_the_newest_checkpoint_stays_in_memory(
 
 
 @pytest.mark.parametrize("past_cache", [False, True])
-def test_a_large_checkpoint_is_the_same_however_it_is_written(
+def test_a_large_checkpoint_has_the_same_bytes_however_it_is_written(
     local: Storage, monkeypatch: pytest.MonkeyPatch, past_cache: bool
 ) -> None:
     monkeypatch.setattr(page_cache, "WORTHWHILE", 1 << 20)
@@ -167,7 +167,7 @@ def test_a_large_checkpoint_is_the_same_however_it_is_written(
     assert_holds(store.load(at(1)), snapshot)
 
 
-def test_an_attempt_whose_successor_begins_while_it_looks_does_not_begin(storage: Storage) -> None:
+def test_an_attempt_does_not_begin_if_its_successor_has_begun_meanwhile(storage: Storage) -> None:
     """Otherwise it would claim to resume from its successor's checkpoint."""
 
     class Overtaken(FaultyStorage):
@@ -217,7 +217,7 @@ def test_a_superseded_attempt_prunes_nothing_that_its_successor_is_about_to_resu
     assert_holds(after.load(found.id), sample_snapshot(1))
 
 
-def test_the_fence_is_asked_after_the_files_and_before_the_manifest(storage: Storage) -> None:
+def test_the_fence_is_checked_after_the_files_and_before_the_manifest(storage: Storage) -> None:
     seen: list[list[str]] = []
 
     def fence() -> None:
@@ -237,7 +237,7 @@ def test_a_superseded_attempt_commits_nothing(storage: Storage) -> None:
     assert (store.ids(), store.orphans()) == ([], [])
 
 
-def test_what_somebody_else_committed_under_our_name_is_left_alone(storage: Storage) -> None:
+def test_a_checkpoint_committed_by_another_process_is_not_touched(storage: Storage) -> None:
     manifest = layout.manifest(at(1))
     store = begun(storage, fence=lambda: storage.create(manifest, b"of somebody else"))
     with pytest.raises(AlreadyExists):

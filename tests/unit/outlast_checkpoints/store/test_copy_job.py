@@ -98,7 +98,7 @@ def test_there_and_back_over_a_storage_without_links(places: Callable[[str], Sto
 
 
 @pytest.mark.parametrize("kind", ["folder", "memory"])
-def test_death_at_any_call_leaves_no_job_and_is_taken_up_again(
+def test_a_kill_at_any_call_leaves_no_job_and_the_copy_can_be_repeated(
     places: Callable[[str], Storage], kind: str
 ) -> None:
     """Until the last call there is no spec, and every manifest's files exist."""
@@ -124,7 +124,7 @@ def test_death_at_any_call_leaves_no_job_and_is_taken_up_again(
         assert_same(source, target)
 
 
-def test_what_is_there_and_right_is_not_copied_again(places: Callable[[str], Storage]) -> None:
+def test_correct_files_are_not_copied_again(places: Callable[[str], Storage]) -> None:
     source, target = places("folder"), places("folder")
     make_job(source)
     copy_job(source, target)
@@ -134,7 +134,7 @@ def test_what_is_there_and_right_is_not_copied_again(places: Callable[[str], Sto
     assert [call for call in counted.calls if call[0] in ("stage", "link", "replace")] == []
 
 
-def test_damage_in_the_copy_is_mended(places: Callable[[str], Storage]) -> None:
+def test_damage_in_the_copy_is_repaired(places: Callable[[str], Storage]) -> None:
     source, target = places("folder"), places("folder")
     make_job(source)
     copy_job(source, target)
@@ -149,7 +149,7 @@ def test_damage_in_the_copy_is_mended(places: Callable[[str], Storage]) -> None:
     assert len(parts(target)) == 1
 
 
-def test_a_job_that_has_gone_on_is_brought_up_to_date(places: Callable[[str], Storage]) -> None:
+def test_a_copy_of_a_job_that_continued_is_updated(places: Callable[[str], Storage]) -> None:
     source, target = places("folder"), places("memory")
     make_job(source)
     copy_job(source, target)
@@ -159,7 +159,7 @@ def test_a_job_that_has_gone_on_is_brought_up_to_date(places: Callable[[str], St
     assert 0 < copied.tally.written < copied.tally.kept
 
 
-def test_a_place_that_has_something_else_is_left_alone(places: Callable[[str], Storage]) -> None:
+def test_a_destination_with_other_files_is_refused(places: Callable[[str], Storage]) -> None:
     source, other = places("folder"), places("folder")
     make_job(source)
     other.create(layout.SPEC, b"another job")
@@ -182,7 +182,7 @@ def test_a_place_that_has_something_else_is_left_alone(places: Callable[[str], S
         copy_job(unlike, half)
 
 
-def test_a_copy_that_went_on_by_itself_is_left_alone(places: Callable[[str], Storage]) -> None:
+def test_a_copy_that_was_resumed_is_refused(places: Callable[[str], Storage]) -> None:
     source, target = places("folder"), places("folder")
     make_job(source)
     copy_job(source, target)
@@ -198,7 +198,7 @@ def test_a_copy_that_went_on_by_itself_is_left_alone(places: Callable[[str], Sto
     assert CheckpointStore(target).verify(before[-1]) == []
 
 
-def test_a_job_that_goes_on_meanwhile_is_no_copy(places: Callable[[str], Storage]) -> None:
+def test_a_job_that_continues_during_the_copy_is_an_error(places: Callable[[str], Storage]) -> None:
     source, target = places("folder"), places("folder")
     make_job(source)
 
@@ -237,7 +237,7 @@ def test_damage_of_the_source_is_copied_and_named(places: Callable[[str], Storag
     assert (found is not None, damages) == (True, [])
 
 
-def test_a_job_whose_checkpoints_cannot_be_read_is_no_copy(
+def test_a_job_with_unreadable_checkpoints_is_not_copied(
     places: Callable[[str], Storage],
 ) -> None:
     """Otherwise the copy would silently start over."""

@@ -63,7 +63,7 @@ def test_a_lost_answer_to_the_origin_is_looked_up(storage: Storage) -> None:
     assert not storage.exists(layout.origin(2))
 
 
-def test_an_unknown_outcome_is_kept_and_found_out_later(storage: Storage) -> None:
+def test_an_unknown_outcome_is_kept_and_resolved_later(storage: Storage) -> None:
     faulty = FaultyStorage(storage, "create@2:lost create@3:fail")
     store = begun(faulty)
     with pytest.raises(CommitUnknown):
@@ -92,7 +92,7 @@ def test_files_that_an_unknown_commit_may_name_are_never_deleted(local: Storage)
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_what_was_committed_with_an_unknown_outcome_and_pruned_comes_back_whole(
+def test_a_pruned_commit_with_unknown_outcome_is_written_again_completely(
     local: Storage, tmp_path: Path, elsewhere: bool
 ) -> None:
     """Its manifest is not created again for files that are gone."""
@@ -112,7 +112,7 @@ def test_what_was_committed_with_an_unknown_outcome_and_pruned_comes_back_whole(
 
 
 @pytest.mark.parametrize("fault", ["die-before", "die-after"])
-def test_death_at_any_call_leaves_a_good_job(storage: Storage, fault: str) -> None:
+def test_a_kill_at_any_call_leaves_a_good_job(storage: Storage, fault: str) -> None:
     for call in range(1, SAVE_CALLS):
         base = storage.sub(f"{fault}{call}")
         begun(base).save(sample_snapshot(1), reason="step")
@@ -140,7 +140,7 @@ class Elsewhere(FaultyStorage):
         return Capabilities(exclusive_create=True, append=False, local=False, in_process=False)
 
 
-def test_what_arrives_late_takes_nothing_from_the_next_try(storage: Storage) -> None:
+def test_a_late_request_does_not_harm_the_next_try(storage: Storage) -> None:
     """Two requests of a save are given up on and arrive after the next try has committed."""
     for call in range(2, 7):
         for other in range(call, call + 4):

@@ -41,7 +41,7 @@ def test_prune_keeps_what_the_rules_want_and_what_a_resume_needs(storage: Storag
     assert all(store.verify(found) == [] for found in store.ids())
 
 
-def test_prune_by_a_reader_keeps_the_newest_good_one(local: Storage) -> None:
+def test_prune_by_a_reader_keeps_the_newest_good_checkpoint(local: Storage) -> None:
     store = begun(local)
     for step in range(4):
         store.save(sample_snapshot(step), reason="step")
@@ -56,7 +56,7 @@ def test_prune_by_a_reader_keeps_the_newest_good_one(local: Storage) -> None:
     assert found.id == at(1)
 
 
-def test_prune_leaves_what_others_may_be_writing(local: Storage) -> None:
+def test_prune_keeps_what_others_may_be_writing(local: Storage) -> None:
     begun(local).save(sample_snapshot(1), reason="step")
     begun(local, 2)
     for attempt in (1, 2, 3):
@@ -72,7 +72,7 @@ def test_prune_leaves_what_others_may_be_writing(local: Storage) -> None:
     ]
 
 
-def test_delete_goes_manifest_first(storage: Storage) -> None:
+def test_delete_removes_the_manifest_first(storage: Storage) -> None:
     faulty = FaultyStorage(storage, "delete_tree@1:fail")
     store = begun(faulty)
     made = store.save(sample_snapshot(1), reason="step")

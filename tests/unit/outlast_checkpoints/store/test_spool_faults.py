@@ -18,7 +18,7 @@ _SENDING = 24  # more calls than a sending has
 
 
 @pytest.mark.parametrize("fault", ["fail", "lost", "full"])
-def test_an_error_at_any_call_neither_loses_nor_doubles(tmp_path: Path, fault: str) -> None:
+def test_an_error_at_any_call_neither_loses_nor_duplicates_data(tmp_path: Path, fault: str) -> None:
     for call in range(1, _SENDING):
         folder = tmp_path / str(call)
         bucket = Bucket.at(folder / "bucket")
@@ -36,7 +36,7 @@ def test_an_error_at_any_call_neither_loses_nor_doubles(tmp_path: Path, fault: s
     assert len(bucket.calls) > 3  # the last faults came after the first sending
 
 
-def test_a_death_at_any_call_loses_nothing_that_was_saved(tmp_path: Path) -> None:
+def test_a_kill_at_any_call_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     for when in ("die-before", "die-after"):
         for call in range(1, _SENDING):
             folder = tmp_path / when / str(call)
@@ -47,7 +47,7 @@ def test_a_death_at_any_call_loses_nothing_that_was_saved(tmp_path: Path) -> Non
             assert _step_after(folder) in (saved, saved + 1)
 
 
-def test_a_death_at_any_change_of_the_spool_loses_nothing_that_was_saved(tmp_path: Path) -> None:
+def test_a_kill_at_any_change_of_the_spool_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     for when in ("die-before", "die-after"):
         for call in range(1, 2 * _SENDING):
             folder = tmp_path / when / str(call)

@@ -49,7 +49,7 @@ def test_a_checkpoint_goes_through_the_spool_to_the_store_unchanged(
     assert list((tmp_path / "spool").iterdir()) == []
 
 
-def test_saving_the_place_again_that_was_sent_is_no_work(
+def test_saving_a_sent_place_again_does_nothing(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make()
@@ -62,7 +62,7 @@ def test_saving_the_place_again_that_was_sent_is_no_work(
     assert machine.spool.waiting() == []
 
 
-def test_a_save_waits_for_the_one_that_is_being_sent_but_not_for_a_store_that_hangs(
+def test_a_save_waits_for_a_send_in_progress_but_not_for_a_hanging_store(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     now = [0.0]
@@ -84,7 +84,7 @@ def test_a_save_waits_for_the_one_that_is_being_sent_but_not_for_a_store_that_ha
     assert [name for name in machine.names() if name != "pruned"] == ["spooled", "saved", "sent"]
 
 
-def test_a_spool_on_another_file_system_than_temporary_files_is_sent_as_well(
+def test_a_spool_on_another_file_system_than_temporary_files_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(source: Path, target: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_spool_on_another_file_system_than_temporary_files_is_sent_as_well(
         assert store.verify(made.id) == []
 
 
-def test_the_training_goes_on_while_the_store_is_away(
+def test_the_training_continues_while_the_store_is_away(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make(keep="all")
@@ -133,7 +133,7 @@ def test_the_training_goes_on_while_the_store_is_away(
     assert machine.sender.backlog().away_since is None
 
 
-def test_the_end_of_a_phase_goes_first_and_then_the_newest(
+def test_the_end_of_a_phase_is_sent_first_and_then_the_newest(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make(keep="last:2")
@@ -151,7 +151,7 @@ def test_the_end_of_a_phase_goes_first_and_then_the_newest(
     assert committed(bucket) == ["1.2", "3.0", "4.0"]
 
 
-def test_what_retention_would_delete_is_not_sent(
+def test_checkpoints_that_retention_would_delete_are_not_sent(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make(keep="last:1,best:loss:min:1")
@@ -218,7 +218,7 @@ def test_a_full_disk_makes_room_and_then_fails_the_save_with_the_newest_kept(
     assert committed(bucket)[-1] == "4.0"
 
 
-def test_what_is_damaged_in_the_spool_is_told_and_does_not_stop_the_others(
+def test_a_damaged_waiting_checkpoint_is_reported_and_does_not_block_others(
     make: Callable[..., Machine], bucket: Bucket, tmp_path: Path
 ) -> None:
     machine = make(keep="all")
@@ -237,7 +237,7 @@ def test_what_is_damaged_in_the_spool_is_told_and_does_not_stop_the_others(
     assert machine.told("spool_lost") == [str(CheckpointId(0, 2, Stage.STEP, 1))]
 
 
-def test_a_superseded_attempt_sends_nothing_more_and_its_training_is_told(
+def test_a_superseded_attempt_sends_nothing_more_and_its_training_gets_the_error(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     newest = [1]
@@ -264,7 +264,7 @@ def test_a_superseded_attempt_sends_nothing_more_and_its_training_is_told(
     assert [found.step for found in machine.spool.waiting()] == [4]
 
 
-def test_the_next_attempt_sends_what_was_left_and_goes_on_from_there(
+def test_the_next_attempt_sends_what_was_left_and_resumes_from_there(
     make: Callable[..., Machine], bucket: Bucket
 ) -> None:
     machine = make()

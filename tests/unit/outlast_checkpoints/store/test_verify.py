@@ -53,7 +53,7 @@ def flip(storage: Storage, path: str) -> None:
     local.write_bytes(data)  # in place: whatever links the file has the damage too
 
 
-def test_each_damage_is_found_where_it_is(jobs: list[Storage]) -> None:
+def test_each_damage_is_found_in_its_file(jobs: list[Storage]) -> None:
     ids = CheckpointStore(jobs[1]).ids()
     flip(jobs[1], layout.checkpoint_file(ids[0], "state.h5"))
     flip(jobs[1], layout.checkpoint_file(ids[2], "model.weights.frozen.h5"))
@@ -88,7 +88,7 @@ def test_a_shared_file_is_read_once_and_counts_for_each(jobs: list[Storage]) -> 
     assert total.expected == total.finished == sizes > 3 << 20
 
 
-def test_sizes_alone_read_nothing(jobs: list[Storage]) -> None:
+def test_a_quick_check_reads_no_file(jobs: list[Storage]) -> None:
     ids = CheckpointStore(jobs[0]).ids()
     local = Path(jobs[0].root) / layout.checkpoint_file(ids[1], "state.h5")
     local.write_bytes(local.read_bytes()[:-1])
@@ -116,7 +116,7 @@ class Away(FaultyStorage):
         return super().read(path)
 
 
-def test_one_that_cannot_be_reached_does_not_hide_the_others(jobs: list[Storage]) -> None:
+def test_an_unreachable_job_does_not_hide_the_others(jobs: list[Storage]) -> None:
     """It is not reported as damaged, because that is unknown."""
     stores = [CheckpointStore(Away(jobs[0])), CheckpointStore(jobs[1])]
     away, here = audit(stores)
@@ -126,7 +126,7 @@ def test_one_that_cannot_be_reached_does_not_hide_the_others(jobs: list[Storage]
     assert len(here.checkpoints) == 3
 
 
-def test_a_large_file_elsewhere_is_read_in_pieces() -> None:
+def test_a_large_remote_file_is_read_in_pieces() -> None:
     storage = open_storage(f"memory://{uuid.uuid4().hex}")
     data = bytes(range(256)) * (9 << 12)
     storage.create("large", data)
@@ -141,7 +141,7 @@ def test_a_large_file_elsewhere_is_read_in_pieces() -> None:
     assert list(pieces(storage, "empty")) == []
 
 
-def test_a_copy_into_memory_and_its_audit_agree(jobs: list[Storage]) -> None:
+def test_a_copy_in_memory_verifies(jobs: list[Storage]) -> None:
     jobs[0].create(layout.SPEC, b"{}")
     target = open_storage(f"memory://{uuid.uuid4().hex}")
     total = Total()

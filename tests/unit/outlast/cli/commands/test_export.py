@@ -1,19 +1,21 @@
-"""`outlast export`: which checkpoint is meant, and what is written of it."""
+"""`outlast export`: the selected checkpoint, and the exported file."""
 
 from __future__ import annotations
 
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
-from outlast.cli import main
 from outlast.job import spec as specs
 from outlast.job.spec import JobSpec
+from outlast_checkpoints.arrays import array_table
+from outlast_checkpoints.arrays.array_table import ArrayPlace, ArrayTable
 from outlast_checkpoints.arrays.hdf5_file import write_arrays
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import Stage
@@ -21,28 +23,16 @@ from outlast_checkpoints.format.snapshot import ArrayFile, Progress, Snapshot
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
-
-Call = Callable[..., tuple[int, str, str]]
+from tests.support.command_line import Call
+from tests.support.resealed import reseal, stripped
 
 MODEL = {"config": {"class_name": "Sequential", "config": {"name": "é"}}, "keras_version": "3.15.1"}
 
 
 @pytest.fixture
-def export(
-    job_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Call]:
-    """Return a function that exports from the job "digits"; gives code, stdout and stderr."""
-    monkeypatch.setenv("OUTLAST_ROOT", str(job_root))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main(["export", "digits", *arguments])
-        printed = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return left.value.code, printed.out, printed.err
-
-    return call
+def export(outlast: Call) -> Call:
+    """Return a function that exports from the job "digits"."""
+    return partial(outlast, "export", "digits")
 
 
 def save(
@@ -91,7 +81,7 @@ def weights_of(storage: Storage, name: str) -> bytes:
         ("00-000000000002.0-0001", "00-000000000002.0-0001"),
     ],
 )
-def test_the_checkpoint_that_is_meant_is_copied(
+def test_the_selected_checkpoint_is_exported(
     export: Call, store: CheckpointStore, tmp_path: Path, wanted: str, meant: str
 ) -> None:
     dest = tmp_path / "a.weights.h5"
@@ -114,7 +104,7 @@ def test_the_checkpoint_that_is_meant_is_copied(
         ("phase:x", 2, "invalid selection 'phase:x'"),
     ],
 )
-def test_a_checkpoint_that_is_not_there(
+def test_a_missing_checkpoint_is_named(
     export: Call, store: CheckpointStore, tmp_path: Path, wanted: str, code: int, said: str
 ) -> None:
     found, _, err = export(str(tmp_path / "a.keras"), "--checkpoint", wanted)
@@ -143,9 +133,7 @@ def test_a_whole_model_is_the_zip_that_keras_writes(
     assert dest.read_bytes() == first
 
 
-def test_what_is_kept_in_parts_is_put_together(
-    export: Call, store: CheckpointStore, tmp_path: Path
-) -> None:
+def test_a_file_in_parts_is_joined(export: Call, store: CheckpointStore, tmp_path: Path) -> None:
     """The very file that a checkpoint in one piece would hold, in either kind of export."""
     for step in (1, 2, 3):
         arrays = {
@@ -176,7 +164,51 @@ def test_what_is_kept_in_parts_is_put_together(
     assert weights.read_bytes() == whole
 
 
-def test_latest_passes_over_a_damaged_one_and_says_so(
+def test_nothing_but_arrays_of_a_stored_file_is_exported(
+    export: Call, store: CheckpointStore, tmp_path: Path
+) -> None:
+    """A dataset that HDF5 would read from another file: with a table and without."""
+    secret, dest, newest = tmp_path / "secret", tmp_path / "a.weights.h5", store.ids()[-1]
+    secret.write_bytes(b"secret!!" * 5)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("layers/x", (5,), "f8", external=[(str(secret), 0, 40)])
+    hdf5 = (tmp_path / "x.h5").read_bytes()
+    reseal(store.storage, newest, layout.WEIGHTS_FILE, hdf5)
+    code, _, err = export(str(dest), "--checkpoint", str(newest))
+    assert code == 65
+    assert "stored elsewhere" in err
+    assert [damage.file for damage in store.verify(newest)] == [layout.WEIGHTS_FILE]
+    table = ArrayTable((ArrayPlace("layers/x", "<f8", (5,), 0),))
+    reseal(store.storage, newest, layout.WEIGHTS_FILE, hdf5 + array_table.behind(table))
+    assert export(str(dest), "--checkpoint", str(newest))[0] == 0
+    with h5py.File(dest) as file:
+        assert file["layers/x"].external is None
+        assert file["layers/x"][()].tobytes() == hdf5[:40]
+    assert b"secret" not in dest.read_bytes()
+
+
+def test_a_checkpoint_of_an_older_outlast_is_exported(
+    export: Call, store: CheckpointStore, tmp_path: Path
+) -> None:
+    newest, dest = store.ids()[-1], tmp_path / "a.weights.h5"
+    before = weights_of(store.storage, str(newest))
+    stripped(store.storage, newest)
+    assert export(str(dest))[0] == 0
+    assert dest.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"[]", b"true", b"{}", b"[" * 100_000, b"\xff", b""])
+def test_a_description_that_is_none_is_damage(
+    export: Call, store: CheckpointStore, tmp_path: Path, content: bytes
+) -> None:
+    reseal(store.storage, store.ids()[-1], layout.MODEL_FILE, content)
+    code, _, err = export(str(tmp_path / "a.keras"))
+    assert code == 65
+    assert "model.json: it does not describe a model" in err
+    assert list(tmp_path.glob("*.keras")) == []
+
+
+def test_latest_skips_a_damaged_checkpoint_and_says_so(
     export: Call, store: CheckpointStore, tmp_path: Path
 ) -> None:
     path = "checkpoints/01-000000000001.0-0001/model.weights.h5"
@@ -211,7 +243,7 @@ def test_a_damaged_file_is_never_exported(
     assert {path.name for path in tmp_path.iterdir()} == {"jobs", dest.name}
 
 
-def test_without_a_description_of_the_model_only_weights_can_be_had(
+def test_without_a_model_description_only_weights_are_exported(
     export: Call, store: CheckpointStore, tmp_path: Path
 ) -> None:
     save(store, 2, 1, Stage.STEP, model=False)
@@ -222,7 +254,7 @@ def test_without_a_description_of_the_model_only_weights_can_be_had(
     assert export(str(tmp_path / "a.weights.h5"))[0] == 0
 
 
-def test_without_a_single_models_weights_it_says_what_there_is(
+def test_without_weights_of_a_single_model_the_available_ones_are_named(
     export: Call, store: CheckpointStore, tmp_path: Path
 ) -> None:
     save(store, 2, 1, Stage.STEP, weights=False)
@@ -239,7 +271,7 @@ def test_without_a_single_models_weights_it_says_what_there_is(
         ("no/folder/model.keras", "there is no folder"),
     ],
 )
-def test_a_name_that_cannot_be_exported_to(
+def test_an_invalid_destination_is_refused(
     export: Call, store: CheckpointStore, tmp_path: Path, name: str, said: str
 ) -> None:
     code, _, err = export(str(tmp_path / name))
@@ -247,7 +279,7 @@ def test_a_name_that_cannot_be_exported_to(
     assert said in err
 
 
-def test_a_folder_that_takes_no_file_is_exit_code_74(
+def test_an_unwritable_folder_is_exit_code_74(
     export: Call, store: CheckpointStore, tmp_path: Path
 ) -> None:
     (tmp_path / "a.keras").mkdir()
@@ -257,7 +289,7 @@ def test_a_folder_that_takes_no_file_is_exit_code_74(
     assert "'/proc/self/a.keras'" in err
 
 
-def test_what_is_written_may_be_read_as_the_umask_says(
+def test_the_written_file_follows_the_umask(
     export: Call, store: CheckpointStore, tmp_path: Path
 ) -> None:
     before = os.umask(0o027)

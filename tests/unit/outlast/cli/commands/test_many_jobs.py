@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from outlast.cli import main
 from outlast.job.journal import Journal
 from outlast.job.spec import JobSpec
 from outlast.job.submission import submit
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Answer]
+from tests.support.command_line import Call
 
 
 @pytest.fixture
@@ -32,18 +21,6 @@ def root(tmp_path: Path) -> Path:
     for name in "abc":
         submit(open_storage(tmp_path / "jobs"), JobSpec(job=name, script="train.py"))
     return tmp_path / "jobs"
-
-
-@pytest.fixture
-def outlast(capsys: pytest.CaptureFixture[str]) -> Call:
-    def call(*arguments: str) -> Answer:
-        with pytest.raises(SystemExit) as left:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return Answer(left.value.code, printed.out, printed.err)
-
-    return call
 
 
 def states(root: Path) -> str:
@@ -70,14 +47,16 @@ def test_a_wrong_name_stops_none(outlast: Call, root: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("a", "--all")])
-def test_either_names_or_all(outlast: Call, root: Path, names: tuple[str, ...]) -> None:
+def test_names_and_all_exclude_each_other(
+    outlast: Call, root: Path, names: tuple[str, ...]
+) -> None:
     answer = outlast("stop", *names, "--root", str(root))
     assert answer.code == 2
     assert "--all" in answer.err
     assert states(root) == "pending pending pending"
 
 
-def test_one_that_cannot_be_read_keeps_none_running(outlast: Call, root: Path) -> None:
+def test_an_unreadable_job_does_not_keep_others_from_stopping(outlast: Call, root: Path) -> None:
     for event in (root / "b" / layout.JOURNAL).iterdir():
         event.write_text("{")
     answer = outlast("stop", "--all", "--root", str(root))

@@ -1,4 +1,4 @@
-"""The verbs that look at a job, over one that was made by hand: two attempts, a zombie, damage."""
+"""Commands that read a job, on a hand-made one with two attempts, a zombie and damage."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from outlast.cli import main
 from outlast.job import heartbeat, process_identity
 from outlast.job import spec as specs
 from outlast.job.events import Ended, Launched, Resumed, Started, Submitted
@@ -35,42 +31,7 @@ from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.testing import sample_snapshot
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-    @property
-    def rows(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Call = Callable[..., Answer]
-
-
-@pytest.fixture
-def outlast(
-    job_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Call]:
-    """Return a function that does what a command line says, with `job_root` as the root."""
-    monkeypatch.setenv("OUTLAST_ROOT", str(job_root))
-
-    def call(*arguments: str) -> Answer:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main(list(arguments))
-        printed = capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return Answer(left.value.code, printed.out, printed.err)
-
-    return call
+from tests.support.command_line import Call
 
 
 def snapshot(step: int, epoch: int, batch: int, stage: Stage, loss: float) -> Snapshot:
@@ -167,7 +128,7 @@ def test_an_empty_root_has_no_jobs_and_says_how_to_start(outlast: Call) -> None:
     assert outlast("list", "--json").json == []
 
 
-def test_list_tells_each_job(outlast: Call, job: Storage, job_root: Path) -> None:
+def test_list_shows_each_job(outlast: Call, job: Storage, job_root: Path) -> None:
     (job_root / "a file").write_text("no job")
     (job_root / "a folder").mkdir()
     (found,) = outlast("list", "--json").json
@@ -190,7 +151,7 @@ def test_a_job_that_cannot_be_read_does_not_hide_the_others(
     assert "00000001.json" in found["broken"]["note"]
 
 
-def test_status_tells_all_of_a_job(outlast: Call, job: Storage) -> None:
+def test_status_shows_everything_of_a_job(outlast: Call, job: Storage) -> None:
     found = outlast("status", "--json", "digits").json
     assert (found["state"], found["outcome"], found["runs"]) == (
         "succeeded", "completed", "train.py --lr 1",
@@ -220,7 +181,7 @@ def test_a_job_is_found_by_its_folder_too(
     assert (found["job"], found["spec"]["job"]) == ("digits", "digits")
 
 
-def test_a_job_that_is_not_there_is_exit_code_4_with_near_names(
+def test_an_unknown_job_is_exit_code_4_with_similar_names(
     outlast: Call, job: Storage, job_root: Path
 ) -> None:
     answer = outlast("status", "digit")
@@ -231,7 +192,7 @@ def test_a_job_that_is_not_there_is_exit_code_4_with_near_names(
 @pytest.mark.parametrize(
     "verb", ["status", "logs", "history", "checkpoints", "verify", "prune", "stop", "resume"]
 )
-def test_every_verb_says_when_there_is_no_such_job(outlast: Call, verb: str) -> None:
+def test_every_command_reports_an_unknown_job(outlast: Call, verb: str) -> None:
     answer = outlast(verb, "nobody")
     assert answer.code == 4
     assert answer.err.startswith("outlast: There is no job 'nobody'")
@@ -263,20 +224,20 @@ def test_logs_are_merged_over_attempts_from_info_up(outlast: Call, job: Storage)
         (["--follow", "--lines", "1"], ["event 2"]),
     ],
 )
-def test_which_logs(outlast: Call, job: Storage, options: list[str], events: list[str]) -> None:
+def test_logs_are_selected_by_level_attempt_and_number(
+    outlast: Call, job: Storage, options: list[str], events: list[str]
+) -> None:
     assert [row["event"] for row in outlast("logs", "--json", *options, "digits").rows] == events
 
 
 @pytest.mark.parametrize("output", [[], ["--output"]])
-def test_an_attempt_that_there_is_not_is_named(
-    outlast: Call, job: Storage, output: list[str]
-) -> None:
+def test_an_unknown_attempt_is_named(outlast: Call, job: Storage, output: list[str]) -> None:
     answer = outlast("logs", "--attempt", "9", *output, "digits")
     assert answer.code == 2
     assert "--attempt: the job has no attempt 9. The last one is 2." in answer.err
 
 
-def test_the_scripts_own_output(outlast: Call, job: Storage) -> None:
+def test_the_output_of_the_script(outlast: Call, job: Storage) -> None:
     assert outlast("logs", "--output", "digits").out.splitlines() == [
         "hello from 1", "last of 1", "hello from 2", "last of 2",
     ]  # fmt: skip
@@ -315,7 +276,9 @@ def test_history_for_people_is_the_epochs(outlast: Call, job: Storage) -> None:
         (["--follow", "--tail", "2"], [6, 6]),
     ],
 )
-def test_which_rows(outlast: Call, job: Storage, options: list[str], steps: list[int]) -> None:
+def test_rows_are_selected_by_kind_and_number(
+    outlast: Call, job: Storage, options: list[str], steps: list[int]
+) -> None:
     assert [row["step"] for row in outlast("history", "--json", *options, "digits").rows] == steps
 
 
@@ -337,7 +300,7 @@ def test_csv_has_a_column_for_each_metric(outlast: Call, job: Storage) -> None:
     assert [row["val_loss"] for row in rows] == ["", "", "", "NaN", "", "", "", "0.5"]
 
 
-def test_json_spells_what_is_not_a_number(outlast: Call, job: Storage) -> None:
+def test_json_has_names_for_nan_and_infinity(outlast: Call, job: Storage) -> None:
     rows = outlast("history", "--json", "--epochs", "digits").rows
     assert [row["logs"]["val_loss"] for row in rows] == ["NaN", 0.5]
 
@@ -346,7 +309,7 @@ def test_json_spells_what_is_not_a_number(outlast: Call, job: Storage) -> None:
     "options",
     [["--csv", "--json"], ["-f", "--csv"], ["--plot", "a.png", "--csv"], ["--metric", "loss"]],
 )
-def test_outputs_that_exclude_one_another(outlast: Call, job: Storage, options: list[str]) -> None:
+def test_conflicting_outputs_are_refused(outlast: Call, job: Storage, options: list[str]) -> None:
     assert outlast("history", *options, "digits").code == 2
 
 
@@ -370,7 +333,7 @@ def test_the_curves_as_a_png(outlast: Call, job: Storage, tmp_path: Path) -> Non
         (["--plot", "no/such/folder/a.png"], "No such file or directory"),
     ],
 )
-def test_plots_that_cannot_be(
+def test_impossible_plots_are_refused(
     outlast: Call, job: Storage, options: list[str], said: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -464,7 +427,7 @@ def test_damage_is_named_and_is_exit_code_65(
 
 
 @pytest.mark.parametrize("part", ["history", "journal", "spec", "origins"])
-def test_damage_elsewhere_is_named_too(outlast: Call, job: Storage, part: str) -> None:
+def test_damage_outside_of_checkpoints_is_named_too(outlast: Call, job: Storage, part: str) -> None:
     path = {
         "history": layout.history(1),
         "journal": layout.journal_event(3),
@@ -478,7 +441,7 @@ def test_damage_elsewhere_is_named_too(outlast: Call, job: Storage, part: str) -
     assert f"DAMAGED  {part}" in outlast("verify", "digits").out
 
 
-def test_prune_says_then_deletes(outlast: Call, job: Storage) -> None:
+def test_prune_lists_then_deletes(outlast: Call, job: Storage) -> None:
     before = checkpoint_names(job)
     planned = outlast("prune", "--dry-run", "--json", "--keep", "1", "digits").json
     zombie = "00-000000000005.0-0001"
@@ -524,7 +487,7 @@ def test_prune_deletes_leftovers_by_their_age(outlast: Call, job: Storage) -> No
     assert "Nothing to delete" in outlast("prune", "--older-than", "0", "digits").out
 
 
-def test_prune_leaves_alone_what_somebody_may_be_writing(outlast: Call, job: Storage) -> None:
+def test_prune_keeps_files_that_may_be_being_written(outlast: Call, job: Storage) -> None:
     """A job at work clears its own folders away; elsewhere its newest ones may be half sent."""
     journal = Journal(job)
     journal.append(Resumed(by="a test"))
@@ -536,14 +499,12 @@ def test_prune_leaves_alone_what_somebody_may_be_writing(outlast: Call, job: Sto
     assert job.exists(cut_short)
 
 
-def test_verify_takes_a_root_and_names_what_is_wrong_in_which_job(
-    outlast: Call, job: Storage, job_root: Path
-) -> None:
+def test_verify_of_a_root_names_damage_by_job(outlast: Call, job: Storage, job_root: Path) -> None:
     shutil.copytree(job_root / "digits", job_root / "other")
     shutil.copytree(job_root / "digits", job_root / "third")
     answer = outlast("verify")
     assert answer.code == 0
-    assert answer.out.splitlines()[-1] == f"3 of 3 jobs in {job_root} are good."
+    assert answer.out.splitlines()[-2] == f"3 of 3 jobs in {job_root} are good."
     other = open_storage(job_root / "other")
     newest = checkpoint_names(other)[-1]
     flip(other, f"checkpoints/{newest}/model.weights.h5")
@@ -561,7 +522,7 @@ def test_verify_takes_a_root_and_names_what_is_wrong_in_which_job(
     assert outlast("verify", str(job_root / "nothing")).code == 4
 
 
-def test_copy_says_what_it_did_and_goes_on_where_it_was(
+def test_copy_reports_its_work_and_continues_where_it_was(
     outlast: Call, job: Storage, job_root: Path, tmp_path: Path
 ) -> None:
     dest = tmp_path / "elsewhere"
@@ -577,7 +538,7 @@ def test_copy_says_what_it_did_and_goes_on_where_it_was(
     assert "already there; every byte verified" in told
 
 
-def test_copy_refuses_a_place_that_is_taken_and_a_job_at_work(
+def test_copy_refuses_a_used_destination_and_a_running_job(
     outlast: Call, job: Storage, tmp_path: Path, job_root: Path
 ) -> None:
     (tmp_path / "full").mkdir()
@@ -593,7 +554,7 @@ def test_copy_refuses_a_place_that_is_taken_and_a_job_at_work(
     assert not (tmp_path / "new").exists()
 
 
-def test_copy_takes_damage_along_and_says_so(outlast: Call, job: Storage, tmp_path: Path) -> None:
+def test_copy_copies_damaged_files_and_says_so(outlast: Call, job: Storage, tmp_path: Path) -> None:
     newest = checkpoint_names(job)[-1]
     flip(job, f"checkpoints/{newest}/model.weights.h5")
     answer = outlast("copy", "digits", str(tmp_path / "new"))
@@ -602,7 +563,7 @@ def test_copy_takes_damage_along_and_says_so(outlast: Call, job: Storage, tmp_pa
     assert "2 of 3 checkpoints are good." in outlast("verify", str(tmp_path / "new")).out
 
 
-def test_what_checkpoints_share_is_told_apart(outlast: Call, job_root: Path) -> None:
+def test_shared_bytes_of_checkpoints_count_once(outlast: Call, job_root: Path) -> None:
     storage = open_storage(job_root / "frozen")
     storage.create(layout.SPEC, specs.encode(JobSpec(job="frozen", script="train.py")))
     store = CheckpointStore(storage, attempt=1)
@@ -642,7 +603,7 @@ def test_a_bar_is_shown_on_a_terminal(job: Storage) -> None:
     assert b"3 of 3 checkpoints are good." in out
 
 
-def test_every_verb_holds_where_a_path_has_all_that_careless_code_trips_over(
+def test_every_command_works_with_awkward_characters_in_paths(
     outlast: Call, job: Storage, job_root: Path, weird_root: Path
 ) -> None:
     shutil.copytree(job_root / "digits", weird_root / "digits")
@@ -663,18 +624,21 @@ def test_every_verb_holds_where_a_path_has_all_that_careless_code_trips_over(
         ["copy", str(weird_root / "a copy ☂")],
         ["prune", "--keep", "1"],
         ["stop"],
-        ["resume"],
+        ["resume", "--trust"],
     ):
         answer = outlast(verb, place, *rest)
         assert answer.code == 0, (verb, answer.err)
-    assert outlast("verify", str(weird_root)).out.endswith(
-        f"2 of 2 jobs in {weird_root} are good.\n"
+    assert (
+        f"2 of 2 jobs in {weird_root} are good."
+        in outlast("verify", str(weird_root)).out.splitlines()
     )
     assert checkpoint_names(open_storage(weird_root / "a copy ☂")) == checkpoint_names(job)
     assert len(checkpoint_names(open_storage(place))) == 2
 
 
-def test_prune_takes_the_jobs_own_rule_and_refuses_none(outlast: Call, job: Storage) -> None:
+def test_prune_uses_the_rule_of_the_job_and_refuses_an_invalid_one(
+    outlast: Call, job: Storage
+) -> None:
     assert outlast("prune", "--json", "digits").json["keep"] == "last:3"
     answer = outlast("prune", "--keep", "last:0", "digits")
     assert answer.code == 2
@@ -684,7 +648,7 @@ def test_prune_takes_the_jobs_own_rule_and_refuses_none(outlast: Call, job: Stor
 # --- errors --------------------------------------------------------------------------------------
 
 
-def test_a_command_nobody_knows_names_near_ones(outlast: Call) -> None:
+def test_an_unknown_command_names_similar_ones(outlast: Call) -> None:
     answer = outlast("statsu")
     assert answer.code == 2
     assert "Did you mean status" in answer.err
@@ -704,7 +668,7 @@ def test_no_stack_trace_unless_debug(
     assert "Traceback" in outlast("status", "digits").err
 
 
-def test_an_unexpected_error_is_one_line_that_says_how_to_see_more(
+def test_an_unexpected_error_is_one_line_with_a_hint(
     outlast: Call, job: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:

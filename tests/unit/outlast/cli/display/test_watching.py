@@ -1,4 +1,4 @@
-"""What is shown while a job goes on: plain lines, and the line at a terminal's bottom."""
+"""Display of a running job: plain lines, and the line at the bottom of a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from outlast.cli.display.live_line import Lines, LiveLine
+from outlast.cli.display.live_line import LiveLine
+from outlast.cli.display.output_lines import Lines
 from outlast.cli.display.plain_lines import Plain
 from outlast.cli.display.terminal_observer import TerminalObserver
 from outlast.job.heartbeat import Beat
@@ -50,7 +51,7 @@ class Shown:
         return [line.split(" ", 2)[2] for line in self.err.getvalue().splitlines()]
 
 
-def test_a_state_is_said_once_and_without_who_it_is() -> None:
+def test_a_state_is_shown_once_and_without_the_owner() -> None:
     shown = Shown()
     for job in (RUNNING, RUNNING, CRASHED):
         shown.plain.on_state(job)
@@ -60,7 +61,7 @@ def test_a_state_is_said_once_and_without_who_it_is() -> None:
     ]
 
 
-def test_progress_is_said_every_ten_seconds_and_at_new_checkpoints() -> None:
+def test_progress_is_shown_every_ten_seconds_and_at_new_checkpoints() -> None:
     shown = Shown()
     steps = []
     for step in range(1, 31):
@@ -79,7 +80,7 @@ def test_checkpoints_without_pause_do_not_flood() -> None:
     assert 9 <= len(shown.said) <= 10
 
 
-def test_a_long_quiet_training_still_says_how_far_it_is() -> None:
+def test_a_long_silent_training_still_shows_its_progress() -> None:
     shown = Shown()
     for step in range(1, 26):
         shown.clock.now += 1
@@ -87,7 +88,7 @@ def test_a_long_quiet_training_still_says_how_far_it_is() -> None:
     assert len(shown.said) == 2
 
 
-def test_a_resumed_attempt_says_what_it_goes_on_from() -> None:
+def test_a_resumed_attempt_shows_its_checkpoint() -> None:
     shown = Shown()
     restored = beat(8, restored_from="00-8", last_checkpoint="00-8", last_checkpoint_at_step=1200)
     shown.plain.on_beat(restored)
@@ -95,7 +96,7 @@ def test_a_resumed_attempt_says_what_it_goes_on_from() -> None:
     assert shown.said == ["attempt 1 resumed from 00-8 (step 1,200)"]
 
 
-def test_output_goes_to_stdout_as_it_is_and_words_to_stderr() -> None:
+def test_output_goes_to_stdout_unchanged_and_messages_to_stderr() -> None:
     shown = Shown()
     shown.plain.on_output(b"a\xff\rb")
     shown.plain.say("hello")
@@ -121,7 +122,7 @@ def test_trouble_in_the_log_is_shown_unless_the_state_says_it(
     assert (row["event"] in shown.err.getvalue()) is shown_at_all
 
 
-def test_a_reader_that_has_gone_stops_nothing() -> None:
+def test_a_closed_pipe_stops_nothing() -> None:
     class Gone(io.BytesIO):
         def write(self, data: Any) -> int:
             raise BrokenPipeError
@@ -159,7 +160,7 @@ def watcher() -> Any:
     made.close()
 
 
-def test_the_line_tells_all(watcher: LiveLine) -> None:
+def test_the_line_shows_everything(watcher: LiveLine) -> None:
     assert "starting" in line(watcher)
     watcher.on_state(RUNNING)
     watcher.on_beat(beat(45, epochs=3, steps_per_second=9.0, last_checkpoint_at_step=40, epoch=1))
@@ -178,12 +179,12 @@ def test_the_line_tells_all(watcher: LiveLine) -> None:
         (CRASHED, "attempt 2 in "),
     ],
 )
-def test_the_line_tells_the_state(watcher: LiveLine, job: Job, said: str) -> None:
+def test_the_line_shows_the_state(watcher: LiveLine, job: Job, said: str) -> None:
     watcher.on_state(job)
     assert said in line(watcher)
 
 
-def test_what_the_attempt_does_besides_training_is_told(watcher: LiveLine) -> None:
+def test_activities_other_than_training_are_shown(watcher: LiveLine) -> None:
     watcher.on_state(RUNNING)
     watcher.on_beat(beat(45, activity="validating"))
     assert "attempt 1 validating" in line(watcher)
@@ -244,7 +245,7 @@ def test_text_that_looks_like_markup_is_shown_as_it_is() -> None:
     made.close()
 
 
-def test_both_are_watchers() -> None:
+def test_both_are_observers() -> None:
     assert issubclass(Plain, TerminalObserver)
     assert issubclass(LiveLine, TerminalObserver)
 
@@ -269,12 +270,12 @@ def shown(*pieces: bytes) -> list[str]:
         ([b""], []),
     ],
 )
-def test_lines_are_put_together(pieces: list[bytes], expected: list[str]) -> None:
+def test_partial_lines_are_joined(pieces: list[bytes], expected: list[str]) -> None:
     assert shown(*pieces) == expected
 
 
 @given(st.text("ab\r\né"), st.data())
-def test_how_output_is_cut_does_not_matter(text: str, data: st.DataObject) -> None:
+def test_lines_do_not_depend_on_how_output_is_cut(text: str, data: st.DataObject) -> None:
     whole = text.encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)))))
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]

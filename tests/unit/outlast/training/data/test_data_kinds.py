@@ -57,6 +57,12 @@ def events(folder: Path, attempt: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def step_counter(end: End) -> str:
+    """Return the name of the optimizer's counter. Keras 3.12 says SGD where 3.15 says sgd."""
+    (found,) = (name for name in end.state if name.endswith("/iteration"))
+    return found
+
+
 def without(end: End, name: str) -> dict[str, bytes]:
     return {key: value for key, value in end.state.items() if key != name}
 
@@ -66,7 +72,7 @@ def test_it_trains_as_keras_does(name: str, kind: Kind, untouched: End) -> None:
         pytest.skip("Keras takes no iterators but generators")
     reference = keras_fit(KINDS[KERAS_INSTEAD.get(name, name)].script())
     # Of data of unknown size, Keras counts the step that finds no more of it.
-    counter = "" if kind.dropout else "optimizer/0/sgd/iteration"
+    counter = "" if kind.dropout else step_counter(reference)
     assert first_difference(without(reference, counter), without(untouched, counter)) is None
     assert reference.history == untouched.history
     assert reference.epoch == untouched.epoch
@@ -113,7 +119,8 @@ def test_torch_workers_that_outlive_a_pass(
         "skip within the pass",
         epochs=2,
     )
-    log = assert_resumed(kind, tmp_path, 9)
+    assert_resumed(kind, tmp_path, 9)
+    log = events(tmp_path / "job", 1)  # it is said once a job
     why = next(row["why"] for row in log if row["event"] == "inexact_data_found")
     assert why.startswith("persistent_workers=True")
     gc.collect()  # the workers live as long as the loader

@@ -17,7 +17,7 @@ from tests.support.training_harness import (
     assert_same_end,
     dying_at,
     keras_fit,
-    steps_a_call,
+    steps_per_call,
     train,
 )
 from tests.support.training_zoo import ARRAYS, MLP, SAMPLES, X, Y, model_of
@@ -46,14 +46,14 @@ def test_they_train_as_with_keras(tmp_path: Path, small: None) -> None:
     assert one.state == keras_fit(script(tmp_path)).state
 
 
-def test_they_train_and_resume_as_resident_ones(
+def test_they_train_and_resume_as_resident_arrays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shuffled = script(tmp_path, shuffle=True, save_every=2)
     resident = train(shuffled, tmp_path / "resident")
     with monkeypatch.context() as patched:
         patched.setattr(memory_mapped, "limit", lambda: 100)
-        with steps_a_call(lambda step: 3) as taken, dying_at(5), pytest.raises(Death):
+        with steps_per_call(lambda step: 3) as taken, dying_at(5), pytest.raises(Death):
             train(shuffled, tmp_path / "touched")
         assert max(taken) == 2  # up to the next save
         with dying_at(8), pytest.raises(Death):
@@ -67,7 +67,7 @@ def test_xla_trains_each_step(tmp_path: Path, small: None) -> None:
     assert by_step.state == keras_fit(script(tmp_path).with_build(model_of(*MLP, jit=True))).state
 
 
-def test_what_is_gathered_ahead_is_what_is_asked_for() -> None:
+def test_batches_gathered_ahead_are_the_requested_ones() -> None:
     arrays = {"a": np.arange(20.0), "b": None}
     gathered = Outsized((arrays, np.arange(20)))
     gathered.prepare(np.array([3, 4]))
@@ -81,7 +81,7 @@ def test_what_is_gathered_ahead_is_what_is_asked_for() -> None:
     gathered.close()
 
 
-def test_only_arrays_that_are_large_for_the_machine_are_left_alone(
+def test_only_arrays_that_are_large_for_the_machine_are_not_copied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert not is_outsized((X, Y))

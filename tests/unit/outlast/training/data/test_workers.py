@@ -51,10 +51,12 @@ def test_a_generator_is_read_ahead_by_max_queue_size(tmp_path: Path, size: int) 
             if batch == PEEKED:  # the first batch that comes out of the queue
                 found.append(stream.wait_for(full))
 
-    arguments = {"x": stream.batches(), "steps_per_epoch": PEEKED + 1, "max_queue_size": size}
+    # The epoch is long enough; the reader does not go on into another one.
+    steps = full + 2
+    arguments = {"x": stream.batches(), "steps_per_epoch": steps, "max_queue_size": size}
     train(Script(plain_model, arguments, lambda: [Waiting()]), tmp_path)
     assert found == [True]
-    assert stream.asked == full
+    assert stream.asked == steps
 
 
 class Meeting(Batches):
@@ -80,7 +82,7 @@ class Meeting(Batches):
 
 
 @pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
-def test_workers_of_a_pydataset_work_side_by_side(tmp_path: Path, processes: bool) -> None:
+def test_workers_of_a_pydataset_run_in_parallel(tmp_path: Path, processes: bool) -> None:
     barrier = multiprocessing.get_context("fork").Barrier(2) if processes else threading.Barrier(2)
     data = Meeting(barrier, workers=2, use_multiprocessing=processes)
     end = train(Script(plain_model, {"x": data, "epochs": 2, "shuffle": False}), tmp_path)

@@ -114,7 +114,7 @@ def trained_on(monkeypatch: pytest.MonkeyPatch, *, large: int) -> tuple[dict[str
     return {p: np.array(a) for p, a in live.weights().arrays.items()}, shared
 
 
-def test_a_training_goes_on_in_the_memory_that_was_put_back(
+def test_a_training_continues_in_memory_shared_with_restored_arrays(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copied, none_shared = trained_on(monkeypatch, large=1 << 40)
@@ -125,7 +125,7 @@ def test_a_training_goes_on_in_the_memory_that_was_put_back(
 
 
 @pytest.mark.parametrize("odd", ["unaligned", "read only", "a strange type"])
-def test_what_cannot_be_taken_over_is_copied(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_shared_is_copied(odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_variables, "_LARGE", 1)
     dtype = tf.bfloat16.as_numpy_dtype if odd == "a strange type" else np.float32
     array = aligned(np.arange(50, dtype=np.float32).astype(dtype))
@@ -139,19 +139,19 @@ def test_what_cannot_be_taken_over_is_copied(odd: str, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_held_does_not_change(name: str) -> None:
+def test_held_values_do_not_change(name: str) -> None:
     begin_process()
     watch(dense(OPTIMIZERS[name]()), X)
 
 
 @pytest.mark.parametrize("name", ["adam", "sgd", "momentum", "adagrad"])
-def test_what_is_held_of_embeddings_does_not_change(name: str) -> None:
+def test_held_embeddings_do_not_change(name: str) -> None:
     begin_process()
     watch(embedding(OPTIMIZERS[name]()), TOKENS)
 
 
 @pytest.mark.parametrize("name", ["adam"])
-def test_what_is_held_does_not_change_under_xla(name: str) -> None:
+def test_held_values_do_not_change_under_xla(name: str) -> None:
     begin_process()
     model = dense(OPTIMIZERS[name]())
     # Keras turns XLA off where determinism is on; the step itself compiles all the same.
@@ -159,7 +159,7 @@ def test_what_is_held_does_not_change_under_xla(name: str) -> None:
     watch(model, X)
 
 
-def test_what_is_held_does_not_change_in_eager_steps() -> None:
+def test_held_values_do_not_change_in_eager_steps() -> None:
     begin_process()
     watch(dense(OPTIMIZERS["adam"](), run_eagerly=True), X, calls=2)
 
@@ -181,7 +181,7 @@ CHANGES: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("first", ["initialized", "restored", "taken over", "trained"])
-def test_what_is_held_does_not_change_by_any_assignment(
+def test_held_values_do_not_change_by_any_assignment(
     change: Callable[[Any], Any], first: str
 ) -> None:
     variable = keras.Variable(RNG.normal(size=(40, 40)).astype("float32"))
@@ -205,7 +205,7 @@ def test_what_is_held_does_not_change_by_any_assignment(
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_held_among_others_does_not_change(change: Callable[[Any], Any]) -> None:
+def test_values_held_together_do_not_change(change: Callable[[Any], Any]) -> None:
     """Some ops update a variable in place once they have seen it; readers then get a copy."""
     variable = keras.Variable(RNG.normal(size=(40, 40)).astype("float32"))
     others = [tf.Variable(1.0), tf.Variable(tf.zeros([70, 70]))]
@@ -227,7 +227,7 @@ def test_holding_reads_every_type_exactly(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["at once", "each", "on an accelerator"])
-def test_many_are_held_as_one_by_one(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_values_are_held_as_single_ones(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "each":  # a TensorFlow without the op
         monkeypatch.setattr(internal_variables, "_OF_MANY", "_NoSuchOp")
     elif way == "on an accelerator":
@@ -249,7 +249,7 @@ def test_many_are_held_as_one_by_one(way: str, monkeypatch: pytest.MonkeyPatch) 
     assert Holder([]).hold() == []
 
 
-def test_what_many_hold_is_not_copied() -> None:
+def test_values_held_several_times_are_not_copied() -> None:
     variables = [tf.Variable(tf.zeros([300, 300])) for _ in range(3)]
     holder = Holder(variables)
     for one, two in zip(holder.hold(), holder.hold(), strict=True):

@@ -134,7 +134,7 @@ def change_everything(make: MakeLoop) -> tuple[Any, dict[str, Any]]:
     return loop, state
 
 
-def test_every_kind_of_part_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_every_kind_of_part_is_restored(tmp_path: Path) -> None:
     whole = run(change_everything, tmp_path / "whole")
     assert_as_plain(whole, run_plain(change_everything))
     folder = tmp_path / "parts"
@@ -181,20 +181,18 @@ def frozen() -> Any:
         (lambda: 5, "'model' is the int 5"),
     ],
 )
-def test_a_state_that_is_none_is_named(
-    state: Callable[[], Any], words: str, tmp_path: Path
-) -> None:
+def test_an_invalid_state_is_named(state: Callable[[], Any], words: str, tmp_path: Path) -> None:
     with process(tmp_path), pytest.raises(UsageError, match=words):
         next(iter(Loop(state(), steps_per_epoch=1, job_dir=tmp_path)))
 
 
 @pytest.mark.parametrize("state", [{"a/b": []}, {"nets": {"a b": np.zeros(1), "c": print}}])
-def test_a_name_that_cannot_be_a_files_is_refused(state: Any, tmp_path: Path) -> None:
+def test_a_name_that_cannot_be_a_file_name_is_refused(state: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidName, match="state is"):
         Loop(state, steps_per_epoch=1, job_dir=tmp_path)
 
 
-def test_what_becomes_unstorable_is_told_at_the_next_save(tmp_path: Path) -> None:
+def test_a_value_that_becomes_unstorable_is_reported_at_the_next_save(tmp_path: Path) -> None:
     notes: list[Any] = []
 
     def train() -> None:
@@ -252,7 +250,7 @@ MADE: dict[str, Callable[[], Any]] = {
         ({"rng": lambda: np.random.Generator(np.random.MT19937(1))}, "rng: .*PCG64.*MT19937"),
     ],
 )
-def test_a_state_that_changed_is_named_and_nothing_is_touched(
+def test_a_changed_state_is_named_and_nothing_is_changed(
     changes: dict[str, Any], what: str, tmp_path: Path, saved: Path
 ) -> None:
     made = {name: make for name, make in {**MADE, **changes}.items() if make is not None}

@@ -200,7 +200,7 @@ def test_keras_reads_it_without_a_warning_optimizer_included(
     assert int(model.optimizer.iterations) > 0
 
 
-def test_a_checkpoint_in_mid_epoch_is_as_readable(tmp_path: Path) -> None:
+def test_a_checkpoint_in_mid_epoch_is_readable_too(tmp_path: Path) -> None:
     script = Script(
         sequential, {"x": X, "y": Y, "batch_size": 4, "epochs": 2, "save_every": 3, "keep": "all"}
     )
@@ -215,7 +215,7 @@ def test_a_checkpoint_in_mid_epoch_is_as_readable(tmp_path: Path) -> None:
     assert int(model.optimizer.iterations) == 3
 
 
-def test_a_finished_phases_weights_are_those_that_fit_returned(tmp_path: Path) -> None:
+def test_the_weights_of_a_finished_phase_are_those_that_fit_returned(tmp_path: Path) -> None:
     script = Script(functional, {"x": IMAGES, "y": Y, "batch_size": 8, "epochs": 2})
     end = train(script, tmp_path)
     begin_process(seed=1)

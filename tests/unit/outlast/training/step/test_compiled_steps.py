@@ -18,7 +18,7 @@ from tests.support.training_harness import (
     assert_same_end,
     dying_at,
     keras_fit,
-    steps_a_call,
+    steps_per_call,
     train,
 )
 from tests.support.training_zoo import ARRAYS, SAMPLES, TRACED, Raw, X, Y, model_of, own, tiny
@@ -47,24 +47,22 @@ def longer(script: Script) -> Script:
         "steps_per_execution",
     ],
 )
-def test_the_number_of_steps_a_call_changes_no_byte_nor_does_a_death(
-    tmp_path: Path, name: str
-) -> None:
+def test_the_number_of_steps_per_call_and_a_kill_change_no_byte(tmp_path: Path, name: str) -> None:
     script = longer(TRACED[name])
-    with steps_a_call(lambda step: 1) as sizes:
+    with steps_per_call(lambda step: 1) as sizes:
         one = train(script, tmp_path / "one")
     assert set(sizes) == {1}
-    with steps_a_call(lambda step: 7) as sizes:
+    with steps_per_call(lambda step: 7) as sizes:
         assert_same_end(one, train(script, tmp_path / "seven"))
     assert max(sizes) == 6  # up to the next save
-    with steps_a_call(lambda step: 1 + step % 4) as sizes:
+    with steps_per_call(lambda step: 1 + step % 4) as sizes:
         with pytest.raises(Death), dying_at(9):
             train(script, tmp_path / "mixed")
         assert_same_end(one, train(script, tmp_path / "mixed"))
     assert {1, 2, 3} <= set(sizes)
 
 
-def test_each_batchs_own_loss_is_that_batchs_loss(tmp_path: Path) -> None:
+def test_each_batch_loss_is_the_loss_of_that_batch(tmp_path: Path) -> None:
     """It equals Keras' loss of the same batch with the same weights.
 
     The step is compiled and the comparison is eager, so float32 rounding is allowed.
@@ -90,7 +88,7 @@ def test_each_batchs_own_loss_is_that_batchs_loss(tmp_path: Path) -> None:
     assert unwatched.rows == end.rows
 
 
-def test_the_running_mean_is_the_mean_of_the_batches_own_losses(tmp_path: Path) -> None:
+def test_the_running_mean_is_the_mean_of_the_batch_losses(tmp_path: Path) -> None:
     end = train(TRACED["mlp with dropout"], tmp_path)
     steps = [row for row in end.rows if row["kind"] == "step"]
     assert steps[0]["logs"]["loss"] == steps[0]["batch_loss"]  # to the bit
@@ -101,7 +99,7 @@ def test_the_running_mean_is_the_mean_of_the_batches_own_losses(tmp_path: Path) 
     )
 
 
-def test_a_step_that_is_keras_own_is_traced_once(tmp_path: Path) -> None:
+def test_the_train_step_of_keras_is_traced_once(tmp_path: Path) -> None:
     """Tracing dominates the cost of a restart, and a trace that creates variables runs twice."""
     traced: list[Any] = []
     step = keras.Model.train_step
@@ -115,7 +113,7 @@ def test_a_step_that_is_keras_own_is_traced_once(tmp_path: Path) -> None:
     assert len(traced) == 1
 
 
-def test_a_train_step_of_its_own_that_reads_its_tracker_is_left_alone(tmp_path: Path) -> None:
+def test_a_custom_train_step_that_reads_its_tracker_is_not_changed(tmp_path: Path) -> None:
     class Reading(keras.Model):
         """Its training depends on its running mean, so a reset of the mean changes the result."""
 
@@ -155,7 +153,7 @@ def test_a_train_step_of_its_own_that_reads_its_tracker_is_left_alone(tmp_path: 
     np.testing.assert_allclose([row["logs"]["loss"] for row in steps[:3]], means, rtol=1e-5)
 
 
-def test_a_train_step_set_on_the_object_is_left_alone_as_well(tmp_path: Path) -> None:
+def test_a_train_step_set_on_the_object_is_not_changed_either(tmp_path: Path) -> None:
     def build() -> Any:
         model = model_of(lambda: layers.Dense(3))()
         stock = model.train_step

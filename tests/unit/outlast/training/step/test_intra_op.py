@@ -23,7 +23,7 @@ from tests.support.training_harness import (
     assert_same_end,
     dying_at,
     keras_fit,
-    steps_a_call,
+    steps_per_call,
     train,
 )
 from tests.support.training_zoo import ARRAYS, MLP, TRACED, X, Y, dense, model_of
@@ -76,17 +76,17 @@ NAMES = ["mlp with dropout", "cnn, normalized and augmented", "lstm", "weight av
 
 @pytest.mark.usefixtures("wherever_possible")
 @pytest.mark.parametrize("name", [*NAMES, "own train_step", "schedule"])
-def test_it_is_equal_to_keras_however_many_steps_a_call_and_after_a_death(
+def test_it_is_equal_to_keras_with_any_number_of_steps_per_call_and_after_a_kill(
     tmp_path: Path, name: str, used: list[Program]
 ) -> None:
     script = of(name).but(save_every=8)
     reference = keras_fit(script)
-    with steps_a_call(lambda step: 1):
+    with steps_per_call(lambda step: 1):
         one = train(script, tmp_path / "one")
     assert used[-1] == Program.ONE_THREAD
     assert one.state == reference.state
     assert one.history == reference.history
-    with steps_a_call(lambda step: 1 + step % 5):
+    with steps_per_call(lambda step: 1 + step % 5):
         with pytest.raises(Death), dying_at(31):
             train(script, tmp_path / "mixed")
         assert_same_end(one, train(script, tmp_path / "mixed"))
@@ -94,7 +94,7 @@ def test_it_is_equal_to_keras_however_many_steps_a_call_and_after_a_death(
 
 
 @pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, scheduled])
-def test_a_small_dense_model_trains_so_and_is_equal_to_keras(
+def test_a_small_dense_model_uses_one_thread_per_op_and_is_equal_to_keras(
     tmp_path: Path, used: list[Program], optimizer: Any
 ) -> None:
     """The MLP of the benchmark, whose ops TensorFlow splits in Keras' fit."""
@@ -108,7 +108,7 @@ def test_a_small_dense_model_trains_so_and_is_equal_to_keras(
     assert ours.history == reference.history
 
 
-def test_a_checkpoints_program_goes_on(
+def test_the_program_of_the_checkpoint_is_kept(
     tmp_path: Path, used: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A resume keeps either program, also for checkpoints from before there were two."""
@@ -126,7 +126,7 @@ def test_a_checkpoints_program_goes_on(
 
 @pytest.mark.usefixtures("wherever_possible")
 @pytest.mark.parametrize("jit", [None, "auto"])
-def test_where_it_cannot_be_had_another_is_taken_and_told(
+def test_an_unavailable_program_is_replaced_with_a_warning(
     tmp_path: Path,
     used: list[Program],
     monkeypatch: pytest.MonkeyPatch,
@@ -179,7 +179,7 @@ def looking_up() -> Any:
 
 @pytest.mark.usefixtures("wherever_possible")
 @pytest.mark.parametrize("part", [drawing, printing, calling, looking_up])
-def test_steps_that_do_more_than_compute_are_called_as_ever(
+def test_steps_with_side_effects_use_all_threads(
     tmp_path: Path, part: Any, used: list[Program]
 ) -> None:
     train(SCRIPT.with_build(model_of(part, dense(3))).but(epochs=1), tmp_path)
@@ -187,7 +187,7 @@ def test_steps_that_do_more_than_compute_are_called_as_ever(
 
 
 @pytest.mark.usefixtures("wherever_possible")
-def test_batches_from_elsewhere_are_trained_as_ever(tmp_path: Path, used: list[Program]) -> None:
+def test_streamed_batches_use_all_threads(tmp_path: Path, used: list[Program]) -> None:
     data = tf.data.Dataset.from_tensor_slices((LONG["x"], LONG["y"])).batch(8)
     train(SCRIPT.but(x=data, y=None, batch_size=None, epochs=1), tmp_path)
     assert used[-1] == Program.GRAPH
@@ -220,15 +220,15 @@ def run_out(seen: Any) -> Any:
 
 @pytest.mark.usefixtures("wherever_possible")
 @pytest.mark.parametrize("fail", [check, run_out])
-def test_an_error_in_a_step_is_the_one_that_it_was(
+def test_an_error_in_a_step_is_raised_unchanged(
     tmp_path: Path, fail: Any, used: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = SCRIPT.with_build(model_of(lambda: Counting(fail), dense(3)))
-    with steps_a_call(lambda step: 3), pytest.raises(tf.errors.OpError) as raised:
+    with steps_per_call(lambda step: 3), pytest.raises(tf.errors.OpError) as raised:
         train(script, tmp_path / "narrow")
     assert used[-1] == Program.ONE_THREAD
     monkeypatch.setattr(program, "_SPLIT_FROM", 1 << 16)
-    with steps_a_call(lambda step: 3), pytest.raises(tf.errors.OpError) as wide:
+    with steps_per_call(lambda step: 3), pytest.raises(tf.errors.OpError) as wide:
         train(script, tmp_path / "wide")
     assert used[-1] == Program.GRAPH
     assert type(raised.value) is type(wide.value)
@@ -251,7 +251,7 @@ def graph_of(function: Any, *spec: Any) -> Any:
         ([], 32, Program.GRAPH),
     ],
 )
-def test_it_is_for_small_dense_models_whatever_the_machine(
+def test_only_the_model_decides_about_one_thread_per_op(
     sizes: list[int | None], batch: int, wanted: Program
 ) -> None:
     graph = graph_of(lambda x: x @ tf.transpose(x), tf.TensorSpec([4, 4]))

@@ -1,4 +1,4 @@
-"""The choice of a program, a resume that keeps it, and streamed batches in lots."""
+"""The choice of a program, a resume that keeps it, and stacked streamed batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.training_harness import (
     assert_same_end,
     dying_at,
     keras_fit,
-    steps_a_call,
+    steps_per_call,
     train,
 )
 from tests.support.training_zoo import ARRAYS, IMAGES, MLP, X, Y, dense, model_of
@@ -46,11 +46,11 @@ def test_xla_over_a_whole_call_is_equal_for_every_number_of_steps(
     tmp_path: Path, parts: tuple[Any, ...]
 ) -> None:
     script = SCRIPT.with_build(model_of(*parts)).but(jit_compile=True)
-    with steps_a_call(lambda step: 1):
+    with steps_per_call(lambda step: 1):
         one = train(script, tmp_path / "one")
-    with steps_a_call(lambda step: 1 + step % 5) as taken, dying_at(7), pytest.raises(Death):
+    with steps_per_call(lambda step: 1 + step % 5) as taken, dying_at(7), pytest.raises(Death):
         train(script, tmp_path / "mixed")
-    with steps_a_call(lambda step: 4):
+    with steps_per_call(lambda step: 4):
         assert_same_end(one, train(script, tmp_path / "mixed"))
     assert max(taken) > 1
 
@@ -61,7 +61,7 @@ def test_a_model_compiled_for_xla_gets_it_though_determinism_is_on(tmp_path: Pat
     assert_same_end(compiled, train(SCRIPT.but(jit_compile=True), tmp_path / "asked"))
 
 
-def test_the_loop_is_left_to_tensorflow_where_xla_is_slow_at_it(tmp_path: Path) -> None:
+def test_tensorflow_runs_the_loop_where_xla_is_slow(tmp_path: Path) -> None:
     """With a convolution, each step is one XLA program, as in Keras' fit, with equal results."""
     cnn = (lambda: layers.Conv2D(3, 3), layers.Flatten, dense(3))
     arguments = {**ARRAYS, "x": IMAGES}
@@ -72,7 +72,7 @@ def test_the_loop_is_left_to_tensorflow_where_xla_is_slow_at_it(tmp_path: Path) 
     assert theirs.state == ours.state
 
 
-def test_what_was_measured_is_kept_to_after_a_death(
+def test_the_measured_choice_is_kept_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The measurement changes no state, and a resume keeps the program even if it is slower now."""
@@ -83,7 +83,7 @@ def test_what_was_measured_is_kept_to_after_a_death(
         self._train(3)
         return seconds[self._steps.program]
 
-    monkeypatch.setattr(ProgramChoice, "_seconds_a_step", measured)
+    monkeypatch.setattr(ProgramChoice, "_seconds_per_step", measured)
     with dying_at(7), pytest.raises(Death):
         train(script, tmp_path / "job")
     seconds[Program.XLA_CALL] = 3.0
@@ -95,7 +95,7 @@ def test_what_was_measured_is_kept_to_after_a_death(
     assert [row["program"] for row in events(tmp_path / "slow", "program_chosen")] == ["graph"]
 
 
-def test_an_execution_may_have_more_steps_than_a_program_has_room_for(
+def test_steps_per_execution_may_exceed_the_steps_of_a_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The user chooses steps_per_execution; with batch hooks it is the number of steps per call."""
@@ -108,7 +108,7 @@ def test_an_execution_may_have_more_steps_than_a_program_has_room_for(
     assert end.state == wanted.state
 
 
-def test_what_xla_cannot_compile_trains_without_it(tmp_path: Path) -> None:
+def test_a_step_that_xla_cannot_compile_trains_without_it(tmp_path: Path) -> None:
     def printing() -> Any:
         return layers.Lambda(
             lambda x: tf.ensure_shape(tf.py_function(lambda v: v, [x], x.dtype), (None, 6)), (6,)
@@ -128,7 +128,7 @@ def test_what_xla_cannot_compile_trains_without_it(tmp_path: Path) -> None:
     assert "EagerPyFunc" in chosen["xla_error"]
 
 
-def test_another_program_than_the_checkpoints_is_told(tmp_path: Path) -> None:
+def test_a_program_other_than_that_of_the_checkpoint_is_reported(tmp_path: Path) -> None:
     with dying_at(7), pytest.raises(Death):
         train(SCRIPT, tmp_path)
     train(SCRIPT.but(jit_compile=True), tmp_path)
@@ -142,15 +142,15 @@ def uneven() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("jit", [None, True, "auto"])
-def test_lots_of_streamed_batches_are_equal_to_single_ones(
+def test_stacked_batches_train_like_single_ones(
     tmp_path: Path, jit: bool | str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ProgramChoice, "_seconds_a_step", lambda self: self._train(2))
+    monkeypatch.setattr(ProgramChoice, "_seconds_per_step", lambda self: self._train(2))
     data = {"y": None, "batch_size": None, "epochs": 2, "steps_per_epoch": 4, "jit_compile": jit}
     end = None
     for size in (1, 3):
         script = SCRIPT.but(**data, x=uneven())
-        with steps_a_call(lambda step, size=size: size) as taken:
+        with steps_per_call(lambda step, size=size: size) as taken:
             ended = train(script, tmp_path / f"{size}")
         end = end or ended
         if jit != "auto":  # of which the measuring takes two, and two programs may be chosen

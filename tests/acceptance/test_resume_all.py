@@ -98,7 +98,7 @@ def root(tmp_path: Path) -> Iterator[Root]:
         found.end()
 
 
-def kill_at_work(root: Root, name: str) -> None:
+def kill_running(root: Root, name: str) -> None:
     """Let supervisor and attempt die as they do when the power goes."""
     supervisor = root.start("resume", name)
     storage = open_storage(f"{root.url}/{name}")
@@ -110,7 +110,7 @@ def kill_at_work(root: Root, name: str) -> None:
     os.kill(beat.pid, signal.SIGKILL)
 
 
-def test_every_unfinished_job_is_brought_back_once(root: Root) -> None:
+def test_every_unfinished_job_is_resumed_once(root: Root) -> None:
     there = str(root.folder / "train.py")
     for name in ("never-run", "at-work", "stopped", "killed"):
         root.make(name)
@@ -120,8 +120,8 @@ def test_every_unfinished_job_is_brought_back_once(root: Root) -> None:
     for name in ("done", "failed"):
         Supervisor(open_storage(f"{root.url}/{name}")).run()
     request_stop(open_storage(f"{root.url}/stopped"))
-    kill_at_work(root, "killed")
-    at_work = root.start("resume", "at-work")
+    kill_running(root, "killed")
+    busy = root.start("resume", "at-work")
     root.until(lambda: root.state("at-work") is State.RUNNING)
 
     boots = [root.start("resume", "--all", "--json") for _ in range(2)]
@@ -131,11 +131,11 @@ def test_every_unfinished_job_is_brought_back_once(root: Root) -> None:
     unfinished = {"at-work", "by-hand", "killed", "never-run"}
     assert all(set(one) <= unfinished for one in told)
     for name in ("never-run", "killed"):
-        assert sorted(one[name] for one in told) == ["at work", "started"]
-    assert [one["at-work"] for one in told] == ["at work"] * 2
-    assert [one["by-hand"] for one in told] == ["left alone"] * 2
+        assert sorted(one[name] for one in told) == ["busy", "started"]
+    assert [one["at-work"] for one in told] == ["busy"] * 2
+    assert [one["by-hand"] for one in told] == ["skipped"] * 2
     root.go.touch()
-    assert at_work.wait(PATIENCE) == 0
+    assert busy.wait(PATIENCE) == 0
     root.until(lambda: all(root.state(n) is State.SUCCEEDED for n in ("never-run", "killed")))
     attempts = {
         name: (root.state(name), root.journal(name).existing_job().attempt)
@@ -159,7 +159,7 @@ def test_every_unfinished_job_is_brought_back_once(root: Root) -> None:
     assert "damaged: failed: " in err
 
 
-def test_the_latest_is_the_one_that_was_last_at_work(root: Root) -> None:
+def test_latest_is_the_most_recently_active_job(root: Root) -> None:
     code, _, err = root.resume("--latest")
     assert (code, "No unfinished job" in err) == (0, True)
     there = str(root.folder / "train.py")
@@ -193,7 +193,9 @@ def _gone() -> Any:
 @pytest.mark.parametrize(
     "arguments", [(), ("--latest", "--all"), ("a", "--all"), ("a", "--latest")]
 )
-def test_one_of_three_has_to_be_said(root: Root, arguments: tuple[str, ...]) -> None:
+def test_exactly_one_of_job_latest_and_all_is_required(
+    root: Root, arguments: tuple[str, ...]
+) -> None:
     from click.testing import CliRunner
 
     from outlast.cli.commands.resume import resume
