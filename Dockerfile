@@ -1,26 +1,26 @@
 # The image of Outlast: the command line and everything a training needs, without compilers,
-# tests or caches. deploy/README.md says how it is run.
-FROM python:3.11-slim-bookworm AS build
+# tests or caches. deploy/README.md says how it is built and run.
+
+# The Python image, by digest: `make image` checks it. It has no default, because a tag is no version.
+ARG BASE
+FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/outlast
 ENV PATH=/opt/outlast/bin:$PATH
 WORKDIR /src
 
-# Dependencies first: this layer, nearly all of the image, changes only with these two files.
-COPY pyproject.toml constraints.txt ./
-RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb")); \
-print(*project["build-system"]["requires"], *project["project"]["dependencies"], \
-*(package for extra in ("plot", "s3", "gcs", "azure") \
-for package in project["project"]["optional-dependencies"][extra]), sep="\n")' \
-> /tmp/requirements.txt \
- && pip install --no-cache-dir --requirement /tmp/requirements.txt --constraint constraints.txt
+# Dependencies first: this layer, nearly all of the image, changes only with this file. Only what its
+# hashes name is installed, and no code runs to build it.
+COPY requirements-image.txt ./
+RUN pip install --no-cache-dir --require-hashes --no-deps --only-binary :all: \
+    --requirement requirements-image.txt
 
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY checkpoints checkpoints
 COPY service service
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-FROM python:3.11-slim-bookworm
+FROM ${BASE}
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin outlast \
  && install --directory --owner outlast --group outlast /jobs /work
 COPY --from=build /opt/outlast /opt/outlast

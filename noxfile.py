@@ -2,9 +2,14 @@
 
 Each session makes an environment of its own, of some gigabytes; uv keeps what they share.
 One of them: `nox --session "keras(3.13)"`. An interpreter that is not here is skipped by name.
+Most wheels of Keras are without Keras' tests. With KERAS_REPOSITORY, the address of Keras' Git
+repository or of a copy, they are taken from there, at the tag of the installed version.
 """
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import nox
 
@@ -17,9 +22,17 @@ nox.options.stop_on_first_error = False
 PAIRS = {"3.12": "2.18", "3.13": "2.19", "3.14": "2.20", "3.15": "2.21"}
 OLDEST, *_, NEWEST = PAIRS
 
-TRAINING = ["tests/unit/outlast/training"]
-KERAS_OWN = ["tests/keras_own"]  # skipped by name where the wheel has no tests
-KILL_AND_RESUME = ["tests/acceptance/test_cli_training.py"]
+# The training tests, Keras' own, and trainings that are killed and resumed.
+TRAININGS = [
+    "tests/unit/outlast/training",
+    "tests/keras_own",
+    "tests/acceptance/test_cli_training.py",
+]
+# What trains nothing, or little: jobs, command line, storages, clusters.
+OTHERS = [
+    *("tests/unit", "--ignore", "tests/unit/outlast/training"),
+    *("tests/contract", "tests/property"),
+]
 # Old releases of other packages warn of what new ones have deprecated.
 WARNINGS = [f"-Wdefault::{kind}Warning" for kind in ("Deprecation", "PendingDeprecation", "Future")]
 
@@ -29,6 +42,13 @@ def lowest(session: nox.Session) -> None:
     """The lowest version of everything that pyproject.toml allows."""
     session.install("--resolution", "lowest-direct", "--editable", ".[test]")
     check(session)
+
+
+@nox.session(python="3.11")
+def lowest_others(session: nox.Session) -> None:
+    """The same, with the clients of object stores, under the tests of all that is not training."""
+    session.install("--resolution", "lowest-direct", "--editable", ".[test,stores]")
+    run_tests(session, OTHERS)
 
 
 @nox.session(python="3.11")
@@ -61,6 +81,25 @@ def install(session: nox.Session, minor: str, what: str) -> None:
 
 
 def check(session: nox.Session) -> None:
-    session.run("python", "-c", "import keras; print(keras.version())")
-    for tests in (TRAINING, KERAS_OWN, KILL_AND_RESUME):
-        session.run("python", "-m", "pytest", "-n", "2", *WARNINGS, *tests, *session.posargs)
+    keras, tensorflow = version_of(session, "keras"), version_of(session, "tensorflow")
+    session.log(f"Keras {keras}, TensorFlow {tensorflow}")
+    if repository := os.environ.get("KERAS_REPOSITORY"):
+        session.env["KERAS_CHECKOUT"] = checkout(session, repository, f"v{keras}")
+    run_tests(session, TRAININGS)
+
+
+def run_tests(session: nox.Session, tests: list[str]) -> None:
+    session.run("python", "-m", "pytest", "-n", "2", *WARNINGS, *tests, *session.posargs)
+
+
+def version_of(session: nox.Session, package: str) -> str:
+    ask = f"from importlib.metadata import version; print(version({package!r}))"
+    return str(session.run("python", "-c", ask, silent=True)).strip()
+
+
+def checkout(session: nox.Session, repository: str, tag: str) -> str:
+    folder = Path(session.create_tmp(), tag)
+    if not folder.exists():
+        options = ["--quiet", "--depth", "1", "--branch", tag]
+        session.run("git", "clone", *options, repository, str(folder), external=True)
+    return str(folder)

@@ -6,7 +6,7 @@ terraform {
   required_providers {
     aws = {
       source  = "hashicorp/aws"
-      version = ">= 5.0"
+      version = "5.100.0"
     }
   }
 }
@@ -29,7 +29,12 @@ variable "bucket" {
 
 variable "package" {
   type        = string
-  description = "URL of a wheel or a source archive of Outlast for pip, with [s3]."
+  description = "Requirement of pip: outlast[s3] @ https://HOST/outlast.whl#sha256=DIGEST."
+
+  validation {
+    condition     = can(regex("^outlast\\[s3\\] @ https://\\S+#sha256=[0-9a-f]{64}$", var.package))
+    error_message = "The package must be named with [s3], an https URL and its sha256."
+  }
 }
 
 variable "image" {
@@ -64,7 +69,17 @@ data "aws_iam_policy_document" "bucket" {
     resources = ["arn:aws:s3:::${var.bucket}/jobs/*"]
   }
   statement {
-    actions   = ["s3:ListBucket", "s3:ListBucketMultipartUploads"]
+    actions   = ["s3:ListBucket"]
+    resources = ["arn:aws:s3:::${var.bucket}"]
+    condition {
+      test     = "StringLike"
+      variable = "s3:prefix"
+      values   = ["jobs", "jobs/*"]
+    }
+  }
+  # AWS knows no prefix for this one.
+  statement {
+    actions   = ["s3:ListBucketMultipartUploads"]
     resources = ["arn:aws:s3:::${var.bucket}"]
   }
 }
@@ -92,11 +107,12 @@ resource "aws_launch_template" "outlast" {
     arn = aws_iam_instance_profile.outlast.arn
   }
 
-  # Outlast uses IMDSv2; a second hop lets containers use it too.
+  # Outlast uses IMDSv2. One hop: a container on the machine cannot get the role's keys.
   metadata_options {
     http_endpoint               = "enabled"
     http_tokens                 = "required"
-    http_put_response_hop_limit = 2
+    http_put_response_hop_limit = 1
+    instance_metadata_tags      = "disabled"
   }
 
   user_data = base64encode(templatefile("${path.module}/user-data.yaml", {

@@ -6,7 +6,7 @@ terraform {
   required_providers {
     google = {
       source  = "hashicorp/google"
-      version = ">= 5.0"
+      version = "6.50.0"
     }
   }
 }
@@ -29,7 +29,23 @@ variable "bucket" {
 
 variable "package" {
   type        = string
-  description = "URL of a wheel or a source archive of Outlast for pip, with [gcs]."
+  description = "Requirement of pip: outlast[gcs] @ https://HOST/outlast.whl#sha256=DIGEST."
+
+  validation {
+    condition     = can(regex("^outlast\\[gcs\\] @ https://\\S+#sha256=[0-9a-f]{64}$", var.package))
+    error_message = "The package must be named with [gcs], an https URL and its sha256."
+  }
+}
+
+variable "subnetwork" {
+  type        = string
+  description = "Subnetwork of the machines, with a way out (Cloud NAT) and no rule that lets others in."
+}
+
+variable "secure_boot" {
+  type        = bool
+  description = "Secure boot. Switch it off where drivers are not signed."
+  default     = true
 }
 
 variable "machine_type" {
@@ -72,7 +88,11 @@ resource "google_compute_instance_template" "outlast" {
   }
 
   network_interface {
-    network = "default"
+    subnetwork = var.subnetwork
+  }
+
+  shielded_instance_config {
+    enable_secure_boot = var.secure_boot
   }
 
   scheduling {
@@ -88,11 +108,14 @@ resource "google_compute_instance_template" "outlast" {
     outlast-package = var.package
     outlast-unit    = file("${path.module}/../systemd/outlast.service")
     startup-script   = file("${path.module}/startup.sh")
+
+    block-project-ssh-keys = "true"
+    enable-oslogin         = "TRUE"
   }
 
   service_account {
     email  = google_service_account.outlast.email
-    scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+    scopes = ["https://www.googleapis.com/auth/devstorage.read_write"]
   }
 
   lifecycle {

@@ -1,6 +1,7 @@
 #!/bin/bash
 # train.py --lr 1e-3
 #SBATCH --job-name=digits
+#SBATCH '--comment=outlast /shared/jobs/digits'
 #SBATCH --partition=gpu
 #SBATCH --gpus=1
 #SBATCH --time=4:00:00
