@@ -28,6 +28,7 @@ PLANTED = [
     ("weights", "layers/dense"),
     ("variables", "variables/weight/0"),
     ("weights", "layers/dense"),
+    None,
 ]
 RACE = 3
 

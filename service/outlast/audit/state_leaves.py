@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from outlast_checkpoints.errors import FormatError
 from outlast_checkpoints.format.layout import STATE_FILE, WEIGHTS_FILE
@@ -16,7 +16,7 @@ from outlast_checkpoints.format.layout import STATE_FILE, WEIGHTS_FILE
 Arrays = Mapping[str, Any]
 Leaf = Any  # an array, or a plain value
 Place = tuple[str, str]  # part and path
-Unit = tuple[str, str, str | None]  # a graph, the path of an object, one of its attributes
+Unit = tuple[str, str, str | None]  # key of a graph, the path of an object, one of its attributes
 
 # The parts of a state, in the order in which a difference counts as the first one.
 PARTS: Final = ("weights", "optimizer", "variables", "attributes", "callbacks", "state",
@@ -32,6 +32,7 @@ _OF: Final = {
 }
 # A resume compares the script itself, and refuses a different one.
 _SCRIPT: Final = {"fingerprint", "script", "model"}
+_FEEDS: Final = ("feed", "validation")
 _GRAPHS: Final = {"objects", "parts"}
 _OBJECTS: Final = "variables/@objects/"
 _LISTS: Final = {"$tuple", "$set", "$frozenset", "$deque", "$random", "$generator", "$randomstate"}
@@ -53,10 +54,8 @@ class State:
             self.document: dict[str, Any] = json.loads(bytes(self._arrays["document"]))
         except (KeyError, ValueError) as error:
             raise FormatError(path=f"{path}/{STATE_FILE}", reason=str(error)) from error
-        parts = self.document.get("state", self.document).get("parts")
-        graphs = {"callbacks": self.document.get("objects", {}).get("begun"), "attributes": parts}
-        # What has changed since the training began, by part of the state.
-        self._changes: dict[str, Any] = {part: one for part, one in graphs.items() if one}
+        # What has changed in objects since the training began.
+        self._changes = list(_changes_in(self.document, self._arrays))
 
     def flag(self, *names: str) -> bool:
         """Return the first of these flags that the document has."""
@@ -64,7 +63,7 @@ class State:
 
     def units(self) -> set[Unit]:
         """Return what has changed in objects since the training began."""
-        return {unit for part, one in self._changes.items() for unit in _units(part, one["known"])}
+        return {unit for one in self._changes for unit in _units(one.key, one.graph["known"])}
 
     def leaves(self, units: set[Unit]) -> Iterator[tuple[Place, Leaf]]:
         """Yield every value with its part and path; of objects those in `units`."""
@@ -75,9 +74,8 @@ class State:
         for key, value in self.document.items():
             if key not in _SCRIPT | _GRAPHS:
                 yield from self._part(key, value)
-        for part, changes in self._changes.items():
-            # An audit's attempt also stores what has not changed.
-            yield from self._of_objects(part, changes.get("all", changes), units)
+        for changes in self._changes:
+            yield from self._of_objects(changes, units)
 
     def _variables(self) -> Iterator[tuple[Place, Leaf]]:
         models = self.document.get("state", {}).get("models", {})
@@ -100,9 +98,10 @@ class State:
                 yield from _in(part, graph.content(content, path))
             value = value["objects"]
             yield from _in(part, (leaf for n in value for leaf in self._flat(value[n], n)))
-        elif key == "feed":
+        elif key in _FEEDS and value is not None:
             # How fast it was written decides whether a pipeline's iterator is stored at all.
-            counted = {name: one for name, one in value.items() if name != "position"}
+            left_out = {"position", "own"} if _is_graph(value.get("own")) else {"position"}
+            counted = {name: one for name, one in value.items() if name not in left_out}
             yield from _in(part, self._flat(counted, key))
         else:
             yield from _in(part, self._flat(value, key))
@@ -110,20 +109,20 @@ class State:
     def _flat(self, value: Any, path: str) -> Iterator[tuple[str, Leaf]]:
         return flatten(value, self._arrays, path)
 
-    def _of_objects(
-        self, part: str, document: Mapping[str, Any], units: set[Unit]
-    ) -> Iterator[tuple[Place, Leaf]]:
+    def _of_objects(self, changes: Changes, units: set[Unit]) -> Iterator[tuple[Place, Leaf]]:
         shown = self._names_of_callbacks()
-        graph = Graph(document, self._arrays)
+        # An audit's attempt also stores what has not changed.
+        document = changes.graph.get("all", changes.graph)
+        part, graph = _OF.get(changes.key, changes.key), Graph(document, changes.arrays)
         for path, content in document["known"].items():
             root = min((path.find(c) for c in ".[," if c in path), default=len(path))
             name = shown.get(path[:root], path[:root]) + path[root:]
             if content["kind"] != "object":
-                if (part, path, None) in units:
+                if (changes.key, path, None) in units:
                     yield from _in(part, graph.content(content, name))
                 continue
             for attribute, item in content["attributes"].items():
-                if (part, path, attribute) in units:
+                if (changes.key, path, attribute) in units:
                     yield from _in(part, graph.item(item, f"{name}.{attribute}"))
 
     def _names_of_callbacks(self) -> dict[str, str]:
@@ -134,6 +133,17 @@ class State:
             shown[f"{state['class']}#{counts[state['class']]}"] = f"callbacks[{i}]"
             counts[state["class"]] += 1
         return shown
+
+
+class Changes(NamedTuple):
+    """What has changed in some objects of a script since the training began."""
+
+    key: str
+    """"callbacks", "attributes" (of layers), "feed" or "validation"."""
+    graph: Mapping[str, Any]
+    """The objects; see `object_graph` in training."""
+    arrays: Arrays
+    """Arrays that the graph names."""
 
 
 class Graph:
@@ -214,6 +224,23 @@ def flatten(value: Any, arrays: Arrays, path: str) -> Iterator[tuple[str, Leaf]]
             yield from flatten(child, arrays, f"{path}.{name}")
 
 
+def _changes_in(document: Mapping[str, Any], arrays: Arrays) -> Iterator[Changes]:
+    parts = document.get("state", document).get("parts")
+    callbacks = document.get("objects", {}).get("begun")
+    for key, graph in (("callbacks", callbacks), ("attributes", parts)):
+        if graph:
+            yield Changes(key, graph, arrays)
+    for key in _FEEDS:
+        own: Any = (document.get(key) or {}).get("own")
+        if _is_graph(own):  # of a PyDataset, with variables of its own
+            variables = {name: arrays[one["$array"]] for name, one in own["variables"].items()}
+            yield Changes(key, own["objects"], {**arrays, **variables})
+
+
+def _is_graph(own: Any) -> bool:
+    return isinstance(own, dict) and own.keys() == {"objects", "variables"}
+
+
 def _weights(file: str, arrays: Arrays) -> Iterator[tuple[Place, Leaf]]:
     for path, array in arrays.items():
         part = "optimizer" if path.startswith("optimizer/") else "weights"
@@ -225,10 +252,10 @@ def _in(part: str, leaves: Iterator[tuple[str, Leaf]]) -> Iterator[tuple[Place, 
         yield (part, path), leaf
 
 
-def _units(part: str, known: Mapping[str, Any]) -> Iterator[Unit]:
+def _units(key: str, known: Mapping[str, Any]) -> Iterator[Unit]:
     for path, content in known.items():
         if content["kind"] == "object":
             for name in content["attributes"]:
-                yield part, path, name
+                yield key, path, name
         else:
-            yield part, path, None
+            yield key, path, None

@@ -1,4 +1,4 @@
-"""Short trainings, one phase each. All but the first are inexact, each for another reason."""
+"""Short trainings, one phase each. The first and the last are exact, the others are not."""
 
 import os
 import random
@@ -39,11 +39,14 @@ class Wait(keras.callbacks.Callback):
         wait_for_start()
 
 
-def trained(name: str, data: Any = (X, Y), model: Any = None, callbacks: Any = ()) -> None:
+def trained(
+    name: str, data: Any = (X, Y), model: Any = None, callbacks: Any = (), **more: Any
+) -> None:
     x, y = data if isinstance(data, tuple) else (data, None)
-    options = {"batch_size": 8} if y is not None else {"steps_per_epoch": 12}
+    options: dict[str, Any] = {"batch_size": 8} if y is not None else {"steps_per_epoch": 12}
     model = model or model_of()
-    fit(model, x, y, epochs=2, verbose=0, callbacks=[*callbacks, Wait()], name=name, **options)
+    options.update(callbacks=[*callbacks, Wait()], **more)
+    fit(model, x, y, epochs=2, verbose=0, name=name, **options)
 
 
 class Noise(keras.callbacks.Callback):
@@ -93,7 +96,7 @@ class Augmented(keras.utils.PyDataset):
 
 
 class InTurn(keras.utils.PyDataset):
-    """Gives batches in an order that a counter in the environment decides, anew in each process."""
+    """Gives batches that a counter in the environment decides, anew in each process."""
 
     def __len__(self) -> int:
         return 12
@@ -101,8 +104,28 @@ class InTurn(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Any:
         turn = int(os.environ.get("TURN", "0")) + 1
         os.environ["TURN"] = str(turn)
-        begin = 8 * (turn * turn % 11)
-        return X[begin : begin + 8], Y[begin : begin + 8]
+        part = slice(8 * index, 8 * index + 8)
+        return X[part] * np.float32(1 + turn / 100), Y[part]
+
+
+class Counted(keras.utils.PyDataset):
+    """Has a state: how often it was asked, a generator, and a variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+        self.generator = np.random.default_rng(4)
+        self.scale = tf.Variable(1.0)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        self.asked.append(index)
+        self.scale.assign_add(0.01)
+        noise = self.generator.normal() * float(self.scale) / 100
+        part = slice(8 * index, 8 * index + 8)
+        return X[part] + np.float32(noise), Y[part]
 
 
 trained("exact", callbacks=[keras.callbacks.ReduceLROnPlateau(patience=0, monitor="loss")])
@@ -120,3 +143,4 @@ for x, _ in (loop := Loop({"weight": weight}, (X, Y), batch_size=8, epochs=2, ve
     loop.log(mean=float(tf.reduce_mean(weight)))
 
 trained("order", InTurn())
+trained("dataset", Counted(), validation_data=Counted())

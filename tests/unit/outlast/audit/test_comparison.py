@@ -199,6 +199,36 @@ def test_a_document_that_is_no_json_is_damage() -> None:
 # --- histories -----------------------------------------------------------------------------------
 
 
+def fed(key: str, known: dict[str, Any], **more: Any) -> State:
+    """A checkpoint of a training whose data is a PyDataset with an array and a variable."""
+    name = "variables/@objects/000000"
+    own = {
+        "objects": {"known": known, "new": [], **more},
+        "variables": {name: {"$array": "tree/000000"}},
+    }
+    return state(document={**DOCUMENT, key: {"taken": [3, 4], "own": own}})
+
+
+@pytest.mark.parametrize(("key", "root"), [("feed", "dataset"), ("validation", "validation_data")])
+def test_what_a_dataset_changes_in_itself_is_compared(key: str, root: str) -> None:
+    def of(count: int) -> dict[str, Any]:
+        attributes = {"count": count, "scale": [f"{root}.scale"]}
+        return {root: {"kind": "object", "of": "train.Data", "attributes": attributes}}
+
+    variable = {"kind": "variable", "of": "tf", "array": "variables/@objects/000000"}
+    scale = {f"{root}.scale": variable}
+    before = fed(key, {**of(3), **scale})
+    code = {f"{root}.__class__.__len__": {"kind": "object", "of": "train", "attributes": {"n": 12}}}
+    everything = {"known": {**of(3), **scale, **code}, "new": []}
+    assert differences(before, fed(key, {**of(3), **scale}, all=everything)) == []
+    # One that the repetition has not changed, and one that it has changed to another value.
+    everything = {"known": {**of(4), **scale, **code}, "new": []}
+    assert differences(before, fed(key, {}, all=everything)) == [f"data: {root}.count: 3, again 4"]
+    assert differences(before, fed(key, of(4), all=everything)) == [
+        f"data: {root}.count: 3, again 4"
+    ]
+
+
 def row(step: int, **logs: float) -> dict[str, Any]:
     return {"kind": "step", "phase": 0, "step": step, "epoch": 0, "time": step + 0.5, "logs": logs}
 
