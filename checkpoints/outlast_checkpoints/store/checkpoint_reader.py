@@ -73,15 +73,22 @@ class CheckpointReader:
         return self._newest(self.verify if verify else self._verify_manifest)
 
     def _newest(
-        self, look: Callable[[CheckpointId], list[Damage]]
+        self,
+        look: Callable[[CheckpointId], list[Damage]],
+        limit: tuple[int, int] | None = None,
     ) -> tuple[Manifest | None, list[Damage]]:
-        """Return the newest checkpoint in which `look` finds no damage, and all damage found."""
+        """Return the newest checkpoint in which `look` finds no damage, and all damage found.
+
+        None is newer than the phase and step `limit`.
+        """
         damages = [
             Damage(folder, file, error.fields["reason"])
             for error in lineage.read_lineage(self.storage, self._origins)[1]
             for folder, _, file in [error.fields["path"].rpartition("/")]
         ]
         for checkpoint in reversed(self.ids()):
+            if limit is not None and checkpoint.place[:2] > limit:
+                continue
             found = look(checkpoint)
             if not found:
                 return self.manifest(checkpoint), damages

@@ -77,7 +77,11 @@ class CheckpointStore(CheckpointReader):
         self._tried: set[CheckpointId] = set()  # may have files of a failed save
 
     def begin(
-        self, *, verify: bool = True, known: Sequence[KnownCommit] = ()
+        self,
+        *,
+        verify: bool = True,
+        known: Sequence[KnownCommit] = (),
+        limit: tuple[int, int] | None = None,
     ) -> tuple[Manifest | None, list[Damage]]:
         """Find the checkpoint to resume from and record it. Call it before the first step.
 
@@ -88,6 +92,7 @@ class CheckpointStore(CheckpointReader):
             verify: Read and hash every file of the checkpoint. If False, a readable manifest is
                 enough.
             known: Checkpoints that earlier attempts have reported. Default: none.
+            limit: Phase and step; what was saved beyond them leaves the lineage. Default: none.
 
         Returns:
             The manifest of the checkpoint to resume from, or None to start from the beginning, and
@@ -106,7 +111,7 @@ class CheckpointStore(CheckpointReader):
             raise Superseded(attempt=attempt, by=line.attempts[0])
         if attempt in self._origins and not self._begun:
             raise Superseded(attempt=attempt, by=f"{attempt}, begun elsewhere")
-        found, damages = self._newest(self._checked if verify else self._verify_manifest)
+        found, damages = self._newest(self._checked if verify else self._verify_manifest, limit)
         if self._begun:
             return found, damages
         if found is not None and found.id.attempt >= attempt:  # it began while this one looked
@@ -114,6 +119,8 @@ class CheckpointStore(CheckpointReader):
         if found is None and damages:
             raise damages[0].error()
         at = None if found is None else found.id
+        if limit is not None:
+            known = [one for one in known if one.checkpoint.place[:2] <= limit]
         require_shown(self.storage, attempt, known, at, self.folders(), self._origins)
         origin = Origin(
             attempt=attempt,

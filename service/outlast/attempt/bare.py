@@ -175,6 +175,7 @@ class _Bare:
             local_dir=storage.local_path(""),
             failures=failures.seen_in(self._journal.read()),
             known_commits=known_commits(storage, self._journal.read()),
+            rollbacks=job.rollbacks,
             spool=spool_of(storage, spec),
         )
         self._heartbeat = HeartbeatWriter(

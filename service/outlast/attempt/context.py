@@ -19,6 +19,7 @@ from outlast.attempt.signals import StopFlag
 from outlast.job.audit_target import AuditTarget
 from outlast.job.heartbeat import Status
 from outlast.job.rank import Rank
+from outlast.job.rollback import Rollback
 from outlast.job.save_interval import Failures
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.storage.base import Storage
@@ -57,6 +58,8 @@ class AttemptContext:
     """Failures of earlier attempts."""
     known_commits: Sequence[KnownCommit] = ()
     """Checkpoints that earlier attempts have reported."""
+    rollbacks: Sequence[Rollback] = ()
+    """Rollbacks of the job so far, oldest first."""
     before_training: Callable[[], None] = lambda: None
     """Called before the first phase; may restart the process."""
     spool: Spool | None = None

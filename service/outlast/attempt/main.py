@@ -80,8 +80,9 @@ class Attempt:
         self._output: list[Output] = []
         mine = rank.here()
         self._file = LogFile(storage, layout.attempt_log(attempt, mine.number))
-        journal = Journal(storage)
-        status = Status()
+        journal, target = Journal(storage), audit_target.load(storage)
+        status, job = Status(), journal.job()
+        known = job if target is None else target
         self.context = AttemptContext(
             storage=storage,
             spec=spec,
@@ -95,10 +96,11 @@ class Attempt:
             local_dir=storage.local_path(""),
             failures=failure_stats.seen_in(journal.read()),
             known_commits=known_commits(storage, journal.read()),
+            rollbacks=() if known is None else known.rollbacks,
             before_training=self._before_training,
             spool=spool_settings.spool_of(storage, spec),
             read_deadline=self._time_left,
-            audit=audit_target.load(storage),
+            audit=target,
         )
         self._heartbeat = HeartbeatWriter(
             storage,

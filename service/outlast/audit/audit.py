@@ -80,7 +80,8 @@ def train_again(
     flags = (("epoch_begun", "begun"), ("epoch_trained", "trained"))
     begun, trained = (before.flag(*names) for names in flags)
     late = {Stage.STEP: trained, Stage.EPOCH: begun}.get(chosen.last.stage, False)
-    here = folder.describe(spec, target_of(chosen, late))
+    rollbacks = Journal(storage).existing_job().rollbacks
+    here = folder.describe(spec, target_of(chosen, late, rollbacks))
     again = repeat(here, folder.job, chosen.last.attempt + 1, chosen.first)
     differences, compared = _compare(storage, spec, folder, chosen, last, again, began, ignored)
     verdict = Verdict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from outlast.audit.interval import Interval
 from outlast.job import audit_target
 from outlast.job import spec as specs
 from outlast.job.audit_target import AuditTarget
+from outlast.job.rollback import Rollback
 from outlast.job.spec import JobSpec
 from outlast_checkpoints.errors import NotFound
 from outlast_checkpoints.format import layout
@@ -80,10 +81,16 @@ def scratch(source: Storage) -> Iterator[Scratch]:
         yield Scratch(folder, open_storage(folder / "job"), kept)
 
 
-def target_of(interval: Interval, late: bool) -> AuditTarget:
-    """Return where the attempt stops. `late`: see `AuditTarget`."""
+def target_of(interval: Interval, late: bool, rollbacks: Sequence[Rollback] = ()) -> AuditTarget:
+    """Return where the attempt stops; see `AuditTarget` for the arguments."""
     last = interval.last
-    return AuditTarget(phase=last.phase, step=last.step, stage=int(last.stage), late=late)
+    return AuditTarget(
+        phase=last.phase,
+        step=last.step,
+        stage=int(last.stage),
+        late=late,
+        rollbacks=tuple(rollbacks),
+    )
 
 
 def _spec_here(spec: JobSpec) -> JobSpec:

@@ -90,6 +90,7 @@ def job_status(place: Place) -> dict[str, Any]:
         "attempts": attempts(journal.read()),
         "goodput": _goodput(storage, journal.read()),
         "audit": newest_audit(journal.read()),
+        "rollbacks": [msgspec.to_builtins(one) for one in job.rollbacks],
         "spec": msgspec.to_builtins(spec),
     }
 

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from outlast.cli.display.say import say
 from outlast.cli.group import Verb
 from outlast.cli.job_address import Place, absolute, below, is_job
-from outlast.cli.options import Section
+from outlast.cli.sections import Section
 from outlast_checkpoints.errors import UsageError
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def new_spec(
     policies = {
         key: options[key]
         for key in (
-            "save_every", "keep", "on_save_error", "deterministic", "on_nan", "max_retries",
-            "adopt", "replicas", "intra_op_threads", "cpu_isa", "audit_every",
+            "save_every", "keep", "on_save_error", "deterministic", "on_nan", "rollback",
+            "max_retries", "adopt", "replicas", "intra_op_threads", "cpu_isa", "audit_every",
             "backoff", "backoff_max", "stall_timeout", "grace", "heartbeat_every", "lost_after",
             "engine", "backend", "warm_spare", "preemption",
             "max_duration",

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from outlast.cli.config import as_defaults, read_config
 from outlast.cli.job_address import DEFAULT_ROOT
-from outlast.cli.values import adoption, audits, cadence, duration, pair, retention, share
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Section(click.Option):
-    """An option that `--help` lists under the heading `section`."""
-
-    def __init__(self, *args: Any, section: str = "Options", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.section = section
-
-
-def option(
-    name: str, *more: str, section: str = "Options", in_environment: bool = True, **kwargs: Any
-) -> Callable[[F], F]:
-    """Declare an option that the environment variable OUTLAST_<NAME> can set too."""
-    if in_environment:
-        first = name.split("/")[0].lstrip("-").replace("-", "_").upper()
-        kwargs.setdefault("envvar", f"OUTLAST_{first}")
-    return click.option(name, *more, cls=Section, section=section, **kwargs)
+from outlast.cli.sections import F, option
+from outlast.cli.values import (
+    adoption,
+    audits,
+    cadence,
+    duration,
+    pair,
+    retention,
+    rollbacks,
+    share,
+)
 
 
 def root_option(section: str = "Options") -> Callable[[F], F]:
@@ -251,10 +241,22 @@ _JOB_OPTIONS: list[Callable[[Any], Any]] = [
     option(
         "--on-nan",
         section="Exactness",
-        type=click.Choice(["ignore", "stop"]),
+        type=click.Choice(["ignore", "stop", "rollback"]),
         default="ignore",
         show_default=True,
-        help="Ignore a loss that is NaN or infinite, or stop at it.",
+        help="Ignore a loss that is NaN or infinite, stop at it, or roll back before it; see "
+        "--rollback.",
+    ),
+    option(
+        "--rollback",
+        section="Exactness",
+        type=rollbacks,
+        metavar="POLICY",
+        default="back:1,skip:1,max:3",
+        show_default=True,
+        help="With --on-nan rollback: go back to a checkpoint before the faulty batch, and leave "
+        "out the `back` batches before it, and `skip` from it on. After `max` rollbacks at one "
+        "place, one more fault there ends the job with exit code 65.",
     ),
     option(
         "--max-retries",

@@ -81,6 +81,13 @@ def audits(text: str) -> str:
     return _checked(text, AuditEvery.parse)
 
 
+def rollbacks(text: str) -> str:
+    """Return `text` if it says what a rollback leaves out."""
+    from outlast.job.rollback import Policy
+
+    return _checked(text, Policy.parse)
+
+
 def retention(text: str) -> str:
     """Return `text` if it is a valid retention policy."""
     from outlast_checkpoints.format.retention import Keep

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from outlast.job.rollback import Rollback
 from outlast_checkpoints.errors import NotFound
 from outlast_checkpoints.format.layout import AUDIT, Stage
 from outlast_checkpoints.format.sealed_json import seal, unseal
@@ -48,6 +49,8 @@ class AuditTarget(msgspec.Struct, frozen=True, kw_only=True):
     """Stage of the checkpoint that the audit compares with."""
     late: bool
     """Whether it is the later of the stage's two moments."""
+    rollbacks: tuple[Rollback, ...] = ()
+    """The job's rollbacks, whose batches the audit leaves out, too."""
 
     @property
     def moment(self) -> Moment:

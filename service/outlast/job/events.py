@@ -9,6 +9,7 @@ import msgspec
 from outlast.job.cluster_slot import Slot
 from outlast.job.outcome import Outcome
 from outlast.job.process_identity import Identity
+from outlast.job.rollback import Rollback
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True, tag="submitted", tag_field="kind"):
@@ -102,6 +103,8 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, tag="ended", tag_field="k
     """Whether the attempt trained a step; True if unknown."""
     reached: Reached | None = None
     """How far the attempt came, so that a list of jobs need not read heartbeats."""
+    rollback: Rollback | None = None
+    """Where the job continues after a fault; None if it does not, or met none."""
 
 
 class StopRequested(

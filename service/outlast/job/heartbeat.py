@@ -13,6 +13,7 @@ import msgspec
 
 from outlast.job import process_identity
 from outlast.job.events import Reached
+from outlast.job.rollback import Fault
 from outlast_checkpoints.errors import FormatError, NotFound, OutlastError, Superseded
 from outlast_checkpoints.format import layout, typed_json
 from outlast_checkpoints.format.sealed_json import UNREADABLE
@@ -94,6 +95,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True):
     """Error that ended the attempt."""
     exception: str | None = None
     """Class and place of the exception that ended the attempt; None if a retry may help."""
+    fault: Fault | None = None
+    """The step whose loss ended the attempt; None without one."""
     at: float = 0.0
     """Time of the heartbeat in unix seconds by the writer's clock; for people only."""
 
@@ -145,6 +148,7 @@ class Status:
         self.ended: int | None = None
         self.error: str | None = None
         self.exception: str | None = None
+        self.fault: Fault | None = None
 
     @property
     def activity(self) -> str:

@@ -31,6 +31,7 @@ from outlast.job.events import (
 )
 from outlast.job.outcome import FATAL, FREE, Outcome
 from outlast.job.process_identity import Identity
+from outlast.job.rollback import Rollback
 
 LASTING: Final = frozenset({"ValueError", "TypeError", "SyntaxError"})  # before the first step
 
@@ -126,6 +127,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """The job's place in a cluster's queue, if it was submitted to one."""
     slot: Slot | None = None
     """The owner's slot in that cluster."""
+    rollbacks: tuple[Rollback, ...] = ()
+    """The rollbacks so far, oldest first."""
 
     def evolve(self, **changes: Any) -> Job:
         """Return a copy with these fields changed."""
@@ -225,7 +228,7 @@ def _stop(job: Job, event: StopRequested) -> tuple[Job, tuple[Action, ...]]:
 
 
 def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
-    fresh = event.advanced or event.outcome is Outcome.REWOUND
+    fresh = event.advanced or event.outcome in (Outcome.REWOUND, Outcome.ROLLED_BACK)
     fruitless = fruitless_after(job, fresh)
     charged = event.outcome not in FREE and event.outcome is not Outcome.STOPPED
     failures = 0 if fresh else job.failures + charged
@@ -241,6 +244,7 @@ def _ended(job: Job, event: Ended) -> tuple[Job, tuple[Action, ...]]:
         exit_code=event.exit_code,
         reason=event.reason,
         checkpoint=event.checkpoint or job.checkpoint,
+        rollbacks=job.rollbacks if event.rollback is None else (*job.rollbacks, event.rollback),
     )
     if event.outcome is Outcome.REWOUND and job.state is not State.STOPPING:
         return after.evolve(state=State.PENDING), ()

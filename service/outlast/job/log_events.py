@@ -145,6 +145,10 @@ class LogEvent(StrEnum):
     """The script selects another compiled program than the checkpoint's."""
 
     # Training.
+    LOSS_NOT_FINITE = "loss_not_finite"
+    """The loss of a step is NaN or infinite, and the attempt ends for a rollback."""
+    BATCHES_LEFT_OUT = "batches_left_out"
+    """Batches were not trained on, because the job was rolled back before them."""
     PHASE_FINISHED = "phase_finished"
     """A phase of the script is finished."""
     PHASE_SKIPPED = "phase_skipped"

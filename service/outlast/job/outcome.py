@@ -30,12 +30,14 @@ class Outcome(StrEnum):
     """The process is gone, and nobody saw how it ended."""
     DIVERGED = "diverged"
     """The loss became NaN, or the data is damaged. Not retried."""
+    ROLLED_BACK = "rolled-back"
+    """The loss became NaN, and the job continues before that. Retried without using up budget."""
     REWOUND = "rewound"
     """The attempt trained nothing: a user made the job continue from another checkpoint."""
 
 
 FATAL: Final = frozenset({Outcome.REJECTED, Outcome.DIVERGED})
-FREE: Final = frozenset({Outcome.PREEMPTED})
+FREE: Final = frozenset({Outcome.PREEMPTED, Outcome.ROLLED_BACK})
 
 _BY_CODE: Final = {
     exit_codes.DONE: (Outcome.COMPLETED, "the script ran to its end"),

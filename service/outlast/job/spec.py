@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from outlast.errors import SpecInvalid
+from outlast.job import rollback
 from outlast.job.audit_schedule import AuditEvery
 from outlast.job.save_schedule import SaveEvery
 from outlast_checkpoints.errors import FormatTooNew, OutlastError
@@ -103,8 +104,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Cloud whose preemption notices to watch for; "auto" detects it."""
     warm_spare: bool = False
     """Whether to keep a process ready that has imported what the script imports."""
-    on_nan: Literal["ignore", "stop"] = "ignore"
+    on_nan: Literal["ignore", "stop", "rollback"] = "ignore"
     """What the training does at a loss that is NaN or infinite."""
+    rollback: str = rollback.DEFAULT
+    """What a rollback leaves out, as `Policy.parse` reads it."""
     on_save_error: Literal["continue", "stop"] = "continue"
     """What the training does after a failed save."""
     engine: str = "local"
@@ -124,6 +127,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _parses("job", lambda: check_name("job", self.job))
         _parses("save_every", lambda: SaveEvery.parse(self.save_every))
         _parses("keep", lambda: Keep.parse(self.keep))
+        _parses("rollback", lambda: rollback.Policy.parse(self.rollback))
         _parses("audit_every", lambda: AuditEvery.parse(self.audit_every))
         if self.script is not None and self.module is not None:
             raise SpecInvalid(
@@ -187,7 +191,7 @@ _LOWEST: Final[dict[str, float]] = {
 _CHOICES: Final = {
     "adopt": ("no", "yes", "strict"),
     "cpu_isa": ("native", "avx2", "avx512"),
-    "on_nan": ("ignore", "stop"),
+    "on_nan": ("ignore", "stop", "rollback"),
     "on_save_error": ("continue", "stop"),
     "preemption": ("auto", "gce", "aws", "azure", "none"),
 }

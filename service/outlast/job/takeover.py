@@ -6,7 +6,14 @@ import time
 from collections.abc import Callable
 
 from outlast.errors import InvalidTransition, JobBusy
-from outlast.job import cluster_slot, heartbeat, process_identity, spool_settings, stop_note
+from outlast.job import (
+    cluster_slot,
+    fault_decision,
+    heartbeat,
+    process_identity,
+    spool_settings,
+    stop_note,
+)
 from outlast.job.events import Ended, Released, StopRequested
 from outlast.job.heartbeat import Beat
 from outlast.job.journal import Journal
@@ -217,7 +224,7 @@ def _write_off(storage: Storage, journal: Journal, job: Job, spec: JobSpec) -> N
         if spool is not None and (note := stop_note.take(spool.storage, job.attempt)) is not None:
             job = journal.append(StopRequested(by=note.by, now=note.now))
         if job.in_flight:
-            journal.append(ended_unseen(storage, job))
+            journal.append(ended_unseen(storage, job, spec))
             job = journal.existing_job()
         if job.state is State.WAITING and not job.in_flight:
             journal.append(Released(reason=f"{job.owner} is gone"))
@@ -225,18 +232,20 @@ def _write_off(storage: Storage, journal: Journal, job: Job, spec: JobSpec) -> N
         return  # the caller looks again
 
 
-def ended_unseen(storage: Storage, job: Job) -> Ended:
+def ended_unseen(storage: Storage, job: Job, spec: JobSpec) -> Ended:
     """Return the end of an attempt that nobody watched, from its last heartbeat."""
     beat = heartbeat.read(storage, job.attempt)
     code = None if beat is None else beat.ended
     outcome, reason = judge(code, None, None if beat is None else beat.error)
     if outcome is Outcome.LOST:
         reason = f"{job.owner} is gone, and attempt {job.attempt} shows no sign of life"
+    decided = fault_decision.decide(storage, spec, job, beat, outcome, reason)
     checkpoint = new_checkpoint(storage, job.attempt)
     return Ended(
         attempt=job.attempt,
-        outcome=outcome,
-        reason=reason,
+        outcome=decided.outcome,
+        reason=decided.reason,
+        rollback=decided.rollback,
         exit_code=code,
         advanced=checkpoint is not None,
         checkpoint=checkpoint,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 
 from outlast.backends.base import Exit
-from outlast.job import deadline, heartbeat, takeover
+from outlast.job import deadline, fault_decision, heartbeat, takeover
 from outlast.job.events import Ended
+from outlast.job.fault_decision import Decision
 from outlast.job.heartbeat import Beat
 from outlast.job.lifecycle import Job, fruitless_after
 from outlast.job.outcome import Outcome
@@ -71,25 +72,28 @@ class AttemptRecords:
         """
         checkpoint: str | None = None
         beat: Beat | None = None
+        decided = Decision(outcome, reason)
         try:
             checkpoint = self.new_checkpoint(attempt)
             beat = self.last_beat(attempt)
+            decided = fault_decision.decide(self._storage, self._spec, job, beat, outcome, reason)
         except StorageError:
             if self._spool is not None:
                 raise  # the supervisor repeats this when the store is back
-        fruitless = fruitless_after(job, checkpoint is not None)
+        fresh = checkpoint is not None or decided.rollback is not None
         return Ended(
             attempt=attempt,
-            outcome=outcome,
-            reason=reason,
+            outcome=decided.outcome,
+            reason=decided.reason,
             exit_code=end.code,
             signal=end.signal,
             advanced=checkpoint is not None,
             checkpoint=checkpoint,
-            delay=backoff.delay(self._spec, fruitless, outcome),
+            delay=backoff.delay(self._spec, fruitless_after(job, fresh), outcome),
             exception=None if beat is None else beat.exception,
             stepped=beat is None or beat.steps_done > 0,
             reached=None if beat is None else beat.reached(),
+            rollback=decided.rollback,
         )
 
     def new_checkpoint(self, attempt: int) -> str | None:

@@ -80,6 +80,16 @@ class Diverged(OutlastError, ArithmeticError):
     exit_code = 65
 
 
+class RollbackNeeded(SystemExit):
+    """Ends the script with exit code 65 at a loss that is not finite, so that the job rolls back.
+
+    It is a `SystemExit`, so that `except Exception` in a script does not catch it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Diverged.exit_code)
+
+
 class DataWorkerDied(OutlastError, RuntimeError):
     """A worker of the {kind} died: {who} {ended}, and its batch is lost. SIGKILL usually means that
     the machine ran out of memory: use fewer workers or a smaller max_queue_size."""

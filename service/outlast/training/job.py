@@ -20,7 +20,7 @@ from outlast.exit_codes import FAILED
 from outlast.job.log_events import LogEvent
 from outlast.job.spec import version
 from outlast.training import left_phase
-from outlast.training.errors import StateMismatch, StateSaved
+from outlast.training.errors import RollbackNeeded, StateMismatch, StateSaved
 from outlast.training.keras_internals import versions
 from outlast.training.phase_order import PhaseOrder
 from outlast.training.progress_reporter import ProgressReporter
@@ -86,7 +86,7 @@ class TrainingJob:
         keep = Keep.parse(ctx.spec.keep)
         if ctx.spool is not None:
             spool_handover.send_left(ctx, ctx.spool, self.store)
-        self.newest, damages = self.store.begin(known=ctx.known_commits)
+        self.newest, damages = self.store.begin(known=ctx.known_commits, limit=self._limit())
         if self.newest is None and ctx.known_commits:
             ctx.log.warning(
                 LogEvent.CHECKPOINTS_ELSEWHERE,
@@ -188,8 +188,8 @@ class TrainingJob:
         """
         left = self.left
         if left is not None:
-            if isinstance(left.error, StateSaved):
-                raise left.error  # the stop is still requested
+            if isinstance(left.error, StateSaved | RollbackNeeded):
+                raise left.error  # it is still wanted
             if left.record is None:
                 raise UsageError(
                     field="fit, Loop",
@@ -235,6 +235,12 @@ class TrainingJob:
                 why=why,
                 hint="until another phase begins, a restart resumes from its last checkpoint",
             )
+
+    def _limit(self) -> tuple[int, int] | None:
+        """Return the last place to resume from, if this attempt is the first after a rollback."""
+        last = self.ctx.rollbacks[-1] if self.ctx.rollbacks else None
+        begun = max(self.store.lineage().attempts, default=0)
+        return last.limit if last is not None and begun <= last.attempt else None
 
     def _is_retried(self, name: str | None) -> bool:
         """Return whether the next call is another try at the phase that was left.

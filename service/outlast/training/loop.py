@@ -323,6 +323,10 @@ class Loop(LoopBody):
             taken = self._feed.take(self.batch, 1)
             if taken is None:
                 continue
+            if self._phase.left_out():
+                self._phase.leave_out(self.epoch, self.batch, 1)
+                self.batch += 1
+                continue
             batch = self._batch_of(taken)
             self._logs = {}
             started = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,9 +15,10 @@ from outlast.job.audit_target import moment
 from outlast.job.log_events import LogEvent
 from outlast.job.save_schedule import SaveEvery
 from outlast.training.chosen_interval import ChosenInterval
-from outlast.training.errors import Diverged, StateSaved
+from outlast.training.errors import StateSaved
 from outlast.training.handler_warnings import reinstall_handlers, warn_of_error
 from outlast.training.job import TrainingJob
+from outlast.training.loss_watch import LossWatch
 from outlast.training.state.unsaved_warnings import warn_of_hidden_ops
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
 from outlast_checkpoints.format.layout import Stage
@@ -75,6 +75,7 @@ class Phase:
         self._writing = self._postponed = False
         self._audit = job.ctx.audit
         self.log = job.reporter.log.bind(phase=index)
+        self._losses = LossWatch(job, index, self.log)
         share = self._cadence.overhead
         self._chosen = None if share is None else ChosenInterval(share, job.ctx.failures, self.log)
         job.reporter.phase_begins(index, name, epochs=epochs, steps_per_epoch=steps_per_epoch)
@@ -87,7 +88,12 @@ class Phase:
         most = min(limit, fitting)
         if self._audit is not None:
             most = self._audit.steps_until(self.index, self.step, most)
+        most = self._losses.left_out.until(self.step, most)
         return self._cadence.steps_until_due(self.step, most)
+
+    def left_out(self, group: int = 1) -> int:
+        """Return how many of the next batches a rollback leaves out, in whole groups."""
+        return self._losses.left_out.next_steps(self.step, group)
 
     # -- recording -------------------------------------------------------------------------
 
@@ -115,7 +121,8 @@ class Phase:
             if batch_loss is not None:
                 row["batch_loss"] = batch_loss
             self.job.history.append(row)
-            self._check_finite(epoch, batch_loss if batch_loss is not None else logs.get("loss"))
+            loss = batch_loss if batch_loss is not None else logs.get("loss")
+            self._losses.check(self.step, epoch, batch + i, loss)
         pace = seconds / len(rows)
         self._pace = pace if self._pace is None else 0.5 * self._pace + 0.5 * pace
         if self._chosen is not None:
@@ -128,6 +135,11 @@ class Phase:
             logs=rows[-1],
             seconds=seconds,
         )
+
+    def leave_out(self, epoch: int, batch: int, count: int) -> None:
+        """Note that `count` batches, from `batch` on, were taken and not trained on."""
+        self._losses.leave_out(self.step, epoch, batch, count)
+        self.step += count
 
     def record_epoch(self, epoch: int, logs: dict[str, float]) -> None:
         """Write the history row of a finished epoch, including `val_*`."""
@@ -161,10 +173,6 @@ class Phase:
                 "time": time.time(),
             }
         )
-
-    def _check_finite(self, epoch: int, loss: float | None) -> None:
-        if self._spec.on_nan == "stop" and isinstance(loss, float) and not math.isfinite(loss):
-            raise Diverged(value=loss, step=self.step, epoch=epoch)
 
     def resumed(self, checkpoint: str, progress: Progress, *, seconds: float, data: str) -> None:
         """Note that the state is that of `checkpoint`, so it needs no save."""

@@ -8,6 +8,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from outlast.job.heartbeat import Status
+from outlast.job.rollback import Fault
 from outlast.job.speed import Speed
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.snapshot import Progress
@@ -44,6 +45,10 @@ class ProgressReporter:
         """Report the error that ends the attempt."""
         self._status.error = f"{type(error).__name__}: {error}"
 
+    def fault(self, fault: Fault) -> None:
+        """Report the step whose loss ends the attempt."""
+        self._status.error, self._status.fault = str(fault), fault
+
     # -- the phase -------------------------------------------------------------------------
 
     def phase_begins(
@@ -76,6 +81,12 @@ class ProgressReporter:
         if status.epochs is not None and status.steps_per_epoch is not None:
             status.total_steps = step + (status.epochs - epoch) * status.steps_per_epoch - batch
         self.trained(logs)
+
+    def left_out(self, *, step: int, epoch: int, batch: int) -> None:
+        """Report the position after batches that were not trained on."""
+        status = self._status
+        status.step, status.epoch, status.batch = step, epoch, batch
+        self.activity("training")
 
     def trained(self, logs: dict[str, Any]) -> None:
         """Report the newest logs, of a step or of an epoch."""

@@ -116,6 +116,9 @@ class Trainer:
             self.phase.at_border(epoch, batch)
             if not self.feed.more(batch):
                 break
+            if wanted := self.phase.left_out(group or 1):
+                batch += self._leave_out(epoch, batch, wanted)
+                continue
             step = executed(batch, group) if group else batch
             if group:
                 before = self.state.hook_effects() if self.phase.step == 0 else None
@@ -133,6 +136,18 @@ class Trainer:
                 self.callbacks.progress_bar.on_train_batch_end(batch - 1, self.state.logs)
         self.state.epoch_trained = True
         return batch
+
+    def _leave_out(self, epoch: int, batch: int, wanted: int) -> int:
+        """Take batches without training on them. Return their number, 0 if the data ran out."""
+        done = 0
+        while done < wanted and self.feed.within(batch + done):
+            taken = self.feed.take(batch + done, min(wanted - done, self.steps.max_steps))
+            if taken is None:
+                break
+            done += len(taken)
+        if done:
+            self.phase.leave_out(epoch, batch, done)
+        return done
 
     def _call(self, epoch: int, batch: int, group: int) -> int:
         """Train some batches and record their logs. Return their number, 0 if the data ran out.

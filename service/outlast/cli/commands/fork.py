@@ -76,8 +76,9 @@ def fork(
 
 # Not what decides the numbers: a fork trains as its parent until the script says otherwise.
 _CHANGEABLE = frozenset(
-    {"save_every", "keep", "on_save_error", "audit_every", "on_nan", "max_retries", "backoff",
-     "backoff_max", "max_duration", "stall_timeout", "grace", "warm_spare", "tag", "env", "python"}
+    {"save_every", "keep", "on_save_error", "audit_every", "on_nan", "rollback", "max_retries",
+     "backoff", "backoff_max", "max_duration", "stall_timeout", "grace", "warm_spare", "tag", "env",
+     "python"}
 )  # fmt: skip
 fork.params += some_job_options(_CHANGEABLE)
 

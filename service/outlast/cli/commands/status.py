@@ -86,6 +86,7 @@ def _print_status(found: dict[str, Any]) -> None:
         waiting = units.count(beat.spooled, "checkpoint")
         size = units.size(beat.spooled_bytes)
         fields["to send"] = f"{waiting} ({size}) on {beat.host} in {beat.spool}"
+    fields["left out"] = _left_out(found["rollbacks"])
     fields["audit"] = audit_line(found["audit"])
     fields["warning"] = unprotected(found)
     fields["goodput"] = goodput_line(found["goodput"])
@@ -100,6 +101,15 @@ def _print_status(found: dict[str, Any]) -> None:
 
 def _forked(found: dict[str, str] | None) -> str:
     return "" if found is None else f"from {found['checkpoint']} of {found['parent']}"
+
+
+def _left_out(rollbacks: list[dict[str, Any]]) -> str:
+    """Return what rollbacks have left out, in one line."""
+    steps = [
+        f"{one['first']}" if one["first"] == one["last"] else f"{one['first']} to {one['last']}"
+        for one in rollbacks
+    ]
+    return f"steps {', '.join(steps)}, after losses that were not finite" if steps else ""
 
 
 def _attempt_line(attempt: dict[str, Any]) -> list[str]:
