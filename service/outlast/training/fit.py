@@ -128,7 +128,8 @@ def fit(
         PhaseUnfinished: this call would begin a new phase while another one is unfinished.
         PhaseLeft: an earlier attempt left the phase by an error whose class no longer exists.
         JobBusy: another process runs this job.
-        Diverged: the loss became NaN or infinite, and the job's `on_nan` is "stop".
+        Diverged: the loss became NaN or infinite, and the job's `on_nan` is "stop", or it
+            is "rollback" and no supervisor rolls back.
         ExtraMissing: `view_metrics` needs matplotlib, which is not installed.
         StateSaved: a stop was requested, and the state is saved. This is a `SystemExit` with
             code 75.
