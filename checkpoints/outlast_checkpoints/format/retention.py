@@ -66,11 +66,14 @@ class Keep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         every: Also keep the first checkpoint of every so many steps of a phase. Default None: no
             such rule.
         best: Also keep the best by a metric. Default None: no such rule.
+        back: Also keep a checkpoint at least so many steps before the newest one, for a rollback.
+            Default None: no such rule.
     """
 
     last: int | None = 3
     every: int | None = None
     best: Best | None = None
+    back: int | None = None
 
     @classmethod
     def parse(cls, text: str | int | Keep) -> Keep:
@@ -127,7 +130,17 @@ def plan(items: Sequence[Item], keep: Keep) -> set[CheckpointId]:
         kept |= _first_of_each(ordered, keep.every)
     if keep.best is not None:
         kept |= _best_of(ordered, keep.best)
+    if keep.back is not None and ordered:
+        kept.add(_back_from(ordered, keep.back))
     return kept
+
+
+def _back_from(ordered: Sequence[Item], steps: int) -> CheckpointId:
+    """Return the newest checkpoint so many steps before the newest one, or its phase's oldest."""
+    newest = ordered[-1].id
+    of_phase = [item.id for item in ordered if item.id.phase == newest.phase]
+    before = [one for one in of_phase if one.step <= newest.step - steps]
+    return before[-1] if before else of_phase[0]
 
 
 def _first_of_each(ordered: Iterable[Item], every: int) -> set[CheckpointId]:

@@ -165,6 +165,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             _check_tag(name, value)
 
     @property
+    def retention(self) -> Keep:
+        """Which checkpoints to keep, with those that a rollback may need."""
+        keep = Keep.parse(self.keep)
+        if self.on_nan != "rollback":
+            return keep
+        return msgspec.structs.replace(keep, back=rollback.Policy.parse(self.rollback).back)
+
+    @property
     def runs(self) -> str:
         """What the job runs, for people: "train.py --lr 1e-3", "-m package.train".
 

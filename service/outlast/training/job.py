@@ -28,7 +28,6 @@ from outlast.training.same_machine import require_same
 from outlast.training.state import random_state
 from outlast_checkpoints.errors import OutlastError, StorageError, UsageError
 from outlast_checkpoints.format.layout import CheckpointId, Stage
-from outlast_checkpoints.format.retention import Keep
 from outlast_checkpoints.format.snapshot import Progress
 from outlast_checkpoints.history import HistoryWriter
 from outlast_checkpoints.store.background_writer import Writer
@@ -83,7 +82,7 @@ class TrainingJob:
             past_cache=not tf.config.list_physical_devices("GPU"),
             ahead=ctx.read_ahead,
         )
-        keep = Keep.parse(ctx.spec.keep)
+        keep = ctx.spec.retention
         if ctx.spool is not None:
             spool_handover.send_left(ctx, ctx.spool, self.store)
         self.newest, damages = self.store.begin(known=ctx.known_commits, limit=self._limit())

@@ -59,7 +59,7 @@ def prune(
 
     place = find_job(root, job)
     check_owner(place.storage, place.name)
-    wanted = Keep.parse(keep or load_spec(place.storage).keep)
+    wanted = Keep.parse(keep) if keep else load_spec(place.storage).retention
     unwanted = CheckpointStore(place.storage).unwanted(wanted)
     left = leftovers(place.storage, older_than=older_than, training=_is_running(place))
     ours = {layout.checkpoint_dir(checkpoint) for checkpoint in unwanted}

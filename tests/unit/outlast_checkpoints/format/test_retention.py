@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format.layout import CheckpointId, Stage
@@ -45,6 +47,31 @@ def test_every_keeps_the_first_of_each_interval_of_each_phase() -> None:
         (1, 260),
         (1, 290),
     ]
+
+
+def test_one_for_a_rollback() -> None:
+    items = [item(step) for step in range(0, 100, 10)]
+    assert steps(items, Keep(last=1, back=1)) == [80, 90]
+    assert steps(items, Keep(last=1, back=10)) == [80, 90]
+    assert steps(items, Keep(last=2, back=35)) == [50, 80, 90]
+    assert steps(items, Keep(last=1, back=500)) == [0, 90]  # a rollback may go back to the start
+    later = [*items, item(0, phase=1), item(5, phase=1)]
+    kept = plan(later, Keep(last=1, back=10))
+    assert sorted(found.place[:2] for found in kept) == [(1, 0), (1, 5)]
+
+
+@given(
+    saved=st.lists(st.integers(0, 400), min_size=1, max_size=40, unique=True),
+    back=st.integers(1, 200),
+)
+def test_a_rollback_always_finds_its_checkpoint(saved: list[int], back: int) -> None:
+    """However often checkpoints were pruned before, one is there from which it can begin."""
+    kept = [item(0)]
+    for step in sorted(saved):
+        kept = [*kept, item(step)] if step else kept
+        wanted = plan(kept, Keep(last=1, back=back))
+        kept = [one for one in kept if one.id in wanted]
+        assert any(one.id.step <= max(0, step - back) for one in kept)
 
 
 def test_best_by_either_direction() -> None:
