@@ -98,7 +98,7 @@ def version_of(session: nox.Session, package: str) -> str:
 
 
 def checkout(session: nox.Session, repository: str, tag: str) -> str:
-    folder = Path(session.create_tmp(), tag)
+    folder = Path(session.create_tmp(), tag).resolve()  # a test runs elsewhere
     if not folder.exists():
         options = ["--quiet", "--depth", "1", "--branch", tag]
         session.run("git", "clone", *options, repository, str(folder), external=True)
