@@ -81,9 +81,9 @@ repeatability: $(STAMP) ## train a hundred architectures again and again (not pa
 
 # Brings KerasHub with TensorFlow Text (250 MB). Without it, these tests are skipped.
 libraries: EXTRAS := test,libraries
-libraries: ## models of KerasHub and keras-rs, adopted and killed (not part of the tests)
+libraries: ## models of KerasHub and keras-rs, searches of KerasTuner, Optuna, scikeras, killed (not part of the tests)
 	@$(MAKE) --no-print-directory EXTRAS=$(EXTRAS) install
-	@$(BIN)/python -m pytest -n 0 tests/acceptance/test_adopted_libraries.py
+	@$(BIN)/python -m pytest -n 0 tests/acceptance/test_adopted_libraries.py tests/acceptance/test_adopted_searches.py
 
 # On two cores half an hour. Some scripts: make adoption ADOPT="--kills 8 vae gan".
 adoption: $(STAMP) ## unmodified scripts of twenty kinds, killed at random (not part of the tests)

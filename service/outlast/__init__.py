@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outlast.attempt.adoption import adopt
+    from outlast.attempt.kept_files import keep
     from outlast.training.fit import fit
     from outlast.training.loop import Loop
 
-__all__ = ["Loop", "adopt", "fit"]
+__all__ = ["Loop", "adopt", "fit", "keep"]
+_ROOMS = {"adopt": "outlast.attempt.adoption", "keep": "outlast.attempt.kept_files"}
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
         import importlib
 
-        room = "outlast.attempt.adoption" if name == "adopt" else "outlast.training"
-        return getattr(importlib.import_module(room), name)
+        room = importlib.import_module(_ROOMS.get(name, "outlast.training"))
+        return getattr(room, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

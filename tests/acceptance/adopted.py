@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -17,18 +18,20 @@ from outlast_checkpoints.history import HistoryReader
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance import forked
-from tests.acceptance.jobs import OUTLAST, PATH, PATIENCE, without_time
+from tests.acceptance.jobs import OUTLAST, PATH, PATIENCE, TOP, without_time
 
 SCRIPTS = Path(__file__).parent / "unmodified"
 _EVERY = sorted(path for path in SCRIPTS.glob("*.py") if path.stem != "ending")
 OF_LIBRARIES = [path for path in _EVERY if path.stem.startswith(("hub_", "rs_"))]
-OF_KERAS = [path for path in _EVERY if path not in OF_LIBRARIES]
+OF_SEARCHES = [path for path in _EVERY if path.stem.startswith("search_")]
+OF_KERAS = [path for path in _EVERY if path not in OF_LIBRARIES + OF_SEARCHES]
 # Its op determinism is that of an attempt; Keras is not repeatable without.
 PLAIN = (
     "import os, runpy, sys, tensorflow as tf\n"
     "tf.config.experimental.enable_op_determinism()\n"
-    "sys.path.insert(0, os.path.dirname(sys.argv[1]))\n"
-    "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    "sys.argv = sys.argv[1:]\n"
+    "sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')\n"
 )
 
 
@@ -69,19 +72,39 @@ class Outcome:
         return found
 
 
-def run(script: Path, folder: Path, *options: str, kills: str = "", fork: bool = True) -> Outcome:
+def run(
+    script: Path,
+    folder: Path,
+    *options: str,
+    arguments: Sequence[str] = (),
+    kills: str = "",
+    fork: bool = True,
+    needs: str = "",
+) -> Outcome:
     """Run a script under `outlast run --adopt` in a folder of its own, to its end.
 
-    kills: see `killing`. fork: whether its processes are forks of one with TensorFlow.
+    arguments: of the script. kills: see `killing`. fork: whether its processes are forks of one
+    with TensorFlow. needs: what else it imports of what the processes here do without.
     """
     folder.mkdir(parents=True)
     told = [
         *("run", "--adopt=strict", "--root", "jobs", "--name", "job", "--seed", "11"),
-        *("--save-every", "3", "--backoff", "0", "--max-retries", "50", *options, str(script)),
+        *(
+            "--save-every",
+            "3",
+            "--backoff",
+            "0",
+            "--max-retries",
+            "50",
+            *options,
+            str(script),
+            *arguments,
+        ),
     ]
     output, env = folder / "outlast.log", {**os.environ, "PYTHONPATH": PATH, "KILLED_AFTER": kills}
+    env["SCRIPT_NEEDS"] = needs
     process: forked.CommandLine | subprocess.Popen[bytes]
-    if fork:
+    if fork and not needs:
         process = forked.start(told, output, folder, env)
     else:
         with output.open("wb") as file:
@@ -112,18 +135,13 @@ def outcome(job: Path) -> Outcome:
     return Outcome(ends[-1], phases, rows, len(attempts), log)
 
 
-# With a task of KerasHub, the counter behind the default names of Keras' symbolic tensors goes on
-# from another number after a resume. Only such names depend on it.
-_COUNTED = ("generators", "generators.names.keras_tensor")
-
-
 def _differ(place: Any, one: Any, two: Any) -> bool:
     if place[0] in ("attributes", "callbacks"):
         # What was made after the beginning is stored where it is found, otherwise as a reference.
         values = (one, two)
         if None in values or any(str(value).startswith("'object ") for value in values):
             return False
-    return one != two and place != _COUNTED
+    return one != two
 
 
 def _plain(state: State, units: set[Any]) -> dict[Any, Any]:
@@ -136,12 +154,12 @@ def _plain(state: State, units: set[Any]) -> dict[Any, Any]:
     }
 
 
-def plainly(script: Path, folder: Path) -> str:
+def plainly(script: Path, folder: Path, *arguments: str) -> str:
     """Run a script as `python script.py`, and return what it has printed at its end."""
     folder.mkdir(parents=True)
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(script)],
-        cwd=folder, env={**os.environ, "PYTHONPATH": PATH}, capture_output=True, text=True,
+        [sys.executable, "-c", PLAIN, str(script), *arguments],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(TOP)}, capture_output=True, text=True,
         timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]

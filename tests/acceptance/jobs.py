@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-from sklearn.datasets import load_digits
 
 from outlast.job import heartbeat
 from outlast.job.heartbeat import Beat
@@ -48,6 +47,8 @@ def outlast(*arguments: object, **options: Any) -> subprocess.CompletedProcess[s
 
 def write_digits(path: Path) -> None:
     """Write scikit-learn's handwritten digits as the scripts read them."""
+    from sklearn.datasets import load_digits  # which the fork server does without
+
     bunch = load_digits()
     x = (bunch.images / 16).astype("float32")
     np.savez(path, x=x, y=bunch.target.astype("int32"))

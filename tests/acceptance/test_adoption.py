@@ -46,6 +46,7 @@ if __name__ == "__main__":
     child.start()
     child.join()
     print("child", child.exitcode)
+    print("told", *(os.environ["OUTLAST_" + name] for name in ("JOB", "ATTEMPT", "RUN_ID")))
 """
 
 
@@ -58,6 +59,8 @@ def test_a_fit_in_a_child_is_named(tmp_path: Path, strict: bool) -> None:
     assert "a process that the script has started calls it" in done.stdout
     assert ("child 1" if strict else "child 0") in done.stdout
     assert "keras.Model.fit where it can be adopted. `outlast logs` says why" in done.stderr
+    job, attempt, run = done.stdout.partition("\ntold ")[2].split()[:3]
+    assert (Path(job), attempt, len(run)) == (tmp_path / "outlast-jobs/a", "1", 16)
     told = json.loads((tmp_path / "outlast-jobs/a/spec.json").read_text())
     assert told["adopt"] == ("strict" if strict else "yes")
     log = (tmp_path / "outlast-jobs/a/attempts/0001/log.jsonl").read_text()

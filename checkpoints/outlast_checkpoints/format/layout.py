@@ -28,12 +28,14 @@ WEIGHTS_FILE = "model.weights.h5"
 STATE_FILE = "state.h5"
 MODEL_FILE = "model.json"
 MANIFEST_FILE = "manifest.json"
+KEPT_FILE = "kept.h5"  # files of the script, as they were
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # ASCII digits only, and at most 18: more than any counter needs.
 _CHECKPOINT = re.compile(r"([0-9]{2,18})-([0-9]{12,18})\.([012])-([0-9]{4,18})")
 _EVENT = re.compile(r"([0-9]{8,18})\.json")
 _ATTEMPT = re.compile(r"[0-9]{4,18}")
+_KEPT = re.compile(r"kept-[0-9a-f]{16}\.json")
 
 
 class Stage(IntEnum):
@@ -110,6 +112,19 @@ def parse_journal_event(name: str) -> int | None:
     if match is None or journal_event(int(match[1])) != f"{JOURNAL}/{name}":
         return None
     return int(match[1])
+
+
+def kept(digest: str) -> str:
+    """Return the file with the first content of a path that the script keeps.
+
+    digest: 16 hex digits that stand for the path.
+    """
+    return f"kept-{digest}.json"
+
+
+def is_kept(name: str) -> bool:
+    """Return whether `kept` returns this name."""
+    return _KEPT.fullmatch(name) is not None
 
 
 def attempt_dir(attempt: int) -> str:

@@ -180,6 +180,7 @@ class _Copy:
             for path in (layout.MACHINE, layout.SUPERVISOR_OUTPUT, layout.METRICS_PLOT)
             if path in top
         )
+        yield from filter(layout.is_kept, top)
 
     def _manifests(self) -> list[tuple[CheckpointId, Manifest | None]]:
         store = CheckpointStore(self._verified)

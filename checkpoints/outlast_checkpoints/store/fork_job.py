@@ -55,6 +55,8 @@ def fork_job(source: Storage, target: Storage, at: CheckpointId) -> Manifest:
         _copy_checkpoint(source, target, reader.manifest(checkpoint))
     if source.exists(layout.MACHINE):
         target.replace(layout.MACHINE, read_document(source, layout.MACHINE))
+    for name in filter(layout.is_kept, source.list("")):
+        target.replace(name, read_document(source, name))
     return made
 
 

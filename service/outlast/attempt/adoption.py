@@ -126,7 +126,7 @@ def _begin(asked: Adoption) -> None:
     global _adoption
     first, _adoption = _adoption is None, asked
     if first:
-        after_import({"keras": _take_effect})
+        after_import({"keras": _take_effect, "keras_tuner": _keep_folders})
 
 
 def _take_effect(keras: Any) -> None:
@@ -136,6 +136,10 @@ def _take_effect(keras: Any) -> None:
         return
     instead = "set KERAS_BACKEND=tensorflow, or use `outlast run` without --adopt"
     refuse_or_say(f"Keras uses the backend {backend}, and Outlast trains with TensorFlow", instead)
+
+
+def _keep_folders(keras_tuner: Any) -> None:
+    importlib.import_module("outlast.attempt.search_folders").install(keras_tuner)
 
 
 def refuse_or_say(why: str, instead: str, error: UsageError | None = None) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from outlast import exit_codes, notices
-from outlast.attempt import script_change, signals
+from outlast.attempt import script_change, script_environment, signals
 from outlast.attempt.context import AttemptContext, current, set_current
 from outlast.attempt.signals import StopFlag
 from outlast.errors import InvalidTransition
@@ -196,6 +196,7 @@ class _Bare:
         sys.excepthook = self._on_uncaught
         atexit.register(self._at_exit)
         set_current(self.context)
+        script_environment.tell(storage, job.attempt, os.environ)
         self.context.log.info(LogEvent.ATTEMPT_STARTED, pid=self._pid, supervised=False)
         script_change.tell(self.context)
         self._notice: Notice | None = None

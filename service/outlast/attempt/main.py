@@ -23,7 +23,15 @@ from types import ModuleType, TracebackType
 from typing import Final
 
 from outlast import exit_codes
-from outlast.attempt import adoption, context, script_change, script_errors, seeding, signals
+from outlast.attempt import (
+    adoption,
+    context,
+    script_change,
+    script_environment,
+    script_errors,
+    seeding,
+    signals,
+)
 from outlast.attempt.context import AttemptContext
 from outlast.attempt.prefetch import Prefetch
 from outlast.attempt.safe_output import Output, guard_output
@@ -134,10 +142,11 @@ class Attempt:
             pid=os.getpid(),
             supervised=True,
             runs=self.context.spec.runs,
-            **_spare_fields(preload.warm_start()),
+            **(warmed.log_fields() if (warmed := preload.warm_start()) else {}),
         )
         self.context.status.activity = "importing"
-        if preload.warm_start() is not None and self._storage.capabilities.local:
+        script_environment.tell(self._storage, self.context.attempt, os.environ)
+        if warmed is not None and self._storage.capabilities.local:
             # Everything needed for reading is imported, so this does not slow down the script.
             self.context.read_ahead = Prefetch(self._storage).take
         self._code = self._run_script()
@@ -296,16 +305,6 @@ class Attempt:
             self._code = code
             self.context.log.warning(LogEvent.LEAVE_REQUESTED, why=reason)
             self.context.stop.request(reason)
-
-
-def _spare_fields(warmed: preload.WarmStart | None) -> dict[str, float]:
-    """Return the log fields of a warm spare."""
-    if warmed is None:
-        return {}
-    resident, own = (round(size / 2**20) for size in warmed.memory)
-    waited = round(warmed.seconds, 1)
-    fields = {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
-    return {**fields, "spare_forks": warmed.forks}
 
 
 def run_script(spec: JobSpec) -> None:

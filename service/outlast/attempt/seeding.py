@@ -12,6 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from outlast.attempt import fresh_seeds
 from outlast.job import preload
 
 Hook = Callable[[Any], None]
@@ -30,6 +31,7 @@ def seed_everything(seed: int, *, deterministic: bool) -> None:
 
     def seed_numpy(module: Any) -> None:
         module.random.seed(seed % 2**32)
+        fresh_seeds.begin(seed)
 
     def seed_tensorflow(module: Any) -> None:
         module.random.set_seed(seed)
@@ -84,11 +86,12 @@ class _HookedLoader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
-        drawn = random.getstate()
+        drawn, fresh = random.getstate(), fresh_seeds.drawn()
         # numpy may be imported before the script sets TensorFlow's variables.
         with nullcontext() if module.__name__ == "numpy" else preload.importing():
             self._loader.exec_module(module)
         # TensorFlow draws random numbers during its import. An attempt in a warm spare, which
         # imported it earlier, must not differ from a cold one.
         random.setstate(drawn)
+        fresh_seeds.go_on(fresh)
         self._hook(sys.modules[module.__name__])

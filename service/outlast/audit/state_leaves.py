@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from outlast_checkpoints.errors import FormatError
-from outlast_checkpoints.format.layout import STATE_FILE, WEIGHTS_FILE
+from outlast_checkpoints.format.layout import KEPT_FILE, STATE_FILE, WEIGHTS_FILE
 
 Arrays = Mapping[str, Any]
 Leaf = Any  # an array, or a plain value
@@ -68,7 +68,7 @@ class State:
     def leaves(self, units: set[Unit]) -> Iterator[tuple[Place, Leaf]]:
         """Yield every value with its part and path; of objects those in `units`."""
         for name, arrays in self._files.items():
-            if name != STATE_FILE:
+            if name not in (STATE_FILE, KEPT_FILE):  # files may contain times
                 yield from _weights("" if name == WEIGHTS_FILE else f"{name}: ", arrays)
         yield from self._variables()
         for key, value in self.document.items():

@@ -69,6 +69,13 @@ class WarmStart:
     forks: int
     """Number of forks between the process that imported and this one."""
 
+    def log_fields(self) -> dict[str, float]:
+        """Return what the log of the attempt says of it."""
+        resident, own = (round(size / 2**20) for size in self.memory)
+        waited = round(self.seconds, 1)
+        fields = {"spare_waited_s": waited, "spare_mib": resident, "spare_own_mib": own}
+        return {**fields, "spare_forks": self.forks}
+
 
 PIPE: Final = "OUTLAST_PRELOAD_PIPE"  # number of the pipe to the supervisor
 start: Final = dict(os.environ)

@@ -27,6 +27,10 @@ from outlast_checkpoints.redaction import HIDDEN, carries_credentials, names_sec
 
 FORMAT: Final = 1
 
+# What an attempt sets for its script. No other job inherits them.
+JOB: Final = "OUTLAST_JOB"
+ATTEMPT: Final = "OUTLAST_ATTEMPT"
+RUN_ID: Final = "OUTLAST_RUN_ID"
 _OF_THE_PLACE = ("OUTLAST_SPOOL", "OUTLAST_METADATA_URL", "OUTLAST_RANK", "OUTLAST_WORLD_SIZE",
                  "OUTLAST_AUDIT", "OUTLAST_KEY_FILE")  # fmt: skip
 _PATH = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?$", re.DOTALL)
@@ -271,6 +275,7 @@ def spec_env(given: Mapping[str, str], environ: Mapping[str, str] = os.environ) 
         for name, value in environ.items()
         if name.startswith("OUTLAST_")
         and not name.startswith(_OF_THE_PLACE)
+        and name not in (JOB, ATTEMPT, RUN_ID)
         and not names_secret(name)
         and not carries_credentials(value)
     }

@@ -32,6 +32,7 @@ from outlast.training.phase_exit import PhaseExit
 from outlast.training.phase_order import Call
 from outlast.training.state import document, raised_error, random_state, trees
 from outlast.training.state.body_state import BodyState, frame_of_body
+from outlast.training.state.kept_files import put_back_files
 from outlast.training.state.loop_state import LoopState, Plain
 from outlast.training.state.unsaved_warnings import UnsavedWarnings
 from outlast.training.step.races import ordered_functions
@@ -289,6 +290,7 @@ class Loop(LoopBody):
         self._stopped = plain["stopped"]
         self._begun, self._trained = plain["begun"], plain["trained"]
         random_state.restore_all(plain["generators"])
+        put_back_files(stored.files, self._job.ctx)
         stored.release()
         self.epoch, self.batch = stored.progress.epoch, stored.progress.batch
         self._phase.resumed(

@@ -19,6 +19,7 @@ from outlast.training.errors import StateSaved
 from outlast.training.handler_warnings import reinstall_handlers, warn_of_error
 from outlast.training.job import TrainingJob
 from outlast.training.loss_watch import LossWatch
+from outlast.training.state.kept_files import with_kept_files
 from outlast.training.state.unsaved_warnings import warn_of_hidden_ops
 from outlast_checkpoints.errors import OutlastError, StorageError, Superseded
 from outlast_checkpoints.format.layout import Stage
@@ -213,7 +214,7 @@ class Phase:
             seed=self.seed,
         )
         release_written = release_written and self._spec.on_save_error != "stop"
-        snapshot = replace(self._take(progress), release_written=release_written)
+        snapshot = with_kept_files(replace(self._take(progress), release_written=release_written))
         mark = self.job.history.mark()
         return HeldSnapshot(snapshot, mark, (time.perf_counter() - started) * 1e3)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from outlast.attempt import context
+from outlast.attempt import context, kept_files
 from outlast.job.log_events import LogEvent
 from outlast.training.call_site import CallSite
 from outlast.training.errors import StateMismatch
@@ -45,6 +45,7 @@ def choose_phase(
     if _watch is not None:
         _watch.end()
     job.record_left()
+    kept_files.begin_phase()
     refused: StateMismatch | None = None
     changed = False
     for index in job.order.candidates(call):

@@ -23,6 +23,7 @@ from outlast.training.phase_exit import PhaseExit
 from outlast.training.progress_reporter import ProgressReporter
 from outlast.training.state import raised_error
 from outlast.training.state.callback_files import appends_rows
+from outlast.training.state.kept_files import put_back_files
 from outlast.training.step.compiled_steps import CompiledSteps
 from outlast.training.validation import Validation
 from outlast_checkpoints.format.layout import Stage
@@ -66,6 +67,7 @@ class Trainer:
         started = time.perf_counter()
         self.reporter.activity("restoring")
         self.state.restore(stored, self.phase.log, finished=finished)
+        put_back_files(stored.files, self.phase.job.ctx)
         stored.release()
         self.phase.resumed(
             stored.checkpoint,

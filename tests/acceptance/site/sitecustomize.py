@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 
-for name in ("matplotlib", "pandas", "sklearn"):
+for name in {"matplotlib", "pandas", "sklearn"} - set(os.environ.get("SCRIPT_NEEDS", "").split()):
     sys.modules[name] = None  # type: ignore[assignment]  # as if it were not installed
 gc.set_threshold(10_000)  # with the default it looks over and over while all is imported
 atexit.register(gc.freeze)  # the first to register is the last to be called

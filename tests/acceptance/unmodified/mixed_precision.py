@@ -15,6 +15,7 @@ hidden = layers.Dense(16, activation="relu")(inputs)
 outputs = layers.Activation("softmax", dtype="float32")(layers.Dense(4)(hidden))
 model = keras.Model(inputs, outputs)
 rate = keras.optimizers.schedules.CosineDecay(1e-2, 30)
-model.compile(keras.optimizers.AdamW(rate), "sparse_categorical_crossentropy", ["accuracy"])
+adam, loss = keras.optimizers.AdamW(rate), "sparse_categorical_crossentropy"
+model.compile(adam, loss, metrics=["accuracy"])
 history = model.fit(x, y, batch_size=16, epochs=3, verbose=0, shuffle=False)
 report(model, history)

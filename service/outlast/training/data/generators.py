@@ -32,6 +32,7 @@ _CALLED: Final = {
     "python": "Python's random",
     "tensorflow": "TensorFlow's global seed",
     "tensorflow_global": "TensorFlow's global generator",
+    "fresh": "new generators of NumPy without a seed",
 }
 MOST_JUMPS: Final = 2000  # each takes some kilobytes of a checkpoint
 

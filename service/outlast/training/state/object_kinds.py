@@ -23,6 +23,7 @@ import tensorflow as tf
 from outlast.training.keras_internals.attributes import attributes
 from outlast.training.keras_internals.callbacks import is_state
 from outlast.training.keras_internals.saved_models import AutoTrackable, variables_below
+from outlast.training.state import optuna_trial
 from outlast.training.state.body_names import BodyVariables
 from outlast.training.state.code_state import CodeState, is_code, state_of_code
 from outlast.training.state.function_state import FunctionState, is_data
@@ -160,6 +161,8 @@ _SETTLED = (
     tf.TypeSpec,
     keras.KerasTensor,
 )
+# What happens to objects of these packages outside of hooks, a restarted script repeats.
+_REPEATED = ("keras", "keras_tuner", "optuna")
 _TRACKING = ("keras.src.utils.tracking", "tensorflow.python.trackable")
 _IN_FUNCTIONS = frozenset({*CONTAINERS, "array", "generator", "variable", "owner", "object"})
 _METHODS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
@@ -178,6 +181,8 @@ def _find_kind(kind: type) -> str:
         return "variable"
     if issubclass(kind, _OWNERS):
         return "owner"
+    if optuna_trial.is_trial(kind):
+        return "spoken"
     speaks = any(_is_method(kind, a) and _is_method(kind, b) for a, b in _METHODS)
     if issubclass(kind, keras.callbacks.Callback | keras.utils.PyDataset):
         return "spoken" if speaks else "object"
@@ -189,7 +194,7 @@ def _find_kind(kind: type) -> str:
                 return name
     top = kind.__module__.partition(".")[0]
     calls = any("__call__" in vars(base) for base in kind.__mro__)
-    if top == "keras" or (top == "tensorflow" and calls):
+    if top in _REPEATED or (top == "tensorflow" and calls):
         return "settled"
     if speaks:
         return "spoken"
@@ -203,7 +208,10 @@ def _is_method(kind: type, name: str) -> bool:
 
 
 def methods_of(value: Any) -> tuple[Any, Any]:
-    """Return the bound methods that return and set the state of an object."""
+    """Return the functions that return and set the state of an object."""
+    if optuna_trial.is_trial(type(value)):
+        get, put = optuna_trial.get_state, optuna_trial.set_state
+        return functools.partial(get, value), functools.partial(put, value)
     pairs = ((getattr(value, a, None), getattr(value, b, None)) for a, b in _METHODS)
     return next((get, put) for get, put in pairs if callable(get) and callable(put))
 
@@ -248,7 +256,8 @@ def may_be_state(value: Any) -> bool:
     if plain or iterates or is_code(value):
         return True
     found = kind_of(kind)
-    return found in _IN_FUNCTIONS or (found == "spoken" and is_defined_by_script(kind))
+    spoken = is_defined_by_script(kind) or optuna_trial.is_trial(kind)
+    return found in _IN_FUNCTIONS or (found == "spoken" and spoken)
 
 
 def set_attribute(value: Any, name: str, child: Any) -> bool:

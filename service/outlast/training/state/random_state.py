@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from outlast.attempt import fresh_seeds
 from outlast.training.keras_internals import auto_names, generators, random_streams
 from outlast.training.state import generator_states
 from outlast_checkpoints.errors import FormatError
@@ -54,6 +55,7 @@ def capture() -> dict[str, Any]:
     return {
         "python": _pack(random.getstate()),
         "numpy": np.random.get_state(legacy=False),
+        "fresh": fresh_seeds.drawn(),
         "streams": random_streams.capture(),
         "tensorflow": _pack(eager.getstate()) if eager is not None else None,
         "keras": None if keras_global is None else keras_global.state.numpy(),
@@ -87,6 +89,7 @@ def restore(state: dict[str, Any]) -> None:
     except (ValueError, TypeError, LookupError) as error:
         reason = f"the state of a random generator is wrong ({error})"
         raise FormatError(path="state.h5", reason=reason) from error
+    fresh_seeds.go_on(state.get("fresh"))
     if "streams" in state:
         random_streams.restore(state["streams"])
     eager = generators.tensorflow_eager()

@@ -32,14 +32,18 @@ BIT_GENERATORS = {
     )
 }
 MANY = 64
+_NUMBERS = (np.bool_, np.integer, np.float16, np.float32, np.float64)
 FACTORIES = {kind.__name__: kind for kind in (bool, dict, float, int, list, set, str, tuple)}
 
 
 class Constant:
-    """A value without arrays that is encoded once, for a part of many documents."""
+    """A value that is encoded once, for a part of many documents. Raises `NotPlain` for arrays.
+
+    Numbers of numpy become those of Python, because no array of the file belongs to it.
+    """
 
     def __init__(self, value: Any) -> None:
-        self.document = msgspec.Raw(json_of(encode(value, {}, "")))
+        self.document = msgspec.Raw(json_of(encode(value, None, "")))
 
 
 def json_of(document: Any) -> bytes:
@@ -55,11 +59,11 @@ class NotPlain(TypeError):
     """The value is not plain data, so it cannot be stored without pickle."""
 
 
-def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int = 0) -> Any:
+def encode(value: Any, arrays: MutableMapping[str, Any] | None, name: str, depth: int = 0) -> Any:
     """Convert `value` to JSON data.
 
     Its arrays are added to `arrays` without a copy, under numbered keys that start with the root of
-    `name`.
+    `name`. If that is None, it may have numbers of numpy, which become Python's, but no arrays.
 
     Supported types are None, bool, int, float, str, bytes, list, tuple, dict, OrderedDict, Counter,
     defaultdict of a plain type, set, frozenset, deque, numpy scalars, numeric arrays, and the
@@ -77,6 +81,8 @@ def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int =
         return value if math.isfinite(value) else {"$float": repr(value)}
     if type(value) is bytes:
         return {"$bytes": base64.b64encode(value).decode()}
+    if arrays is None and isinstance(value, _NUMBERS):
+        return encode(value.item(), arrays, name, depth)
     if isinstance(value, np.ndarray | np.generic):
         return _encode_array(value, arrays, name)
 
@@ -84,7 +90,8 @@ def encode(value: Any, arrays: MutableMapping[str, Any], name: str, depth: int =
         return [encode(item, arrays, f"{name}/{i}", depth + 1) for i, item in enumerate(items)]
 
     if type(value) is list:
-        if len(value) >= MANY and set(map(type, value)) == {float}:  # such as losses
+        many = len(value) >= MANY and set(map(type, value)) == {float}  # such as losses
+        if many and arrays is not None:
             return {"$floats": _encode_array(np.array(value), arrays, name)["$array"]}
         return each(value)
     if type(value) is tuple:
@@ -121,12 +128,13 @@ def _is_numpys(bit_generator: Any) -> bool:
     return type(bit_generator) in BIT_GENERATORS.values()
 
 
-def _encode_array(value: Any, arrays: MutableMapping[str, Any], name: str) -> Any:
+def _encode_array(value: Any, arrays: MutableMapping[str, Any] | None, name: str) -> Any:
     # Numbers, and number types of other packages such as bfloat16, whose kind is V.
     kind = value.dtype.kind
     is_number = kind in "biufc" or (kind == "V" and value.dtype.type is not np.void)
     is_masked = isinstance(value, np.ndarray) and type(value) is not np.ndarray
-    if not is_number or is_masked or value.dtype in (np.longdouble, np.clongdouble):
+    is_long = value.dtype in (np.longdouble, np.clongdouble)
+    if arrays is None or not is_number or is_masked or is_long:
         raise NotPlain(f"{type(value).__name__} of {value.dtype} at {name}")
     # Use numbers, because not every dict key is a valid path of a dataset.
     key = f"{name.partition('/')[0]}/{len(arrays):06d}"

@@ -69,6 +69,35 @@ def test_python_and_numpy_give_the_same_numbers_each_time() -> None:
     assert python(code.replace("2**62 + 1", "3")) != first
 
 
+def test_unseeded_generators_of_numpy_give_the_same_numbers_each_time() -> None:
+    """As Optuna's samplers are by default. They differ among themselves, and in each child."""
+    code = (
+        "import os, sys\n"
+        "from outlast.attempt import fresh_seeds\n"
+        "from outlast.attempt.seeding import seed_everything\n"
+        "seed_everything(7, deterministic=True)\n"
+        "import numpy as np\n"
+        "def draw():\n"
+        "    return [np.random.default_rng().integers(2**40), np.random.RandomState().rand()]\n"
+        "one, two = draw(), draw()\n"
+        "assert one != two and fresh_seeds.drawn() == 4\n"
+        "fresh_seeds.go_on(2)\n"
+        "assert draw() == two\n"
+        "print(one, two, flush=True)\n"
+        "for _ in range(2):\n"
+        "    if os.fork() == 0:\n"
+        "        print(draw(), file=sys.stderr, flush=True)\n"
+        "        os._exit(0)\n"
+        "    os.wait()\n"
+    )
+    done = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert done[0].stdout == done[1].stdout != ""
+    assert len({line for one in done for line in one.stderr.splitlines()}) == 4
+
+
 def test_imported_modules_are_seeded_immediately() -> None:
     out = python(
         "import numpy\n"

@@ -63,7 +63,7 @@ EAGER: dict[str, Script] = {
     "class_weight": Script(tiny(), {**ARRAYS, "class_weight": {0: 1.0, 1: 2.0, 2: 0.5}}),
     "class_weight of one-hot targets": Script(
         tiny(loss="categorical_hinge"),
-        {**ARRAYS, "y": np.eye(3)[Y], "class_weight": {0: 1.0, 1: 2.0, 2: 0.5}},
+        {**ARRAYS, "y": np.eye(3)[Y], "class_weight": dict(enumerate(np.array([1, 2, 0.5])))},
     ),
     "sample_weight": Script(
         tiny(weighted_metrics=["accuracy"]), {**ARRAYS, "sample_weight": WEIGHTS}
