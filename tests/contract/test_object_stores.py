@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -161,3 +162,60 @@ def test_a_process_can_write_to_its_very_end(
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert open_storage(url).read("last") == b"2"
+
+
+@pytest.mark.parametrize("store", ["seaweed", "moto"], indirect=True)
+def test_a_large_file_is_uploaded_while_it_is_written(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    storage = open_storage(use(store, monkeypatch))
+    data, half = random.Random(2).randbytes(40 << 20), 20 << 20
+    local = tmp_path / "file"
+    upload = storage.follow("large", local, len(data))
+    assert upload is not None
+    local.write_bytes(data[:half])
+    upload.grown(half)
+    give_up = time.monotonic() + 60
+    while not storage.unfinished():  # it has begun
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    assert not storage.exists("large")
+    local.write_bytes(data)
+    upload.grown(len(data))
+    assert upload.finish()
+    assert storage.read("large") == data
+    assert storage.unfinished() == []
+
+
+def test_a_cancelled_upload_leaves_nothing(
+    seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    storage = open_storage(use(seaweed, monkeypatch))
+    local = tmp_path / "file"
+    local.write_bytes(bytes(20 << 20))
+    upload = storage.follow("large", local, 40 << 20)
+    assert upload is not None
+    upload.grown(20 << 20)
+    upload.cancel()
+    assert not upload.finish()
+    assert not storage.exists("large")
+    assert storage.unfinished() == []
+
+
+def test_an_upload_that_fails_says_so(
+    seaweed: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    storage = open_storage(use(seaweed, monkeypatch))
+    upload = storage.follow("large", tmp_path / "missing", 40 << 20)
+    assert upload is not None
+    upload.grown(40 << 20)
+    assert not upload.finish()
+    assert not storage.exists("large")
+
+
+@pytest.mark.parametrize("store", STORES, indirect=True)
+def test_small_files_are_not_followed(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    storage = open_storage(use(store, monkeypatch))
+    assert storage.follow("small", tmp_path / "file", 1 << 20) is None

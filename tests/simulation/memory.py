@@ -82,6 +82,9 @@ class Memory:
                 raise storage_error(error, "write", path, self.root) from error
         self._put("stage", path, data)
 
+    def follow(self, path: str, local: Path, size: int) -> None:
+        return None
+
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
         data = self.read(path)

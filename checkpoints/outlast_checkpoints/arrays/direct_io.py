@@ -58,6 +58,7 @@ class DirectWriter:
         # Whole pages: from other memory ext4, for one, silently falls back to buffered I/O.
         self._buffer = np.frombuffer(mmap.mmap(-1, _BUFFER, flags=_PRIVATE), np.uint8)
         self._filled = 0
+        self.written = 0  # bytes that are in the file
         self._direct = _switch(file, on=True)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -89,6 +90,7 @@ class DirectWriter:
                 if not self._direct or error.errno not in _UNSUPPORTED:
                     raise
                 self._direct = _switch(self._file, on=False)
+        self.written += count
         rest = self._filled - count
         self._buffer[:rest] = self._buffer[count : self._filled]
         self._filled = rest

@@ -9,7 +9,7 @@ nothing is read back to compute the hash. `array_reader` reads the files.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,21 @@ def write_arrays(
     past_cache: bool = False,
     release_written: bool = False,
     hasher: FileHasher | None = None,
+    follow: Callable[[Path, int], Callable[[int], None] | None] | None = None,
 ) -> tuple[int, str]:
     """Write a new file; return its size in bytes and its hash ("xxh3:…"). Does not sync.
 
     past_cache: write a large file with direct I/O. release_written: take the arrays out of `file`
     and release each as soon as it is written. hasher: hashes the file too; end it after the call,
-    when the file is synced. Raises `FileExistsError`, `OSError` from the disk, and `UsageError` for
-    an array that is neither numeric nor boolean.
+    when the file is synced. follow: called with the file and the size that it will have; what it
+    returns is called with the number of bytes that are in the file. Raises `FileExistsError`,
+    `OSError` from the disk, and `UsageError` for an array that is neither numeric nor boolean.
     """
     arrays = as_arrays(file.taken() if release_written else file)
     large = sum(array.nbytes for array in arrays.values()) >= page_cache.WORTHWHILE
-    pieces = _pieces(template_of(arrays, file.group_attributes), arrays)
+    template = template_of(arrays, file.group_attributes)
+    whole = sum(map(len, template.around)) + sum(array.nbytes for array in arrays.values())
+    pieces = _pieces(template, arrays)
     hasher = hasher or FileHasher(sha256=False)
     size = 0
     with open(path, "xb", buffering=0) as out:
@@ -53,11 +57,16 @@ def write_arrays(
             if large and past_cache
             else _PlainWriter(out.fileno())
         )
+        grown = follow(path, whole) if follow else None
         for piece in pieces:
             hasher.update(piece)
             writer.write(piece)
             size += len(piece)
+            if grown:
+                grown(writer.written)
         writer.end()
+        if grown:
+            grown(size)
     return size, hasher.xxh3
 
 
@@ -113,6 +122,10 @@ class _PlainWriter:
     def __init__(self, file: int) -> None:
         self._file = file
         self._size = self._on_its_way = 0
+
+    @property
+    def written(self) -> int:
+        return self._size
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data)

@@ -128,6 +128,19 @@ class Appender(Protocol):
         """Close the file without syncing it."""
 
 
+class Following(Protocol):
+    """A large file that is stored while it is still being written."""
+
+    def grown(self, size: int) -> None:
+        """Say that the first `size` bytes are in the local file and will not change."""
+
+    def finish(self) -> bool:
+        """Wait until the file is stored, durable and whole; return False if that failed."""
+
+    def cancel(self) -> None:
+        """Give up, without waiting. The file may be at its path, whole, or not."""
+
+
 class Storage(Protocol):
     """A folder of finished files: the interface that every storage implements.
 
@@ -195,6 +208,17 @@ class Storage(Protocol):
         The yielded path does not exist yet. After an error in the `with` body nothing is left
         behind. After an error of the storage the file may exist, whole or in part. Raises
         `AlreadyExists` if `path` exists, unless `over` is True: then it is overwritten.
+        """
+
+    def follow(self, path: str, local: Path, size: int) -> Following | None:
+        """Begin to store a local file that is still being written, or return None.
+
+        Where that is impossible or not worthwhile, the result is None: use `stage`.
+
+        Args:
+            path: Where the file goes. A file that is there is overwritten.
+            local: The file. It exists when `grown` is first called, and stays until the end.
+            size: Its size in bytes when it is finished.
         """
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:

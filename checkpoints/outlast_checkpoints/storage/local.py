@@ -188,6 +188,9 @@ class LocalStorage:
                     target.unlink()
                 raise
 
+    def follow(self, path: str, local: Path, size: int) -> None:
+        return None
+
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
         with self._errors("read", path):  # errors of the body are its own

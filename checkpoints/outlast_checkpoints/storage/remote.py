@@ -1,6 +1,7 @@
 """Storages behind a URL, through fsspec.
 
-An upload comes from a finished local file or buffer, never from an open one. Failures that may pass
+An upload comes from a finished local file or buffer, or from the finished part of a file that
+grows (`follow`). Failures that may pass
 (a reset connection, a busy server) are retried for a while; all others are raised at once.
 """
 
@@ -24,6 +25,7 @@ from outlast_checkpoints.storage import retry
 from outlast_checkpoints.storage.base import (
     Appender,
     Capabilities,
+    Following,
     Unfinished,
     check_path,
     join,
@@ -216,6 +218,14 @@ class FsspecStorage:
 
         self._write("upload", path, send)
 
+    def follow(self, path: str, local: Path, size: int) -> Following | None:
+        self._for_writing("write", path)
+        parts = self._client.s3_parts(size)
+        if parts is None:
+            return None
+        upload = parts.upload_growing(local, self._at(path), size)
+        return _Following(upload, lambda: self.size(path) == size)
+
     @contextmanager
     def fetch(self, path: str) -> Iterator[Path]:
         size = int(self._look(path)["size"] or 0)
@@ -359,6 +369,21 @@ class FsspecStorage:
             return False
         finally:
             self.delete(path)
+
+
+class _Following:
+    """An upload of a growing file. `stage` repeats one that failed, and names what is wrong."""
+
+    def __init__(self, upload: Any, is_whole: Callable[[], bool]) -> None:
+        self._upload, self._is_whole = upload, is_whole
+        self.grown, self.cancel = upload.grown, upload.cancel
+
+    def finish(self) -> bool:
+        try:
+            self._upload.finish()
+            return self._is_whole()
+        except Exception:  # noqa: BLE001  (whatever it is, the file is uploaded again)
+            return False
 
 
 def _links(names: Iterable[Any], base: str) -> list[str]:

@@ -11,10 +11,13 @@ import errno
 from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from outlast_checkpoints.storage.lasting_pool import LastingThreadPool
 from outlast_checkpoints.storage.retry import is_transient
+
+if TYPE_CHECKING:
+    from outlast_checkpoints.storage.growing_upload import GrowingUpload
 
 PARTS: Final = 8  # of a file in transfer at a time
 PART_SIZE: Final = 16 << 20  # bytes
@@ -37,7 +40,16 @@ class S3Parts:
 
     def upload(self, local: Path, at: str) -> None:
         """Upload a local file to "bucket/key"."""
+        size = local.stat().st_size
+        upload = self.upload_growing(local, at, size)
+        upload.grown(size)
+        upload.finish()
+
+    def upload_growing(self, local: Path, at: str, size: int) -> GrowingUpload:
+        """Begin to upload a file that will have `size` bytes to "bucket/key"."""
         from s3transfer.manager import TransferConfig, TransferManager
+
+        from outlast_checkpoints.storage.growing_upload import GrowingUpload
 
         bucket, key, _ = self._files.split_path(at)
         config = TransferConfig(
@@ -46,8 +58,7 @@ class S3Parts:
             max_request_concurrency=PARTS,
         )
         extra = self._allowed(TransferManager.ALLOWED_UPLOAD_ARGS)
-        with TransferManager(self._client, config, executor_cls=LastingThreadPool) as transfers:
-            transfers.upload(str(local), bucket, key, extra_args=extra).result()
+        return GrowingUpload(self._client, config, local, size, bucket, key, extra)
 
     def read_into(self, at: str, buffer: memoryview) -> int:
         """Read the first bytes of "bucket/key"; return how many there were."""

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 import xxhash
 
 from outlast_checkpoints.errors import FormatError, KeyWrong, NotAuthentic, NotFound
-from outlast_checkpoints.storage.base import Appender, Capabilities, Storage, Unfinished
+from outlast_checkpoints.storage.base import Appender, Capabilities, Following, Storage, Unfinished
 from outlast_checkpoints.storage.key_file import KeyRing
 
 IDENTITY: Final = "spec.json"  # the document whose hash is the identity of its job
@@ -181,6 +181,9 @@ class SignedStorage:
 
     def stage(self, path: str, *, over: bool = False) -> AbstractContextManager[Path]:
         return self.inner.stage(path, over=over)
+
+    def follow(self, path: str, local: Path, size: int) -> Following | None:
+        return self.inner.follow(path, local, size)
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         return self.inner.fetch(path)

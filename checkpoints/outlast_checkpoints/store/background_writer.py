@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -173,7 +173,8 @@ class Writer:
         if mark is not None and self._history_sync is not None:
             self._history_sync(mark)
         try:
-            manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
+            with self._sender.expecting() if self._sender else nullcontext():
+                manifest = self._store.save(snapshot, reason=reason, history=mark, held_ms=held_ms)
         except StorageFull:
             # Remains of crashed attempts may be all that fills the disk.
             made_room = self._sender.make_room() if self._sender else self._prune()

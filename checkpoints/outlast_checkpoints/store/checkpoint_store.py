@@ -24,10 +24,11 @@ from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.documents import read_document
 from outlast_checkpoints.store import files, outcome, pruning, rewinding
 from outlast_checkpoints.store.checkpoint_reader import CheckpointReader
-from outlast_checkpoints.store.files import Damage, Loaded
+from outlast_checkpoints.store.early_uploads import EarlyUploads
+from outlast_checkpoints.store.files import Damage, Follow, Loaded
 from outlast_checkpoints.store.known_commits import KnownCommit, require_shown
 from outlast_checkpoints.store.pruning import Writing
-from outlast_checkpoints.store.transfer import send_unless_there
+from outlast_checkpoints.store.transfer import send, send_unless_there
 
 __all__ = ["CheckpointStore", "Damage", "Loaded"]
 
@@ -51,6 +52,9 @@ class CheckpointStore(CheckpointReader):
         past_cache: Write large files with direct I/O, which costs almost no CPU time; they are then
             read from the disk. Default False: the newest checkpoint stays in the page cache.
         ahead: Returns the result of an earlier `read_ahead`, or None. Default: always None.
+
+    Attributes:
+        early: Uploads of files that another store, made by `beside`, is still writing.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class CheckpointStore(CheckpointReader):
         self._seen: dict[str, Seen] = {}  # by file, what the last commit saw
         self._adopting: set[CheckpointId] = set()  # copies that were begun and will be completed
         self._tried: set[CheckpointId] = set()  # may have files of a failed save
+        self._follow: Follow | None = None
+        self.early = EarlyUploads(storage)
 
     def begin(
         self,
@@ -195,7 +201,8 @@ class CheckpointStore(CheckpointReader):
 
         Args:
             storage: The other storage, such as a spool on this machine. `adopt` commits its
-                checkpoints here.
+                checkpoints here. Where `early` allows it, their large files are uploaded to this
+                one while they are written to the other.
         """
         store = CheckpointStore(
             storage,
@@ -204,6 +211,7 @@ class CheckpointStore(CheckpointReader):
             past_cache=self._past_cache,
         )
         store._begun, store._parent = self._begun, self._parent
+        store._follow = self.early.follow
         return store
 
     def adopt(self, made: Manifest, source: Storage) -> None:
@@ -231,9 +239,13 @@ class CheckpointStore(CheckpointReader):
         data = read_document(source, layout.manifest(checkpoint))
         self._adopting.add(checkpoint)
         # Even if the manifest may be committed: the checkpoint may have been pruned since.
-        for entry in made.files:
-            path = layout.checkpoint_file(checkpoint, entry.name)
-            send_unless_there(source, self.storage, path, entry.size)
+        paths = {layout.checkpoint_file(checkpoint, entry.name): entry for entry in made.files}
+        for path in sorted(paths, key=self.early.__contains__):  # what is on its way last
+            sent = self.early.finish(path)
+            if sent is None:
+                send_unless_there(source, self.storage, path, paths[path].size)
+            elif not sent:
+                send(source, self.storage, path)
         try:
             self._ask_fence()
         except Superseded:
@@ -311,6 +323,7 @@ class CheckpointStore(CheckpointReader):
                 self._seen,
                 over=again,
                 past_cache=self._past_cache,
+                follow=self._follow,
             )
             made = Manifest(
                 format=manifest.format_of(written.entries),

@@ -6,9 +6,10 @@ Arrays that have not changed since the previous checkpoint are linked, not writt
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outlast_checkpoints.arrays import unchanged
@@ -25,6 +26,8 @@ from outlast_checkpoints.storage.documents import is_signed
 
 if TYPE_CHECKING:
     import numpy as np
+
+Follow = Callable[[str, Path, int], Callable[[int], None] | None]
 
 _ARRAYS = ".h5"
 _NAMING = "Names of array files end in .h5, others do not."
@@ -89,12 +92,15 @@ def write(
     *,
     over: bool = False,
     past_cache: bool = False,
+    follow: Follow | None = None,
 ) -> Written:
     """Write a snapshot's files durably.
 
     last: what the last commit saw of its files. Where it pays, unchanged arrays go to a separate
     file, which later checkpoints link. over: overwrite files of an earlier try. past_cache: write
-    large files with direct I/O.
+    large files with direct I/O. follow: called when an array file is begun, with its path in the
+    storage, the local file and its size at the end; what it returns is called with the bytes that
+    are in the file.
     """
     written = Written()
     for name in snapshot.files:
@@ -106,6 +112,7 @@ def write(
             (last or {}).get(name),
             over=over,
             past_cache=past_cache,
+            follow=follow,
         )
         written.entries.extend(entries)
         if seen is not None:
@@ -209,6 +216,7 @@ def _write_file(
     *,
     over: bool,
     past_cache: bool,
+    follow: Follow | None,
 ) -> tuple[list[FileEntry], Seen | None]:
     """Write an array file, whole or with its unchanged arrays in a separate part."""
     from outlast_checkpoints.arrays.hdf5_file import as_arrays
@@ -221,6 +229,7 @@ def _write_file(
         over=over,
         past_cache=past_cache,
         release_written=snapshot.release_written,
+        follow=follow,
     )
     possible = part_name not in snapshot.files and layout.is_name(part_name)
     if not (possible and storage.capabilities.links):
@@ -255,14 +264,21 @@ def _write_arrays(
     over: bool,
     past_cache: bool,
     release_written: bool,
+    follow: Follow | None,
 ) -> FileEntry:
     from outlast_checkpoints.arrays.hdf5_file import write_arrays
 
     hasher = FileHasher(sha256=is_signed(storage))
+    stored = _path(checkpoint, name, arrays=True)
     try:
-        with storage.stage(_path(checkpoint, name, arrays=True), over=over) as path:
+        with storage.stage(stored, over=over) as path:
             size, digest = write_arrays(
-                path, file, past_cache=past_cache, release_written=release_written, hasher=hasher
+                path,
+                file,
+                past_cache=past_cache,
+                release_written=release_written,
+                hasher=hasher,
+                follow=functools.partial(follow, stored) if follow else None,
             )
     finally:
         hashes = hasher.end()  # the disk has synced meanwhile

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -100,6 +100,22 @@ class Sender:
             found = self.spool.waiting(self._attempt)
             since = None if self._away is None else self._away[0]
             return Backlog(len(found), self.spool.size(found), self.spool.path, since, self._reason)
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Send the files of the checkpoint that is saved inside the `with` while it is written.
+
+        That is done where nothing else is being sent and the store is not away. `offer` the
+        checkpoint afterwards.
+        """
+        with self._changed:
+            free = not (self._current or self._fresh or self._away or self._closing)
+            self._store.early.allow(free and self._next() is None)
+        try:
+            yield
+        except BaseException:
+            self._store.early.cancel()
+            raise
 
     def offer(self, made: Manifest, seconds: float) -> None:
         """Queue a checkpoint that took `seconds` to commit to the spool."""

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from outlast_checkpoints.errors import StorageError, StorageFull, UsageError
-from outlast_checkpoints.storage.base import Appender, Capabilities, Storage, Unfinished, join
+from outlast_checkpoints.storage.base import (
+    Appender,
+    Capabilities,
+    Following,
+    Storage,
+    Unfinished,
+    join,
+)
 
 T = TypeVar("T")
 
@@ -121,6 +128,9 @@ class FaultyStorage:
             if self.dead:  # another thread's call died
                 raise Died
         self._leave("stage", path, fault, lambda: None)
+
+    def follow(self, path: str, local: Path, size: int) -> Following | None:
+        return None if self.dead else self.inner.follow(path, local, size)
 
     def fetch(self, path: str) -> AbstractContextManager[Path]:
         return self._call("fetch", path, lambda: self.inner.fetch(path))
