@@ -1,8 +1,9 @@
 # The image of Outlast: the command line and everything a training needs, without compilers,
 # tests or caches. deploy/README.md says how it is built and run.
 
-# The Python image, by digest: `make image` checks it. It has no default, because a tag is no version.
-ARG BASE
+# The Python image, by digest, because a tag is no version. It is the index of all architectures, of
+# 19 September 2026 with Python 3.11.16. `make image` takes another one, also by digest only.
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/outlast

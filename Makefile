@@ -117,11 +117,11 @@ container: $(STAMP) ## build the image, stop, kill and resume jobs in it (not pa
 dist: $(STAMP) ## build the wheel, install it into a bare environment, train, kill and resume there
 	@$(BIN)/python tests/testbeds/dist/check.py
 
-# BASE is the image python:3.11-slim-bookworm by digest. To look up the newest, and to renew it:
-# docker buildx imagetools inspect python:3.11-slim-bookworm. Another program: DOCKER=podman.
+# The base is the Dockerfile's, or another Python image by digest: make image BASE=python:…@sha256:…
+# The newest: docker buildx imagetools inspect python:3.11-slim-bookworm. Other programs: DOCKER=podman.
 DOCKER ?= docker
-BASE ?=
-image: ## build the container image: make image BASE=python:3.11-slim-bookworm@sha256:…
+BASE ?= $(shell sed -n 's/^ARG BASE=//p' Dockerfile)
+image: ## build the container image, from a base by digest
 	@echo '$(BASE)' | grep -Eq '^[a-z0-9./:_-]+@sha256:[0-9a-f]{64}$$' || \
 	  { echo "BASE must name the Python image by digest: make image BASE=python:3.11-slim-bookworm@sha256:…" >&2; exit 1; }
 	@$(DOCKER) build --build-arg 'BASE=$(BASE)' --tag outlast .

@@ -161,14 +161,15 @@ def _problem(manifest: Manifest) -> str | None:
         return f"checkpoint {manifest.checkpoint!r} does not match its progress"
     if manifest.parent is not None and CheckpointId.parse(manifest.parent) is None:
         return f"parent {manifest.parent!r} is not the name of a checkpoint"
-    names = [entry.name for entry in manifest.files]
+    seen: set[str] = set()
     for entry in manifest.files:
         try:
             layout.check_name("file", entry.name)
         except OutlastError as error:
             return str(error)
-        if names.count(entry.name) > 1 or entry.name == layout.MANIFEST_FILE:
+        if entry.name in seen or entry.name == layout.MANIFEST_FILE:
             return f"file {entry.name!r} is named twice or not allowed"
+        seen.add(entry.name)
         if entry.size < 0 or not _HASH.fullmatch(entry.hash):
             return f"file {entry.name!r} has no valid size and hash"
         if entry.sha256 is not None and not _SHA256.fullmatch(entry.sha256):

@@ -76,10 +76,12 @@ def test_the_image_installs_all_that_it_needs_and_nothing_else() -> None:
     assert {name for name, _ in needed} == there
 
 
-def test_the_dockerfile_installs_only_what_has_a_hash_from_a_base_that_is_given() -> None:
+def test_the_dockerfile_installs_only_what_has_a_hash_from_a_base_by_digest() -> None:
     text = (TOP / "Dockerfile").read_text().replace("\\\n", " ")
     assert set(re.findall(r"^FROM (\S+)", text, re.M)) == {"${BASE}"}
-    assert re.findall(r"^ARG BASE(.*)$", text, re.M) == [""]
+    (base,) = re.findall(r"^ARG BASE=(.*)$", text, re.M)
+    assert re.fullmatch(r"python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}", base)
+    assert len(set(base.rpartition(":")[2])) > 8, "this is the digest of nothing"
     first, second = re.findall(r"^RUN pip install (.+)$", text, re.M)
     for option in ("--require-hashes", "--no-deps", "--only-binary :all:"):
         assert option in first
@@ -98,6 +100,15 @@ def test_the_image_is_built_from_a_digest_alone(base: str, good: bool) -> None:
     assert (done.returncode == 0) is good
     assert done.stdout == (f"build --build-arg BASE={base} --tag outlast .\n" if good else "")
     assert ("BASE must name the Python image by digest" in done.stderr) is not good
+
+
+def test_an_image_is_built_from_the_base_of_the_dockerfile_by_default() -> None:
+    done = subprocess.run(
+        ["make", "--no-print-directory", "image", "DOCKER=echo"],
+        cwd=TOP, capture_output=True, text=True,
+    )  # fmt: skip
+    (base,) = re.findall(r"^ARG BASE=(.*)$", (TOP / "Dockerfile").read_text(), re.M)
+    assert done.stdout == f"build --build-arg BASE={base} --tag outlast .\n", done.stderr
 
 
 def test_the_bill_of_materials_lists_what_the_image_installs(

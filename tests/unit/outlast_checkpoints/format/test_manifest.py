@@ -133,6 +133,17 @@ def test_inconsistent_manifests_are_refused(change: dict[str, object], reason: s
         decode(encode(msgspec.structs.replace(MANIFEST, **change)), "m")
 
 
+@pytest.mark.timeout(60)
+def test_many_names_are_read_in_one_pass() -> None:
+    """10^10 comparisons, as of each name with all others, would take minutes."""
+    files = tuple(FileEntry(f"f{number}", 1, DIGEST) for number in range(100_000))
+    many = msgspec.structs.replace(MANIFEST, files=files)
+    assert len(decode(encode(many), "m").files) == 100_000
+    twice = msgspec.structs.replace(MANIFEST, files=(*files, files[0]))
+    with pytest.raises(FormatError, match="'f0' is named twice"):
+        decode(encode(twice), "m")
+
+
 def test_unknown_fields_are_refused() -> None:
     class Odd(Manifest, frozen=True, kw_only=True):
         surprise: int = 1
