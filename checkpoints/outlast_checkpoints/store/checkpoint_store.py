@@ -8,12 +8,7 @@ from contextlib import suppress
 
 from outlast_checkpoints.arrays import page_cache
 from outlast_checkpoints.arrays.unchanged import Seen
-from outlast_checkpoints.errors import (
-    CommitUnknown,
-    StorageError,
-    Superseded,
-    UsageError,
-)
+from outlast_checkpoints.errors import CommitUnknown, StorageError, Superseded, UsageError
 from outlast_checkpoints.format import layout, manifest
 from outlast_checkpoints.format.layout import CheckpointId, Stage
 from outlast_checkpoints.format.lineage import Origin
@@ -97,7 +92,7 @@ class CheckpointStore(CheckpointReader):
         Args:
             verify: Read and hash every file of the checkpoint. If False, a readable manifest is
                 enough.
-            known: Checkpoints that earlier attempts have reported. Default: none.
+            known: Checkpoints that earlier attempts have reported, up to `limit`. Default: none.
             limit: Phase and step; what was saved beyond them leaves the lineage. Default: none.
 
         Returns:
@@ -125,8 +120,6 @@ class CheckpointStore(CheckpointReader):
         if found is None and damages:
             raise damages[0].error()
         at = None if found is None else found.id
-        if limit is not None:
-            known = [one for one in known if one.checkpoint.place[:2] <= limit]
         require_shown(self.storage, attempt, known, at, self.folders(), self._origins)
         origin = Origin(
             attempt=attempt,
