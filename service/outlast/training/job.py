@@ -85,10 +85,10 @@ class TrainingJob:
         keep = ctx.spec.retention
         if ctx.spool is not None:
             spool_handover.send_left(ctx, ctx.spool, self.store)
-        limit, known = self._limit(), ctx.known_commits
+        limit, reported = self._limit(), ctx.known_commits
         if limit is not None:
-            known = [one for one in known if one.checkpoint.place[:2] <= limit]
-        self.newest, damages = self.store.begin(known=known, limit=limit)
+            reported = [one for one in reported if one.checkpoint.place[:2] <= limit]
+        self.newest, damages = self.store.begin(known=reported, limit=limit)
         if self.newest is None and ctx.known_commits:
             ctx.log.warning(
                 LogEvent.CHECKPOINTS_ELSEWHERE,
