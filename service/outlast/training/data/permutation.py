@@ -25,7 +25,9 @@ def epoch_order(
         return order
     # An explicit uint64: numpy would convert a list with a large seed to floats.
     key = np.array([seed % 2**64, epoch], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key))
+    bits = np.random.Philox(0)  # with a key alone, numpy would draw a seed besides
+    bits.state = {**bits.state, "state": {**bits.state["state"], "key": key}}
+    generator = np.random.Generator(bits)
     if shuffle == "batch":
         for start in range(0, samples, batch_size):
             generator.shuffle(order[start : start + batch_size])

@@ -216,7 +216,7 @@ def _decode(document: Any, arrays: _Arrays) -> Any:
             bits.state = generator_states.numpy_state(state)
             return np.random.Generator(bits)
         case "$randomstate":
-            legacy = np.random.RandomState(0)
+            legacy = np.random.RandomState(np.random.MT19937(0))  # RandomState(0) draws a seed
             words = _decode(document["$randomstate"], arrays)
             legacy.set_state(generator_states.numpy_state(words))
             return legacy
