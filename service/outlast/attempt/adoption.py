@@ -126,7 +126,8 @@ def _begin(asked: Adoption) -> None:
     global _adoption
     first, _adoption = _adoption is None, asked
     if first:
-        after_import({"keras": _take_effect, "keras_tuner": _keep_folders})
+        searches = {"keras_tuner": _keep_folders, "optuna": _name_studies}
+        after_import({"keras": _take_effect, **searches})
 
 
 def _take_effect(keras: Any) -> None:
@@ -139,7 +140,11 @@ def _take_effect(keras: Any) -> None:
 
 
 def _keep_folders(keras_tuner: Any) -> None:
-    importlib.import_module("outlast.attempt.search_folders").install(keras_tuner)
+    importlib.import_module("outlast.attempt.search_folders").keep_folders(keras_tuner)
+
+
+def _name_studies(optuna: Any) -> None:
+    importlib.import_module("outlast.attempt.search_folders").name_studies(optuna)
 
 
 def refuse_or_say(why: str, instead: str, error: UsageError | None = None) -> None:

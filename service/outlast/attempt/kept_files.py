@@ -93,6 +93,12 @@ def keep_for(
     ctx.log.info(LogEvent.FILES_KEPT, path=given, by=by, put_back=first is not None)
 
 
+def is_kept(path: str) -> bool:
+    """Return whether this file, or a folder that it is in, is kept."""
+    place = Path(path).absolute()
+    return any(place.is_relative_to(Path(one).absolute()) for one in _of(context.current()))
+
+
 def begin_phase() -> None:
     """Note that a phase begins: what changes from now on belongs to its checkpoints."""
     for given, kept in _of(context.current()).items():

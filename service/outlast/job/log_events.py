@@ -53,6 +53,8 @@ class LogEvent(StrEnum):
     """A file or folder of the script goes back with the checkpoints from now on."""
     KEPT_FILES_IGNORED = "kept_files_ignored"
     """The checkpoint has files of a path that the script does not keep now."""
+    FILES_NOT_KEPT = "files_not_kept"
+    """A study of Optuna is in a file that the script does not keep; the line says what to do."""
     LEAVE_REQUESTED = "leave_requested"
     """The attempt has to leave: its supervisor is gone, or it is superseded."""
     EXIT_FORCED = "exit_forced"

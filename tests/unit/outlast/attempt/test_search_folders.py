@@ -32,7 +32,7 @@ def _adopted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(BaseTuner, "__init__", BaseTuner.__init__)
     base_tuner = SimpleNamespace(BaseTuner=BaseTuner)
-    search_folders.install(SimpleNamespace(engine=SimpleNamespace(base_tuner=base_tuner)))
+    search_folders.keep_folders(SimpleNamespace(engine=SimpleNamespace(base_tuner=base_tuner)))
     yield
     adoption.end()
 
@@ -78,3 +78,38 @@ def test_a_folder_that_others_need_is_named(capfd: pytest.CaptureFixture[str]) -
     assert ctx is not None
     bare.close_bare(ctx)
     assert "the folder of a tuner is not kept" in capfd.readouterr().err
+
+
+class Storage:
+    def __init__(self, url: str, engine_kwargs: Any = None) -> None:
+        self.url = url
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("sqlite:///study.db", True),
+        ("sqlite+pysqlite:///study.db?timeout=5", True),
+        ("sqlite:///kept/study.db", False),
+        ("sqlite://", False),
+        ("sqlite:///:memory:", False),
+        ("mysql://user@127.0.0.1/studies", False),
+    ],
+)
+def test_a_study_in_a_file_that_is_not_kept_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], url: str, named: bool
+) -> None:
+    monkeypatch.setattr(Storage, "__init__", Storage.__init__)
+    search_folders.name_studies(SimpleNamespace(storages=SimpleNamespace(RDBStorage=Storage)))
+    assert Storage(url).url == url
+    assert capfd.readouterr().err == ""  # without adoption
+    outlast.adopt("job")
+    outlast.keep("kept")
+    ctx = context.current()
+    assert ctx is not None
+    assert Storage(url).url == url
+    bare.close_bare(ctx)
+    said = "outlast.keep('study.db') before the study is opened"
+    assert (said in capfd.readouterr().err) is named
+    log = "".join(path.read_text() for path in Path("job").glob("attempts/*/log.jsonl"))
+    assert ('"files_not_kept"' in log) is named

@@ -14,7 +14,9 @@ import pytest
 
 import outlast
 from outlast import Loop
+from outlast.attempt import bare
 from outlast.audit.state_leaves import State
+from outlast.job.audit_target import AuditTarget
 from outlast_checkpoints.errors import UsageError
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
@@ -179,6 +181,15 @@ def test_large_files_that_were_there_are_refused(tmp_path: Path) -> None:
     begin_process()
     with process(tmp_path / "job"), pytest.raises(UsageError, match="already holds 9 MiB"):
         outlast.keep(tmp_path / "large", job_dir=tmp_path / "job")
+
+
+def test_an_audit_is_refused(tmp_path: Path) -> None:
+    begin_process()
+    with process(tmp_path / "job"):
+        ctx = bare.open_bare(tmp_path / "job")
+        ctx.audit = AuditTarget(phase=0, step=1, stage=0, late=False)
+        with pytest.raises(UsageError, match="an audit runs the script"):
+            outlast.keep(tmp_path / "search")
 
 
 def test_without_a_job_it_is_named(tmp_path: Path) -> None:
