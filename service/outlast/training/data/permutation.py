@@ -25,7 +25,12 @@ def epoch_order(
         return order
     # An explicit uint64: numpy would convert a list with a large seed to floats.
     key = np.array([seed % 2**64, epoch], np.uint64)
-    generator = np.random.Generator(np.random.Philox(key=key))
+    # Not Philox(key=key): numpy would draw a seed first, and a resume would draw it once more.
+    philox = np.random.Philox(0)
+    state = dict(philox.state)
+    state["state"]["key"] = key
+    philox.state = state
+    generator = np.random.Generator(philox)
     if shuffle == "batch":
         for start in range(0, samples, batch_size):
             generator.shuffle(order[start : start + batch_size])
