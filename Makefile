@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(EXTRAS)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format simulate fuzz bench kills soak adoption libraries other-machines repeatability test-versions power-loss slurm-show container dist image requirements sbom audit-dependencies coverage constraints clean
+.PHONY: help install demo test lint format simulate fuzz bench kills soak nfs adoption libraries other-machines repeatability test-versions power-loss slurm-show container dist image requirements sbom audit-dependencies coverage constraints clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -102,6 +102,10 @@ test-versions: ## the trainings under every version of Keras, TensorFlow and Pyt
 # Needs QEMU; takes some minutes. Other numbers: make power-loss LOSS="--kills 100".
 power-loss: $(STAMP) ## cut the power of a virtual machine that saves (not part of the tests)
 	@$(BIN)/python tests/testbeds/power_loss/kills.py $(LOSS)
+
+# Needs root, nfs-ganesha with its VFS module and rpcbind; fuse-nfs where the kernel has no client.
+nfs: $(STAMP) ## storages, claims and a killed training on a real NFS server (not part of the tests)
+	@$(BIN)/python -m tests.testbeds.nfs.check
 
 # Needs root and Slurm's programs. Shorter: make slurm-show SHOW="--minutes 2".
 slurm-show: $(STAMP) ## a training on a Slurm where everything goes wrong (not part of the tests)

@@ -9,6 +9,7 @@ repository or of a copy, they are taken from there, at the tag of the installed 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import nox
@@ -74,6 +75,16 @@ def across(session: nox.Session, way: tuple[str, str]) -> None:
     for verb, minor in zip(("write", "resume"), way, strict=True):
         install(session, minor, ".")
         session.run("python", "tests/testbeds/versions/across.py", verb, folder)
+
+
+@nox.session(python=["3.12", "3.13"])
+def across_python(session: nox.Session) -> None:
+    """A checkpoint of this Python is resumed under another one, and back."""
+    session.install("--constraint", "constraints.txt", "--editable", ".")
+    folder = session.create_tmp()
+    for one, other in ((sys.executable, "python"), ("python", sys.executable)):
+        for verb, python in (("write", one), ("resume", other)):
+            session.run(python, "tests/testbeds/versions/across.py", verb, folder, external=True)
 
 
 def install(session: nox.Session, minor: str, what: str) -> None:

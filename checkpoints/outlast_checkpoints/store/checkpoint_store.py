@@ -368,6 +368,9 @@ class CheckpointStore(CheckpointReader):
         del self._unknown[checkpoint]
         self._saved[checkpoint] = self._manifests[checkpoint] = made
         self._put_away(self._parent)
+        if self._follow is not None:  # the older ones go from here when they are sent
+            self._saved, self._manifests = {checkpoint: made}, {checkpoint: made}
+            self._tried = {checkpoint}
         self._parent, self._seen = made.checkpoint, seen
         return made
 

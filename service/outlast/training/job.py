@@ -77,7 +77,7 @@ class TrainingJob:
             ctx.storage,
             attempt=ctx.attempt,
             fence=ctx.fence,
-            writer={"outlast": version(), **versions.installed()},
+            writer={"outlast": version(), **versions.recorded()},
             # Without a GPU the CPU trains, so a save must leave it to the steps.
             past_cache=not tf.config.list_physical_devices("GPU"),
             ahead=ctx.read_ahead,

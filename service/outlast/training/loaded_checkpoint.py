@@ -51,8 +51,8 @@ class LoadedCheckpoint:
         files: Arrays by file name and path.
         plain: Plain data in `state.h5`; see `document`.
         variables: Arrays of variables in `state.h5`, by name.
-        written: Versions of Keras and TensorFlow that wrote it, by package, if they differ from
-            the installed ones.
+        written: Versions of Keras, TensorFlow, NumPy and Python that wrote it, by name, if they
+            differ from the installed ones.
         strict: Whether a training that continues must be the same in every respect.
     """
 
@@ -61,7 +61,7 @@ class LoadedCheckpoint:
         self.checkpoint = str(checkpoint)
         self.progress: Progress = loaded.manifest.progress
         self.files: Mapping[str, Mapping[str, Any]] = loaded.files
-        writer, here = loaded.manifest.writer, versions.installed()
+        writer, here = loaded.manifest.writer, versions.recorded()
         self.written = {
             name: writer[name] for name in here if name in writer and writer[name] != here[name]
         }
@@ -102,7 +102,7 @@ class LoadedCheckpoint:
                 LogEvent.VERSIONS_CHANGED,
                 checkpoint=stored.checkpoint,
                 written_with=_named(stored.written),
-                here=_named(versions.installed()),
+                here=_named({name: versions.recorded()[name] for name in stored.written}),
                 why="another version may round differently; the state is complete, but further "
                 "results may differ in their last digits",
             )
@@ -119,11 +119,12 @@ class LoadedCheckpoint:
         try:
             yield
         except StateMismatch as error:
-            if not self.written:
+            present = {n: v for n, v in versions.installed().items() if n in self.written}
+            if not present:  # nothing else decides what variables a model has
                 raise
-            present = {name: versions.installed()[name] for name in self.written}
+            written = {name: self.written[name] for name in present}
             raise VersionMismatch(
-                **error.fields, written=_named(self.written), present=_named(present)
+                **error.fields, written=_named(written), present=_named(present)
             ) from error
 
     def note_seed(self, given: int | None) -> None:

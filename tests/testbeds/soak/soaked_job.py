@@ -22,7 +22,7 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from tests.acceptance import forked
-from tests.acceptance.jobs import Training
+from tests.acceptance.jobs import PATH, Training
 
 KINDS = ("mlp", "loop", "numpy", "generator", "tfdata", "callbacks")
 OPTIONS = "--save-every 1s,epoch --heartbeat-every 0.5 --lost-after 4 --grace 20"
@@ -107,7 +107,7 @@ class SoakedJob(Training):
         output = self.control.parent / "verbs.log"
         output.write_text("")
         if self.forked:
-            env = {**os.environ}
+            env = {**os.environ, "PYTHONPATH": PATH}
             code = forked.start([*arguments], output, self.control, env).wait(PATIENCE)
         else:
             command = [sys.executable, "-m", "outlast", *arguments]

@@ -1,4 +1,4 @@
-"""A training that dies under one version of Keras and ends under another.
+"""A training that dies under one version of Keras or Python and ends under another.
 
     python across.py write FOLDER     trains until it is killed, from within, after some saves
     python across.py resume FOLDER    goes on to the end; prints from which step, and between which
@@ -10,6 +10,7 @@ Both exit with 0 when all is as it should be: every step trained once, in order,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,9 +29,16 @@ from keras import layers
 from outlast import fit
 from outlast_checkpoints.history import HistoryReader
 from outlast_checkpoints.storage import open_storage
+from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 
 EPOCHS, STEPS, KILLED_AT = 6, 10, 37
 DEAD = 9
+HERE = {
+    "python": "{}.{}".format(*sys.version_info),
+    "keras": keras.__version__,
+    "tensorflow": tf.__version__,
+    "numpy": np.__version__,
+}
 
 
 class Block(layers.Layer):
@@ -84,8 +92,7 @@ def write(folder: Path) -> None:
     code = subprocess.run([sys.executable, __file__, "die", str(folder)], check=False).returncode
     if code != DEAD:
         sys.exit(f"it exited with {code} before it was killed")
-    here = {"keras": keras.__version__, "tensorflow": tf.__version__}
-    (folder / "written.json").write_text(json.dumps(here))
+    (folder / "written.json").write_text(json.dumps(HERE))
 
 
 def resume(folder: Path) -> None:
@@ -99,11 +106,23 @@ def resume(folder: Path) -> None:
     came_back = [json.loads(line) for line in log.splitlines() if '"resumed"' in line]
     if len(came_back) != 1 or not 0 < came_back[0]["step"] < KILLED_AT:
         sys.exit(f"it did not go on from a checkpoint: {came_back}")
+    if ('"versions_changed"' in log) is not (written != HERE):
+        sys.exit("the log does not say whether the versions have changed")
     print(
-        f"keras {written['keras']} (tensorflow {written['tensorflow']}) -> "
-        f"keras {keras.__version__} (tensorflow {tf.__version__}): "
-        f"resumed at step {came_back[0]['step']}, ended at {steps[-1]}"
+        f"{written} -> {HERE}: resumed at step {came_back[0]['step']}, ended at {steps[-1]}, "
+        f"weights {digest(folder / 'job')}"
     )
+
+
+def digest(job: Path) -> str:
+    """Return a hash of all arrays at the end."""
+    store = CheckpointStore(open_storage(job))
+    found = hashlib.sha256()
+    for file, arrays in sorted(store.load(store.ids()[-1]).files.items()):
+        for name, array in sorted(arrays.items()):
+            if file == "model.weights.h5":
+                found.update(name.encode() + array.tobytes())
+    return found.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import warnings
 from typing import Final
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from outlast.training.errors import VersionUnsupported
@@ -27,6 +29,15 @@ ALLOW_UNTESTED: Final = "OUTLAST_ALLOW_UNTESTED_VERSIONS"
 def installed() -> dict[str, str]:
     """Return the versions of the imported packages, by name."""
     return {"keras": keras.__version__, "tensorflow": tf.__version__}
+
+
+def recorded() -> dict[str, str]:
+    """Return the versions that a checkpoint records: also of what else computes in a script.
+
+    Of Python the minor version: it decides how `sum` rounds, for one.
+    """
+    python = "{}.{}".format(*sys.version_info)
+    return {**installed(), "python": python, "numpy": np.__version__}
 
 
 def require_supported() -> None:

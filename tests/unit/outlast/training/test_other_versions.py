@@ -5,6 +5,7 @@ Here the versions are only faked. tests/testbeds/versions resumes with other ver
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,36 @@ def test_it_resumes_and_the_log_names_both_versions(died_elsewhere: Path, tmp_pa
     assert "keras 3.12.9 and tensorflow 2.18.9" in log
     assert keras.__version__ in log
     assert "versions_changed" not in logs_of(tmp_path / "untouched")
+
+
+@pytest.mark.parametrize("name", ["python", "numpy"])
+def test_another_python_or_numpy_is_named_and_resumes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = versions.recorded()
+    older = {"python": "3.10", "numpy": "1.25.9"}[name]
+    monkeypatch.setattr(versions, "recorded", lambda: {**found, name: older})
+    with pytest.raises(Death), dying_at(3):
+        train(SCRIPT, tmp_path / "job")
+    monkeypatch.setattr(versions, "recorded", lambda: found)
+    assert_same_end(train(SCRIPT, tmp_path / "untouched"), train(SCRIPT, tmp_path / "job"))
+    rows = map(json.loads, logs_of(tmp_path / "job").splitlines())
+    (told,) = [row for row in rows if row.get("event") == "versions_changed"]
+    assert told["written_with"] == f"{name} {older}"
+    assert told["here"] == f"{name} {found[name]}"
+
+
+def test_another_python_does_not_explain_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = versions.recorded()
+    monkeypatch.setattr(versions, "recorded", lambda: {**found, "python": "3.10"})
+    with pytest.raises(Death), dying_at(3):
+        train(SCRIPT, tmp_path)
+    monkeypatch.setattr(versions, "recorded", lambda: found)
+    with pytest.raises(StateMismatch) as refused:
+        train(Script(larger_net, DATA), tmp_path)
+    assert not isinstance(refused.value, VersionMismatch)
 
 
 def test_a_difference_in_the_state_names_both_versions(died_elsewhere: Path) -> None:

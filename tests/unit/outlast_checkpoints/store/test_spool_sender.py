@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from outlast_checkpoints.errors import StorageFull, Superseded
 from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId, Stage
+from outlast_checkpoints.format.manifest import Manifest
 from outlast_checkpoints.storage import open_storage
 from outlast_checkpoints.store import transfer
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
@@ -60,6 +62,26 @@ def test_saving_a_sent_place_again_does_nothing(
     assert machine.settled()
     assert machine.names() == ["saved"]
     assert machine.spool.waiting() == []
+
+
+def test_what_was_sent_takes_no_memory_on_this_machine(
+    make: Callable[..., Machine], bucket: Bucket
+) -> None:
+    machine = make(keep="last:2")
+
+    def known() -> int:
+        gc.collect()
+        kinds = (CheckpointId, Manifest)
+        return sum(isinstance(one, kinds) for one in gc.get_objects())
+
+    counts = []
+    for _ in range(12):
+        machine.train()
+        machine.save()
+        assert machine.settled()
+        machine.events.clear()
+        counts.append(known())
+    assert counts[5] == counts[11]
 
 
 def test_a_save_waits_for_a_send_in_progress_but_not_for_a_hanging_store(
