@@ -45,7 +45,7 @@ def write_arrays(
     arrays = as_arrays(file.taken() if release_written else file)
     large = sum(array.nbytes for array in arrays.values()) >= page_cache.WORTHWHILE
     pieces = _pieces(template_of(arrays, file.group_attributes), arrays)
-    hasher = hasher or FileHasher(sha256=False)
+    hasher = hasher or FileHasher()
     size = 0
     with open(path, "xb", buffering=0) as out:
         writer = (

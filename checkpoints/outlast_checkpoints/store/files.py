@@ -21,7 +21,7 @@ from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.manifest import FileEntry, Manifest
 from outlast_checkpoints.format.snapshot import ArrayFile, Snapshot
 from outlast_checkpoints.storage.base import Storage
-from outlast_checkpoints.storage.documents import is_signed
+from outlast_checkpoints.storage.documents import file_mac
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,10 +111,11 @@ def write(
         if seen is not None:
             written.seen[name] = seen
     for name, document in snapshot.documents.items():
-        with storage.stage(_path(checkpoint, name, arrays=False), over=over) as path:
+        place = _path(checkpoint, name, arrays=False)
+        with storage.stage(place, over=over) as path:
             path.write_bytes(document)
-        hashes = hashes_of(document, sha256=is_signed(storage))
-        written.entries.append(FileEntry(name, len(document), hashes.hash, sha256=hashes.sha256))
+        hashes = hashes_of(document, file_mac(storage, place))
+        written.entries.append(FileEntry(name, len(document), hashes.hash, mac=hashes.strong))
     return written
 
 
@@ -258,15 +259,16 @@ def _write_arrays(
 ) -> FileEntry:
     from outlast_checkpoints.arrays.hdf5_file import write_arrays
 
-    hasher = FileHasher(sha256=is_signed(storage))
+    place = _path(checkpoint, name, arrays=True)
+    hasher = FileHasher(file_mac(storage, place))
     try:
-        with storage.stage(_path(checkpoint, name, arrays=True), over=over) as path:
+        with storage.stage(place, over=over) as path:
             size, digest = write_arrays(
                 path, file, past_cache=past_cache, release_written=release_written, hasher=hasher
             )
     finally:
         hashes = hasher.end()  # the disk has synced meanwhile
-    return FileEntry(name, size, digest, part_of, hashes.sha256)
+    return FileEntry(name, size, digest, part_of, mac=hashes.strong)
 
 
 @contextmanager
