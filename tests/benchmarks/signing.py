@@ -1,7 +1,7 @@
 """The cost of a key: a save of 300 MB, and reading it again, in a signed and in an unsigned job.
 
 `python tests/benchmarks/signing.py [--json] [--pairs N]`. Both saves are durable and go past the
-page cache, as those of a training on CPUs do. SHA-256 is computed on a second thread while the disk
+page cache, as those of a training on CPUs do. The MAC is computed on a second thread while the disk
 writes.
 """
 
@@ -97,7 +97,7 @@ def run(*, pairs: int = PAIRS) -> list[Figure]:
             signed.cpu[1:],
             plain.cpu[1:],
             "without a key",
-            detail="SHA-256 overlaps with the disk where a CPU is free",
+            detail="the MAC overlaps with the disk where a CPU is free",
         ),
         compared("reading it again", "s", *loads, "without a key"),
     ]

@@ -164,7 +164,7 @@ def test_unpacking_takes_three_times_the_file_at_most(tmp_path: Path, kind: str)
     entry = FileEntry("state.h5", length, digest)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = memory("VmRSS")
-    content, _ = read_local(path, entry)
+    content, _ = read_local(path, entry, None)
     assert content is not None
     found = read_file(content, partial(nullcontext, path), "state.h5")
     with pytest.raises(FormatError) if kind == "named twice" else nullcontext():

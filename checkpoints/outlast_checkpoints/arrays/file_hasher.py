@@ -1,15 +1,14 @@
 """The hashes of a file, computed while it is written or read.
 
-xxh3 finds accidents and costs next to nothing. SHA-256 is what a key can authenticate. It is slower
-than a disk, so it runs on a second thread; hashlib releases Python's lock meanwhile.
+xxh3 finds accidents and costs next to nothing. A second hash, a MAC or SHA-256, authenticates the
+file. It runs on another thread while the disk works: it releases Python's lock.
 """
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import xxhash
 
@@ -24,22 +23,30 @@ class Hashes(NamedTuple):
 
     hash: str
     """"xxh3:" and 32 hex digits."""
-    sha256: str | None = None
-    """64 hex digits; None if it was not wanted."""
+    strong: str | None = None
+    """The MAC or SHA-256; None if it was not wanted."""
+
+
+class Strong(Protocol):
+    """A hash that authenticates: a `FileMac`, or SHA-256 of hashlib."""
+
+    def update(self, piece: Piece, /) -> Any: ...
+
+    def hexdigest(self) -> str: ...
 
 
 class FileHasher:
     """Hashes the pieces of a file in order. Call `end` after the last, also after an error.
 
     Args:
-        sha256: Whether SHA-256 is wanted.
-        reused: Whether the memory of a piece may change after `update`. Then SHA-256 is computed at
-            once. Default False.
+        strong: The second hash. None (default) if it is not wanted.
+        reused: Whether the memory of a piece may change after `update`. Then the second hash is
+            computed at once. Default False.
     """
 
-    def __init__(self, *, sha256: bool, reused: bool = False) -> None:
+    def __init__(self, strong: Strong | None = None, *, reused: bool = False) -> None:
         self._xxh3 = xxhash.xxh3_128()
-        self._sha256 = hashlib.sha256() if sha256 else None
+        self._strong = strong
         self._reused = reused
         self._pieces: queue.Queue[Piece | None] = queue.Queue(_WAITING)
         self._thread: threading.Thread | None = None
@@ -48,10 +55,10 @@ class FileHasher:
     def update(self, piece: Piece) -> None:
         """Add the next piece."""
         self._xxh3.update(piece)
-        if self._sha256 is None:
+        if self._strong is None:
             return
         if self._thread is None and (self._reused or len(piece) < _LARGE or not self._start()):
-            self._sha256.update(piece)
+            self._strong.update(piece)
         else:
             self._pieces.put(piece)
 
@@ -68,11 +75,11 @@ class FileHasher:
             self._thread = None
         if self._error is not None:
             raise self._error
-        strong = None if self._sha256 is None else self._sha256.hexdigest()
+        strong = None if self._strong is None else self._strong.hexdigest()
         return Hashes(self.xxh3, strong)
 
     def _start(self) -> bool:
-        thread = threading.Thread(target=self._run, name="outlast-sha256", daemon=True)
+        thread = threading.Thread(target=self._run, name="outlast-mac", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the interpreter is ending
@@ -81,17 +88,17 @@ class FileHasher:
         return True
 
     def _run(self) -> None:
-        assert self._sha256 is not None
+        assert self._strong is not None
         while (piece := self._pieces.get()) is not None:
             try:
-                self._sha256.update(piece)
+                self._strong.update(piece)
             except Exception as error:  # noqa: BLE001  (raised by `end`; the queue must not fill up)
                 self._error = error
             del piece  # it may keep a large array
 
 
-def hashes_of(data: bytes, *, sha256: bool) -> Hashes:
+def hashes_of(data: bytes, strong: Strong | None = None) -> Hashes:
     """Return the hashes of a file's content."""
-    hasher = FileHasher(sha256=sha256, reused=True)
+    hasher = FileHasher(strong, reused=True)
     hasher.update(data)
     return hasher.end()

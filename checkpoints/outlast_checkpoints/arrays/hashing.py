@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -9,14 +11,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from outlast_checkpoints.arrays.file_hasher import FileHasher, Hashes
+from outlast_checkpoints.arrays.file_hasher import FileHasher, Hashes, Strong
 from outlast_checkpoints.errors import NotFound, StorageError
 from outlast_checkpoints.format.manifest import FileEntry
 from outlast_checkpoints.storage.base import Storage, is_damage, storage_error
+from outlast_checkpoints.storage.documents import file_mac
 
 _PIECE = 4 << 20
 
-_Inode = tuple[int, int, int, int]
+Inode = tuple[int, int, int, int]
 
 
 class Meter(Protocol):
@@ -38,28 +41,38 @@ class Unread:
 
 
 class Digests:
-    """Hashes of stored files. A file with several names (hard links) is read once."""
+    """Hashes of stored files. A file with several names (hard links) is read once.
 
-    def __init__(self, meter: Meter | None = None) -> None:
+    meter: receives the progress in bytes. keyed: the storage whose keys check MACs. None (default):
+    the one that a file is read from.
+    """
+
+    def __init__(self, meter: Meter | None = None, keyed: Storage | None = None) -> None:
         self._meter = meter or Unread()
+        self._keyed = keyed
         self._lock = threading.Lock()
-        self._known: dict[tuple[_Inode, bool], Future[Hashes]] = {}
+        self._known: dict[tuple[Inode, str], Future[Hashes]] = {}
 
-    def of(self, storage: Storage, path: str, *, sha256: bool = False) -> Hashes:
-        """Return a file's hashes as manifests write them. Raises `NotFound`, `StorageError`."""
-        inode = _shared_inode(storage, path)
+    def of(self, storage: Storage, path: str, entry: FileEntry | None = None) -> Hashes:
+        """Return a file's hashes as manifests write them.
+
+        entry: its manifest entry, if what authenticates the file is wanted too. Raises `NotFound`,
+        `StorageError`, `KeyWrong`.
+        """
+        inode = shared_inode(storage, path)
         if inode is None:
-            return self._read(storage, path, sha256)
+            return self._read(storage, path, entry)
+        key = inode, (entry and entry.authentic) or ""
         with self._lock:
-            known = self._known.get((inode, sha256))
+            known = self._known.get(key)
             if known is None:
-                mine = self._known[inode, sha256] = Future[Hashes]()
+                mine = self._known[key] = Future[Hashes]()
         if known is not None:
             found = known.result()
             self._meter.done(inode[2])
             return found
         try:
-            mine.set_result(self._read(storage, path, sha256))
+            mine.set_result(self._read(storage, path, entry))
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -72,7 +85,7 @@ class Digests:
         """
         try:
             size = storage.size(path)
-            return _compared(entry, size, lambda sha256: self.of(storage, path, sha256=sha256))
+            return _compared(entry, size, lambda: self.of(storage, path, entry))
         except NotFound:
             return "it is missing"
         except StorageError as error:
@@ -80,22 +93,34 @@ class Digests:
                 raise
             return f"it cannot be read: {error.fields['reason']}"
 
-    def _read(self, storage: Storage, path: str, sha256: bool) -> Hashes:
-        return hashed(pieces(storage, path), self._meter, sha256=sha256)
+    def _read(self, storage: Storage, path: str, entry: FileEntry | None) -> Hashes:
+        strong = None if entry is None else strong_of(self._keyed or storage, path, entry)
+        return hashed(pieces(storage, path), self._meter, strong=strong)
+
+
+def strong_of(storage: Storage, path: str, entry: FileEntry) -> Strong | None:
+    """Return what computes the hash that authenticates the file at `path`, as its entry says.
+
+    None if there is none, or if it is a MAC and no key is set. Raises `KeyWrong`, `FormatError`.
+    """
+    if entry.mac is not None:
+        return file_mac(storage, path, entry.mac)
+    return None if entry.sha256 is None else hashlib.sha256()
 
 
 def hashed(
     content: Iterable[memoryview | bytes],
     meter: Meter | None = None,
     *,
-    sha256: bool = False,
+    strong: Strong | None = None,
     reused: bool = True,
 ) -> Hashes:
     """Return the hashes of all pieces together, as manifests write them.
 
-    sha256: whether SHA-256 is wanted. reused: whether the memory of a piece is used for the next.
+    strong: a second hash, if one is wanted. reused: whether the memory of a piece is used for the
+    next.
     """
-    hasher = FileHasher(sha256=sha256, reused=reused)
+    hasher = FileHasher(strong, reused=reused)
     try:
         for piece in content:
             hasher.update(piece)
@@ -116,18 +141,23 @@ def read_checked(storage: Storage, path: str, entry: FileEntry) -> tuple[memoryv
 
     if storage.local_path(path) is not None:
         with storage.fetch(path) as local:
-            return read_local(local, entry)
+            return read_local(local, entry, strong_of(storage, path, entry))
     size = storage.size(path)
     if size != entry.size:
         return None, _other_size(entry, size)
     content = direct_io.memory(size)
     found = storage.read_into(path, content)
-    wrong = _compared(entry, found, lambda sha256: hashed([content], sha256=sha256, reused=False))
+    strong = strong_of(storage, path, entry)
+    wrong = _compared(entry, found, lambda: hashed([content], strong=strong, reused=False))
     return (content, "") if wrong is None else (None, wrong)
 
 
-def read_local(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
+def read_local(
+    local: Path, entry: FileEntry, strong: Strong | None
+) -> tuple[memoryview | None, str]:
     """Return the content of a local file if it matches its manifest entry.
+
+    strong: what computes the hash that authenticates it; None if there is none, or no key.
 
     Otherwise return None and how it differs. Memory is allocated only for the right size. Raises
     `StorageError` if the file is out of reach, which does not count as damage.
@@ -141,9 +171,7 @@ def read_local(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
         content = direct_io.memory(size)
         with open(local, "rb", buffering=0, opener=open_regular) as file:
             pieces = direct_io.filling(content, file.fileno())
-            wrong = _compared(
-                entry, size, lambda sha256: hashed(pieces, sha256=sha256, reused=False)
-            )
+            wrong = _compared(entry, size, lambda: hashed(pieces, strong=strong, reused=False))
         return (content, "") if wrong is None else (None, wrong)
     except OSError as error:
         if not is_damage(error, local=True):
@@ -151,18 +179,20 @@ def read_local(local: Path, entry: FileEntry) -> tuple[memoryview | None, str]:
         return None, f"it cannot be read: {error.strerror or error}"
 
 
-def _compared(entry: FileEntry, size: int, digest: Callable[[bool], Hashes]) -> str | None:
+def _compared(entry: FileEntry, size: int, digest: Callable[[], Hashes]) -> str | None:
     if size != entry.size:
         return _other_size(entry, size)
-    return changed(entry, digest(entry.sha256 is not None))
+    return changed(entry, digest())
 
 
 def changed(entry: FileEntry, found: Hashes) -> str | None:
     """Return how a file's hashes differ from its manifest entry, or None if they do not."""
     if found.hash != entry.hash:
         return "its content has changed (the hash differs)"
-    if entry.sha256 is not None and found.sha256 != entry.sha256:
-        return "its content was forged (its xxh3 was kept, its SHA-256 differs)"
+    wanted = entry.authentic or ""
+    if found.strong is not None and not hmac.compare_digest(found.strong, wanted):
+        what = "SHA-256" if entry.mac is None else "MAC"
+        return f"its content was forged (its xxh3 was kept, its {what} differs)"
     return None
 
 
@@ -206,7 +236,7 @@ def open_regular(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _shared_inode(storage: Storage, path: str) -> _Inode | None:
+def shared_inode(storage: Storage, path: str) -> Inode | None:
     """Return the identity of a file that has several names, or None for any other file."""
     local = storage.local_path(path)
     if local is None:

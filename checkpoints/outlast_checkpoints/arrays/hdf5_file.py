@@ -49,7 +49,7 @@ def write_arrays(
     template = template_of(arrays, file.group_attributes)
     whole = sum(map(len, template.around)) + sum(array.nbytes for array in arrays.values())
     pieces = _pieces(template, arrays)
-    hasher = hasher or FileHasher(sha256=False)
+    hasher = hasher or FileHasher()
     size = 0
     with open(path, "xb", buffering=0) as out:
         writer = (

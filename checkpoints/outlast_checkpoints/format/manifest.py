@@ -17,8 +17,9 @@ from outlast_checkpoints.format import layout
 from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.sealed_json import seal, unseal
 from outlast_checkpoints.format.snapshot import Progress
+from outlast_checkpoints.storage import file_mac
 
-FORMAT = 3  # the newest format that is read; the lowest that suffices is written
+FORMAT = 4  # the newest format that is read; the lowest that suffices is written
 REASONS = ("start", "step", "time", "epoch", "stop", "signal", "end", "left", "request")
 
 _HASH = re.compile(r"xxh3:[0-9a-f]{32}")
@@ -35,7 +36,10 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
         hash: "xxh3:" and 32 hex digits (XXH3, 128 bits).
         part_of: For a file that holds the unchanged arrays of another one, the name of the
             other. None for a whole file.
-        sha256: SHA-256 in hex, which the manifest's MAC authenticates. None in a job without a key.
+        sha256: SHA-256 in hex, which the manifest's MAC authenticates. Older versions wrote it in
+            jobs with a key; None otherwise.
+        mac: The MAC of the file, "gmac:" and the key's id, salt and tag. None in a job without a
+            key.
     """
 
     name: str
@@ -43,6 +47,12 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     hash: str
     part_of: str | None = None
     sha256: str | None = None
+    mac: str | None = None
+
+    @property
+    def authentic(self) -> str | None:
+        """What proves the file's content to a holder of the key: its MAC or SHA-256, if any."""
+        return self.mac or self.sha256
 
 
 class HistoryMark(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -63,7 +73,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The manifest of a committed checkpoint.
 
     Attributes:
-        format: Format number: 3 if a file has a SHA-256, 2 if one is part of another, else 1.
+        format: Format number: 4 if a file has a MAC, 3 if one has a SHA-256, 2 if one is part of
+            another, else 1.
         checkpoint: The checkpoint's name.
         progress: Its place in the training.
         reason: Why it was saved: "start", "step", "time", "epoch", "stop", "signal", "end" or
@@ -107,6 +118,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def format_of(files: Iterable[FileEntry]) -> int:
     """Return the lowest format number that suffices for a manifest of these files."""
     files = list(files)
+    if any(entry.mac is not None for entry in files):
+        return 4
     if any(entry.sha256 is not None for entry in files):
         return 3
     return 2 if any(entry.part_of is not None for entry in files) else 1
@@ -174,6 +187,8 @@ def _problem(manifest: Manifest) -> str | None:
             return f"file {entry.name!r} has no valid size and hash"
         if entry.sha256 is not None and not _SHA256.fullmatch(entry.sha256):
             return f"file {entry.name!r} has no valid SHA-256"
+        if entry.mac is not None and file_mac.parts(entry.mac) is None:
+            return f"file {entry.name!r} has no valid MAC"
     whole = {entry.name for entry in manifest.files if entry.part_of is None}
     for entry in manifest.files:
         if entry.part_of is not None and (
@@ -182,5 +197,5 @@ def _problem(manifest: Manifest) -> str | None:
         ):
             return f"file {entry.name!r} cannot be part of {entry.part_of!r}"
     if manifest.format < format_of(manifest.files):
-        return f"format {manifest.format} does not allow parts of files, or SHA-256"
+        return f"format {manifest.format} does not allow parts, SHA-256 or MACs of files"
     return None

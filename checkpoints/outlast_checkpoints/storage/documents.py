@@ -6,6 +6,7 @@ from typing import Final
 
 from outlast_checkpoints.errors import FormatError
 from outlast_checkpoints.storage.base import Storage
+from outlast_checkpoints.storage.file_mac import FileMac
 from outlast_checkpoints.storage.signed import SignedStorage, envelope, identity_of
 
 _LARGEST: Final = 16 << 20  # bytes; a larger document is refused
@@ -46,6 +47,16 @@ def opened(storage: Storage, path: str, data: bytes) -> bytes:
 def is_signed(storage: Storage) -> bool:
     """Return whether documents of this storage are signed and verified."""
     return isinstance(storage, SignedStorage)
+
+
+def file_mac(storage: Storage, path: str, stored: str | None = None) -> FileMac | None:
+    """Return what computes the MAC of a file, a new one or like the stored one; None without keys.
+
+    Raises:
+        FormatError: `stored` is not a MAC.
+        KeyWrong: it was made with a key that is not in the key file.
+    """
+    return storage.file_mac(path, stored) if isinstance(storage, SignedStorage) else None
 
 
 def unsigned(storage: Storage) -> Storage:

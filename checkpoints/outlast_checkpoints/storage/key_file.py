@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Final
 
 from outlast_checkpoints.errors import AlreadyExists, UsageError
+from outlast_checkpoints.storage.file_mac import SALT, FileMac
 
 KEY_FILE: Final = "OUTLAST_KEY_FILE"
 _LARGEST: Final = 1 << 16  # bytes
 _KEY: Final = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")
+_FILE: Final = b"outlast file 1\0"  # before the salt of a file's key; no document begins so
 _HINT: Final = "Make a key file with `outlast key new FILE`."
 
 
@@ -42,6 +44,14 @@ class KeyRing:
     def mac(self, data: bytes, key: str | None = None) -> str:
         """Return the HMAC-SHA256 of `data` with the key of this id (default: the first), in hex."""
         return hmac.digest(self._keys[key or self.ids[0]], data, "sha256").hex()
+
+    def file_mac(self, key: str | None = None, salt: bytes | None = None) -> FileMac:
+        """Return what computes the MAC of one file: of a new one, or as a stored MAC says.
+
+        key: the id of a key (default: the first). salt: of the stored MAC (default: a new one).
+        """
+        key, salt = key or self.ids[0], salt or secrets.token_bytes(SALT)
+        return FileMac(key, salt, hmac.digest(self._keys[key], _FILE + salt, "sha256"))
 
     def again(self) -> KeyRing:
         """Return the keys of the file as it is now, or these if it cannot be used."""

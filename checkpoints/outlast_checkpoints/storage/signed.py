@@ -21,7 +21,9 @@ from typing import Final, NamedTuple
 import xxhash
 
 from outlast_checkpoints.errors import FormatError, KeyWrong, NotAuthentic, NotFound
+from outlast_checkpoints.storage import file_mac
 from outlast_checkpoints.storage.base import Appender, Capabilities, Following, Storage, Unfinished
+from outlast_checkpoints.storage.file_mac import FileMac
 from outlast_checkpoints.storage.key_file import KeyRing
 
 IDENTITY: Final = "spec.json"  # the document whose hash is the identity of its job
@@ -112,22 +114,40 @@ class SignedStorage:
         found = envelope(data, path)
         if found is None:
             raise NotAuthentic(path=path, reason="it has no MAC, and a key is set")
-        if found.key not in self.keys.ids:
-            self.keys = self.keys.again()  # a key may have been put into the file meanwhile
-        if found.key not in self.keys.ids:
-            known = ", ".join(self.keys.ids)
-            raise KeyWrong(
-                path=path,
-                found=found.key,
-                file=self.keys.path,
-                known=known,
-                reason=f"it was signed with key {found.key}",
-            )
+        self._check_key(path, found.key)
         wanted = self.keys.mac(self._bound(path, found.body), found.key)
         if not hmac.compare_digest(wanted, found.mac):
             reason = "it was changed, or it belongs to another job or place"
             raise NotAuthentic(path=path, reason=reason)
         return found.body
+
+    def file_mac(self, path: str, stored: str | None = None) -> FileMac:
+        """Return what computes the MAC of the file at `path`: a new one, or like the stored one.
+
+        Raises:
+            FormatError: `stored` is not a MAC.
+            KeyWrong: it was made with a key that is not in the key file.
+        """
+        if stored is None:
+            return self.keys.file_mac()
+        found = file_mac.parts(stored)
+        if found is None:
+            raise FormatError(path=path, reason="its MAC is not valid")
+        self._check_key(path, found.key)
+        return self.keys.file_mac(found.key, found.salt)
+
+    def _check_key(self, path: str, key: str) -> None:
+        """Raise `KeyWrong` unless the key with this id is in the key file."""
+        if key not in self.keys.ids:
+            self.keys = self.keys.again()  # a key may have been put into the file meanwhile
+        if key not in self.keys.ids:
+            raise KeyWrong(
+                path=path,
+                found=key,
+                file=self.keys.path,
+                known=", ".join(self.keys.ids),
+                reason=f"it was signed with key {key}",
+            )
 
     def identity(self) -> str:
         """Return what the documents belong to: for a job, the hash of its spec.

@@ -114,8 +114,8 @@ class CheckpointReader:
             found = manifest.decode(read_document(self.storage, path), path)
             if found.checkpoint != str(checkpoint):
                 raise FormatError(path=path, reason=f"it belongs to {found.checkpoint}")
-            if is_signed(self.storage) and any(entry.sha256 is None for entry in found.files):
-                raise NotAuthentic(path=path, reason="it has no SHA-256 of a file")
+            if is_signed(self.storage) and any(entry.authentic is None for entry in found.files):
+                raise NotAuthentic(path=path, reason="it has no MAC of a file")
         except NotFound:
             raise NoCheckpoint(wanted=str(checkpoint), root=self.storage.root) from None
         except (FormatTooNew, NotAuthentic):

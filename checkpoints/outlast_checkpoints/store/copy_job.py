@@ -82,7 +82,7 @@ class _Copy:
         self._verified, self._source = source, unsigned(source)
         self._target = unsigned(target)
         self._meter = meter
-        self._transfer = Transfer(self._source, self._target, meter)
+        self._transfer = Transfer(self._source, self._target, meter, self._verified)
         self._pool = ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="copy")
         self._copied = Copied(self._transfer.tally)
 

@@ -22,7 +22,7 @@ from outlast_checkpoints.format.layout import CheckpointId
 from outlast_checkpoints.format.manifest import FileEntry, Manifest
 from outlast_checkpoints.format.snapshot import ArrayFile, Snapshot
 from outlast_checkpoints.storage.base import Storage
-from outlast_checkpoints.storage.documents import is_signed
+from outlast_checkpoints.storage.documents import file_mac
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,10 +118,11 @@ def write(
         if seen is not None:
             written.seen[name] = seen
     for name, document in snapshot.documents.items():
-        with storage.stage(_path(checkpoint, name, arrays=False), over=over) as path:
+        place = _path(checkpoint, name, arrays=False)
+        with storage.stage(place, over=over) as path:
             path.write_bytes(document)
-        hashes = hashes_of(document, sha256=is_signed(storage))
-        written.entries.append(FileEntry(name, len(document), hashes.hash, sha256=hashes.sha256))
+        hashes = hashes_of(document, file_mac(storage, place))
+        written.entries.append(FileEntry(name, len(document), hashes.hash, mac=hashes.strong))
     return written
 
 
@@ -268,8 +269,8 @@ def _write_arrays(
 ) -> FileEntry:
     from outlast_checkpoints.arrays.hdf5_file import write_arrays
 
-    hasher = FileHasher(sha256=is_signed(storage))
     stored = _path(checkpoint, name, arrays=True)
+    hasher = FileHasher(file_mac(storage, stored))
     try:
         with storage.stage(stored, over=over) as path:
             size, digest = write_arrays(
@@ -282,7 +283,7 @@ def _write_arrays(
             )
     finally:
         hashes = hasher.end()  # the disk has synced meanwhile
-    return FileEntry(name, size, digest, part_of, hashes.sha256)
+    return FileEntry(name, size, digest, part_of, mac=hashes.strong)
 
 
 @contextmanager

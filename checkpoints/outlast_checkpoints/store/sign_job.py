@@ -8,12 +8,26 @@ from itertools import chain
 
 import msgspec
 
-from outlast_checkpoints.arrays.hashing import Digests
-from outlast_checkpoints.errors import CheckpointDamaged, FormatError, FormatTooNew, NotAuthentic
+from outlast_checkpoints.arrays.hashing import (
+    Inode,
+    changed,
+    hashed,
+    pieces,
+    shared_inode,
+    strong_of,
+)
+from outlast_checkpoints.errors import (
+    CheckpointDamaged,
+    FormatError,
+    FormatTooNew,
+    NotAuthentic,
+    NotFound,
+)
 from outlast_checkpoints.format import layout, lineage, manifest
 from outlast_checkpoints.format.layout import CheckpointId
-from outlast_checkpoints.format.manifest import FileEntry, HistoryMark, Manifest
+from outlast_checkpoints.format.manifest import FileEntry, HistoryMark
 from outlast_checkpoints.history.attempt_rows import AttemptRows
+from outlast_checkpoints.storage import file_mac
 from outlast_checkpoints.storage.documents import opened, raw_document
 from outlast_checkpoints.storage.signed import DOCUMENT, SignedStorage
 
@@ -38,18 +52,18 @@ def sign_job(storage: SignedStorage, *, trust: bool = False) -> Signing:
 
     Args:
         storage: The job.
-        trust: Sign also what no known key has signed, as it is. Its checkpoints are read whole, to
-            compute SHA-256 of their files.
+        trust: Sign also what no known key has signed, as it is. Checkpoints whose files have no
+            MAC of the first key are read whole.
 
     Raises:
         NotAuthentic: A document was not written by a holder of a key, and `trust` is False.
         StorageError: The storage cannot be read or written.
     """
     done = Signing()
-    digests = Digests()
+    macs = _Macs(storage)
     for path in chain([layout.SPEC], _paths(storage)):  # the spec is the identity of the others
         try:
-            _sign(storage, path, done, digests, trust=trust)
+            _sign(storage, path, done, macs, trust=trust)
         except (NotAuthentic, FormatTooNew):
             raise
         except (FormatError, CheckpointDamaged) as error:
@@ -57,13 +71,11 @@ def sign_job(storage: SignedStorage, *, trust: bool = False) -> Signing:
     return done
 
 
-def _sign(
-    storage: SignedStorage, path: str, done: Signing, digests: Digests, *, trust: bool
-) -> None:
+def _sign(storage: SignedStorage, path: str, done: Signing, macs: _Macs, *, trust: bool) -> None:
     data = raw_document(storage, path)
     document = opened(storage.inner if trust else storage, path, data)
     if path.rpartition("/")[2] == layout.MANIFEST_FILE:
-        document = _with_sha256(storage, path, document, digests)
+        document = _with_macs(storage, path, document, macs)
     elif path.endswith("/" + layout.origin(1).rpartition("/")[2]):
         document = _with_history(storage, path, document)
     signed = storage.sign(path, document)
@@ -92,10 +104,12 @@ def _paths(storage: SignedStorage) -> Iterator[str]:
             yield layout.manifest(found)
 
 
-def _with_sha256(storage: SignedStorage, path: str, document: bytes, digests: Digests) -> bytes:
-    """Return a manifest with SHA-256 of all its files and of its history."""
+def _with_macs(storage: SignedStorage, path: str, document: bytes, macs: _Macs) -> bytes:
+    """Return a manifest with MACs of all its files, and SHA-256 of its history."""
     made = manifest.decode(document, path)
-    files = tuple(_entry(storage, made, entry, digests) for entry in made.files)
+    files = tuple(
+        macs.entry(layout.checkpoint_file(made.id, entry.name), entry) for entry in made.files
+    )
     history = made.history and _mark(storage, made.history)
     if (files, history) == (made.files, made.history):
         return document
@@ -105,14 +119,45 @@ def _with_sha256(storage: SignedStorage, path: str, document: bytes, digests: Di
     )
 
 
-def _entry(storage: SignedStorage, made: Manifest, entry: FileEntry, digests: Digests) -> FileEntry:
-    if entry.sha256 is not None:
-        return entry
-    path = layout.checkpoint_file(made.id, entry.name)
-    if reason := digests.difference(storage, path, entry):
-        raise FormatError(path=path, reason=f"{entry.name}: {reason}")
-    found = digests.of(storage, path, sha256=True)
-    return msgspec.structs.replace(entry, sha256=found.sha256)
+class _Macs:
+    """Manifest entries with a MAC of the first key. A file with several names is read once."""
+
+    def __init__(self, storage: SignedStorage) -> None:
+        self._storage = storage
+        self._made: dict[tuple[Inode, FileEntry], FileEntry] = {}
+
+    def entry(self, path: str, entry: FileEntry) -> FileEntry:
+        """Return a file's entry, with a new MAC if it has none of the first key, nor SHA-256.
+
+        The bytes that get a MAC are those that are compared with the entry. Raises `FormatError` if
+        they differ from it.
+        """
+        old = entry.mac and file_mac.parts(entry.mac)
+        first = self._storage.keys.ids[0]
+        if (old and old.key == first) or (entry.mac is None and entry.sha256 is not None):
+            return entry
+        try:
+            inode = shared_inode(self._storage, path)
+            if inode is None:
+                return self._renewed(path, entry)
+            if (inode, entry) not in self._made:
+                self._made[inode, entry] = self._renewed(path, entry)
+            return self._made[inode, entry]
+        except NotFound:
+            raise FormatError(path=path, reason=f"{entry.name}: it is missing") from None
+
+    def _renewed(self, path: str, entry: FileEntry) -> FileEntry:
+        fresh = self._storage.file_mac(path)
+
+        def read() -> Iterator[memoryview | bytes]:
+            for piece in pieces(self._storage, path):
+                fresh.update(piece)
+                yield piece
+
+        found = hashed(read(), strong=strong_of(self._storage, path, entry))
+        if reason := changed(entry, found):
+            raise FormatError(path=path, reason=f"{entry.name}: {reason}")
+        return msgspec.structs.replace(entry, mac=fresh.hexdigest())
 
 
 def _with_history(storage: SignedStorage, path: str, document: bytes) -> bytes:

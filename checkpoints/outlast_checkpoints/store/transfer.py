@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from outlast_checkpoints.arrays.file_hasher import Hashes
-from outlast_checkpoints.arrays.hashing import Digests, Meter, changed, hashed, pieces
+from outlast_checkpoints.arrays.file_hasher import Hashes, Strong
+from outlast_checkpoints.arrays.hashing import Digests, Meter, changed, hashed, pieces, strong_of
 from outlast_checkpoints.errors import AlreadyExists, NotFound, StorageError
 from outlast_checkpoints.format.manifest import FileEntry
 from outlast_checkpoints.storage.base import Storage, join
@@ -37,13 +37,13 @@ class Tally:
 class Transfer:
     """Copies files from `source` to the same paths in `target`. Threads may share it.
 
-    meter: receives the progress in bytes.
+    meter: receives the progress in bytes. keyed: the storage whose keys check MACs.
     """
 
-    def __init__(self, source: Storage, target: Storage, meter: Meter) -> None:
-        self._source, self._target = source, target
+    def __init__(self, source: Storage, target: Storage, meter: Meter, keyed: Storage) -> None:
+        self._source, self._target, self._keyed = source, target, keyed
         self._meter = meter
-        self._digests = Digests()
+        self._digests = Digests(keyed=keyed)
         self._lock = threading.Lock()
         self._there: dict[str, set[str]] = {}  # names by folder, at the first look
         self._parts: dict[FileEntry, str] = {}  # paths of parts in the target, for links
@@ -59,7 +59,7 @@ class Transfer:
             self._count(kept=entry.size)
         elif not self._link(path, entry):
             try:
-                hashes = self._write(path, sha256=entry.sha256 is not None)
+                hashes = self._write(path, strong_of(self._keyed, path, entry))
             except _Unreadable as error:
                 return error.reason
             if reason := changed(entry, hashes):
@@ -118,7 +118,7 @@ class Transfer:
         self._count(linked=entry.size)
         return True
 
-    def _write(self, path: str, *, sha256: bool = False) -> Hashes:
+    def _write(self, path: str, strong: Strong | None = None) -> Hashes:
         """Copy a file, replacing any other; return its hashes, verified in the target."""
         size = 0
 
@@ -139,7 +139,7 @@ class Transfer:
                 yield piece
 
         with self._target.stage(path, over=True) as local, open(local, "wb") as file:
-            hashes = hashed(read(), self._meter, sha256=sha256)
+            hashes = hashed(read(), self._meter, strong=strong)
         if self._digests.of(self._target, path).hash != hashes.hash:
             full = join(self._target.root, path)
             raise StorageError(action="copy", path=full, reason="the copy differs from the source")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from outlast_checkpoints.storage import key_file, open_storage
 from outlast_checkpoints.storage.base import Storage
 from outlast_checkpoints.storage.documents import read_document, unsigned
 from outlast_checkpoints.storage.signed import SignedStorage
+from outlast_checkpoints.store import sign_job
 from outlast_checkpoints.store.checkpoint_store import CheckpointStore
 from outlast_checkpoints.store.spool import Spool
 from outlast_checkpoints.store.spool_sender import Sender
@@ -224,10 +226,12 @@ def test_an_attack_is_refused_before_anything_is_parsed(
 
 
 def test_a_forged_file_is_not_used(outlast: Call, root: Path, tmp_path: Path) -> None:
-    """Its xxh3 collides: here the manifest has another SHA-256, as if the file had been made so."""
+    """Its xxh3 collides: here the manifest has another MAC, as if the file had been made so."""
     storage = open_storage(root / "a")
     made = manifest.decode(read_document(storage, NEWEST), NEWEST)
-    forged = tuple(msgspec.structs.replace(entry, sha256="0" * 64) for entry in made.files)
+    forged = tuple(
+        msgspec.structs.replace(entry, mac=str(entry.mac)[:-32] + "0" * 32) for entry in made.files
+    )
     storage.replace(NEWEST, manifest.encode(msgspec.structs.replace(made, files=forged)))
     assert "was forged" in outlast("verify", "a")[1]
     dest = tmp_path / "a.weights.h5"
@@ -402,6 +406,66 @@ def test_rotation(outlast: Call, root: Path, key: Path, tmp_path: Path) -> None:
     assert outlast("verify", "b", "--key-file", str(keys))[0] == 65
 
 
+def test_a_changed_file_gets_no_mac_of_the_new_key(
+    outlast: Call, root: Path, key: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    shutil.copy(key, keys)
+    keys.chmod(0o600)
+    assert outlast("key", "rotate", str(keys))[0] == 0
+    storage = open_storage(root / "a")
+    made = manifest.decode(read_document(storage, NEWEST), NEWEST)
+    file = root / "a" / layout.checkpoint_file(made.id, made.files[0].name)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    collides = mock.Mock(**{"hexdigest.return_value": made.files[0].hash.removeprefix("xxh3:")})
+    assert isinstance(storage, SignedStorage)
+    rotated = SignedStorage(storage.inner, key_file.load(keys))
+    with mock.patch.object(xxhash, "xxh3_128", return_value=collides):
+        done = sign_job.sign_job(rotated)
+    assert "was forged" in done.left[NEWEST]
+
+
+def as_before_macs(root: Path) -> None:
+    """Give the manifests of job a SHA-256 in place of MACs, as older versions wrote them."""
+    storage = open_storage(root / "a")
+    for found in CheckpointStore(storage).ids():
+        path = layout.manifest(found)
+        made = manifest.decode(read_document(storage, path), path)
+        files = tuple(
+            msgspec.structs.replace(entry, mac=None, sha256=sha256_of(root, found, entry.name))
+            for entry in made.files
+        )
+        older = msgspec.structs.replace(made, files=files, format=manifest.format_of(files))
+        assert older.format == 3
+        storage.replace(path, manifest.encode(older))
+
+
+def sha256_of(root: Path, found: layout.CheckpointId, name: str) -> str:
+    path = root / "a" / layout.checkpoint_file(found, name)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_job_of_an_older_version_has_sha256_and_is_still_read(
+    outlast: Call, root: Path, tmp_path: Path
+) -> None:
+    as_before_macs(root)
+    code, text = outlast("verify", "a")
+    assert (code, "Authenticated with the key" in text) == (0, True), text
+    assert outlast("copy", "a", str(tmp_path / "copy"))[0] == 0
+    assert outlast("verify", str(tmp_path / "copy"))[0] == 0
+    assert "0 documents signed" in outlast("key", "sign", "a")[1]
+    storage = open_storage(root / "a")
+    made = manifest.decode(read_document(storage, NEWEST), NEWEST)
+    forged = tuple(msgspec.structs.replace(entry, sha256="0" * 64) for entry in made.files)
+    storage.replace(NEWEST, manifest.encode(msgspec.structs.replace(made, files=forged)))
+    assert "was forged (its xxh3 was kept, its SHA-256 differs)" in outlast("verify", "a")[1]
+    none = tuple(msgspec.structs.replace(entry, sha256=None) for entry in made.files)
+    storage.replace(NEWEST, manifest.encode(msgspec.structs.replace(made, files=none)))
+    assert "it has no MAC of a file" in outlast("verify", "a")[1]
+
+
 def test_a_job_from_before_the_key_is_signed_on_request(
     outlast: Call, root: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,8 +485,8 @@ def test_a_job_from_before_the_key_is_signed_on_request(
     monkeypatch.setenv(key_file.KEY_FILE, str(key))
     storage = open_storage(root / "old")
     made = CheckpointStore(storage).manifest(CheckpointStore(storage).ids()[-1])
-    assert made.format == 3
-    assert all(entry.sha256 for entry in made.files)
+    assert made.format == 4
+    assert all(entry.mac for entry in made.files)
     rows = root / "old" / layout.history(1)
     rows.write_bytes(rows.read_bytes().replace(b"1.0", b"2.0"))
     assert outlast("verify", "old", *options)[0] == 65
@@ -432,16 +496,17 @@ def test_the_command_line_uses_the_variable_of_the_storage() -> None:
     assert group.KEY_FILE == key_file.KEY_FILE
 
 
-def test_each_sha256_is_that_of_the_file(root: Path) -> None:
-    import hashlib
-
+def test_each_mac_is_that_of_the_file(root: Path) -> None:
     storage: Storage = open_storage(root / "a")
     assert isinstance(storage, SignedStorage)
     store = CheckpointStore(storage)
     for found in store.ids():
         for entry in store.manifest(found).files:
             data = (root / "a" / layout.checkpoint_file(found, entry.name)).read_bytes()
-            assert entry.sha256 == hashlib.sha256(data).hexdigest()
+            mac = storage.file_mac(entry.name, entry.mac)
+            mac.update(data)
+            assert mac.hexdigest() == entry.mac
+            assert entry.sha256 is None
         history = store.manifest(found).history
         assert history is not None
         rows = (root / "a" / layout.history(history.attempt)).read_bytes()[: history.mark]

@@ -391,9 +391,9 @@ def test_a_file_is_read_and_hashed_in_pieces(
     content = bytes(range(length))
     (tmp_path / "file").write_bytes(content)
     good = f"xxh3:{xxhash.xxh3_128_hexdigest(content)}"
-    found, wrong = digest.read_local(tmp_path / "file", FileEntry("file", length, good))
+    found, wrong = digest.read_local(tmp_path / "file", FileEntry("file", length, good), None)
     assert found is not None
     assert (bytes(found), wrong) == (content, "")
     other = f"xxh3:{xxhash.xxh3_128_hexdigest(content + b'.')}"
-    found, wrong = digest.read_local(tmp_path / "file", FileEntry("file", length, other))
+    found, wrong = digest.read_local(tmp_path / "file", FileEntry("file", length, other), None)
     assert (found, wrong) == (None, "its content has changed (the hash differs)")
