@@ -18,6 +18,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=50, help="runs of each architecture")
     parser.add_argument("--only", action="append", help="architectures whose names contain this")
     parser.add_argument("--log", type=Path, help="keep the results here, and go on with them")
+    parser.add_argument("--beside", type=int, default=2, help="runs at once, each other's load")
     parser.add_argument("--minutes", type=float, help="stop after this time")
     parser.add_argument("--table", action="store_true", help="only print the table of --log")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # in a new interpreter
@@ -47,18 +50,19 @@ def main() -> int:
     names = [name for name in catalogue.NAMES if any(part in name for part in only)]
     results = _read(log)
     end = time.monotonic() + 60 * (given.minutes or 1e9)
-    for number in range(0 if given.table else given.runs):
-        for name in names:
-            if len(results[name]) > number or time.monotonic() > end:
-                continue
-            variation = processes.variation_of(number)
-            started = time.monotonic()
-            digests = processes.run(name, variation, one_run.train, log.with_suffix(".output"))
-            seconds = round(time.monotonic() - started, 1)
-            line = {"name": name, "variation": variation.name, "s": seconds, "digests": digests}
-            with log.open("a") as lines:
-                lines.write(json.dumps(line) + "\n")
-            results[name].append(line)
+    output = log.with_suffix(".output")
+
+    def due() -> Iterator[Callable[[], processes.Run]]:
+        for number in range(0 if given.table else given.runs):
+            for name in names:
+                if len(results[name]) <= number and time.monotonic() < end:
+                    variation = processes.variation_of(number)
+                    yield partial(processes.Run, name, variation, one_run.train, output)
+
+    for line in processes.run_all(due(), given.beside):
+        with log.open("a") as lines:
+            lines.write(json.dumps(line) + "\n")
+        results[line["name"]].append(line)
     return _report({name: results[name] for name in names})
 
 

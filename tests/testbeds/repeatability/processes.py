@@ -84,20 +84,30 @@ def variation_of(run: int) -> Variation:
     return ROTA[run % len(ROTA)]
 
 
-def run(name: str, variation: Variation, train: Train, output: Path) -> dict[str, Any]:
-    """Train once in a new process; return its digests, or {"error": …}. Output is appended."""
-    if variation.cold:
-        return _run_cold(name, output)
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+class Run:
+    """A training in a new process, from its start to its digests."""
+
+    def __init__(self, name: str, variation: Variation, train: Train, output: Path) -> None:
+        """Start it. Its output is appended to a file."""
+        self.name, self.variation, self.output = name, variation, output
+        self._started = time.monotonic()
+        reader, writer = os.pipe()
+        start = self._start_cold if variation.cold else self._fork
+        self._pid = start(train, reader, writer)
+        os.close(writer)
+        self._reader = reader
+
+    def _fork(self, train: Train, reader: int, writer: int) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
         code = 1
         try:
             os.close(reader)
             os.setsid()  # a kill of the group takes the busy loops along
-            _connect(output)
-            with variation.conditions():
-                digests = train(name)
+            _connect(self.output)
+            with self.variation.conditions():
+                digests = train(self.name)
             os.write(writer, json.dumps(digests).encode())
             code = 0
         except BaseException:  # noqa: BLE001  (never go on as a second parent)
@@ -105,35 +115,51 @@ def run(name: str, variation: Variation, train: Train, output: Path) -> dict[str
         finally:
             sys.stderr.flush()
             os._exit(code)
-    os.close(writer)
-    code = _wait(pid)
-    with os.fdopen(reader, "rb") as result:
-        said = result.read()
-    return json.loads(said) if code == 0 else {"error": f"exit code {code}, see {output}"}
+
+    def _start_cold(self, train: Train, reader: int, writer: int) -> int:
+        command = [sys.executable, "-m", "tests.testbeds.repeatability", "--one", self.name]
+        with self.output.open("ab") as log:
+            process = subprocess.Popen(command, stdout=writer, stderr=log, start_new_session=True)
+        process.returncode = 0  # the process is waited for by its id, below
+        return process.pid
+
+    def end(self) -> dict[str, Any] | None:
+        """Return its line of the log, or None while it trains. Digests may be {"error": …}."""
+        seconds = time.monotonic() - self._started
+        if seconds > SECONDS:
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
+        done, status = os.waitpid(self._pid, os.WNOHANG if seconds < SECONDS else 0)
+        if not done:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        with os.fdopen(self._reader, "rb") as result:
+            said = result.read()
+        error = {"error": f"exit code {code}, see {self.output}"}
+        return {
+            "name": self.name,
+            "variation": self.variation.name,
+            "s": round(seconds, 1),
+            "digests": error if code else json.loads(said.splitlines()[-1]),
+        }
 
 
-def _run_cold(name: str, output: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.testbeds.repeatability", "--one", name]
-    with output.open("ab") as log:
-        ended = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=log, timeout=SECONDS, check=False
-        )
-    if ended.returncode:
-        return {"error": f"exit code {ended.returncode}, see {output}"}
-    digests: dict[str, str] = json.loads(ended.stdout.splitlines()[-1])
-    return digests
-
-
-def _wait(pid: int) -> int:
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
+def run_all(runs: Iterator[Callable[[], Run]], beside: int) -> Iterator[dict[str, Any]]:
+    """Start the runs, up to `beside` at once; yield the line of each when it ends."""
+    going: list[Run] = []
+    more = True
+    while more or going:
+        while more and len(going) < beside:
+            begin = next(runs, None)
+            more = begin is not None
+            if begin is not None:
+                going.append(begin())
+        for one in list(going):
+            line = one.end()
+            if line is not None:
+                going.remove(one)
+                yield line
         time.sleep(0.02)
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _connect(output: Path) -> None:
