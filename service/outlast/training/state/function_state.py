@@ -102,6 +102,8 @@ def is_data(value: Any, depth: int = 0) -> bool:
         return int(value.shape.num_elements() or 0) * int(value.dtype.size) > MOST_BYTES
     if isinstance(value, keras.utils.PyDataset):
         return True
+    if type(value).__module__.startswith("pandas."):
+        return int(getattr(value, "size", 0)) * 8 > MOST_BYTES
     parts: Any = ()
     if isinstance(value, dict | list | tuple | set):
         if len(value) > MOST_ITEMS:

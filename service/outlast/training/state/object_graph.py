@@ -21,6 +21,7 @@ from outlast.training.keras_internals.variables import raw
 from outlast.training.state import object_kinds as kinds
 from outlast.training.state import plain_values, trees
 from outlast.training.state.code_state import is_code
+from outlast.training.state.foreign_objects import ForeignObjects
 from outlast.training.state.held_values import Holder, hold
 from outlast.training.state.script_code import is_defined_by_script
 
@@ -72,6 +73,7 @@ class ObjectGraph:
         self.changed: set[str] = set()  # paths that are no longer compared
         self.unsaved: list[Unsaved] = []
         self.code: dict[Any, Any] = {}  # what code holds, by the function, class, …
+        self.foreign = ForeignObjects()
         self.parts: dict[int, tuple[Any, kinds.Part]] = {}  # the attributes of owners of variables
         self._roots = dict(roots)
         for path, value in (elsewhere or {}).items():
@@ -310,9 +312,13 @@ class Walk:
             state = kinds.methods_of(value)[0]()
             good = plain_values.can_store(state)
             return {"kind": kind, "of": name, "value": state} if good else self._lose(value, path)
-        found = {
-            n: self._item(child, f"{path}.{n}") for n, child in kinds.attributes_of(value).items()
-        }
+        children = kinds.attributes_of(value)
+        if isinstance(value, kinds.CODE):
+            is_new = path not in self.graph.marks
+            children, changed = self.graph.foreign.sort_out(children, path, is_new=is_new)
+            for name, child in changed.items():
+                self._lose(child, f"{path}.{name}")
+        found = {n: self._item(child, f"{path}.{n}") for n, child in children.items()}
         attributes = {n: item for n, item in found.items() if item is not _LOST}
         return {"kind": "object", "of": name, "attributes": attributes}
 

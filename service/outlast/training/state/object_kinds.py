@@ -23,7 +23,7 @@ import tensorflow as tf
 from outlast.training.keras_internals.attributes import attributes
 from outlast.training.keras_internals.callbacks import is_state
 from outlast.training.keras_internals.saved_models import AutoTrackable, variables_below
-from outlast.training.state import optuna_trial
+from outlast.training.state import optuna_trial, plain_values
 from outlast.training.state.body_names import BodyVariables
 from outlast.training.state.code_state import CodeState, is_code, state_of_code
 from outlast.training.state.function_state import FunctionState, is_data
@@ -164,7 +164,9 @@ _SETTLED = (
 # What happens to objects of these packages outside of hooks, a restarted script repeats.
 _REPEATED = ("keras", "keras_tuner", "optuna")
 _TRACKING = ("keras.src.utils.tracking", "tensorflow.python.trackable")
-_IN_FUNCTIONS = frozenset({*CONTAINERS, "array", "generator", "variable", "owner", "object"})
+_IN_FUNCTIONS = frozenset(
+    {*CONTAINERS, "array", "generator", "variable", "owner", "object", "opaque"}
+)
 _METHODS = (("get_state", "set_state"), ("state_dict", "load_state_dict"))
 
 
@@ -253,11 +255,19 @@ def may_be_state(value: Any) -> bool:
     plain = kind in (type(None), bool, int, float, str, bytes) or isinstance(value, np.generic)
     # No checkpoint can contain an iterator, so it is named.
     iterates = isinstance(value, Iterator) and not isinstance(value, io.IOBase)
-    if plain or iterates or is_code(value):
+    if plain or iterates or is_code(value) or plain_values.knows(value):
         return True
+    if isinstance(value, tuple | frozenset):
+        return all(map(_may_be_stored, value))
     found = kind_of(kind)
     spoken = is_defined_by_script(kind) or optuna_trial.is_trial(kind)
     return found in _IN_FUNCTIONS or (found == "spoken" and spoken)
+
+
+def _may_be_stored(value: Any) -> bool:
+    opaque = kind_of(type(value)) == "opaque" and type(value) not in plain_values.SCALARS
+    known = plain_values.knows(value) or isinstance(value, tuple | frozenset | np.generic)
+    return may_be_state(value) and (known or not opaque)
 
 
 def set_attribute(value: Any, name: str, child: Any) -> bool:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from outlast.training.state import trees
 
 SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_TABLES = ("DataFrame", "Series")
 MANY = 8  # at least so many values of one kind are stored as one array
 
 Item = Any
@@ -41,6 +42,16 @@ def encode(value: Any) -> dict[str, Any] | None:
     if kind.__module__.partition(".")[0] == "pandas":
         return _table(value)
     return None
+
+
+def knows(value: Any) -> bool:
+    """Return whether `encode` knows a value, if what is in it can be stored."""
+    kind = type(value)
+    if kind in _ENCODERS or issubclass(kind, Enum | PurePath):
+        return True
+    if issubclass(kind, tf.Tensor):
+        return _has_numbers(value)
+    return kind.__module__.partition(".")[0] == "pandas" and kind.__name__ in _TABLES
 
 
 def decode(item: dict[str, Any], find_class: FindClass) -> Any:
@@ -133,8 +144,13 @@ def _time(value: time) -> dict[str, Any] | None:
     return {"is": "time", "text": value.isoformat()}
 
 
+def _has_numbers(value: Any) -> bool:
+    """Return whether a tensor is neither symbolic nor a handle."""
+    return hasattr(value, "numpy") and value.dtype not in (tf.resource, tf.variant)
+
+
 def _tensor(value: Any) -> dict[str, Any] | None:
-    if not hasattr(value, "numpy"):  # symbolic
+    if not _has_numbers(value):
         return None
     array = np.asarray(value)
     return {"is": "tensor", "value": array} if can_store(array) else None
