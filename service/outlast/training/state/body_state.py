@@ -58,6 +58,10 @@ def lost_in(graph: ObjectGraph) -> list[Unsaved]:
             kind = "object" if isinstance(item, list | dict) else type(item).__name__
             at = f"{place}.{name}" if place else name
             found[at] = Unsaved(at, kind, _HINT)
+    for thing in graph.unsaved:  # iterators, and objects of libraries that changed
+        root, _, name = thing.path.partition(".")
+        if root == _ROOT and name.isidentifier():
+            found[name] = Unsaved(name, thing.kind, _HINT)
     return list(found.values())
 
 

@@ -52,6 +52,7 @@ def test_the_names_that_a_body_carries(name: str, tmp_path: Any) -> None:
 
 
 SCRIPT = """
+import queue
 import random
 class Env:
     def __init__(self): self.t = 0
@@ -61,6 +62,7 @@ def main(saved, frozen):
     best, steps, losses, parts, last = 9.0, 0, [], [1], None
     env, rng, average = Env(), random.Random(3), tf.Variable(0.0)
     metric = keras.metrics.Mean(name="metric")
+    rates, waiting, idle = iter(range(99)), queue.Queue(), queue.Queue()
     for i, x in enumerate(loop()):
         steps += 1
         parts = [x]
@@ -73,11 +75,13 @@ def main(saved, frozen):
         average.assign(x)
         metric.update_state(x)
         helper()
+        waiting.put(next(rates) + idle.qsize())
         last = x
 counter = {"n": 0}
 main(saved, {"x": 1.0})
 """
-LOST = {"steps", "losses", "best", "env.t", "rng", "average", "metric.variables", "helper.counter"}
+LOST = {"steps", "losses", "best", "env.t", "rng", "average", "metric.variables", "helper.counter",
+        "rates", "waiting"}  # fmt: skip
 
 
 def test_what_a_body_changes_and_the_state_lacks_is_named(tmp_path: Any) -> None:
