@@ -82,7 +82,7 @@ def _report(results: dict[str, list[dict[str, Any]]]) -> int:
         kinds = {json.dumps(line["digests"], sort_keys=True) for line in lines}
         errors = [line["digests"]["error"] for line in lines if "error" in line["digests"]]
         differing = ", ".join(errors[:1]) if errors else _differing(lines)
-        wrong += len(kinds) != 1 or bool(errors)
+        wrong += len(kinds) > 1 or bool(errors)
         print(f"{name:45} {len(lines):4} {len(kinds):7}  {differing}")
     runs = sum(map(len, results.values()))
     print(f"{len(results)} architectures, {runs} runs, {wrong} with more than one result")
