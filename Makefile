@@ -55,8 +55,10 @@ simulate: $(STAMP) ## crashes, faults and zombies at random: make simulate SEEDS
 
 # Other numbers: make fuzz CASES="--cases 5000000 --first 1000000 --hdf5 5000".
 CASES ?= --cases 1000000 --hdf5 1000
-fuzz: $(STAMP) ## read changed files of arrays, a million (not part of the tests)
+DOCUMENTS ?= --cases 100000
+fuzz: $(STAMP) ## read a million changed files of arrays and changed documents (not part of the tests)
 	@$(BIN)/python -m tests.testbeds.array_fuzz $(CASES)
+	@$(BIN)/python -m tests.testbeds.document_fuzz $(DOCUMENTS)
 
 # At the sizes that the figures are asked for: make bench BENCH=--full. Some of them: BENCH="loop jobs".
 bench: EXTRAS := test,bench

@@ -49,7 +49,7 @@ class JobNotTrusted(OutlastError, PermissionError):
     """Job {job!r} was not submitted by you on this machine, so nothing was started. A job folder
     is a program: whoever wrote it decides what runs as you. It would run:
     {what}
-    If you trust everybody who can write there: outlast resume {reference} --trust"""
+    If you trust everybody who can write there: outlast {command} --trust"""
 
     exit_code = exit_codes.REJECTED
 

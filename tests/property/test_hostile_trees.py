@@ -124,6 +124,33 @@ def test_no_generator_reads_beside_its_words(kind: str, position: int) -> None:
         document.unpack({**arrays, document.DOCUMENT: text}, "state.h5")
 
 
+@pytest.mark.parametrize("first", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("kind", ["random", "randomstate", "generator"])
+def test_no_generator_is_made_that_stands_still(kind: str, first: int) -> None:
+    """Its next normal number would never be found. Found by the fuzzer of documents."""
+    words = [first, *[0] * 623]
+    mt = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    plain: dict[str, Any] = {
+        "random": {"$random": [3, [*words, 624], None]},
+        "randomstate": {"$randomstate": {**mt, "has_gauss": 0, "gauss": 0.0}},
+        "generator": {"$generator": mt},
+    }
+    text = np.frombuffer(json.dumps({"a": plain[kind]}).encode(), np.uint8)
+    with pytest.raises(FormatError, match="all zero"):
+        document.unpack({document.DOCUMENT: text}, "state.h5")
+
+
+@pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM"])
+def test_no_generator_of_an_even_increment_is_made(kind: str) -> None:
+    arrays: dict[str, Any] = {}
+    plain = trees.encode({"a": np.random.Generator(trees.BIT_GENERATORS[kind](1))}, arrays, "tree")
+    inner = plain["a"]["$generator"]["state"]
+    inner["state"] = inner["inc"] = 0
+    text = np.frombuffer(json.dumps(plain).encode(), np.uint8)
+    with pytest.raises(FormatError, match="increment"):
+        document.unpack({**arrays, document.DOCUMENT: text}, "state.h5")
+
+
 def test_the_global_generators_take_no_wrong_state() -> None:
     whole = random_state.capture()
     for key, value in (("pos", 10**6), ("pos", -1), ("pos", "x"), ("key", [1, 2])):

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support import array_mutations as mutations
@@ -29,7 +30,17 @@ class Failed(Exception):
     """A case ended otherwise than it may."""
 
 
-def block(first: int, end: int) -> Counter[str]:
+def blocks(
+    first: int, cases: int, read: Callable[[int], str], size: int = _BLOCK
+) -> Iterator[tuple[int, Counter[str]]]:
+    """Read the cases in processes of `size` each; yield how many are done, and what was found."""
+    end = first + cases
+    for start in range(first, end, size):
+        last = min(end, start + size)
+        yield last - first, block(start, last, read)
+
+
+def block(first: int, end: int, read: Callable[[int], str]) -> Counter[str]:
     """Read the cases in a new process. Raises `Failed`, which names the case."""
     at = mmap.mmap(-1, 8)
     answer, given = os.pipe()
@@ -43,7 +54,7 @@ def block(first: int, end: int) -> Counter[str]:
             for case in range(first, end):
                 at[:] = case.to_bytes(8, "little")
                 signal.alarm(int(4 * mutations.SLOW))  # a hang ends by SIGALRM
-                told[mutations.read(case, mutations.no_foreign)] += 1
+                told[read(case)] += 1
             os.write(given, json.dumps(told).encode())
             code = 0
         except BaseException:  # noqa: BLE001  (of a child that must not go on)
@@ -59,6 +70,10 @@ def block(first: int, end: int) -> Counter[str]:
     return Counter(json.loads(said))
 
 
+def read(case: int) -> str:
+    return mutations.read(case, mutations.no_foreign)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=1_000_000)
@@ -67,10 +82,8 @@ def main() -> int:
     given = parser.parse_args()
     mutations.seeds()
     began, told = time.monotonic(), Counter[str]()
-    end = given.first + given.cases
-    for first in range(given.first, end, _BLOCK):
-        told += block(first, min(end, first + _BLOCK))
-        done = min(end, first + _BLOCK) - given.first
+    for done, found in blocks(given.first, given.cases, read):
+        told += found
         print(f"{done:,} of {given.cases:,} in {time.monotonic() - began:.0f} s", flush=True)
     print(f"no signal and no hang in {given.cases:,} cases: {dict(told)}", flush=True)
     if given.hdf5:

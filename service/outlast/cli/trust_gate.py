@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import click
 
 from outlast.cli.job_address import Place, job_reference
 from outlast_checkpoints.printable import printable
@@ -11,7 +13,15 @@ if TYPE_CHECKING:
     from outlast.job.spec import JobSpec
 
 
-def check_trusted(place: Place, root: str, *, trust: bool) -> None:
+trust_option: Final = click.option(
+    "--trust",
+    is_flag=True,
+    help="Run jobs that you have not submitted on this machine, and remember them. Use it if "
+    "only people you trust can write to the root.",
+)
+
+
+def check_trusted(place: Place, root: str, *, trust: bool, verb: str = "resume") -> None:
     """Refuse a job of another user, and a job that this user has neither submitted nor trusted.
 
     With a key, the key is the trust: a job that its holders have signed needs no other.
@@ -20,6 +30,7 @@ def check_trusted(place: Place, root: str, *, trust: bool) -> None:
         place: Place of the job.
         root: The root of the command line, for the hint.
         trust: Whether the user says now that the job may run. That is remembered.
+        verb: The command that takes --trust, for the hint.
 
     Raises:
         JobForeign: the job's folder belongs to another user.
@@ -47,7 +58,9 @@ def check_trusted(place: Place, root: str, *, trust: bool) -> None:
     spec = specs.decode(document)
     if not trust:
         raise JobNotTrusted(
-            job=place.name, what=what_would_run(spec), reference=job_reference(place, root)
+            job=place.name,
+            what=what_would_run(spec),
+            command=f"{verb} {job_reference(place, root)}",
         )
     trusted.remember(document, place.url)
 

@@ -12,6 +12,7 @@ from outlast.cli.display.tables import print_json
 from outlast.cli.group import Verb
 from outlast.cli.job_address import find_job
 from outlast.cli.options import job_argument, json_option
+from outlast.cli.trust_gate import check_trusted, trust_option
 from outlast.exit_codes import DONE, NOT_EXACT
 
 if TYPE_CHECKING:
@@ -39,8 +40,11 @@ _SHOWN = 3  # differences of each part
     help="Value to leave out of the comparison, with everything below it, as a difference names "
     "it; repeatable. Use it for durations, which differ in every run.",
 )
+@trust_option
 @json_option()
-def audit(root: str, job: str, at: str, ignored: tuple[str, ...], as_json: bool) -> int:
+def audit(
+    root: str, job: str, at: str, ignored: tuple[str, ...], trust: bool, as_json: bool
+) -> int:
     """Check that JOB is exact: train its last interval again, and compare every byte.
 
     A second process runs the script on this machine. It resumes from a checkpoint, trains to the
@@ -52,6 +56,8 @@ def audit(root: str, job: str, at: str, ignored: tuple[str, ...], as_json: bool)
     OUTLAST_AUDIT=1 in its environment. Files of Keras' callbacks go to a temporary folder, but
     other files that the script writes are written again.
 
+    The script of a job that you have not submitted on this machine runs only with --trust.
+
     The exit code is 67 when something differs.
     """
     from outlast.audit.audit import audit as train_again
@@ -59,6 +65,7 @@ def audit(root: str, job: str, at: str, ignored: tuple[str, ...], as_json: bool)
 
     place = find_job(root, job)
     wanted = At.parse(at)
+    check_trusted(place, root, trust=trust, verb="audit")
 
     def begin(found: Interval) -> None:
         say(f"training {found} of {place.name} again …", err=True)

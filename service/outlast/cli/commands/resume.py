@@ -9,6 +9,7 @@ from outlast.cli.display.say import say
 from outlast.cli.group import Verb
 from outlast.cli.job_address import Place, find_job
 from outlast.cli.options import json_option, root_option
+from outlast.cli.trust_gate import check_trusted, trust_option
 from outlast.exit_codes import DONE
 
 
@@ -32,12 +33,7 @@ from outlast.exit_codes import DONE
 @click.option(
     "--detach", is_flag=True, help="Run the supervisor detached, as `outlast submit` does."
 )
-@click.option(
-    "--trust",
-    is_flag=True,
-    help="Run jobs that you have not submitted on this machine, and remember them. Use it if "
-    "only people you trust can write to the root.",
-)
+@trust_option
 @json_option("With --detach or --all: print JSON.")
 def resume(
     root: str,
@@ -99,7 +95,6 @@ def _resume(
     from outlast import engines
     from outlast.cli.handover import hand_over, print_place
     from outlast.cli.summary import supervise
-    from outlast.cli.trust_gate import check_trusted
     from outlast.job.journal import Journal
     from outlast.job.lifecycle import State
     from outlast.job.submission import load_spec
