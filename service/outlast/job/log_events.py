@@ -136,8 +136,7 @@ class LogEvent(StrEnum):
     MACHINE_CHANGED = "machine_changed"
     """The machine differs from that of the first attempt; last digits may differ."""
     VERSIONS_CHANGED = "versions_changed"
-    """Another version of Keras, TensorFlow, NumPy or Python wrote the checkpoint; last digits may
-    differ."""
+    """Another Keras, TensorFlow, NumPy or Python wrote the checkpoint; last digits may differ."""
     LEARNING_RATE_KEPT = "learning_rate_kept"
     """The checkpoint's learning rate is used instead of the script's."""
     CALLBACK_STATE_IGNORED = "callback_state_ignored"
