@@ -178,6 +178,8 @@ def test_one_imported_spare_serves_any_number_of_attempts(job: Job) -> None:
         assert told["session"] == told["group"] == told["pid"]
         assert told["children"] == cold["children"] == ""
         assert len(told["pipes"]) == len(cold["pipes"]) == 1  # for its reports; not inherited
+        assert told["environ"].pop("OUTLAST_ATTEMPT") == str(len(lineage) + 1)
+        told["environ"]["OUTLAST_ATTEMPT"] = cold["environ"]["OUTLAST_ATTEMPT"]
         for same in ("environ", "stdin", "drawn"):
             assert told[same] == cold[same]
         assert job.backend.output(job.handles[-1]) == b"out\n"

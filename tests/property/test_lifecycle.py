@@ -100,7 +100,7 @@ class AJobsLife(RuleBasedStateMachine):
         attempt = self.job.attempt + off
         if self.happen(Ended(attempt=attempt, outcome=outcome, advanced=advanced, delay=delay)):
             self.completed = outcome is Outcome.COMPLETED
-            if advanced or outcome in (Outcome.COMPLETED, Outcome.REWOUND):
+            if advanced or outcome in (Outcome.COMPLETED, Outcome.REWOUND, Outcome.ROLLED_BACK):
                 self.in_a_row = 0
             elif outcome not in (Outcome.PREEMPTED, Outcome.STOPPED):
                 self.in_a_row += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,23 @@ from outlast_checkpoints.format.snapshot import ArrayFile
 
 
 def write_arrays(
-    path: Path, file: ArrayFile, *, past_cache: bool, release_written: bool, hasher: FileHasher
+    path: Path,
+    file: ArrayFile,
+    *,
+    past_cache: bool,
+    release_written: bool,
+    hasher: FileHasher,
+    follow: Callable[[Path, int], Callable[[int], None] | None] | None,
 ) -> tuple[int, str]:
     file = file.taken() if release_written else file
     arrays = {name: np.asarray(value) for name, value in sorted(file.arrays.items())}
     head = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
     data = json.dumps(head).encode() + b"\n" + b"".join(a.tobytes() for a in arrays.values())
-    with open(path, "xb") as out:
+    with open(path, "xb", buffering=0) as out:
+        grown = follow(path, len(data)) if follow else None
         out.write(data)
+        if grown:
+            grown(len(data))
     hasher.update(data)
     return len(data), hasher.xxh3
 

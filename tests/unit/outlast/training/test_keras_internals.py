@@ -21,8 +21,8 @@ from outlast_checkpoints.errors import OutlastError
 ROOM = Path(outlast.training.__file__).parent
 TOP = Path(__file__).parents[4]
 PRIVATE_PACKAGES = re.compile(r"(keras\.src|tensorflow\.python)\b")
-# Attributes of Python and of torch: executors, frames, DataLoader iterators, other jobs.
-NOT_THEIRS = {"_processes", "_workers", "_close", "_is_retried", "_getframe"}
+# Of Python, torch and Optuna: executors, frames, DataLoader iterators, other jobs, trials.
+NOT_THEIRS = {"_trial_id", "_processes", "_workers", "_close", "_is_retried", "_getframe"}
 
 
 def private_uses(source: str) -> Iterator[str]:
