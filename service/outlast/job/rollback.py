@@ -20,6 +20,7 @@ _HINT: Final = (
     f"Use some of back:N, skip:N and max:N with commas between them, for example {DEFAULT!r}. "
     "back and max may be 0, skip is at least 1."
 )
+_FIELDS: Final = {"back": "back", "skip": "skip", "max": "most"}  # by the name in a text
 _PART: Final = re.compile(r"(back|skip|max):(\d{1,9})")
 
 
@@ -80,18 +81,18 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def parse(cls, text: str) -> Policy:
         """Parse for example "back:100,skip:200,max:3". Raises `UsageError`."""
-        given: dict[str, int] = {}
+        given: dict[str, int] = {}  # by field
         for part in text.replace(" ", "").split(","):
             match = _PART.fullmatch(part)
-            if match is None or match[1] in given:
+            field = "" if match is None else _FIELDS[match[1]]
+            if match is None or field in given:
                 problem = f"{part!r} in {text!r} is not understood"
                 raise UsageError(field="rollback", problem=problem, hint=_HINT)
-            given[match[1]] = int(match[2])
+            given[field] = int(match[2])
         if given.get("skip") == 0:
             problem = f"{text!r} would train the faulty batch again"
             raise UsageError(field="rollback", problem=problem, hint=_HINT)
-        back, skip, most = (given.get(name, default) for name, default in _DEFAULTS)
-        return cls(back=back, skip=skip, most=most)
+        return cls(**given)
 
     def decide(
         self,
@@ -121,9 +122,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
             left_out = f"steps {min(one.first for one in here)} to {max(one.last for one in here)}"
             return f"{len(here)} rollbacks at this place were allowed, and left out {left_out}"
         return Rollback(attempt=attempt, fault=fault, first=first, last=last)
-
-
-_DEFAULTS: Final = (("back", 1), ("skip", 1), ("max", 3))
 
 
 def _at_one_place(phase: int, first: int, earlier: Sequence[Rollback]) -> list[Rollback]:

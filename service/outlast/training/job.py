@@ -240,9 +240,10 @@ class TrainingJob:
 
     def _limit(self) -> tuple[int, int] | None:
         """Return the last place to resume from, if this attempt is the first after a rollback."""
-        last = self.ctx.rollbacks[-1] if self.ctx.rollbacks else None
-        begun = max(self.store.lineage().attempts, default=0)
-        return last.limit if last is not None and begun <= last.attempt else None
+        if not self.ctx.rollbacks:
+            return None  # without a look at the storage
+        last, begun = self.ctx.rollbacks[-1], self.store.lineage().attempts
+        return last.limit if max(begun, default=0) <= last.attempt else None
 
     def _is_retried(self, name: str | None) -> bool:
         """Return whether the next call is another try at the phase that was left.
